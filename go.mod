@@ -1,0 +1,3 @@
+module recast
+
+go 1.26

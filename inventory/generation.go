@@ -1,0 +1,54 @@
+package inventory
+
+// Resolved is a Definition with defaults filled in and every reference
+// replaced by a digest: the content of a generation. Substitutions stay
+// unresolved. What only steers the way there (deadlines, attempts, rollout,
+// names) is left out.
+type Resolved struct {
+	Image      ResolvedImage `json:"image"`
+	Every      BootEvery     `json:"every"`
+	KernelArgs []string      `json:"kernelArgs,omitempty"`
+	Select     DiskSelect    `json:"select"`
+	Wipe       WipeMode      `json:"wipe"`
+	Config     Config        `json:"config"`
+	Evidence   EvidenceLevel `json:"evidence"`
+	// Secrets that Config refers to, by name, with the version in force.
+	Secrets map[string]int `json:"secrets,omitempty"`
+}
+
+// ResolvedImage is an Image without its name and source, which may change
+// without changing what runs.
+type ResolvedImage struct {
+	Type   ImageType `json:"type"`
+	Arch   Arch      `json:"arch"`
+	Digest Digest    `json:"digest"`
+}
+
+// Generation is a Resolved with the SHA-256 of its RFC 8785 JSON.
+type Generation struct {
+	Digest    Digest   `json:"digest"`
+	Resolved  Resolved `json:"resolved"`
+	Canonical []byte   `json:"-"`
+}
+
+// Rendered is what one machine gets of a generation: every substitution done
+// but secrets, which appear as "${secret.NAME}" here and in the digest by
+// name and version, never by value.
+type Rendered struct {
+	Machine    string   `json:"machine"`
+	Generation Digest   `json:"generation"`
+	Digest     Digest   `json:"digest"`
+	UserData   string   `json:"userData,omitempty"`
+	KernelArgs []string `json:"kernelArgs,omitempty"`
+	// NICs with the Network each is on, for the operating system's own network
+	// configuration; their addresses are part of the digest.
+	NICs []RenderedNIC `json:"nics,omitempty"`
+}
+
+// RenderedNIC is one interface as the operating system shall configure it.
+// It asks DHCP, which gives the declared address.
+type RenderedNIC struct {
+	MAC     MAC    `json:"mac"`
+	Network string `json:"network,omitempty"`
+	IP      string `json:"ip,omitempty"`
+}

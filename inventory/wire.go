@@ -1,0 +1,293 @@
+package inventory
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Facts is what the ramdisk saw of a machine. Field names follow the Ironic
+// inspector's inventory format.
+type Facts struct {
+	Hostname     string       `json:"hostname,omitempty"`
+	CPU          CPUFacts     `json:"cpu"`
+	Memory       MemoryFacts  `json:"memory"`
+	Disks        []DiskFacts  `json:"disks"`
+	Interfaces   []NICFacts   `json:"interfaces"`
+	SystemVendor SystemVendor `json:"system_vendor"`
+	Boot         BootFacts    `json:"boot"`
+	// MissingFirmware names files that network drivers asked for and did not find.
+	MissingFirmware []string `json:"missing_firmware,omitempty"`
+}
+
+type CPUFacts struct {
+	ModelName    string   `json:"model_name"`
+	Frequency    string   `json:"frequency,omitempty"` // MHz
+	Count        int      `json:"count"`
+	Architecture string   `json:"architecture"` // as uname -m: x86_64, aarch64
+	Flags        []string `json:"flags,omitempty"`
+}
+
+type MemoryFacts struct {
+	Total      int64 `json:"total"`       // bytes the kernel sees
+	PhysicalMB int64 `json:"physical_mb"` // installed, from SMBIOS; 0 unknown
+}
+
+// DiskFacts is one whole disk, never a partition.
+type DiskFacts struct {
+	Name               string `json:"name"` // /dev/sda
+	Model              string `json:"model,omitempty"`
+	Vendor             string `json:"vendor,omitempty"`
+	Serial             string `json:"serial,omitempty"`
+	WWN                string `json:"wwn,omitempty"`
+	WWNWithExtension   string `json:"wwn_with_extension,omitempty"`
+	WWNVendorExtension string `json:"wwn_vendor_extension,omitempty"`
+	Size               int64  `json:"size"` // bytes
+	Rotational         bool   `json:"rotational"`
+	HCTL               string `json:"hctl,omitempty"`
+	ByPath             string `json:"by_path,omitempty"`
+	LogicalBlockSize   int    `json:"logical_block_size"`
+	PhysicalBlockSize  int    `json:"physical_block_size,omitempty"`
+	ReadOnly           bool   `json:"read_only,omitempty"`
+	Removable          bool   `json:"removable,omitempty"`
+	// Mounted or held (RAID, LVM) by the ramdisk: never written.
+	InUse bool `json:"in_use,omitempty"`
+	// Holds says in words what is on it ("gpt, 3 partitions: …", "data without a
+	// known signature"); empty only where the probed regions read as all zeros.
+	Holds string `json:"holds,omitempty"`
+	// Recast is what our own config volume on this disk says, if there is one.
+	Recast *Marker `json:"recast,omitempty"`
+}
+
+// Marker is the small JSON file ("recast.json") on the config volume by which a
+// disk says what was written to it.
+type Marker struct {
+	Machine    string `json:"machine"`
+	Generation Digest `json:"generation"`
+	Rendered   Digest `json:"rendered"`
+	Image      Digest `json:"image"`
+	Attempt    int    `json:"attempt"`
+}
+
+type NICFacts struct {
+	Name        string     `json:"name"`
+	MAC         MAC        `json:"mac_address"`
+	IPv4        netip.Addr `json:"ipv4_address,omitzero"`
+	HasCarrier  bool       `json:"has_carrier"`
+	SpeedMbps   int        `json:"speed_mbps,omitempty"`
+	Vendor      string     `json:"vendor,omitempty"`  // PCI vendor id, 0x8086
+	Product     string     `json:"product,omitempty"` // PCI device id
+	Driver      string     `json:"driver,omitempty"`
+	LLDP        []LLDPTLV  `json:"lldp,omitempty"`
+	BIOSDevName string     `json:"biosdevname,omitempty"`
+}
+
+// LLDPTLV is one raw TLV of the neighbour's announcement: type and hex value.
+type LLDPTLV struct {
+	Type  int    `json:"type"`
+	Value string `json:"value"`
+}
+
+type SystemVendor struct {
+	ProductName  string        `json:"product_name,omitempty"`
+	SerialNumber string        `json:"serial_number,omitempty"`
+	Manufacturer string        `json:"manufacturer,omitempty"`
+	UUID         string        `json:"uuid,omitempty"` // lower case, as SMBIOS prints it
+	Firmware     FirmwareFacts `json:"firmware"`
+}
+
+type FirmwareFacts struct {
+	Vendor    string `json:"vendor,omitempty"`
+	Version   string `json:"version,omitempty"`
+	BuildDate string `json:"build_date,omitempty"`
+}
+
+type BootFacts struct {
+	Mode         string `json:"current_boot_mode"` // bios | uefi
+	PXEInterface MAC    `json:"pxe_interface,omitempty"`
+	SecureBoot   bool   `json:"secure_boot,omitempty"`
+}
+
+// DiskID pins one physical disk. Two DiskIDs name the same disk when every
+// field that is set in the wanted one is equal in the seen one.
+type DiskID struct {
+	Name             string `json:"name"` // where it was seen; not identity
+	WWN              string `json:"wwn,omitempty"`
+	Serial           string `json:"serial,omitempty"`
+	ByPath           string `json:"byPath,omitempty"` // set only for a disk with neither WWN nor serial
+	Size             int64  `json:"size"`
+	LogicalBlockSize int    `json:"logicalBlockSize"`
+}
+
+// Claim is an armed machine's first word to the agent API.
+type Claim struct {
+	Nonce  string `json:"nonce"`
+	MAC    MAC    `json:"mac"` // of the interface it netbooted from
+	UUID   string `json:"uuid,omitempty"`
+	Serial string `json:"serial,omitempty"`
+	// BootID is random per start of the agent.
+	BootID string `json:"bootID"`
+	// Agent is the version of the agent.
+	Agent string `json:"agent,omitempty"`
+}
+
+// ClaimReply carries the bearer token of this boot and its lease.
+type ClaimReply struct {
+	Machine string `json:"machine"`
+	Token   string `json:"token"`
+	// LeaseSeconds from the agent's sending of the claim or report it answers:
+	// past it the agent must not touch a disk.
+	LeaseSeconds int `json:"leaseSeconds"`
+}
+
+// OrderKind is what the agent shall do next.
+type OrderKind string
+
+const (
+	OrderWait     OrderKind = "wait"     // ask again: the reply was a long poll that ran out
+	OrderWrite    OrderKind = "write"    // do Job
+	OrderLocal    OrderKind = "local"    // reboot; the answer will be the local disk
+	OrderReboot   OrderKind = "reboot"   // reboot and ask again from the start
+	OrderPowerOff OrderKind = "poweroff" // power off
+)
+
+// Order is the answer to an inventory or to a poll.
+type Order struct {
+	Kind   OrderKind `json:"kind"`
+	Reason string    `json:"reason,omitempty"` // for the console
+	Job    *Job      `json:"job,omitempty"`    // with OrderWrite only
+	// LeaseSeconds renews the lease, as in ClaimReply; 0 leaves it.
+	LeaseSeconds int `json:"leaseSeconds,omitempty"`
+}
+
+// Job is a write intent as the agent gets it: everything it needs and nothing
+// it has to choose. It holds no secret.
+type Job struct {
+	Machine    string `json:"machine"`
+	Generation Digest `json:"generation"`
+	Rendered   Digest `json:"rendered"`
+	Epoch      string `json:"epoch"`
+	Fence      int64  `json:"fence"`
+	Attempt    int    `json:"attempt"`
+
+	Disk  DiskID   `json:"disk"`
+	Image JobImage `json:"image"`
+	// Config is fetched with the token from /agent/v1/config and written to the
+	// end of the disk as its own partition; nil for none.
+	Config *JobConfig `json:"config,omitempty"`
+	Wipe   WipeMode   `json:"wipe"`
+	// EFI is the boot entry to create on a UEFI machine; ignored under BIOS.
+	EFI *EFIEntry `json:"efi,omitempty"`
+}
+
+// JobImage says where the bytes are. URLs are tried in order; each is plain
+// HTTP, since every byte is checked.
+type JobImage struct {
+	Digest   Digest   `json:"digest"`   // of the unpacked image
+	Size     int64    `json:"size"`     // of the unpacked image, bytes
+	Manifest Digest   `json:"manifest"` // of the manifest file
+	Pack     Digest   `json:"pack"`     // of the pack file
+	URLs     []string `json:"urls"`     // bases: GET base/<digest hex> serves manifest and pack
+}
+
+// JobConfig is a ready-made volume (vfat or iso9660) with its digest.
+type JobConfig struct {
+	Digest Digest `json:"digest"`
+	Size   int64  `json:"size"`
+	Label  string `json:"label"` // GPT partition name and volume label: CIDATA
+}
+
+// EFIEntry is a boot entry: a label and a loader path on the EFI system partition.
+type EFIEntry struct {
+	Label  string `json:"label"`
+	Loader string `json:"loader"` // \EFI\BOOT\BOOTX64.EFI
+}
+
+// AgentStep is where the agent is. The words double as steps of deploying.
+type AgentStep string
+
+const (
+	AgentInspecting AgentStep = "inspecting"
+	AgentComparing  AgentStep = "comparing"
+	AgentWriting    AgentStep = "writing"
+	AgentVerifying  AgentStep = "verifying"
+	AgentConfigure  AgentStep = "configuring"
+	AgentDone       AgentStep = "done"
+	AgentFailed     AgentStep = "failed"
+)
+
+// Report is the agent's word on its job: every second while it works, and once
+// with AgentDone or AgentFailed.
+type Report struct {
+	BootID  string    `json:"bootID"`
+	Fence   int64     `json:"fence"`
+	Attempt int       `json:"attempt"`
+	Seq     int64     `json:"seq"` // rises by one with each report
+	Step    AgentStep `json:"step"`
+	// Done and Total count bytes of the unpacked image in this step.
+	Done  int64 `json:"done"`
+	Total int64 `json:"total"`
+	// Fetched counts bytes over the wire, Written bytes given to the disk.
+	Fetched int64 `json:"fetched"`
+	Written int64 `json:"written"`
+	// Erased is set from the moment the first byte of the disk was changed.
+	Erased bool   `json:"erased,omitempty"`
+	Error  string `json:"error,omitempty"` // with AgentFailed
+	// BadFrame names a frame of the pack that did not match the manifest twice;
+	// -1 stands for the manifest itself. Nil for none.
+	BadFrame *int `json:"badFrame,omitempty"`
+	// ReadBack is the digest over the declared image as read from the disk
+	// after the flush, with AgentDone.
+	ReadBack Digest `json:"readBack,omitempty"`
+	// Table is the digest of the first and last MiB as read back, which must be
+	// those that were rendered.
+	Table Digest `json:"table,omitempty"`
+}
+
+// ReportReply renews the lease, or stops the agent.
+type ReportReply struct {
+	Abort        bool   `json:"abort,omitempty"`
+	Reason       string `json:"reason,omitempty"`
+	LeaseSeconds int    `json:"leaseSeconds"`
+}
+
+// BootReport is what the installed system says of itself, once per boot, with a
+// token that can do nothing else.
+type BootReport struct {
+	Machine    string `json:"machine"`
+	Generation Digest `json:"generation"`
+	Attempt    int    `json:"attempt"`
+	BootID     string `json:"bootID"` // /proc/sys/kernel/random/boot_id
+	Hostname   string `json:"hostname,omitempty"`
+}
+
+// ObservationKind names one thing a server saw of a machine.
+type ObservationKind string
+
+const (
+	SawDiscover  ObservationKind = "dhcp-discover"
+	SawOffer     ObservationKind = "dhcp-offer"
+	SawRequest   ObservationKind = "dhcp-request"
+	SawAck       ObservationKind = "dhcp-ack"
+	SawNak       ObservationKind = "dhcp-nak"
+	SawDecline   ObservationKind = "dhcp-decline"
+	SawRelease   ObservationKind = "dhcp-release"
+	SawForeign   ObservationKind = "dhcp-foreign-server" // another DHCP server answered
+	SawTFTP      ObservationKind = "tftp-transfer"
+	SawScript    ObservationKind = "boot-script"
+	SawFile      ObservationKind = "boot-file" // kernel, ramdisk or loader over HTTP
+	SawBadPacket ObservationKind = "bad-packet"
+)
+
+// Observation is what a server saw. The engine joins it to a machine by MAC or
+// by the lease of the remote address.
+type Observation struct {
+	Time    time.Time       `json:"time"`
+	Kind    ObservationKind `json:"kind"`
+	Network string          `json:"network,omitempty"`
+	MAC     MAC             `json:"mac,omitempty"`
+	UUID    string          `json:"uuid,omitempty"`
+	Remote  netip.Addr      `json:"remote,omitzero"`
+	Detail  string          `json:"detail,omitempty"` // file name, reason; never a secret
+	Bytes   int64           `json:"bytes,omitempty"`
+	Error   string          `json:"error,omitempty"`
+}

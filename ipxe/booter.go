@@ -1,0 +1,68 @@
+// Package ipxe is the whole boot hand-over: which loader a firmware gets, which
+// script that loader gets, and the files both of them fetch. Boot file names
+// exist here and nowhere else.
+package ipxe
+
+import (
+	"context"
+	"net/netip"
+
+	"recast/inventory"
+)
+
+// Client is what a netbooting machine said of itself, in DHCP or in the query
+// of its script's URL.
+type Client struct {
+	MAC    inventory.MAC
+	UUID   string // lower case, as SMBIOS prints it; "" unknown. Never a unique key by itself.
+	Serial string
+	Arch   Firmware   // option 93
+	Loader LoaderKind // who is asking
+	// Network is the declared Network the packet came in on; "" over HTTP.
+	Network string
+	Remote  netip.Addr // its own address over HTTP; zero in DHCP
+}
+
+// Firmware is a client architecture of DHCP option 93 (RFC 4578 and its
+// registry).
+type Firmware uint16
+
+// LoaderKind tells who is asking.
+type LoaderKind string
+
+const (
+	LoaderFirmware LoaderKind = "firmware" // the machine's own PXE
+	LoaderHTTP     LoaderKind = "http"     // UEFI HTTP Boot
+	LoaderIPXE     LoaderKind = "ipxe"
+	LoaderOS       LoaderKind = "os" // an ordinary DHCP client that boots nothing
+)
+
+// SpecKind is what a machine boots now.
+type SpecKind string
+
+const (
+	SpecIgnore  SpecKind = "ignore"  // no answer at all
+	SpecLocal   SpecKind = "local"   // its own disk
+	SpecRamdisk SpecKind = "ramdisk" // kernel, ramdisk, arguments
+)
+
+// Spec is the answer to "what may this machine boot now". It depends only on
+// durable state, so that asking twice gives the same answer.
+type Spec struct {
+	Kind    SpecKind
+	Machine string // "" for an undeclared one
+	Reason  string // one line for the console and the timeline
+
+	// With SpecRamdisk: paths below the boot listener's root, and the kernel's
+	// arguments in order. No argument holds a secret but the claim nonce.
+	Kernel  string
+	Initrds []string
+	Args    []string
+}
+
+// Booter is asked by the DHCP server and by the script handler, several times
+// in one boot, and answered by the engine from memory. An error means "no
+// answer now"; it is logged and the client asks again.
+type Booter interface {
+	BootSpec(ctx context.Context, c Client) (Spec, error)
+}

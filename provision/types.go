@@ -1,0 +1,211 @@
+// Package provision is the brain: what every machine should do next.
+//
+// Pure: boot.go (what may this machine boot now), step.go (the state machine),
+// plan.go and rollout.go. Impure: engine.go and its neighbours, the one writer
+// of Status. The pure half gets the time passed in and opens nothing.
+package provision
+
+import (
+	"time"
+
+	"recast/inventory"
+)
+
+// Phase is where a machine is in its life. Ironic's words.
+type Phase string
+
+const (
+	Discovered Phase = "discovered" // seen, not declared
+	Inspecting Phase = "inspecting" // booted to be looked at, nothing more
+	Available  Phase = "available"  // declared, nothing deployed by us
+	Deploying  Phase = "deploying"
+	Active     Phase = "active"
+	Cleaning   Phase = "cleaning"
+	Failed     Phase = "failed"
+)
+
+// Step is where a deploying (or inspecting, or cleaning) machine is.
+type Step string
+
+const (
+	StepNone           Step = ""
+	StepStopping       Step = "stopping"
+	StepArming         Step = "arming"
+	StepPowering       Step = "powering"
+	StepBooting        Step = "booting"
+	StepClaiming       Step = "claiming"
+	StepInspecting     Step = "inspecting"
+	StepWriting        Step = "writing"
+	StepVerifying      Step = "verifying"
+	StepStarting       Step = "starting"
+	StepAwaitingPerson Step = "awaiting-operator" // no BMC, or an erase to confirm
+)
+
+// Sync, Health and Evidence are three answers that are never merged.
+type Sync string
+
+const (
+	InSync      Sync = "in sync"
+	OutOfSync   Sync = "out of sync"
+	SyncUnknown Sync = "unknown"
+)
+
+type Health string
+
+const (
+	Healthy       Health = "healthy"
+	Progressing   Health = "progressing"
+	Degraded      Health = "degraded"
+	Missing       Health = "missing"
+	Suspended     Health = "suspended"
+	HealthUnknown Health = "unknown"
+)
+
+// Evidence says how, and since when, we know what a machine runs.
+type Evidence struct {
+	Level      inventory.EvidenceLevel `json:"level"`
+	Generation inventory.Digest        `json:"generation,omitempty"`
+	At         time.Time               `json:"at,omitzero"`
+	Detail     string                  `json:"detail,omitempty"`
+}
+
+// Hold keeps recast's hands off a machine until released or expired.
+type Hold struct {
+	Owner   string    `json:"owner"`
+	Reason  string    `json:"reason"`
+	Since   time.Time `json:"since"`
+	Expires time.Time `json:"expires,omitzero"` // zero: until released
+}
+
+// Progress of the step that moves bytes.
+type Progress struct {
+	Done    int64   `json:"done"`
+	Total   int64   `json:"total"`
+	Rate    float64 `json:"rate"` // bytes per second over the last seconds
+	Fetched int64   `json:"fetched"`
+	Written int64   `json:"written"`
+}
+
+// Status is the observed side of one machine. One writer: the engine.
+type Status struct {
+	Machine string `json:"machine"`
+	Phase   Phase  `json:"phase"`
+	Step    Step   `json:"step,omitempty"`
+
+	// Running is the generation the last evidence stands for; Wanted the one a
+	// current attempt works towards.
+	Running         inventory.Digest `json:"running,omitempty"`
+	RunningRendered inventory.Digest `json:"runningRendered,omitempty"`
+	Wanted          inventory.Digest `json:"wanted,omitempty"`
+	WantedRendered  inventory.Digest `json:"wantedRendered,omitempty"`
+
+	Evidence Evidence `json:"evidence"`
+	Health   Health   `json:"health"`
+
+	Attempt  int       `json:"attempt,omitempty"` // of Wanted; counts from 1
+	Since    time.Time `json:"since,omitzero"`    // of Step (or Phase)
+	Deadline time.Time `json:"deadline,omitzero"` // of Step; zero: none
+	// NextAction is what happens at the deadline, or what a person must do now.
+	NextAction string `json:"nextAction,omitempty"`
+	LastError  string `json:"lastError,omitempty"`
+	// LastSeen is the last thing seen from the machine, in words, and when.
+	LastSeen   string    `json:"lastSeen,omitempty"`
+	LastSeenAt time.Time `json:"lastSeenAt,omitzero"`
+
+	Hold     *Hold    `json:"hold,omitempty"`
+	Findings []string `json:"findings,omitempty"`
+
+	Disk     *inventory.DiskID `json:"disk,omitempty"` // the disk last written
+	Facts    *inventory.Facts  `json:"facts,omitempty"`
+	FactsAt  time.Time         `json:"factsAt,omitzero"`
+	Progress *Progress         `json:"progress,omitempty"` // kept in memory only
+	BootID   string            `json:"bootID,omitempty"`   // of the operating system's last report
+	Power    string            `json:"power,omitempty"`    // as last seen: on, off, unknown
+	Restarts int               `json:"restarts,omitempty"` // of the ramdisk within this attempt
+}
+
+// EntryKind is what a Plan would do with one machine.
+type EntryKind string
+
+const (
+	EntryObserve EntryKind = "observe" // wait for evidence; touches nothing
+	EntryAdopt   EntryKind = "adopt"
+	EntryInspect EntryKind = "inspect" // netboot, look, write only if the disk is blank
+	EntryWrite   EntryKind = "write"
+	EntryRestart EntryKind = "restart"
+)
+
+// Entry is one line of a Plan.
+type Entry struct {
+	Machine      string           `json:"machine"`
+	Group        string           `json:"group"`
+	Kind         EntryKind        `json:"kind"`
+	Why          string           `json:"why"`
+	From         inventory.Digest `json:"from,omitempty"`
+	To           inventory.Digest `json:"to,omitempty"`
+	FromRendered inventory.Digest `json:"fromRendered,omitempty"`
+	ToRendered   inventory.Digest `json:"toRendered,omitempty"`
+	// Disk in words: by serial where the inventory is known, else the hints.
+	Disk  string `json:"disk,omitempty"`
+	Holds string `json:"holds,omitempty"` // what is on it, as last seen
+	// NeedsErase: it will not be written unless named with --erase.
+	NeedsErase  bool  `json:"needsErase,omitempty"`
+	FetchBytes  int64 `json:"fetchBytes,omitempty"`
+	WriteBytes  int64 `json:"writeBytes,omitempty"`
+	PowerCycles int   `json:"powerCycles,omitempty"`
+	// Blocked says why it would not start now; "" it would.
+	Blocked string `json:"blocked,omitempty"`
+}
+
+// Plan is what would make every Status match the Set, and nothing else. Its
+// digest covers the candidate, the applied Set it was compared with, the
+// entries and the machines named for erasing.
+type Plan struct {
+	Digest    inventory.Digest `json:"digest"`
+	Candidate inventory.Digest `json:"candidate"` // of the Set to apply
+	Applied   inventory.Digest `json:"applied"`   // of the Set in force
+	// Changes to declared objects in words, one a line: "definition compute changed".
+	Changes []string  `json:"changes,omitempty"`
+	Entries []Entry   `json:"entries"`
+	Erase   []string  `json:"erase,omitempty"`
+	Created time.Time `json:"created"` // not part of the digest
+}
+
+// Empty is the definition of done.
+func (p Plan) Empty() bool { return len(p.Entries) == 0 && len(p.Changes) == 0 }
+
+// View is one machine as an operator sees it: declared, observed, compared.
+type View struct {
+	Name    string             `json:"name"`
+	Machine *inventory.Machine `json:"machine,omitempty"` // nil: not declared
+	Group   string             `json:"group,omitempty"`
+	Image   string             `json:"image,omitempty"`
+	// Wanted by the applied Set, which may be ahead of Status.Wanted.
+	Wanted         inventory.Digest `json:"wanted,omitempty"`
+	WantedRendered inventory.Digest `json:"wantedRendered,omitempty"`
+	Sync           Sync             `json:"sync"`
+	SyncWhy        string           `json:"syncWhy,omitempty"`
+	Status         Status           `json:"status"`
+	// Waiting is the first failing reason of the admission check; "" it moves or
+	// has nothing to do.
+	Waiting string `json:"waiting,omitempty"`
+}
+
+// TimelineEntry is one line of a machine's history.
+type TimelineEntry struct {
+	Seq    int64     `json:"seq"`
+	Time   time.Time `json:"time"`
+	Kind   string    `json:"kind"` // phase, step, seen, bmc, operator, finding, error
+	Text   string    `json:"text"`
+	Detail string    `json:"detail,omitempty"`
+}
+
+// Explanation names the first missing step of a machine and the cure.
+type Explanation struct {
+	Machine  string          `json:"machine"`
+	State    string          `json:"state"`   // one line: where it is and since when
+	Missing  string          `json:"missing"` // the first missing step; "" nothing is missing
+	Causes   []string        `json:"causes,omitempty"`
+	Next     string          `json:"next"` // what happens next, or the command to run
+	Timeline []TimelineEntry `json:"timeline"`
+}
