@@ -291,3 +291,28 @@ type Observation struct {
 	Bytes   int64           `json:"bytes,omitempty"`
 	Error   string          `json:"error,omitempty"`
 }
+
+// LeaseState of an address.
+type LeaseState string
+
+const (
+	LeaseBound    LeaseState = "bound"
+	LeaseDeclined LeaseState = "declined" // quarantined: somebody else answers on it
+)
+
+// LeasePrefix is where the lease records stand: LeasePrefix + network + "/" +
+// address. Only dhcp writes them; the engine reads them to join an address to
+// a machine.
+const LeasePrefix = "/recast/leases/"
+
+// Lease is one address promised to one hardware address. It is durable before
+// the ACK that promises it leaves.
+type Lease struct {
+	Network  string     `json:"network"`
+	Addr     netip.Addr `json:"addr"`
+	MAC      MAC        `json:"mac"`
+	Machine  string     `json:"machine,omitempty"` // declared machine, "" a stranger
+	Hostname string     `json:"hostname,omitempty"`
+	State    LeaseState `json:"state"`
+	Expires  time.Time  `json:"expires"`
+}
