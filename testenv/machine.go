@@ -1,0 +1,61 @@
+// Package testenv plays the other side of every wire: virtual machines behind
+// virtual BMCs, images, links and their faults. Tests and the lab use it.
+package testenv
+
+import "context"
+
+// BootDevice is where a Machine's next start looks first.
+type BootDevice string
+
+const (
+	BootNone BootDevice = ""     // the machine's own boot order
+	BootPXE  BootDevice = "pxe"  // its network interfaces
+	BootDisk BootDevice = "disk" // its first disk
+)
+
+// BootOnce is a boot override for one start. UEFI is the mode that was asked
+// for; it means nothing for BootNone.
+type BootOnce struct {
+	Device BootDevice
+	UEFI   bool
+}
+
+// Machine is one computer as its BMC sees it: the power and reset lines, and
+// the word that the firmware reads when it starts. The virtual BMCs of this
+// package stand in front of one; SimMachine and the QEMU machine implement it.
+//
+// All methods may be called from several goroutines at once. None of them
+// talks to the operating system inside, but Shutdown, which only asks it.
+type Machine interface {
+	// PowerOn starts a machine that is off and consumes the boot override (see
+	// SetBootOnce). On a machine that is on it does nothing and returns nil. It
+	// returns as soon as Powered is true, not when anything has booted.
+	PowerOn(ctx context.Context) error
+	// PowerOff cuts the power at once; nothing inside is asked. On a machine
+	// that is off it does nothing and returns nil. An override that no start has
+	// consumed stays. It returns when Powered is false.
+	PowerOff(ctx context.Context) error
+	// Shutdown presses the power button (ACPI) and returns at once. A machine
+	// without a listening operating system stays on; one that listens goes off by
+	// itself some time later. Nil on a machine that is off.
+	Shutdown(ctx context.Context) error
+	// Reset pulls the reset line of a running machine: a start, so it consumes
+	// the boot override. On a machine that is off it is an error and changes nothing.
+	Reset(ctx context.Context) error
+	// Powered is the state now. It turns false also when the machine goes off by
+	// itself (shutdown from inside, a crash of its process).
+	Powered() bool
+	// UEFI is the machine's firmware: true for UEFI, false for BIOS. It never changes.
+	UEFI() bool
+	// SetBootOnce stores the override for the next start, whatever starts it
+	// (PowerOn, Reset, or a reboot from inside), and replaces an earlier one;
+	// BootNone clears it. It is legal on a running machine and does not disturb it.
+	//
+	// The start consumes it exactly once: from then on BootOnce is zero and the
+	// start after it follows the machine's own order. A start consumes, but does
+	// not obey, an override whose UEFI differs from the machine's: real firmware
+	// does not boot a mode that it lacks.
+	SetBootOnce(BootOnce) error
+	// BootOnce is the override that the next start would consume, zero for none.
+	BootOnce() BootOnce
+}
