@@ -1,0 +1,536 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// DiskBus is how a disk is attached, and so what the ramdisk calls it.
+type DiskBus string
+
+const (
+	BusAHCI   DiskBus = "ahci" // the default
+	BusVirtio DiskBus = "virtio"
+	BusNVMe   DiskBus = "nvme"
+	BusSCSI   DiskBus = "scsi"
+)
+
+// QEMUDisk is a raw file as a disk.
+type QEMUDisk struct {
+	Path   string
+	Size   int64 // bytes; informs the lab only, the file's size counts
+	Serial string
+	Bus    DiskBus
+	// Discard passes the guest's discards to the file. False ignores them, as
+	// disks do that keep old data behind a TRIM.
+	Discard bool
+}
+
+// NICModel is the network card of a machine.
+type NICModel string
+
+const (
+	NICVirtio NICModel = "virtio" // the default
+	NICE1000  NICModel = "e1000"  // BIOS only: Debian's OVMF has no driver for it
+)
+
+// QEMUNIC is a network card on a tap of the Net.
+type QEMUNIC struct {
+	MAC   string
+	Tap   string
+	Model NICModel
+}
+
+// QEMU is a machine with real firmware: one qemu-system-x86_64 process, in
+// software emulation, inside a Net. The process is the power: on means that it
+// runs.
+//
+// Boot order without override: the disks, then the network cards.
+type QEMU struct {
+	Name     string
+	Firmware QEMUFirmware
+	MemoryMB int // 0: 1024
+	CPUs     int // 0: 1
+	Disks    []QEMUDisk
+	NICs     []QEMUNIC
+	UUID     string // SMBIOS
+	Serial   string // SMBIOS
+	// Dir holds the console's log and socket, the firmware's variables and
+	// QEMU's own messages. It must exist.
+	Dir string
+	Net *Net
+	Log *slog.Logger
+
+	mu   sync.Mutex // also serialises power changes
+	run  *qemuRun   // nil before the first start; may have ended
+	once BootOnce
+	past []BlockStats // of ended runs
+}
+
+// QEMUFirmware is what the machine starts with.
+type QEMUFirmware string
+
+const (
+	FirmwareBIOS QEMUFirmware = "bios" // SeaBIOS, netboots by iPXE in the card's ROM
+	FirmwareUEFI QEMUFirmware = "uefi" // OVMF, netboots by its own PXE
+)
+
+// qemuRun is one life of the process, from power on to power off.
+type qemuRun struct {
+	cmd    *exec.Cmd
+	qmp    *qmpConn
+	events chan QMPEvent
+	done   chan struct{} // closed when the process is gone and the goroutines ended
+
+	// Guarded by QEMU.mu.
+	off     bool          // shut down from inside, the process about to go
+	armed   bool          // bootindex holds the override
+	armedAt int           // events before it did
+	reset   chan struct{} // closed and replaced with each reset
+}
+
+func (r *qemuRun) ended() bool {
+	select {
+	case <-r.done:
+		return true
+	default:
+		return false
+	}
+}
+
+var _ Machine = (*QEMU)(nil)
+
+// ConsoleLog is the file with everything the machine said on its first serial
+// port since it was made.
+func (m *QEMU) ConsoleLog() string { return filepath.Join(m.Dir, "console.log") }
+
+// qemuConsole is relative to Dir, since a socket's path ends at 107 bytes.
+const qemuConsole = "console.sock"
+
+// DialConsole connects to the first serial port of a running machine; QEMU
+// takes one caller at a time.
+func (m *QEMU) DialConsole(ctx context.Context) (net.Conn, error) {
+	return DialConsole(ctx, m.Dir)
+}
+
+// DialConsole is QEMU.DialConsole for a machine that another process runs.
+func DialConsole(ctx context.Context, dir string) (net.Conn, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open machine's folder: %w", err)
+	}
+	defer f.Close()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), qemuConsole))
+	if err != nil {
+		return nil, fmt.Errorf("connect to the console in %q (is the machine on?): %w", dir, err)
+	}
+	return conn, nil
+}
+
+// UEFI implements Machine.
+func (m *QEMU) UEFI() bool { return m.Firmware == FirmwareUEFI }
+
+// Powered implements Machine.
+func (m *QEMU) Powered() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.on()
+}
+
+func (m *QEMU) on() bool { return m.run != nil && !m.run.off && !m.run.ended() }
+
+// PowerOn implements Machine.
+func (m *QEMU) PowerOn(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.on() {
+		return nil
+	}
+	if err := m.waitGone(ctx); err != nil {
+		return err
+	}
+	obey := m.obeyed()
+	run, err := m.start(ctx, obey)
+	if err != nil {
+		return fmt.Errorf("power %q on: %w", m.Name, err)
+	}
+	m.run, m.once = run, BootOnce{}
+	if obey != BootNone {
+		// The firmware's copy of the order was made when QEMU started; what is set
+		// from here on is for the start after this one.
+		if err := m.setBootIndexes(ctx, run, BootNone); err != nil {
+			return fmt.Errorf("power %q on: %w", m.Name, err)
+		}
+	}
+	return nil
+}
+
+// obeyed is what the override means to this machine's firmware.
+func (m *QEMU) obeyed() BootDevice {
+	if m.once.UEFI != m.UEFI() {
+		return BootNone
+	}
+	return m.once.Device
+}
+
+// waitGone waits for a process whose machine went off by itself.
+func (m *QEMU) waitGone(ctx context.Context) error {
+	if m.run == nil {
+		return nil
+	}
+	run := m.run
+	m.mu.Unlock() // its last goroutine takes it
+	defer m.mu.Lock()
+	select {
+	case <-run.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of %q: %w", m.Name, context.Cause(ctx))
+	}
+}
+
+// start makes the process and greets its monitor.
+func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
+	args, err := m.args(boot)
+	if err != nil {
+		return nil, err
+	}
+	// A pair of sockets instead of a path: connected from the start, nothing to
+	// poll for, and gone with either end.
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make monitor socket: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "qmp"), os.NewFile(uintptr(fds[1]), "qmp")
+	defer theirs.Close()
+	conn, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		return nil, fmt.Errorf("make monitor socket: %w", err)
+	}
+	log, err := os.OpenFile(filepath.Join(m.Dir, "qemu.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("open QEMU's log: %w", err)
+	}
+	defer log.Close()
+	cmd := exec.Command("qemu-system-x86_64", args...)
+	cmd.Dir = m.Dir
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{theirs} // file descriptor 3, see args
+	if err := m.Net.Start(cmd); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("start qemu-system-x86_64: %w", err)
+	}
+	theirs.Close()
+	run := &qemuRun{
+		cmd: cmd,
+		// Room for more resets than can happen while one command runs; the reader
+		// must never wait for the watcher, who waits for the reader's answers.
+		events: make(chan QMPEvent, 256),
+		done:   make(chan struct{}),
+		reset:  make(chan struct{}),
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	run.qmp, err = newQMP(ctx, conn, func(e QMPEvent) {
+		if e.Event == "RESET" || e.Event == "SHUTDOWN" {
+			run.events <- e
+		}
+	})
+	if err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return nil, fmt.Errorf("%w: %s", err, qemuLastLine(log.Name()))
+	}
+	go m.watch(run)
+	return run, nil
+}
+
+// qemuLastLine is what QEMU said before it gave up.
+func qemuLastLine(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	if size, err := f.Seek(0, io.SeekEnd); err == nil && size > 512 {
+		_, _ = f.Seek(-512, io.SeekEnd)
+	} else {
+		_, _ = f.Seek(0, io.SeekStart)
+	}
+	tail, _ := io.ReadAll(f)
+	return string(tail)
+}
+
+// watch follows one run to its end.
+func (m *QEMU) watch(run *qemuRun) {
+	defer close(run.done)
+	gone := make(chan error, 1)
+	go func() { gone <- run.cmd.Wait() }()
+	for {
+		select {
+		case e := <-run.events:
+			m.handle(run, e)
+		case err := <-gone:
+			run.qmp.close()
+			m.logger().Debug("machine's process ended", "machine", m.Name, "state", fmt.Sprint(err))
+			return
+		}
+	}
+}
+
+func (m *QEMU) handle(run *qemuRun, e QMPEvent) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch e.Event {
+	case "RESET":
+		m.logger().Info("machine starts again", "machine", m.Name)
+		if run.armed && e.n > run.armedAt {
+			if err := m.setBootIndexes(ctx, run, BootNone); err != nil && !run.ended() {
+				m.logger().Error("restore boot order", "machine", m.Name, "error", err)
+			}
+		}
+		// An override for the other firmware is consumed without being armed; one
+		// that was stored while this reset was under way is not, see SetBootOnce.
+		if e.n > run.armedAt {
+			m.once = BootOnce{}
+		}
+		close(run.reset)
+		run.reset = make(chan struct{})
+	case "SHUTDOWN":
+		// -no-shutdown keeps the process for its counters.
+		m.logger().Info("machine went off", "machine", m.Name)
+		run.off = true
+		m.keepStats(ctx, run)
+		_ = run.cmd.Process.Kill()
+	}
+}
+
+// PowerOff implements Machine.
+func (m *QEMU) PowerOff(ctx context.Context) error {
+	m.mu.Lock()
+	run := m.run
+	if run == nil || run.ended() {
+		m.mu.Unlock()
+		return nil
+	}
+	if !run.off {
+		run.off = true
+		// The counters die with the process. Stopping the processor first makes
+		// them final; a QEMU that does not answer is killed all the same.
+		short, cancel := context.WithTimeout(ctx, 5*time.Second)
+		_ = run.qmp.execute(short, "stop", nil, nil)
+		m.keepStats(short, run)
+		cancel()
+	}
+	_ = run.cmd.Process.Kill()
+	m.mu.Unlock()
+	select {
+	case <-run.done:
+		m.logger().Info("machine was switched off", "machine", m.Name)
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("power %q off: %w", m.Name, context.Cause(ctx))
+	}
+}
+
+// Shutdown implements Machine.
+func (m *QEMU) Shutdown(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.on() {
+		return nil
+	}
+	if err := m.run.qmp.execute(ctx, "system_powerdown", nil, nil); err != nil && !errors.Is(err, errQMPClosed) {
+		return fmt.Errorf("press the power button of %q: %w", m.Name, err)
+	}
+	return nil
+}
+
+// Reset implements Machine.
+func (m *QEMU) Reset(ctx context.Context) error {
+	m.mu.Lock()
+	if !m.on() {
+		m.mu.Unlock()
+		return fmt.Errorf("reset %q: the machine is off", m.Name)
+	}
+	run, seen := m.run, m.run.reset
+	err := run.qmp.execute(ctx, "system_reset", nil, nil)
+	m.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("reset %q: %w", m.Name, err)
+	}
+	select { // the answer comes before the deed
+	case <-seen:
+		return nil
+	case <-run.done:
+		return fmt.Errorf("reset %q: the machine went off", m.Name)
+	case <-ctx.Done():
+		return fmt.Errorf("reset %q: %w", m.Name, context.Cause(ctx))
+	}
+}
+
+// SetBootOnce implements Machine.
+func (m *QEMU) SetBootOnce(once BootOnce) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if once.Device == BootNone {
+		once = BootOnce{}
+	}
+	m.once = once
+	if !m.on() {
+		return nil // start reads it
+	}
+	if err := m.setBootIndexes(ctx, m.run, m.obeyed()); err != nil {
+		return fmt.Errorf("set boot override of %q: %w", m.Name, err)
+	}
+	return nil
+}
+
+// BootOnce implements Machine.
+func (m *QEMU) BootOnce() BootOnce {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.once
+}
+
+// setBootIndexes tells QEMU the order for the next start: the firmware reads a
+// copy that QEMU makes at each reset.
+func (m *QEMU) setBootIndexes(ctx context.Context, run *qemuRun, boot BootDevice) error {
+	set := func(id string, index int) error {
+		at, err := run.qmp.executeAt(ctx, "qom-set", map[string]any{
+			"path": "/machine/peripheral/" + id, "property": "bootindex", "value": index,
+		}, nil)
+		run.armedAt = at
+		return err
+	}
+	for i := range m.Disks {
+		if err := set(qemuDiskID(i), qemuDiskIndex(i, boot)); err != nil {
+			return err
+		}
+	}
+	for i := range m.NICs {
+		if err := set(qemuNICID(i), qemuNICIndex(i, boot)); err != nil {
+			return err
+		}
+	}
+	run.armed = boot != BootNone
+	return nil
+}
+
+// BlockStats are the counters of one disk since the machine was made: bytes and
+// requests as the machine sent them.
+type BlockStats struct {
+	ReadBytes  int64 `json:"rd_bytes"`
+	WriteBytes int64 `json:"wr_bytes"`
+	ReadOps    int64 `json:"rd_operations"`
+	WriteOps   int64 `json:"wr_operations"`
+	FlushOps   int64 `json:"flush_operations"`
+}
+
+func (s *BlockStats) add(o BlockStats) {
+	s.ReadBytes += o.ReadBytes
+	s.WriteBytes += o.WriteBytes
+	s.ReadOps += o.ReadOps
+	s.WriteOps += o.WriteOps
+	s.FlushOps += o.FlushOps
+}
+
+// BlockStats has one entry per disk, in the order of Disks, over all starts.
+func (m *QEMU) BlockStats(ctx context.Context) ([]BlockStats, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	sum := make([]BlockStats, len(m.Disks))
+	copy(sum, m.past)
+	if !m.on() {
+		return sum, nil
+	}
+	now, err := m.stats(ctx, m.run)
+	if err != nil {
+		return nil, fmt.Errorf("count the requests of %q: %w", m.Name, err)
+	}
+	for i := range sum {
+		sum[i].add(now[i])
+	}
+	return sum, nil
+}
+
+func (m *QEMU) stats(ctx context.Context, run *qemuRun) ([]BlockStats, error) {
+	var devices []struct {
+		Device string     `json:"device"`
+		Stats  BlockStats `json:"stats"`
+	}
+	if err := run.qmp.execute(ctx, "query-blockstats", nil, &devices); err != nil {
+		return nil, err
+	}
+	stats := make([]BlockStats, len(m.Disks))
+	for i := range m.Disks {
+		for _, d := range devices {
+			if d.Device == qemuDriveID(i) {
+				stats[i] = d.Stats
+			}
+		}
+	}
+	return stats, nil
+}
+
+// keepStats saves the counters of a run that is about to end.
+func (m *QEMU) keepStats(ctx context.Context, run *qemuRun) {
+	now, err := m.stats(ctx, run)
+	if err != nil {
+		m.logger().Warn("keep disk counters", "machine", m.Name, "error", err)
+		return
+	}
+	if m.past == nil {
+		m.past = make([]BlockStats, len(m.Disks))
+	}
+	for i := range m.past {
+		m.past[i].add(now[i])
+	}
+}
+
+func (m *QEMU) logger() *slog.Logger {
+	if m.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return m.Log
+}
+
+func qemuDiskID(i int) string  { return "disk" + strconv.Itoa(i) }
+func qemuDriveID(i int) string { return "drive" + strconv.Itoa(i) }
+func qemuNICID(i int) string   { return "nic" + strconv.Itoa(i) }
+
+// The indexes of a start with and without override never meet: QEMU refuses one
+// that another device still holds.
+
+func qemuDiskIndex(i int, boot BootDevice) int {
+	if boot == BootDisk {
+		return 20 + i // before 50 anyway; the first disk is the first
+	}
+	return 50 + i
+}
+
+func qemuNICIndex(i int, boot BootDevice) int {
+	if boot == BootPXE {
+		return 1 + i
+	}
+	return 100 + i
+}

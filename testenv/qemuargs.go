@@ -1,0 +1,142 @@
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Debian's ovmf package.
+const (
+	qemuOVMFCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	qemuOVMFVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+)
+
+// args is the command line for a start with the given boot override.
+func (m *QEMU) args(boot BootDevice) ([]string, error) {
+	memory, cpus := m.MemoryMB, m.CPUs
+	if memory == 0 {
+		memory = 1024
+	}
+	if cpus == 0 {
+		cpus = 1
+	}
+	args := []string{
+		"-name", qemuQuote(m.Name),
+		"-nodefaults", "-no-user-config",
+		// Without graphics SeaBIOS, and what draws through it, speak on the serial port.
+		"-machine", "q35,graphics=off", "-display", "none", "-vga", "none",
+		"-accel", "tcg,thread=multi", "-cpu", "max",
+		"-m", strconv.Itoa(memory), "-smp", strconv.Itoa(cpus),
+		"-rtc", "base=utc",
+		// Off means paused here, until the counters were read.
+		"-no-shutdown",
+		"-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control",
+		"-chardev", "socket,id=console,path=" + qemuConsole + ",server=on,wait=off,logfile=console.log,logappend=on",
+		"-serial", "chardev:console",
+		"-smbios", "type=1,manufacturer=recast,product=lab,serial=" + qemuQuote(m.Serial) + ",uuid=" + m.UUID,
+		"-uuid", m.UUID,
+	}
+	if m.UEFI() {
+		vars := filepath.Join(m.Dir, "vars.fd")
+		if err := qemuCopyOnce(qemuOVMFVars, vars); err != nil {
+			return nil, err
+		}
+		args = append(args,
+			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+qemuOVMFCode,
+			"-drive", "if=pflash,unit=1,format=raw,file=vars.fd",
+		)
+	}
+	for i, d := range m.Disks {
+		disk, err := qemuDiskArgs(i, d, qemuDiskIndex(i, boot))
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, disk...)
+	}
+	for i, n := range m.NICs {
+		nic, err := qemuNICArgs(i, n, qemuNICIndex(i, boot), m.UEFI())
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, nic...)
+	}
+	return args, nil
+}
+
+func qemuDiskArgs(i int, d QEMUDisk, bootIndex int) ([]string, error) {
+	path, err := filepath.Abs(d.Path)
+	if err != nil {
+		return nil, fmt.Errorf("find disk %q: %w", d.Path, err)
+	}
+	discard := "ignore"
+	if d.Discard {
+		discard = "unmap"
+	}
+	args := []string{"-drive", fmt.Sprintf("if=none,id=%s,format=raw,cache=writeback,discard=%s,file=%s", qemuDriveID(i), discard, qemuQuote(path))}
+	var device string
+	switch d.Bus {
+	case "", BusAHCI:
+		device = fmt.Sprintf("ide-hd,bus=ide.%d", i) // the AHCI controller of the q35 has six ports
+	case BusVirtio:
+		device = "virtio-blk-pci"
+	case BusNVMe:
+		device = "nvme"
+	case BusSCSI:
+		args = append(args, "-device", "virtio-scsi-pci,id=scsi"+strconv.Itoa(i))
+		device = fmt.Sprintf("scsi-hd,bus=scsi%d.0", i)
+	default:
+		return nil, fmt.Errorf("attach disk %q: unknown bus %q, want ahci, virtio, nvme or scsi", d.Path, d.Bus)
+	}
+	device += fmt.Sprintf(",id=%s,drive=%s,bootindex=%d", qemuDiskID(i), qemuDriveID(i), bootIndex)
+	if d.Serial != "" {
+		device += ",serial=" + qemuQuote(d.Serial)
+	} else if d.Bus == BusNVMe {
+		return nil, errors.New("attach disk: NVMe needs a serial")
+	}
+	return append(args, "-device", device), nil
+}
+
+func qemuNICArgs(i int, n QEMUNIC, bootIndex int, uefi bool) ([]string, error) {
+	var device string
+	switch n.Model {
+	case "", NICVirtio:
+		device = "virtio-net-pci"
+	case NICE1000:
+		device = "e1000"
+	default:
+		return nil, fmt.Errorf("attach network card %s: unknown model %q, want virtio or e1000", n.MAC, n.Model)
+	}
+	device += fmt.Sprintf(",id=%s,netdev=net%d,mac=%s,bootindex=%d", qemuNICID(i), i, n.MAC, bootIndex)
+	if uefi {
+		// QEMU's cards carry an iPXE that would take over from the firmware's PXE.
+		// SeaBIOS has no network stack and needs it.
+		device += ",romfile="
+	}
+	return []string{
+		"-netdev", fmt.Sprintf("tap,id=net%d,ifname=%s,script=no,downscript=no", i, n.Tap),
+		"-device", device,
+	}, nil
+}
+
+// qemuQuote doubles the commas, which end a value in QEMU's options.
+func qemuQuote(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// qemuCopyOnce gives a machine firmware variables of its own, which it keeps.
+func qemuCopyOnce(from, to string) error {
+	if _, err := os.Stat(to); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return fmt.Errorf("copy firmware variables: %w", err)
+	}
+	if err := os.WriteFile(to+".new", data, 0o644); err != nil {
+		return fmt.Errorf("copy firmware variables: %w", err)
+	}
+	return os.Rename(to+".new", to)
+}
