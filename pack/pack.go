@@ -5,7 +5,7 @@
 // A pack is a plain zstd file (RFC 8878) with one frame for each MiB of the
 // unpacked image, in order and without gaps: "zstd -d" restores the image, and
 // any HTTP server can hand out single frames by Range. A chunk of zeros (a
-// hole) has its frame too, a few dozen bytes, so the size always comes out right.
+// hole) has its frame too, 115 bytes, so the size always comes out right.
 //
 // In the ramdisk the order of work is:
 //
