@@ -1,0 +1,134 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"sync"
+)
+
+// SimMachine is a Machine in memory: it boots nothing and takes no time.
+type SimMachine struct {
+	// Firmware is true for UEFI. Set it before use.
+	Firmware bool
+
+	mu         sync.Mutex
+	on         bool
+	once       BootOnce
+	ignoreACPI bool
+	starts     []BootOnce
+	stops      int
+	onStart    func(BootOnce)
+}
+
+var _ Machine = (*SimMachine)(nil)
+
+// IgnoreACPI makes the operating system deaf to the power button.
+func (m *SimMachine) IgnoreACPI(deaf bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ignoreACPI = deaf
+}
+
+// OnStart is called, without locks, at each start with the override that it obeyed.
+func (m *SimMachine) OnStart(fn func(BootOnce)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.onStart = fn
+}
+
+// Starts is what each start obeyed, in order: zero for the machine's own boot order.
+func (m *SimMachine) Starts() []BootOnce {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]BootOnce(nil), m.starts...)
+}
+
+// Stops is how often the machine went from on to off.
+func (m *SimMachine) Stops() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stops
+}
+
+func (m *SimMachine) start() func() {
+	obeyed := m.once
+	if obeyed.UEFI != m.Firmware {
+		obeyed = BootOnce{}
+	}
+	m.on, m.once = true, BootOnce{}
+	m.starts = append(m.starts, obeyed)
+	fn := m.onStart
+	return func() {
+		if fn != nil {
+			fn(obeyed)
+		}
+	}
+}
+
+func (m *SimMachine) PowerOn(context.Context) error {
+	m.mu.Lock()
+	if m.on {
+		m.mu.Unlock()
+		return nil
+	}
+	then := m.start()
+	m.mu.Unlock()
+	then()
+	return nil
+}
+
+func (m *SimMachine) PowerOff(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.on {
+		m.stops++
+	}
+	m.on = false
+	return nil
+}
+
+func (m *SimMachine) Shutdown(ctx context.Context) error {
+	m.mu.Lock()
+	deaf := m.ignoreACPI
+	m.mu.Unlock()
+	if deaf {
+		return nil
+	}
+	return m.PowerOff(ctx)
+}
+
+func (m *SimMachine) Reset(context.Context) error {
+	m.mu.Lock()
+	if !m.on {
+		m.mu.Unlock()
+		return errors.New("reset the machine: it is off")
+	}
+	then := m.start()
+	m.mu.Unlock()
+	then()
+	return nil
+}
+
+func (m *SimMachine) Powered() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.on
+}
+
+func (m *SimMachine) UEFI() bool { return m.Firmware }
+
+func (m *SimMachine) SetBootOnce(once BootOnce) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if once.Device == BootNone {
+		once = BootOnce{}
+	}
+	m.once = once
+	return nil
+}
+
+func (m *SimMachine) BootOnce() BootOnce {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.once
+}
