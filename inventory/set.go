@@ -7,7 +7,7 @@ import (
 
 // Set is one validated snapshot of all declared objects. It is replaced whole
 // and never edited; every pointer it returns is shared and must not be written
-// through. Only Parse and Decode make one, so its references resolve.
+// through. Only Parse, DecodeSet and EmptySet make one, so its references resolve.
 type Set struct {
 	Networks    []*Network    `json:"networks"`
 	Images      []*Image      `json:"images"`
@@ -23,10 +23,31 @@ type Set struct {
 	byMAC      map[MAC]*Machine
 	byAddr     map[netip.Addr]*Machine
 	groupOf    map[string]*Group
+	bySubnet   []*Network            // by first address
+	selectors  map[string]selections // key of a Group's selector → value → Groups
+	refs       []SecretRef           // nil unless Parse made the set
 }
+
+type selections map[string][]*Group
 
 // index sorts the objects by name and builds the look-ups. It expects a valid set.
 func (s *Set) index() {
+	// An empty list has one spelling in the canonical form.
+	if s.Networks == nil {
+		s.Networks = []*Network{}
+	}
+	if s.Images == nil {
+		s.Images = []*Image{}
+	}
+	if s.Definitions == nil {
+		s.Definitions = []*Definition{}
+	}
+	if s.Groups == nil {
+		s.Groups = []*Group{}
+	}
+	if s.Machines == nil {
+		s.Machines = []*Machine{}
+	}
 	sort.Slice(s.Networks, func(i, j int) bool { return s.Networks[i].Name < s.Networks[j].Name })
 	sort.Slice(s.Images, func(i, j int) bool { return s.Images[i].Name < s.Images[j].Name })
 	sort.Slice(s.Definitions, func(i, j int) bool { return s.Definitions[i].Name < s.Definitions[j].Name })
@@ -40,6 +61,9 @@ func (s *Set) index() {
 	s.byMAC = make(map[MAC]*Machine, len(s.Machines))
 	s.byAddr = make(map[netip.Addr]*Machine, len(s.Machines))
 	s.groupOf = make(map[string]*Group, len(s.Machines))
+	s.bySubnet = append([]*Network(nil), s.Networks...)
+	sort.Slice(s.bySubnet, func(i, j int) bool { return s.bySubnet[i].Subnet.Addr().Less(s.bySubnet[j].Subnet.Addr()) })
+	s.indexGroups()
 	for _, m := range s.Machines {
 		for _, n := range m.NICs {
 			s.byMAC[n.MAC] = m
@@ -47,13 +71,44 @@ func (s *Set) index() {
 				s.byAddr[n.IP] = m
 			}
 		}
-		for _, g := range s.Groups {
+		if groups := s.groupsOf(m); len(groups) > 0 {
+			s.groupOf[m.Name] = groups[0]
+		}
+	}
+}
+
+// indexGroups files each Group under one part of its selector, so that a
+// machine is compared with the few that may select it and not with all.
+func (s *Set) indexGroups() {
+	s.selectors = map[string]selections{}
+	for _, g := range s.Groups {
+		first := ""
+		for key := range g.Select {
+			if first == "" || key < first {
+				first = key
+			}
+		}
+		if s.selectors[first] == nil {
+			s.selectors[first] = selections{}
+		}
+		s.selectors[first][g.Select[first]] = append(s.selectors[first][g.Select[first]], g)
+	}
+}
+
+// groupsOf are all Groups that select the machine, by name; a valid set has at
+// most one.
+func (s *Set) groupsOf(m *Machine) (groups []*Group) {
+	for key, byValue := range s.selectors {
+		for _, g := range byValue[m.Field(key)] {
 			if g.Selects(m) {
-				s.groupOf[m.Name] = g
-				break
+				groups = append(groups, g)
 			}
 		}
 	}
+	if len(groups) > 1 {
+		sort.Slice(groups, func(i, j int) bool { return groups[i].Name < groups[j].Name })
+	}
+	return groups
 }
 
 func byName[T any](objects []*T, name func(*T) string) map[string]*T {
@@ -90,10 +145,10 @@ func (s *Set) GroupOf(machine string) *Group { return s.groupOf[machine] }
 
 // NetworkOf finds the Network whose subnet holds the address, or nil.
 func (s *Set) NetworkOf(a netip.Addr) *Network {
-	for _, n := range s.Networks {
-		if n.Subnet.Contains(a) {
-			return n
-		}
+	// Subnets do not overlap, so only the last one that begins at or before a can.
+	i := sort.Search(len(s.bySubnet), func(i int) bool { return a.Less(s.bySubnet[i].Subnet.Addr()) })
+	if i > 0 && s.bySubnet[i-1].Subnet.Contains(a) {
+		return s.bySubnet[i-1]
 	}
 	return nil
 }

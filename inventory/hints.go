@@ -1,0 +1,3 @@
+package inventory
+
+func (s scope) buildSelect(raw rawSelect) DiskSelect { return DiskSelect{} }

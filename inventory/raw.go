@@ -1,0 +1,146 @@
+package inventory
+
+// The raw structs are the declared documents as they are written: every field
+// still text, with its line. The decoder and the JSON Schema both read their
+// tags, so that an editor and recast say the same.
+
+type rawDocument[S any] struct {
+	Line       int
+	APIVersion text        `yaml:"apiVersion,required" enum:"recast/v1" doc:"version of the document's format"`
+	Kind       text        `yaml:"kind,required" doc:"what the document declares"`
+	Metadata   rawMetadata `yaml:"metadata,required"`
+	Spec       S           `yaml:"spec,required"`
+}
+
+type rawMetadata struct {
+	Line   int
+	Name   text    `yaml:"name,required" form:"name" example:"\"rack1\"" doc:"unique within its kind: lower-case letters, digits and '-', at most 63"`
+	Labels entries `yaml:"labels" doc:"labels a Group can select a Machine by"`
+}
+
+type rawNetwork struct {
+	Line      int
+	Subnet    text    `yaml:"subnet,required" form:"prefix" example:"10.20.0.0/24" doc:"the IPv4 subnet"`
+	DHCP      text    `yaml:"dhcp,required" enum:"authoritative|proxy|off" doc:"what recast does with DHCP here; no default"`
+	Unknown   text    `yaml:"unknown" enum:"ignore|local|discover" doc:"what an undeclared machine gets: no answer (the default), its local disk, or the ramdisk for an inventory"`
+	Pool      text    `yaml:"pool" form:"range" doc:"addresses for machines that declare none: first-last"`
+	Gateway   text    `yaml:"gateway" form:"addr" doc:"the default route"`
+	DNS       []text  `yaml:"dns" form:"addr" doc:"name servers"`
+	LeaseTime text    `yaml:"leaseTime" form:"duration" doc:"how long an address is promised; default 1h"`
+	Force     boolean `yaml:"force" doc:"answer although another DHCP server was seen"`
+	Listen    text    `yaml:"listen" doc:"the interface to serve on, where two have an address in the subnet"`
+}
+
+type rawImage struct {
+	Line   int
+	Type   text `yaml:"type,required" enum:"disk|kernel" doc:"a whole disk; kernel is not accepted yet"`
+	Arch   text `yaml:"arch" enum:"amd64|arm64" doc:"CPU architecture; default amd64"`
+	Digest text `yaml:"digest,required" form:"digest" example:"\"sha256:…\" as recast image add prints it" doc:"SHA-256 of the unpacked bytes"`
+	Source text `yaml:"source" doc:"a file path or an https URL to fetch it from"`
+}
+
+type rawDefinition struct {
+	Line       int
+	Image      text        `yaml:"image,required" form:"name" doc:"name of an Image"`
+	Boot       rawBoot     `yaml:"boot" doc:"how a deployed machine boots"`
+	KernelArgs []text      `yaml:"kernelArgs" doc:"arguments for a kernel that recast starts; an error on a disk image"`
+	Disk       rawDisk     `yaml:"disk" doc:"which disk is written, and how"`
+	Config     rawConfig   `yaml:"config" doc:"what the operating system is configured with"`
+	Evidence   rawEvidence `yaml:"evidence" doc:"what proves that a machine runs this"`
+	Health     rawHealth   `yaml:"health"`
+	Deadlines  entries     `yaml:"deadlines" form:"deadlines" doc:"how long each step may take, where the default does not fit"`
+	Attempts   number      `yaml:"attempts" doc:"tries before a machine is failed; default 2"`
+}
+
+type rawBoot struct {
+	Line  int
+	Every text `yaml:"every" enum:"disk|gate|restore" doc:"disk: the firmware starts the disk (the default); gate and restore are not accepted yet"`
+}
+
+type rawDisk struct {
+	Line   int
+	Select rawSelect `yaml:"select" doc:"hints that together must fit exactly one disk"`
+	Wipe   text      `yaml:"wipe" enum:"table|discard" doc:"table: zero the disk's ends (the default); discard: the space outside the image too"`
+}
+
+// rawSelect has Ironic's root device hints and two sizes with units.
+type rawSelect struct {
+	Line               int
+	MinSize            text   `yaml:"minSize" form:"size" doc:"smallest size that fits"`
+	MaxSize            text   `yaml:"maxSize" form:"size" doc:"largest size that fits"`
+	Model              scalar `yaml:"model" form:"hint"`
+	Vendor             scalar `yaml:"vendor" form:"hint"`
+	Serial             scalar `yaml:"serial" form:"hint"`
+	WWN                scalar `yaml:"wwn" form:"hint"`
+	WWNWithExtension   scalar `yaml:"wwn_with_extension" also:"wwnWithExtension" form:"hint"`
+	WWNVendorExtension scalar `yaml:"wwn_vendor_extension" also:"wwnVendorExtension" form:"hint"`
+	Size               scalar `yaml:"size" form:"hint" doc:"in GiB, with an operator: \">= 100\""`
+	Rotational         scalar `yaml:"rotational" form:"hint" doc:"true for a spinning disk"`
+	Name               scalar `yaml:"name" form:"hint" doc:"kernel name, /dev/sda: may change from boot to boot"`
+	HCTL               scalar `yaml:"hctl" form:"hint" doc:"SCSI host:channel:target:lun"`
+	ByPath             scalar `yaml:"by_path" also:"byPath" form:"hint" doc:"/dev/disk/by-path/…"`
+}
+
+type rawConfig struct {
+	Line     int
+	Format   text `yaml:"format" enum:"cloud-init|none" doc:"who reads userData"`
+	UserData text `yaml:"userData" doc:"given to the machine as it is, after substitution; $${ is a literal ${"`
+}
+
+type rawEvidence struct {
+	Line    int
+	Minimum text `yaml:"minimum" enum:"declared|fetched|reported|read-back|measured|enforced" doc:"the weakest proof that counts; default reported"`
+}
+
+type rawHealth struct {
+	Line     int
+	Deadline text `yaml:"deadline" form:"duration" doc:"from the first disk boot to healthy; default 20m"`
+}
+
+type rawGroup struct {
+	Line       int
+	Select     entries    `yaml:"select,required" doc:"labels or location fields (site, rack, unit); all must match"`
+	Definition text       `yaml:"definition,required" form:"name" doc:"name of the Definition its machines run"`
+	Generation text       `yaml:"generation" form:"digest" doc:"pins a kept generation; a rollback writes it"`
+	Rollout    rawRollout `yaml:"rollout"`
+}
+
+type rawRollout struct {
+	Line           int
+	Canary         number `yaml:"canary" doc:"machines that go first and must be active before the rest; default 0"`
+	MaxUnavailable scalar `yaml:"maxUnavailable" form:"share" doc:"machines that may be away at once, a count or a percentage; default 25%"`
+	MaxFailures    scalar `yaml:"maxFailures" form:"share" doc:"failed machines that stop further starts, a count or a percentage; default 1"`
+}
+
+type rawMachine struct {
+	Line      int
+	Location  rawLocation `yaml:"location"`
+	Arch      text        `yaml:"arch" enum:"amd64|arm64" doc:"CPU architecture; default amd64"`
+	NICs      []rawNIC    `yaml:"nics,required" doc:"network interfaces; at least one"`
+	BMC       rawBMC      `yaml:"bmc" doc:"board management controller; without one a person switches the power"`
+	Serial    text        `yaml:"serial" doc:"must be what the machine itself says (SMBIOS)"`
+	UUID      text        `yaml:"uuid" form:"uuid" doc:"must be what the machine itself says (SMBIOS)"`
+	Protected boolean     `yaml:"protected" doc:"blocks every plan that would erase it"`
+}
+
+type rawLocation struct {
+	Line int
+	Site text   `yaml:"site" form:"label"`
+	Rack text   `yaml:"rack" form:"label"`
+	Unit number `yaml:"unit" doc:"from 1"`
+}
+
+type rawNIC struct {
+	Line    int
+	MAC     text `yaml:"mac,required" form:"mac" example:"\"52:54:00:00:00:05\"" doc:"hardware address"`
+	Network text `yaml:"network" form:"name" doc:"name of the Network it is on"`
+	IP      text `yaml:"ip" form:"addr" doc:"its reserved address"`
+}
+
+type rawBMC struct {
+	Line        int
+	URL         text   `yaml:"url,required" form:"bmc" example:"redfish://10.30.0.15" doc:"redfish://host[:port][/systems/ID] or ipmi://host[:port]"`
+	Credentials text   `yaml:"credentials,required" form:"name" doc:"name of the secret with user:password"`
+	Pin         text   `yaml:"pin" form:"digest" doc:"SHA-256 of its TLS certificate (redfish)"`
+	CipherSuite number `yaml:"cipherSuite" doc:"IPMI: 17 (the default), or 3"`
+}
