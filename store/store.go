@@ -28,11 +28,13 @@ var (
 )
 
 // Record is one stored value. Revision is the store's revision at which it was
-// last written.
+// last written. Value is shared with the store: read it, never change it.
 type Record struct {
 	Key      string
 	Value    []byte
 	Revision int64
+	// Lease, where set, is what the record lives by.
+	Lease LeaseID
 }
 
 // Op is one write of a transaction; a nil Value deletes. If has the revision
@@ -43,6 +45,9 @@ type Op struct {
 	If    int64
 	// Lease, where set, deletes the record when the lease ends.
 	Lease LeaseID
+	// Check only asks for the condition: the record is left as it is. It fences
+	// a write by the revision of another record.
+	Check bool
 }
 
 // Any as a condition accepts whatever stands there.
