@@ -1,0 +1,163 @@
+package dhcp
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// receiveBuffer holds a boot storm while the process is stalled for a moment:
+// the kernel's default of 208 KiB overflows after 160 packets.
+const receiveBuffer = 4 << 20
+
+// wire sends a reply out of one interface.
+type wire interface {
+	send(payload []byte, from netip.Addr, to dest) error
+}
+
+// conn is the UDP socket of one interface, and the packet socket beside it.
+type conn struct {
+	udp   *net.UDPConn
+	iface Interface
+
+	mu  sync.RWMutex // raw is not closed while a worker sends on it
+	raw int          // packet socket, -1 without the right to open one
+}
+
+// listen binds port 67 to one interface. SO_REUSEPORT is left out on purpose:
+// with it a second DHCP server on this machine would share the port unnoticed.
+func listen(f Interface) (*conn, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
+		var err error
+		cerr := rc.Control(func(fd uintptr) {
+			s := int(fd)
+			err = errors.Join(
+				unix.SetsockoptString(s, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, f.Name),
+				unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+				unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_PKTINFO, 1),
+			)
+			// The forced form needs a capability; the plain one stops at
+			// net.core.rmem_max.
+			if unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+				_ = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+			}
+		})
+		return errors.Join(cerr, err)
+	}}
+	pc, err := lc.ListenPacket(context.Background(), "udp4", fmt.Sprintf("0.0.0.0:%d", serverPort))
+	if err != nil {
+		return nil, listenError(f.Name, err)
+	}
+	c := &conn{udp: pc.(*net.UDPConn), iface: f}
+	// Protocol 0: this socket only sends.
+	if c.raw, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+		c.raw = -1
+	}
+	return c, nil
+}
+
+func listenError(iface string, err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		owner := portOwner(serverPort)
+		if owner == "" {
+			owner = "another process (\"ss -ulnp sport = 67\" names it)"
+		}
+		return fmt.Errorf("listen on udp port 67 of %s: it is held by %s: stop that DHCP server, or set dhcp: off for the network", iface, owner)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("listen on udp port 67 of %s: %w: run as root, or with CAP_NET_BIND_SERVICE, CAP_NET_RAW and CAP_NET_ADMIN", iface, err)
+	}
+	return fmt.Errorf("listen on udp port 67 of %s: %w", iface, err)
+}
+
+func (c *conn) close() {
+	_ = c.udp.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.raw >= 0 {
+		_ = unix.Close(c.raw)
+		c.raw = -1
+	}
+}
+
+// read returns one datagram, its sender, and the address it was sent to.
+func (c *conn) read(buf, oob []byte) (n int, src netip.AddrPort, dst netip.Addr, err error) {
+	n, m, flags, src, err := c.udp.ReadMsgUDPAddrPort(buf, oob)
+	if err != nil {
+		return 0, src, dst, err
+	}
+	if flags&unix.MSG_TRUNC != 0 {
+		n = 0 // larger than any DHCP packet
+	}
+	return n, src, destination(oob[:m]), nil
+}
+
+// destination reads IP_PKTINFO's header address.
+func destination(oob []byte) netip.Addr {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, m := range msgs {
+		if m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo {
+			return netip.AddrFrom4([4]byte(m.Data[8:12]))
+		}
+	}
+	return netip.Addr{}
+}
+
+// send sends a reply from our address. One that goes to a hardware address
+// falls back to broadcast, which every client must take (RFC 2131 §4.1).
+func (c *conn) send(payload []byte, from netip.Addr, to dest) error {
+	if to.hw != nil {
+		if c.sendRaw(frame(netip.AddrPortFrom(from, serverPort), to.to, payload), to.hw) == nil {
+			return nil
+		}
+		to.to = broadcast
+	}
+	_, _, err := c.udp.WriteMsgUDPAddrPort(payload, sourceAddr(from), to.to)
+	if err != nil {
+		return fmt.Errorf("send reply to %s on %s: %w", to.to, c.iface.Name, err)
+	}
+	return nil
+}
+
+func (c *conn) sendRaw(packet []byte, hw net.HardwareAddr) error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.raw < 0 || len(hw) != 6 {
+		return unix.EBADF
+	}
+	sll := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: c.iface.Index, Halen: 6}
+	copy(sll.Addr[:], hw)
+	return unix.Sendto(c.raw, packet, 0, sll)
+}
+
+// sourceAddr is a control message that makes the kernel send from one of
+// several addresses of the interface.
+func sourceAddr(from netip.Addr) []byte {
+	if !from.Is4() {
+		return nil
+	}
+	b := make([]byte, unix.CmsgSpace(unix.SizeofInet4Pktinfo))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = unix.SOL_IP, unix.IP_PKTINFO
+	h.SetLen(unix.CmsgLen(unix.SizeofInet4Pktinfo))
+	a := from.As4()
+	copy(b[unix.CmsgLen(0)+4:], a[:])
+	return b
+}
+
+func htons(v uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], v)
+	return binary.NativeEndian.Uint16(b[:])
+}

@@ -1,0 +1,166 @@
+package dhcp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"recast/inventory"
+)
+
+// Interface is one network interface of this machine with its IPv4 addresses.
+type Interface struct {
+	Name     string
+	Index    int
+	MAC      net.HardwareAddr
+	Addrs    []netip.Prefix
+	Up       bool
+	Loopback bool
+}
+
+// Interfaces lists this machine's interfaces.
+func Interfaces() ([]Interface, error) {
+	list, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	var out []Interface
+	for _, n := range list {
+		i := Interface{Name: n.Name, Index: n.Index, MAC: n.HardwareAddr,
+			Up: n.Flags&net.FlagUp != 0, Loopback: n.Flags&net.FlagLoopback != 0}
+		addrs, err := n.Addrs()
+		if err != nil {
+			continue // it went away
+		}
+		for _, a := range addrs {
+			p, err := netip.ParsePrefix(a.String())
+			if err == nil && p.Addr().Is4() {
+				i.Addrs = append(i.Addrs, p)
+			}
+		}
+		out = append(out, i)
+	}
+	return out, nil
+}
+
+// site is where a Network is served.
+type site struct {
+	network *inventory.Network
+	iface   *Interface // nil: reached through relays only
+	server  netip.Addr // our address on it
+	problem error      // why it is not served on an interface although it might be
+}
+
+// attach finds the interface of each authoritative Network: the one whose own
+// address lies in its subnet. Two of them need the Network's listen.
+func attach(networks []*inventory.Network, ifaces []Interface) []site {
+	var sites []site
+	for _, n := range networks {
+		s := site{network: n}
+		var names []string
+		for i := range ifaces {
+			f := &ifaces[i]
+			k := slices.IndexFunc(f.Addrs, func(p netip.Prefix) bool { return n.Subnet.Contains(p.Addr()) })
+			if k < 0 || n.Listen != "" && n.Listen != f.Name {
+				continue
+			}
+			names = append(names, f.Name)
+			s.iface, s.server = f, f.Addrs[k].Addr()
+		}
+		switch {
+		case len(names) > 1:
+			s.iface, s.server = nil, netip.Addr{}
+			s.problem = fmt.Errorf("network %q: interfaces %s all have an address in %s: write listen: %s (or another of them) in its spec",
+				n.Name, strings.Join(names, ", "), n.Subnet, names[0])
+		case len(names) == 0 && n.Listen != "":
+			s.problem = fmt.Errorf("network %q: listen names the interface %q, which has no address in %s", n.Name, n.Listen, n.Subnet)
+		}
+		sites = append(sites, s)
+	}
+	return sites
+}
+
+// listener is one interface to listen on and the Networks on its link.
+type listener struct {
+	iface Interface
+	sites []site
+}
+
+// listeners are the interfaces that need a socket: those of Networks, and while
+// a Network is reached through relays, every other one a relay may send to.
+func listeners(sites []site, ifaces []Interface) []listener {
+	relayed := slices.ContainsFunc(sites, func(s site) bool { return s.iface == nil })
+	var out []listener
+	for _, f := range ifaces {
+		l := listener{iface: f}
+		for _, s := range sites {
+			if s.iface != nil && s.iface.Index == f.Index {
+				l.sites = append(l.sites, s)
+			}
+		}
+		if len(l.sites) > 0 || relayed && f.Up && !f.Loopback && len(f.Addrs) > 0 {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// Describe says, a line per Network, where DHCP listens and what it will
+// answer. It is what a server prints at its start.
+func Describe(set *inventory.Set, ifaces []Interface) []string {
+	cfg := compile(set)
+	if len(cfg.networks) == 0 {
+		return []string{"dhcp: no Network with dhcp: authoritative is declared: nothing is answered"}
+	}
+	var out []string
+	for _, s := range attach(cfg.networks, ifaces) {
+		n := s.network
+		where := "through relays only (no interface has an address in it)"
+		if s.iface != nil {
+			where = fmt.Sprintf("on %s as %s", s.iface.Name, s.server)
+		}
+		if s.problem != nil {
+			where = "through relays only: " + s.problem.Error()
+		}
+		reserved := 0
+		for a := range cfg.reserved {
+			if n.Subnet.Contains(a) {
+				reserved++
+			}
+		}
+		pool := "no pool"
+		if c := slots(n.Pool); c > 0 {
+			pool = fmt.Sprintf("pool of %d addresses (%s-%s)", c, n.Pool.First, n.Pool.Last)
+		}
+		unknown := "undeclared machines get no answer"
+		switch n.Unknown {
+		case inventory.UnknownLocal:
+			unknown = "undeclared machines get an address and boot their own disk"
+		case inventory.UnknownDiscover:
+			unknown = "undeclared machines get an address and boot the ramdisk"
+		}
+		lease := defaultLease
+		if n.LeaseTime > 0 {
+			lease = time.Duration(n.LeaseTime)
+		}
+		line := fmt.Sprintf("dhcp: network %q (%s) %s; %d reserved addresses, %s, leases of %s; %s", n.Name, n.Subnet, where, reserved, pool, lease, unknown)
+		if n.Force {
+			line += "; answers even beside another DHCP server (force)"
+		}
+		out = append(out, line)
+	}
+	return out
+}
+
+// Problems joins what keeps a Network from being served on an interface.
+func Problems(set *inventory.Set, ifaces []Interface) error {
+	var errs []error
+	for _, s := range attach(compile(set).networks, ifaces) {
+		errs = append(errs, s.problem)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,247 @@
+package dhcp
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"recast/inventory"
+	"recast/store"
+)
+
+// place is one address on one Network, station one hardware address on it.
+type place struct {
+	network string
+	addr    netip.Addr
+}
+
+type station struct {
+	network string
+	mac     inventory.MAC
+}
+
+// record is a lease with what we know of it in the store.
+type record struct {
+	inventory.Lease
+	rev int64 // the stored record's revision; 0 when there is none
+	// stored is the expiry that the store knows; Expires runs ahead of it while
+	// the store is away.
+	stored time.Time
+	seen   int // the watch's round, to find what a new snapshot lacks
+}
+
+// offer keeps an address free for the client that was offered it. It is never stored.
+type offer struct {
+	mac      inventory.MAC
+	declared bool
+	until    time.Time
+}
+
+// table is the in-memory index of leases: the store is the log behind it. The
+// methods without "locked" work are called with mu held; reply only reads.
+type table struct {
+	mu      sync.Mutex
+	byAddr  map[place]*record
+	byMAC   map[station]netip.Addr
+	offers  map[place]offer
+	offered map[station]netip.Addr
+	// full holds when a Network's pool was last searched in vain.
+	full   map[string]time.Time
+	round  int
+	loaded bool // the store's snapshot has been read once
+}
+
+func newTable() *table {
+	return &table{
+		byAddr: map[place]*record{}, byMAC: map[station]netip.Addr{},
+		offers: map[place]offer{}, offered: map[station]netip.Addr{},
+		full: map[string]time.Time{},
+	}
+}
+
+// lease is the record of a hardware address, expired ones included: an address
+// comes back to whom it belonged.
+func (t *table) lease(network string, mac inventory.MAC) (*record, bool) {
+	a, ok := t.byMAC[station{network, mac}]
+	if !ok {
+		return nil, false
+	}
+	r := t.byAddr[place{network, a}]
+	return r, r != nil && r.State == inventory.LeaseBound
+}
+
+// holder is who may use an address now; quarantined means nobody.
+type holder struct {
+	mac         inventory.MAC
+	machine     string
+	quarantined bool
+	offerOnly   bool
+	declared    bool
+}
+
+func (t *table) holder(network string, a netip.Addr, now time.Time) (holder, bool) {
+	p := place{network, a}
+	if r := t.byAddr[p]; r != nil && now.Before(r.Expires) {
+		return holder{mac: r.MAC, machine: r.Machine, quarantined: r.State == inventory.LeaseDeclined, declared: r.Machine != ""}, true
+	}
+	if o, ok := t.offers[p]; ok && now.Before(o.until) {
+		return holder{mac: o.mac, offerOnly: true, declared: o.declared}, true
+	}
+	return holder{}, false
+}
+
+// hold keeps an address for a client that was just offered it.
+func (t *table) hold(network string, mac inventory.MAC, declared bool, a netip.Addr, until time.Time) {
+	s, p := station{network, mac}, place{network, a}
+	if old, ok := t.offered[s]; ok && old != a {
+		t.forgetOffer(s)
+	}
+	if o, ok := t.offers[p]; ok && o.mac != mac {
+		delete(t.offered, station{network, o.mac})
+	}
+	t.offers[p] = offer{mac: mac, declared: declared, until: until}
+	t.offered[s] = a
+}
+
+func (t *table) forgetOffer(s station) {
+	a, ok := t.offered[s]
+	if !ok {
+		return
+	}
+	delete(t.offered, s)
+	if p := (place{s.network, a}); t.offers[p].mac == s.mac {
+		delete(t.offers, p)
+	}
+}
+
+// sweep drops offers that were never taken up.
+func (t *table) sweep(now time.Time) {
+	for p, o := range t.offers {
+		if !now.Before(o.until) {
+			t.forgetOffer(station{p.network, o.mac})
+		}
+	}
+}
+
+// put installs a lease that is (rev > 0) or is not stored.
+func (t *table) put(l inventory.Lease, rev int64) {
+	p := place{l.Network, l.Addr}
+	r := t.byAddr[p]
+	if r == nil {
+		r = &record{}
+		t.byAddr[p] = r
+	} else if s := (station{r.Network, r.MAC}); r.MAC != l.MAC && t.byMAC[s] == r.Addr {
+		delete(t.byMAC, s)
+	}
+	r.Lease = l
+	r.seen = t.round
+	if rev > 0 {
+		r.rev, r.stored = rev, l.Expires
+	}
+	s := station{l.Network, l.MAC}
+	if l.State != inventory.LeaseBound {
+		if t.byMAC[s] == l.Addr {
+			delete(t.byMAC, s)
+		}
+		return
+	}
+	if old, ok := t.byMAC[s]; ok && old != l.Addr {
+		// Two records of one station (a change of address that was cut short):
+		// the one that lasts longer counts.
+		if r := t.byAddr[place{l.Network, old}]; r != nil && r.MAC == l.MAC && r.Expires.After(l.Expires) {
+			return
+		}
+	}
+	t.byMAC[s] = l.Addr
+}
+
+// remove forgets an address.
+func (t *table) remove(network string, a netip.Addr) {
+	p := place{network, a}
+	r := t.byAddr[p]
+	if r == nil {
+		return
+	}
+	delete(t.byAddr, p)
+	if s := (station{network, r.MAC}); t.byMAC[s] == a {
+		delete(t.byMAC, s)
+	}
+}
+
+// begin starts a new snapshot of the store.
+func (t *table) begin() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.round++
+}
+
+// apply takes over one event of the watch, our own commits included. An older
+// revision than the one we hold is old news.
+func (t *table) apply(e store.Event) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e.Synced {
+		for p, r := range t.byAddr {
+			if r.seen != t.round && r.rev > 0 && r.rev <= e.Revision {
+				t.remove(p.network, p.addr)
+			}
+		}
+		t.loaded = true
+		return nil
+	}
+	p, err := parseLeaseKey(e.Key)
+	if err != nil {
+		return err
+	}
+	if r := t.byAddr[p]; r != nil && r.rev >= e.Revision {
+		r.seen = t.round
+		return nil
+	}
+	if e.Deleted {
+		t.remove(p.network, p.addr)
+		return nil
+	}
+	var l inventory.Lease
+	if err := json.Unmarshal(e.Value, &l); err != nil {
+		return fmt.Errorf("read lease %q: %w", e.Key, err)
+	}
+	if l.Network != p.network || l.Addr != p.addr {
+		return fmt.Errorf("read lease %q: it names %s on %q", e.Key, l.Addr, l.Network)
+	}
+	t.put(l, e.Revision)
+	return nil
+}
+
+// all is a copy of every record, by Network and address.
+func (t *table) all() []inventory.Lease {
+	t.mu.Lock()
+	ls := make([]inventory.Lease, 0, len(t.byAddr))
+	for _, r := range t.byAddr {
+		ls = append(ls, r.Lease)
+	}
+	t.mu.Unlock()
+	sort.Slice(ls, func(i, j int) bool {
+		if ls[i].Network != ls[j].Network {
+			return ls[i].Network < ls[j].Network
+		}
+		return ls[i].Addr.Less(ls[j].Addr)
+	})
+	return ls
+}
+
+func leaseKey(network string, a netip.Addr) string {
+	return inventory.LeasePrefix + network + "/" + a.String()
+}
+
+func parseLeaseKey(key string) (place, error) {
+	network, addr, ok := strings.Cut(strings.TrimPrefix(key, inventory.LeasePrefix), "/")
+	a, err := netip.ParseAddr(addr)
+	if !ok || err != nil {
+		return place{}, fmt.Errorf("read lease: the key %q is not network/address", key)
+	}
+	return place{network, a}, nil
+}

@@ -1,0 +1,156 @@
+package dhcp
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"recast/ipxe"
+)
+
+const (
+	// minDatagram is what every client takes (RFC 2131 §2), maxDatagram what
+	// fits an Ethernet frame; both count the IP and UDP headers.
+	minDatagram = 576
+	maxDatagram = 1500
+	ipUDPHeader = 28
+)
+
+// pxeVendor is option 43 for firmware: discovery control 8 ("use the file that
+// was offered, ask nobody") and an immediate prompt. Without both, edk2 asks a
+// boot server on port 4011 although it has the file (PXE 2.1 table 2-1).
+var pxeVendor = []byte{6, 1, 8, 10, 4, 0, 'P', 'X', 'E', 255}
+
+// answer begins a reply: what every message type carries.
+func (q *question) answer(kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
+	r := q.req
+	id := q.server
+	if r.override.IsValid() {
+		id = r.override
+	}
+	p := &dhcpv4.DHCPv4{
+		OpCode:        dhcpv4.OpcodeBootReply,
+		HWType:        r.HWType,
+		ClientHWAddr:  r.ClientHWAddr,
+		TransactionID: r.TransactionID,
+		Flags:         r.Flags,
+		GatewayIPAddr: ip4(r.giaddr),
+		Options: dhcpv4.Options{
+			dhcpv4.OptionDHCPMessageType.Code():  {byte(kind)},
+			dhcpv4.OptionServerIdentifier.Code(): ip4(id),
+		},
+	}
+	// RFC 6842: a client identifier is sent back. The relay's option goes back
+	// byte for byte; the encoder puts it last (RFC 3046 §2.1). A switch that
+	// adds it without a giaddr waits for it too.
+	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation} {
+		if v := r.Options.Get(code); v != nil {
+			p.Options[code.Code()] = v
+		}
+	}
+	return p
+}
+
+// addLease adds the times of an OFFER or ACK.
+func (q *question) addLease(p *dhcpv4.DHCPv4) {
+	d := q.leaseTime()
+	p.Options[dhcpv4.OptionIPAddressLeaseTime.Code()] = seconds(d)
+	p.Options[dhcpv4.OptionRenewTimeValue.Code()] = seconds(d / 2)
+	p.Options[dhcpv4.OptionRebindingTimeValue.Code()] = seconds(d / 8 * 7)
+}
+
+// addNetwork adds what a client needs on its subnet, asked for or not: boot
+// ROMs forget to ask and fail without.
+func (q *question) addNetwork(p *dhcpv4.DHCPv4) {
+	n := q.network
+	p.Options[dhcpv4.OptionSubnetMask.Code()] = net.CIDRMask(n.Subnet.Bits(), 32)
+	if n.Gateway.Is4() {
+		p.Options[dhcpv4.OptionRouter.Code()] = ip4(n.Gateway)
+	}
+	var dns []byte
+	for _, a := range n.DNS {
+		if a.Is4() {
+			dns = append(dns, ip4(a)...)
+		}
+	}
+	if len(dns) > 0 {
+		p.Options[dhcpv4.OptionDomainNameServer.Code()] = dns
+	}
+	if n.Subnet.Bits() < 31 {
+		p.Options[dhcpv4.OptionBroadcastAddress.Code()] = ip4(lastAddr(n.Subnet))
+	}
+}
+
+// addBoot adds the boot file in the form the client understands.
+func (q *question) addBoot(p *dhcpv4.DHCPv4) {
+	c := q.req.client
+	if c.Loader != ipxe.LoaderOS && c.Loader != ipxe.LoaderHTTP {
+		if v := q.req.Options.Get(optUUID); v != nil {
+			p.Options[optUUID.Code()] = v
+		}
+	}
+	if !canBoot(c.Loader, q.boot.file) {
+		return
+	}
+	p.ServerIPAddr = ip4(q.server)
+	// PXE ROMs read the header's field, others the options; iPXE's URL may be
+	// longer than the field's 127 bytes.
+	if len(q.boot.file) < 128 {
+		p.BootFileName = q.boot.file
+	}
+	p.Options[dhcpv4.OptionBootfileName.Code()] = []byte(q.boot.file)
+	p.Options[dhcpv4.OptionTFTPServerName.Code()] = []byte(q.server.String())
+	if c.Loader == ipxe.LoaderIPXE {
+		// Else it waits two seconds for a ProxyDHCP server.
+		p.Options[optEncap.Code()] = []byte{optNoProxy, 1, 1}
+		return
+	}
+	// Firmware takes the offer for a PXE one only with this class in it.
+	p.Options[dhcpv4.OptionClassIdentifier.Code()] = []byte("PXEClient")
+	p.Options[dhcpv4.OptionVendorSpecificInformation.Code()] = pxeVendor
+}
+
+// fit takes optional options out until the reply is as small as the client
+// wants it: 576 bytes unless it asks for more (option 57). What the header
+// says already goes first; what the protocol needs stays.
+func (q *question) fit(p *dhcpv4.DHCPv4) {
+	limit := minDatagram
+	if v := q.req.Options.Get(dhcpv4.OptionMaximumDHCPMessageSize); len(v) == 2 {
+		limit = min(max(int(binary.BigEndian.Uint16(v)), minDatagram), maxDatagram)
+	}
+	limit -= ipUDPHeader
+	spare := []dhcpv4.OptionCode{
+		dhcpv4.OptionBroadcastAddress, dhcpv4.OptionRenewTimeValue, dhcpv4.OptionRebindingTimeValue,
+		dhcpv4.OptionTFTPServerName, dhcpv4.OptionBootfileName, optUUID, dhcpv4.OptionDomainNameServer,
+	}
+	for _, code := range spare {
+		if size(p) <= limit {
+			return
+		}
+		if code == dhcpv4.OptionBootfileName && p.BootFileName == "" {
+			continue
+		}
+		p.Options.Del(code)
+	}
+}
+
+// size of the encoded reply before padding.
+func size(p *dhcpv4.DHCPv4) int {
+	n := 240 + 1
+	for _, v := range p.Options {
+		n += len(v) + 2*max(1, (len(v)+254)/255)
+	}
+	return n
+}
+
+func seconds(d time.Duration) []byte {
+	return binary.BigEndian.AppendUint32(nil, uint32(min(d/time.Second, 0xffffffff)))
+}
+
+// identifier reads a server identifier out of a foreign reply.
+func identifier(p *dhcpv4.DHCPv4) netip.Addr {
+	return addr4(p.Options.Get(dhcpv4.OptionServerIdentifier))
+}

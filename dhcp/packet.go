@@ -1,0 +1,263 @@
+package dhcp
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/iana"
+
+	"recast/inventory"
+	"recast/ipxe"
+)
+
+// Options the library has no name for.
+const (
+	optUUID    = dhcpv4.GenericOptionCode(97)  // RFC 4578 client machine identifier
+	optEncap   = dhcpv4.GenericOptionCode(175) // iPXE's encapsulated options
+	optNoProxy = 0xb0                          // within 175: do not wait for a ProxyDHCP server
+
+	subLinkSelection    = 5  // within 82, RFC 3527
+	subServerIDOverride = 11 // within 82, RFC 5107
+)
+
+// badPacket is the reason a packet is not even looked at; it is a counter's name.
+type badPacket string
+
+func (b badPacket) Error() string { return "drop packet: " + string(b) }
+
+const (
+	badShort    badPacket = "short"
+	badCookie   badPacket = "cookie"
+	badOptions  badPacket = "options"
+	badOp       badPacket = "not a request"
+	badHardware badPacket = "hardware address"
+	badType     badPacket = "message type"
+	badHops     badPacket = "hops"
+)
+
+// maxHops a relayed packet may have made (RFC 1542 §4.1.1).
+const maxHops = 16
+
+// request is a decoded packet with everything the decision needs taken out of
+// it. Absent addresses are the zero netip.Addr, never 0.0.0.0.
+type request struct {
+	*dhcpv4.DHCPv4
+	kind      dhcpv4.MessageType
+	mac       inventory.MAC
+	client    ipxe.Client // Network is filled in once it is known
+	ciaddr    netip.Addr
+	giaddr    netip.Addr
+	requested netip.Addr // option 50
+	serverID  netip.Addr // option 54
+	link      netip.Addr // option 82.5: the subnet, where giaddr is not in it
+	override  netip.Addr // option 82.11: the server identifier the relay wants
+	hostname  string
+}
+
+// decode turns the bytes of one datagram into a request. Every error is a badPacket.
+func decode(raw []byte) (*request, error) {
+	const header = 240 // with the cookie
+	if len(raw) < header {
+		return nil, badShort
+	}
+	if raw[0] != byte(dhcpv4.OpcodeBootRequest) {
+		return nil, badOp
+	}
+	// Ethernet only: leases are keyed by the hardware address, and a client
+	// without one (InfiniBand, PPP) needs option 61 as its key.
+	if raw[1] != byte(iana.HWTypeEthernet) || raw[2] != 6 {
+		return nil, badHardware
+	}
+	if hw := raw[28:34]; hw[0]&1 != 0 || bytes.Equal(hw, make([]byte, 6)) {
+		return nil, badHardware
+	}
+	if raw[3] > maxHops {
+		return nil, badHops
+	}
+	if !bytes.Equal(raw[236:240], []byte{99, 130, 83, 99}) {
+		return nil, badCookie
+	}
+	p, err := dhcpv4.FromBytes(raw)
+	if err != nil {
+		return nil, badOptions
+	}
+	if err := unfold(p, raw); err != nil {
+		return nil, err
+	}
+	r := &request{
+		DHCPv4:    p,
+		mac:       inventory.MACOf(p.ClientHWAddr),
+		ciaddr:    addr4(p.ClientIPAddr),
+		giaddr:    addr4(p.GatewayIPAddr),
+		requested: addr4(p.Options.Get(dhcpv4.OptionRequestedIPAddress)),
+		serverID:  addr4(p.Options.Get(dhcpv4.OptionServerIdentifier)),
+		hostname:  hostname(p.Options.Get(dhcpv4.OptionHostName)),
+	}
+	t := p.Options.Get(dhcpv4.OptionDHCPMessageType)
+	if len(t) != 1 {
+		return nil, badType
+	}
+	switch r.kind = dhcpv4.MessageType(t[0]); r.kind {
+	case dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeDecline,
+		dhcpv4.MessageTypeRelease, dhcpv4.MessageTypeInform:
+	default:
+		return nil, badType
+	}
+	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionRequestedIPAddress, dhcpv4.OptionServerIdentifier} {
+		if p.Options.Has(code) && len(p.Options.Get(code)) != 4 {
+			return nil, badOptions
+		}
+	}
+	if agent := p.Options.Get(dhcpv4.OptionRelayAgentInformation); agent != nil {
+		sub := dhcpv4.Options{}
+		// What is inside is the relay's business: it is echoed whatever it says.
+		if sub.FromBytes(agent) == nil {
+			r.link = addr4(sub[subLinkSelection])
+			r.override = addr4(sub[subServerIDOverride])
+		}
+	}
+	r.client = client(p, r.mac)
+	return r, nil
+}
+
+// unfold adds the options that stand in the file and sname fields (option 52,
+// RFC 2132 §9.3), in the order RFC 3396 §5 demands.
+func unfold(p *dhcpv4.DHCPv4, raw []byte) error {
+	overload := p.Options.Get(dhcpv4.OptionOptionOverload)
+	if overload == nil {
+		return nil
+	}
+	if len(overload) != 1 || overload[0] < 1 || overload[0] > 3 {
+		return badOptions
+	}
+	how := overload[0]
+	p.Options.Del(dhcpv4.OptionOptionOverload)
+	if how&1 != 0 {
+		if p.Options.FromBytes(raw[108:236]) != nil {
+			return badOptions
+		}
+		p.BootFileName = ""
+	}
+	if how&2 != 0 {
+		if p.Options.FromBytes(raw[44:108]) != nil {
+			return badOptions
+		}
+		p.ServerHostName = ""
+	}
+	return nil
+}
+
+// client says who is asking, as far as the packet tells.
+func client(p *dhcpv4.DHCPv4, mac inventory.MAC) ipxe.Client {
+	class := string(p.Options.Get(dhcpv4.OptionClassIdentifier))
+	arch, hasArch := firmware(p.Options.Get(dhcpv4.OptionClientSystemArchitectureType), class)
+	c := ipxe.Client{MAC: mac, UUID: uuid(p.Options.Get(optUUID)), Arch: arch, Loader: ipxe.LoaderOS}
+	switch {
+	// iPXE keeps the firmware's class (60) when it was chain-loaded, so its own
+	// marks come first.
+	case isIPXE(p.Options):
+		c.Loader = ipxe.LoaderIPXE
+	case strings.HasPrefix(class, "HTTPClient"):
+		c.Loader = ipxe.LoaderHTTP
+	// Some ROMs leave out 93, 94 and 97, U-Boot has a class of its own: either
+	// mark is enough.
+	case strings.HasPrefix(class, "PXEClient") || hasArch:
+		c.Loader = ipxe.LoaderFirmware
+	}
+	return c
+}
+
+// isIPXE knows both encodings of option 77 in the field, the bare string that
+// iPXE sends and the counted one of RFC 3004, and option 175, which stays when
+// a user class set by hand hides the mark.
+func isIPXE(o dhcpv4.Options) bool {
+	const mark = "iPXE"
+	if o.Has(optEncap) {
+		return true
+	}
+	class := o.Get(dhcpv4.OptionUserClassInformation)
+	if string(class) == mark {
+		return true
+	}
+	for len(class) > 0 {
+		n := int(class[0])
+		if n == 0 || n >= len(class) {
+			return false
+		}
+		if string(class[1:1+n]) == mark {
+			return true
+		}
+		class = class[1+n:]
+	}
+	return false
+}
+
+// firmware is the first architecture of option 93, else the one written in the
+// vendor class ("PXEClient:Arch:00007:UNDI:003016").
+func firmware(option []byte, class string) (ipxe.Firmware, bool) {
+	if len(option) >= 2 {
+		return ipxe.Firmware(binary.BigEndian.Uint16(option)), true
+	}
+	if f := strings.Split(class, ":"); len(f) >= 3 && f[1] == "Arch" {
+		if n, err := strconv.ParseUint(f[2], 10, 16); err == nil {
+			return ipxe.Firmware(n), true
+		}
+	}
+	return 0, false
+}
+
+// uuid prints option 97 as SMBIOS tools do. All zeros (edk2 without SMBIOS) and
+// all ones say nothing.
+func uuid(option []byte) string {
+	if len(option) != 17 || option[0] != 0 {
+		return ""
+	}
+	u := option[1:]
+	if bytes.Equal(u, bytes.Repeat(u[:1], 16)) && (u[0] == 0 || u[0] == 0xff) {
+		return ""
+	}
+	return fmt.Sprintf("%08x-%04x-%04x-%x-%x", binary.LittleEndian.Uint32(u), binary.LittleEndian.Uint16(u[4:]),
+		binary.LittleEndian.Uint16(u[6:]), u[8:10], u[10:])
+}
+
+// hostname keeps only what a host name may hold: it ends in records and on pages.
+func hostname(option []byte) string {
+	option = bytes.TrimRight(option, "\x00")
+	if len(option) == 0 || len(option) > 63 {
+		return ""
+	}
+	for _, c := range option {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '.' {
+			return ""
+		}
+	}
+	return string(option)
+}
+
+// addr4 converts four bytes; anything else, and 0.0.0.0, is no address.
+func addr4(b []byte) netip.Addr {
+	ip := net.IP(b).To4()
+	if ip == nil {
+		return netip.Addr{}
+	}
+	a := netip.AddrFrom4([4]byte(ip))
+	if a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
+}
+
+// ip4 is the way back, 0.0.0.0 for no address.
+func ip4(a netip.Addr) net.IP {
+	if !a.IsValid() {
+		return net.IPv4zero.To4()
+	}
+	b := a.As4()
+	return b[:]
+}

@@ -1,0 +1,495 @@
+package dhcp
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"recast/inventory"
+	"recast/ipxe"
+)
+
+const (
+	clientPort = 68
+	serverPort = 67
+
+	// offerHold is how long an offered address is kept: the slowest clients ask
+	// for it within their own retry time, 16 s.
+	offerHold = 30 * time.Second
+	// quarantine of an address that a client found in use (DECLINE).
+	quarantine = 10 * time.Minute
+	// defaultLease serves a Network that names none.
+	defaultLease = time.Hour
+	// fullPause is how long a pool that was searched in vain is not searched again.
+	fullPause = time.Second
+)
+
+// config is the declared truth as DHCP looks things up in it.
+type config struct {
+	networks []*inventory.Network // the authoritative ones, by name
+	byMAC    map[inventory.MAC]declared
+	reserved map[netip.Addr]inventory.MAC
+}
+
+// declared is one NIC of a declared machine.
+type declared struct {
+	machine string
+	network string
+	ip      netip.Addr
+}
+
+func compile(set *inventory.Set) *config {
+	c := &config{byMAC: map[inventory.MAC]declared{}, reserved: map[netip.Addr]inventory.MAC{}}
+	if set == nil {
+		return c
+	}
+	for _, n := range set.Networks {
+		if n.DHCP == inventory.DHCPAuthoritative {
+			c.networks = append(c.networks, n)
+		}
+	}
+	for _, m := range set.Machines {
+		for _, nic := range m.NICs {
+			c.byMAC[nic.MAC] = declared{machine: m.Name, network: nic.Network, ip: nic.IP}
+			if nic.IP.IsValid() {
+				c.reserved[nic.IP] = nic.MAC
+			}
+		}
+	}
+	return c
+}
+
+// networkOf is the authoritative Network whose subnet holds the address.
+func (c *config) networkOf(a netip.Addr) *inventory.Network {
+	for _, n := range c.networks {
+		if a.IsValid() && n.Subnet.Contains(a) {
+			return n
+		}
+	}
+	return nil
+}
+
+// network is the Network a client is on: the one the relay names, else for a
+// client that was unicast to us (its link may be behind a router) the one of
+// its own address, else the one of the interface. The second result says that
+// it is on the link the packet came in on.
+func (c *config) network(r *request, local []*inventory.Network, unicast bool) (*inventory.Network, bool) {
+	if r.giaddr.IsValid() {
+		if r.link.IsValid() {
+			return c.networkOf(r.link), false
+		}
+		return c.networkOf(r.giaddr), false
+	}
+	if r.ciaddr.IsValid() {
+		for _, n := range local {
+			if n.Subnet.Contains(r.ciaddr) {
+				return n, true
+			}
+		}
+		if n := c.networkOf(r.ciaddr); n != nil && unicast {
+			return n, false
+		}
+	}
+	// Several subnets on one link: a declared NIC says which is its own.
+	if d, ok := c.byMAC[r.mac]; ok {
+		for _, n := range local {
+			if n.Name == d.network || d.ip.IsValid() && n.Subnet.Contains(d.ip) {
+				return n, true
+			}
+		}
+	}
+	if len(local) == 0 {
+		return nil, false
+	}
+	return local[0], true
+}
+
+// boot is what the client shall load; the zero value means just an address.
+type boot struct {
+	file string // TFTP name, or URL for iPXE
+}
+
+// question is everything the answer to one packet depends on, but the leases.
+type question struct {
+	req     *request
+	network *inventory.Network
+	onLink  bool         // the Network is the link the packet came in on
+	unicast bool         // sent to our own address
+	server  netip.Addr   // our address on that link: the server identifier
+	ours    []netip.Addr // all addresses we answer from
+	cfg     *config
+	boot    boot
+	now     time.Time
+}
+
+// outcome is what to do about one packet. Either silence says why nothing is
+// sent, or packet goes to dest; the changes of the lease table come first in
+// both cases.
+type outcome struct {
+	silence string
+	packet  *dhcpv4.DHCPv4
+	dest    dest
+
+	offer  netip.Addr       // keep this address for the client for offerHold
+	forget bool             // drop what was offered to the client
+	lease  *inventory.Lease // bind (or quarantine) this address …
+	drop   netip.Addr       // … and delete the client's record of this one
+
+	detail  string // for the observation
+	finding string // what a person should know
+}
+
+// dest says where a reply goes. With hw it is sent to that hardware address
+// without ARP, since the client does not have the address yet.
+type dest struct {
+	to netip.AddrPort
+	hw net.HardwareAddr
+}
+
+var broadcast = netip.AddrPortFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), clientPort)
+
+func silent(why string) outcome { return outcome{silence: why} }
+
+// Reasons for silence that others decide on.
+const (
+	silenceIgnored   = "unknown machine"
+	silenceExhausted = "no free address"
+	silenceUnloaded  = "leases not read yet"
+)
+
+// reply decides the answer to one packet (RFC 2131 §4.3). It reads the lease
+// table, whose lock the caller holds, and changes nothing.
+func reply(q question, t *table) outcome {
+	if _, ok := q.cfg.byMAC[q.req.mac]; !ok {
+		switch q.network.Unknown {
+		case inventory.UnknownLocal, inventory.UnknownDiscover:
+		default:
+			return silent(silenceIgnored)
+		}
+	}
+	// Without the leases a pool address could be somebody else's; a declared one cannot.
+	if d := q.cfg.byMAC[q.req.mac]; !t.loaded && !(d.ip.IsValid() && q.network.Subnet.Contains(d.ip)) {
+		return silent(silenceUnloaded)
+	}
+	switch q.req.kind {
+	case dhcpv4.MessageTypeDiscover:
+		return q.discover(t)
+	case dhcpv4.MessageTypeRequest:
+		return q.request(t)
+	case dhcpv4.MessageTypeDecline:
+		return q.decline(t)
+	case dhcpv4.MessageTypeRelease:
+		return q.release(t)
+	case dhcpv4.MessageTypeInform:
+		return q.inform()
+	}
+	return silent(string(badType))
+}
+
+func (q *question) discover(t *table) outcome {
+	a, finding := q.choose(t)
+	if !a.IsValid() {
+		o := silent(silenceExhausted)
+		o.finding = finding
+		return o
+	}
+	p := q.answer(dhcpv4.MessageTypeOffer)
+	p.YourIPAddr = ip4(a)
+	q.addLease(p)
+	q.addNetwork(p)
+	q.addBoot(p)
+	q.fit(p)
+	return outcome{packet: p, dest: q.destination(p, a), offer: a, finding: finding, detail: q.boot.file}
+}
+
+func (q *question) request(t *table) outcome {
+	r := q.req
+	switch {
+	case r.serverID.IsValid() && r.requested.IsValid(): // SELECTING
+		if !q.isOurs(r.serverID) {
+			return outcome{silence: "another server was chosen", forget: true}
+		}
+		switch {
+		case q.allowed(t, r.requested):
+			return q.ack(t, r.requested)
+		case q.network.Subnet.Contains(r.requested):
+			return q.nak(fmt.Sprintf("%s is not free for this machine", r.requested))
+		}
+		return silent("address outside the subnet")
+
+	case r.requested.IsValid() && !r.ciaddr.IsValid(): // INIT-REBOOT
+		return q.confirm(t, r.requested, false)
+
+	case r.ciaddr.IsValid(): // RENEWING (unicast) and REBINDING (broadcast)
+		if r.serverID.IsValid() && !q.isOurs(r.serverID) {
+			return silent("another server was chosen")
+		}
+		// A pool address we have no record of is taken back: the client got it
+		// from us before the lease table was lost.
+		return q.confirm(t, r.ciaddr, true)
+	}
+	return silent("request without an address")
+}
+
+// confirm answers a client that already believes in an address. We say no only
+// inside our own subnet and where a record of ours says otherwise; a client
+// nobody here knows may have its address from elsewhere and hears nothing.
+func (q *question) confirm(t *table, a netip.Addr, adopt bool) outcome {
+	if !q.network.Subnet.Contains(a) {
+		return silent("address outside the subnet")
+	}
+	own, known := t.lease(q.network.Name, q.req.mac)
+	reservation := q.cfg.byMAC[q.req.mac].ip
+	reserved := reservation.IsValid() && q.network.Subnet.Contains(reservation)
+	mine := reserved && reservation == a || known && own.Addr == a
+	if q.allowed(t, a) && (mine || adopt) {
+		return q.ack(t, a)
+	}
+	_, held := t.holder(q.network.Name, a, q.now)
+	_, others := q.cfg.reserved[a]
+	switch {
+	case reserved && reservation != a:
+		return q.nak(fmt.Sprintf("this machine's address is %s", reservation))
+	case mine, held, others:
+		return q.nak(fmt.Sprintf("%s is not free for this machine", a))
+	case known:
+		return q.nak(fmt.Sprintf("this machine's address is %s", own.Addr))
+	}
+	return silent("no record of this address")
+}
+
+func (q *question) ack(t *table, a netip.Addr) outcome {
+	p := q.answer(dhcpv4.MessageTypeAck)
+	p.YourIPAddr = ip4(a)
+	p.ClientIPAddr = ip4(q.req.ciaddr)
+	q.addLease(p)
+	q.addNetwork(p)
+	q.addBoot(p)
+	q.fit(p)
+	o := outcome{packet: p, dest: q.destination(p, a), detail: q.boot.file}
+	o.lease = &inventory.Lease{
+		Network: q.network.Name, Addr: a, MAC: q.req.mac, Machine: q.cfg.byMAC[q.req.mac].machine,
+		Hostname: q.req.hostname, State: inventory.LeaseBound, Expires: q.now.Add(q.leaseTime()),
+	}
+	if old, ok := t.lease(q.network.Name, q.req.mac); ok {
+		if old.Addr != a {
+			o.drop = old.Addr
+		}
+		if o.lease.Hostname == "" { // firmware has none, and does not take away the system's
+			o.lease.Hostname = old.Hostname
+		}
+	}
+	return o
+}
+
+func (q *question) nak(why string) outcome {
+	p := q.answer(dhcpv4.MessageTypeNak)
+	p.UpdateOption(dhcpv4.OptMessage(why))
+	d := dest{to: broadcast}
+	switch {
+	case q.req.giaddr.IsValid():
+		// The relay must broadcast it: the client has no valid address (§4.3.2).
+		p.SetBroadcast()
+		d.to = netip.AddrPortFrom(q.req.giaddr, serverPort)
+	case !q.onLink && q.req.ciaddr.IsValid():
+		// A broadcast would stay on the wrong link.
+		d.to = netip.AddrPortFrom(q.req.ciaddr, clientPort)
+	}
+	return outcome{packet: p, dest: d, forget: true, detail: why}
+}
+
+func (q *question) decline(t *table) outcome {
+	r := q.req
+	if r.serverID.IsValid() && !q.isOurs(r.serverID) {
+		return silent("another server was chosen")
+	}
+	a := r.requested
+	h, held := t.holder(q.network.Name, a, q.now)
+	reserved := a.IsValid() && q.cfg.reserved[a] == r.mac
+	if !a.IsValid() || !q.network.Subnet.Contains(a) || held && h.mac != r.mac || !held && !reserved {
+		return silent("not its address")
+	}
+	o := outcome{silence: "declined", forget: true}
+	o.lease = &inventory.Lease{Network: q.network.Name, Addr: a, MAC: r.mac, Machine: q.cfg.byMAC[r.mac].machine,
+		State: inventory.LeaseDeclined, Expires: q.now.Add(quarantine)}
+	o.detail = fmt.Sprintf("%s is in use by another device", a)
+	if reserved {
+		o.finding = fmt.Sprintf("network %q: %s, reserved for %q, is in use by another device; find it with \"arping %s\" and remove it",
+			q.network.Name, a, q.cfg.byMAC[r.mac].machine, a)
+	}
+	return o
+}
+
+func (q *question) release(t *table) outcome {
+	r := q.req
+	if r.serverID.IsValid() && !q.isOurs(r.serverID) {
+		return silent("another server was chosen")
+	}
+	own, ok := t.lease(q.network.Name, r.mac)
+	if !ok || own.Addr != r.ciaddr {
+		return silent("not its address")
+	}
+	return outcome{silence: "released", forget: true, drop: r.ciaddr}
+}
+
+func (q *question) inform() outcome {
+	if !q.req.ciaddr.IsValid() || !q.network.Subnet.Contains(q.req.ciaddr) {
+		return silent("inform without an address of the subnet")
+	}
+	p := q.answer(dhcpv4.MessageTypeAck)
+	p.ClientIPAddr = ip4(q.req.ciaddr)
+	q.addNetwork(p)
+	q.fit(p)
+	return outcome{packet: p, dest: dest{to: netip.AddrPortFrom(q.req.ciaddr, clientPort)}}
+}
+
+// choose picks the address to offer: the reservation, what the machine had
+// before, what it asks for, else the first free one from its home slot on.
+// Without any it says what a person should know.
+func (q *question) choose(t *table) (netip.Addr, string) {
+	n, mac := q.network, q.req.mac
+	finding := ""
+	if d := q.cfg.byMAC[mac]; d.ip.IsValid() && n.Subnet.Contains(d.ip) {
+		if q.reservationFree(t, d) {
+			return d.ip, ""
+		}
+		// Another address lets it boot while the conflict lasts.
+		h, _ := t.holder(n.Name, d.ip, q.now)
+		if h.quarantined {
+			finding = fmt.Sprintf("network %q: %s, reserved for %q, is in use by another device; find it with \"arping %s\" and remove it", n.Name, d.ip, d.machine, d.ip)
+		} else {
+			finding = fmt.Sprintf("network %q: %s, reserved for %q, is still leased to %s; it becomes free when that one renews", n.Name, d.ip, d.machine, h.mac)
+		}
+	}
+	if old, ok := t.lease(n.Name, mac); ok && q.poolFree(t, old.Addr) {
+		return old.Addr, finding
+	}
+	if a, ok := t.offered[station{n.Name, mac}]; ok && q.poolFree(t, a) {
+		return a, finding
+	}
+	if a := q.req.requested; a.IsValid() && q.poolFree(t, a) {
+		return a, finding
+	}
+	size := slots(n.Pool)
+	if size == 0 {
+		if finding == "" {
+			finding = fmt.Sprintf("network %q: no address for %s: declare its ip, or a pool", n.Name, mac)
+		}
+		return netip.Addr{}, finding
+	}
+	if q.now.Sub(t.full[n.Name]) >= fullPause || q.now.Before(t.full[n.Name]) {
+		first := home(mac, size)
+		for i := range size {
+			if a := slot(n.Pool, (first+i)%size); q.poolFree(t, a) {
+				return a, finding
+			}
+		}
+	}
+	if finding == "" {
+		finding = fmt.Sprintf("network %q: every address of the pool %s-%s is taken; make it larger or leaseTime shorter", n.Name, n.Pool.First, n.Pool.Last)
+	}
+	return netip.Addr{}, finding
+}
+
+// allowed reports whether the client may have the address now.
+func (q *question) allowed(t *table, a netip.Addr) bool {
+	if d := q.cfg.byMAC[q.req.mac]; d.ip.IsValid() && q.network.Subnet.Contains(d.ip) {
+		if q.reservationFree(t, d) {
+			return a == d.ip
+		}
+	}
+	return q.poolFree(t, a)
+}
+
+// reservationFree reports whether nobody else sits on the declared address. A
+// lease of the same machine under another hardware address is a replaced card.
+func (q *question) reservationFree(t *table, d declared) bool {
+	h, held := t.holder(q.network.Name, d.ip, q.now)
+	return !held || !h.quarantined && (h.mac == q.req.mac || h.machine == d.machine || h.offerOnly)
+}
+
+// poolFree reports whether an address may be given to the client from the pool.
+func (q *question) poolFree(t *table, a netip.Addr) bool {
+	n := q.network
+	if n.Pool == nil || !n.Pool.Contains(a) || !n.Subnet.Contains(a) || a == n.Gateway || q.isOurs(a) {
+		return false
+	}
+	if n.Subnet.Bits() < 31 && (a == n.Subnet.Masked().Addr() || a == lastAddr(n.Subnet)) {
+		return false
+	}
+	if _, taken := q.cfg.reserved[a]; taken {
+		return false
+	}
+	h, held := t.holder(n.Name, a, q.now)
+	if !held {
+		return true
+	}
+	if h.quarantined {
+		return false
+	}
+	_, known := q.cfg.byMAC[q.req.mac]
+	// Strangers who were only offered an address never keep a declared machine waiting.
+	return h.mac == q.req.mac || h.offerOnly && !h.declared && known
+}
+
+// isOurs reports whether a server identifier means us.
+func (q *question) isOurs(id netip.Addr) bool {
+	if id == q.server || id == q.req.override {
+		return true
+	}
+	for _, a := range q.ours {
+		if a == id {
+			return true
+		}
+	}
+	return false
+}
+
+func (q *question) leaseTime() time.Duration {
+	if d := time.Duration(q.network.LeaseTime); d > 0 {
+		return d
+	}
+	return defaultLease
+}
+
+// destination of an OFFER or ACK (RFC 2131 §4.1).
+func (q *question) destination(p *dhcpv4.DHCPv4, a netip.Addr) dest {
+	r := q.req
+	switch {
+	case r.giaddr.IsValid():
+		return dest{to: netip.AddrPortFrom(r.giaddr, serverPort)}
+	// A DISCOVER has no address yet; one that claims to would let anybody aim
+	// our replies.
+	case r.ciaddr.IsValid() && r.kind != dhcpv4.MessageTypeDiscover:
+		return dest{to: netip.AddrPortFrom(r.ciaddr, clientPort)}
+	case p.IsBroadcast():
+		return dest{to: broadcast}
+	}
+	return dest{to: netip.AddrPortFrom(a, clientPort), hw: r.ClientHWAddr}
+}
+
+// canBoot reports whether the kind of client takes the file: firmware PXE does
+// not understand a URL and HTTP Boot must never get a TFTP name.
+func canBoot(loader ipxe.LoaderKind, file string) bool {
+	url := strings.Contains(file, "://")
+	switch loader {
+	case ipxe.LoaderFirmware:
+		return file != "" && !url
+	case ipxe.LoaderIPXE:
+		return file != ""
+	}
+	return false
+}
+
+// lastAddr is the broadcast address of a subnet.
+func lastAddr(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	return netip.AddrFrom4(b)
+}

@@ -1,0 +1,415 @@
+// Package dhcp gives machines their addresses and tells them what to boot: an
+// authoritative DHCPv4 server over the declared Networks.
+//
+// One pure function, reply, decides the answer to a packet; around it stand a
+// bounded queue with workers, one socket per interface, the lease index with
+// the store as its log, and a guard per link that keeps us silent where another
+// server answers.
+package dhcp
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"recast/inventory"
+	"recast/ipxe"
+	"recast/store"
+)
+
+const (
+	// rescan is how often interfaces that come and go are looked for.
+	rescan = 5 * time.Second
+	// defaultWorkers wait for the store together, which makes one group commit.
+	defaultWorkers = 64
+)
+
+// Server answers DHCPv4. Set the fields, call Update with what is declared, and
+// Run. A nil Booter or Bootfile gives addresses only.
+type Server struct {
+	Store store.Store
+	// Booter is asked what a machine that netboots may boot now.
+	Booter ipxe.Booter
+	// Bootfile turns the answer into the name the client understands: a TFTP
+	// name for firmware, an http URL for iPXE. ok false: an address, no boot file.
+	Bootfile func(c ipxe.Client, spec ipxe.Spec, server netip.Addr) (file string, ok bool)
+	// Observe is told what was seen; it must not block. Nil discards.
+	Observe func(inventory.Observation)
+	Log     *slog.Logger
+	// Workers is how many packets are worked on at once; 0 means 64.
+	Workers int
+
+	once     sync.Once
+	cfg      atomic.Pointer[config]
+	table    *table
+	queue    *queue
+	counters counters
+	findings findings
+	commits  chan struct{} // slots for packets that wait for the store
+	ourAddrs atomic.Pointer[[]netip.Addr]
+	// storeRetry is when the store is tried again after it failed, in Unix
+	// nanoseconds.
+	storeRetry atomic.Int64
+	badSeen    atomic.Int64
+
+	mu    sync.Mutex // links, set, run
+	set   *inventory.Set
+	links map[string]*link
+	run   context.Context
+
+	// For tests; nil means the real one.
+	now        func() time.Time
+	interfaces func() ([]Interface, error)
+	probe      func(ctx context.Context, f Interface, class string, found func(foreign)) error
+	after      func(time.Duration) <-chan time.Time
+	listen     func(Interface) (*conn, error)
+}
+
+// link is one interface we listen on.
+type link struct {
+	conn   *conn
+	wire   wire
+	state  atomic.Pointer[linkState]
+	cancel map[string]context.CancelFunc // of the guards, by Network
+	reader sync.WaitGroup
+	guards sync.WaitGroup
+}
+
+// linkState is what a packet's handling needs of a link; it is replaced whole.
+type linkState struct {
+	iface  Interface
+	duties []*duty
+}
+
+func (s *Server) init() {
+	s.once.Do(func() {
+		s.table = newTable()
+		s.queue = newQueue()
+		s.links = map[string]*link{}
+		s.cfg.Store(compile(nil))
+		s.ourAddrs.Store(new([]netip.Addr))
+		if s.Workers <= 0 {
+			s.Workers = defaultWorkers
+		}
+		// The rest stays free for what needs no commit while the store is slow.
+		s.commits = make(chan struct{}, max(1, s.Workers*3/4))
+		if s.Log == nil {
+			s.Log = slog.New(slog.DiscardHandler)
+		}
+		if s.now == nil {
+			s.now = time.Now
+		}
+		if s.interfaces == nil {
+			s.interfaces = Interfaces
+		}
+		if s.probe == nil {
+			s.probe = probe
+		}
+		if s.after == nil {
+			s.after = time.After
+		}
+		if s.listen == nil {
+			s.listen = listen
+		}
+	})
+}
+
+func (s *Server) log() *slog.Logger { return s.Log }
+
+func (s *Server) observe(o inventory.Observation) {
+	if s.Observe != nil {
+		o.Time = s.now()
+		s.Observe(o)
+	}
+}
+
+// Update takes over a new declared truth: sockets are opened and closed as it
+// needs, Networks that did not change go on undisturbed. The error names what
+// is not served and why; everything else is.
+func (s *Server) Update(set *inventory.Set) error {
+	s.init()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.set = set
+	if s.run == nil {
+		s.cfg.Store(compile(set))
+		return nil
+	}
+	return s.arrange()
+}
+
+// Run serves until the context ends, which is no error. It returns early only
+// when no socket can be opened at its start.
+func (s *Server) Run(ctx context.Context) error {
+	s.init()
+	if s.Store == nil {
+		return errors.New("run dhcp: no store is set")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	var background, workers sync.WaitGroup
+	background.Go(func() { s.follow(ctx) })
+	for range s.Workers {
+		workers.Go(func() { s.work(ctx) })
+	}
+	s.mu.Lock()
+	s.run = ctx
+	err := s.arrange()
+	started := len(s.links) > 0 || err == nil
+	s.mu.Unlock()
+
+	if started {
+		if err != nil {
+			s.log().Warn("dhcp serves in part", "err", err)
+			err = nil
+		}
+		tick := time.NewTicker(rescan)
+		for ctx.Err() == nil {
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
+				s.mu.Lock()
+				if err := s.arrange(); err != nil {
+					s.log().Debug("arrange sockets", "err", err)
+				}
+				s.mu.Unlock()
+				s.table.mu.Lock()
+				s.table.sweep(s.now())
+				s.table.mu.Unlock()
+			}
+		}
+		tick.Stop()
+	}
+
+	s.mu.Lock()
+	s.run = nil
+	for name, l := range s.links {
+		l.stop()
+		delete(s.links, name)
+	}
+	s.mu.Unlock()
+	s.queue.close()
+	cancel()
+	workers.Wait()
+	background.Wait()
+	return err
+}
+
+// arrange makes the sockets fit the declared Networks and the interfaces there
+// are. s.mu is held.
+func (s *Server) arrange() error {
+	cfg := compile(s.set)
+	ifaces, err := s.interfaces()
+	if err != nil {
+		return err
+	}
+	sites := attach(cfg.networks, ifaces)
+	var errs []error
+	for _, t := range sites {
+		key := "attach/" + t.network.Name
+		if t.problem == nil {
+			s.findings.clear(key)
+			continue
+		}
+		errs = append(errs, t.problem)
+		s.findings.set(key, t.problem.Error(), time.Time{})
+	}
+	want := map[string]listener{}
+	ours := []netip.Addr{}
+	for _, l := range listeners(sites, ifaces) {
+		want[l.iface.Name] = l
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.links)) {
+		// An interface that was made anew has another index; its old socket is deaf.
+		if w, ok := want[name]; !ok || w.iface.Index != s.links[name].state.Load().iface.Index {
+			s.links[name].stop()
+			delete(s.links, name)
+			s.log().Info("stop listening", "interface", name)
+		}
+	}
+	s.cfg.Store(cfg)
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		w, key := want[name], "listen/"+name
+		l := s.links[name]
+		if l == nil {
+			c, err := s.listen(w.iface)
+			if err != nil {
+				s.findings.set(key, err.Error(), time.Time{})
+				// Where only a relay might send to, another server may have the port.
+				if len(w.sites) > 0 {
+					errs = append(errs, err)
+				}
+				continue
+			}
+			s.findings.clear(key)
+			l = &link{conn: c, wire: c, cancel: map[string]context.CancelFunc{}}
+			l.state.Store(&linkState{})
+			s.links[name] = l
+			s.log().Info("listen", "interface", name, "port", serverPort)
+			s.assign(l, w)
+			l.reader.Go(func() { s.read(l) })
+		} else {
+			s.assign(l, w)
+		}
+		for _, p := range w.iface.Addrs {
+			ours = append(ours, p.Addr())
+		}
+	}
+	s.ourAddrs.Store(&ours)
+	return errors.Join(errs...)
+}
+
+// assign gives a link its Networks, and each its guard. A Network that stays as
+// it was keeps its guard and what that knows. s.mu is held.
+func (s *Server) assign(l *link, w listener) {
+	old := map[string]*duty{}
+	for _, d := range l.state.Load().duties {
+		old[d.site.network.Name] = d
+	}
+	var duties []*duty
+	for i := range w.sites {
+		t := w.sites[i]
+		if d := old[t.network.Name]; d != nil && d.site.server == t.server && d.site.network.Force == t.network.Force && d.site.network.Subnet == t.network.Subnet {
+			delete(old, t.network.Name)
+			duties = append(duties, d)
+			continue
+		}
+		d := &duty{site: t}
+		if cancel := l.cancel[t.network.Name]; cancel != nil {
+			cancel()
+		}
+		ctx, cancel := context.WithCancel(s.run)
+		l.cancel[t.network.Name] = cancel
+		delete(old, t.network.Name)
+		duties = append(duties, d)
+		l.guards.Go(func() { s.guard(ctx, d) })
+	}
+	for name := range old {
+		l.cancel[name]()
+		delete(l.cancel, name)
+	}
+	l.state.Store(&linkState{iface: w.iface, duties: duties})
+}
+
+// stop closes the socket and waits for the reader and the guards.
+func (l *link) stop() {
+	for _, cancel := range l.cancel {
+		cancel()
+	}
+	if l.conn != nil {
+		l.conn.close()
+	}
+	l.reader.Wait()
+	l.guards.Wait()
+}
+
+// follow keeps the lease index current from the store, for ever.
+func (s *Server) follow(ctx context.Context) {
+	for ctx.Err() == nil {
+		s.table.begin()
+		w, err := s.Store.Watch(ctx, inventory.LeasePrefix)
+		if err == nil {
+			s.findings.clear("leases")
+			for e := range w.Events {
+				if err := s.table.apply(e); err != nil {
+					s.log().Warn("skip a lease record", "err", err)
+				}
+			}
+			err = w.Err()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil && !errors.Is(err, store.ErrResync) {
+			s.findings.set("leases", fmt.Sprintf("dhcp: reading leases from the store: %v; declared addresses and known leases are served meanwhile", err), time.Time{})
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.after(time.Second):
+		}
+	}
+}
+
+// Leases are all records of the index by Network and address, expired and
+// quarantined ones included.
+func (s *Server) Leases() []inventory.Lease {
+	s.init()
+	return s.table.all()
+}
+
+// LeaseByAddr is the lease in force on an address.
+func (s *Server) LeaseByAddr(a netip.Addr) (inventory.Lease, bool) {
+	s.init()
+	n := s.cfg.Load().networkOf(a)
+	if n == nil {
+		return inventory.Lease{}, false
+	}
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	r := s.table.byAddr[place{n.Name, a}]
+	if r == nil || r.State != inventory.LeaseBound || !s.now().Before(r.Expires) {
+		return inventory.Lease{}, false
+	}
+	return r.Lease, true
+}
+
+// Findings are what a person should know now: other servers, addresses in use
+// by strangers, ports taken. Each line says what to do.
+func (s *Server) Findings() []string {
+	s.init()
+	return s.findings.list(s.now())
+}
+
+// Stats is a snapshot of the counters.
+func (s *Server) Stats() Stats {
+	s.init()
+	st := s.counters.snapshot()
+	s.table.mu.Lock()
+	st.Leases = len(s.table.byAddr)
+	s.table.mu.Unlock()
+	return st
+}
+
+// probeClass marks our own DISCOVERs, so that servers that share a store do not
+// take each other for strangers.
+func (s *Server) probeClass() string {
+	h := sha256.Sum256([]byte(s.Store.Epoch()))
+	return probeMark + hex.EncodeToString(h[:6])
+}
+
+const probeMark = "recast-probe:"
+
+// isPeer reports whether a request is a probe of a server with the same store.
+func (s *Server) isPeer(class []byte) bool {
+	return strings.HasPrefix(string(class), probeMark) && string(class) == s.probeClass()
+}
+
+// read is the loop of one socket. It ends when the socket is closed.
+func (s *Server) read(l *link) {
+	buf, oob := make([]byte, 4096), make([]byte, 128)
+	for {
+		n, _, dst, err := l.conn.read(buf, oob)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// ENETDOWN and the like come and go with the interface.
+			s.log().Debug("read", "interface", l.conn.iface.Name, "err", err)
+			s.counters.count(&s.counters.s.Malformed, "read error")
+			continue
+		}
+		s.receive(l, buf[:n], dst)
+	}
+}
