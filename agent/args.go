@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"recast/inventory"
+)
+
+// Args is what the boot script said to the ramdisk on the kernel's command
+// line. It is public: nothing in it but the nonce is worth anything, and the
+// nonce works once.
+type Args struct {
+	// URL of the agent API, https://HOST:PORT without a path.
+	URL string
+	// CA is the SHA-256 of the DER of the only CA certificate to trust.
+	CA inventory.Digest
+	// Time is the server's clock when it rendered the script; zero when it did not say.
+	Time time.Time
+	// MAC of the interface the firmware netbooted from; "" when unknown.
+	MAC inventory.MAC
+	// Nonce claims an armed machine; Discover lets a stranger post one inventory.
+	// Exactly one of them is set.
+	Nonce, Discover string
+}
+
+// ParseArgs picks recast's arguments out of a kernel command line and leaves
+// everybody else's alone. An argument that is given twice counts as its last,
+// as the kernel itself does it.
+func ParseArgs(cmdline string) (Args, error) {
+	var a Args
+	for _, word := range strings.Fields(cmdline) {
+		rest, ours := strings.CutPrefix(word, "recast.")
+		if !ours {
+			continue
+		}
+		key, value, _ := strings.Cut(rest, "=")
+		if err := a.set(key, strings.Trim(value, `"`)); err != nil {
+			return Args{}, fmt.Errorf("read kernel argument recast.%s: %w", key, err)
+		}
+	}
+	switch {
+	case a.URL == "":
+		return Args{}, fmt.Errorf("read kernel arguments: recast.url=https://HOST:PORT is missing; the boot script gives it")
+	case a.CA == "":
+		return Args{}, fmt.Errorf("read kernel arguments: recast.ca=sha256:… is missing; the boot script gives it")
+	case (a.Nonce == "") == (a.Discover == ""):
+		return Args{}, fmt.Errorf("read kernel arguments: want exactly one of recast.nonce= and recast.discover=")
+	}
+	return a, nil
+}
+
+func (a *Args) set(key, value string) error {
+	var err error
+	switch key {
+	case "url":
+		u, err := url.Parse(value)
+		if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || (u.Path != "" && u.Path != "/") {
+			return fmt.Errorf("%q is not https://HOST:PORT", value)
+		}
+		a.URL = "https://" + u.Host
+	case "ca":
+		a.CA, err = inventory.ParseDigest(value)
+	case "time":
+		sec, perr := strconv.ParseInt(value, 10, 64)
+		if perr != nil || sec <= 0 {
+			return fmt.Errorf("%q is not a number of seconds since 1970", value)
+		}
+		a.Time = time.Unix(sec, 0)
+	case "mac":
+		if value == "" {
+			a.MAC = ""
+			return nil
+		}
+		a.MAC, err = inventory.ParseMAC(value)
+	case "nonce":
+		a.Nonce, err = token(value)
+	case "discover":
+		a.Discover, err = token(value)
+	}
+	// A newer server may say more than this agent knows; what it needs is
+	// checked by the caller.
+	return err
+}
+
+// token accepts what base64url, hex and dotted tokens are made of.
+func token(s string) (string, error) {
+	if s == "" || len(s) > 512 {
+		return "", fmt.Errorf("it is empty or longer than 512 characters")
+	}
+	for _, c := range s {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.ContainsRune("-_.~=", c):
+		default:
+			return "", fmt.Errorf("character %q does not belong into it", c)
+		}
+	}
+	return s, nil
+}

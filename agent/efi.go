@@ -1,0 +1,219 @@
+package agent
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"unicode/utf16"
+
+	"recast/inventory"
+	"recast/pack"
+)
+
+// globalVariable is the vendor GUID of BootOrder and Boot#### (UEFI
+// specification, section 3.3).
+const globalVariable = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+// Attributes of a variable: non-volatile, and seen by boot services and the OS.
+const bootVariable = 0x7
+
+// Variables are the firmware's variables, by the names efivarfs gives them:
+// "Boot0001-8be4df61-…". A missing one is fs.ErrNotExist.
+type Variables interface {
+	List() ([]string, error)
+	Get(name string) ([]byte, error)
+	Set(name string, attributes uint32, value []byte) error
+	Delete(name string) error
+}
+
+// LoadOption is one boot entry (UEFI specification, section 3.1.3).
+type LoadOption struct {
+	Attributes  uint32 // bit 0: active
+	Description string
+	Path        []byte // the packed device path, its end node included
+	Data        []byte
+}
+
+// ParseLoadOption decodes the value of a Boot#### variable.
+func ParseLoadOption(b []byte) (LoadOption, error) {
+	if len(b) < 8 {
+		return LoadOption{}, errors.New("parse load option: too short")
+	}
+	o := LoadOption{Attributes: binary.LittleEndian.Uint32(b)}
+	pathLen := int(binary.LittleEndian.Uint16(b[4:]))
+	rest := b[6:]
+	var text []uint16
+	for {
+		if len(rest) < 2 {
+			return LoadOption{}, errors.New("parse load option: the description has no end")
+		}
+		c := binary.LittleEndian.Uint16(rest)
+		rest = rest[2:]
+		if c == 0 {
+			break
+		}
+		text = append(text, c)
+	}
+	if len(rest) < pathLen {
+		return LoadOption{}, fmt.Errorf("parse load option: device path of %d bytes in %d", pathLen, len(rest))
+	}
+	o.Description = string(utf16.Decode(text))
+	o.Path, o.Data = slices.Clone(rest[:pathLen]), slices.Clone(rest[pathLen:])
+	return o, nil
+}
+
+// Encode is the inverse of ParseLoadOption.
+func (o LoadOption) Encode() []byte {
+	b := binary.LittleEndian.AppendUint32(nil, o.Attributes)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(o.Path)))
+	b = appendUCS2(b, o.Description)
+	b = append(b, o.Path...)
+	return append(b, o.Data...)
+}
+
+func appendUCS2(b []byte, s string) []byte {
+	for _, c := range utf16.Encode([]rune(s)) {
+		b = binary.LittleEndian.AppendUint16(b, c)
+	}
+	return append(b, 0, 0)
+}
+
+// systemPart is the EFI system partition of the disk that was written.
+type systemPart struct {
+	number        int
+	start, blocks uint64 // in logical blocks
+	id            pack.GUID
+}
+
+func systemPartition(first []byte, diskSize int64) (systemPart, bool) {
+	layout, block, err := pack.ParseLayout(first, diskSize)
+	if err != nil || layout.Scheme != pack.SchemeGPT {
+		return systemPart{}, false
+	}
+	for _, p := range layout.Partitions {
+		if id, err := pack.ParseGUID(p.GUID); err == nil && p.Type == pack.TypeESP.String() {
+			return systemPart{number: p.Number, start: uint64(p.Start) / uint64(block),
+				blocks: uint64(p.End-p.Start) / uint64(block), id: id}, true
+		}
+	}
+	return systemPart{}, false
+}
+
+// bootOption points at a loader on a system partition: the short form of a
+// device path, which firmware completes by looking for the partition's GUID
+// (UEFI specification, sections 3.1.2 and 10.3.5).
+func bootOption(e inventory.EFIEntry, esp systemPart) LoadOption {
+	hd := []byte{4, 1, 42, 0}
+	hd = binary.LittleEndian.AppendUint32(hd, uint32(esp.number))
+	hd = binary.LittleEndian.AppendUint64(hd, esp.start)
+	hd = binary.LittleEndian.AppendUint64(hd, esp.blocks)
+	hd = append(hd, esp.id[:]...)
+	hd = append(hd, 2, 2) // a GPT, and the signature is a GUID
+
+	name := appendUCS2(nil, strings.ReplaceAll(e.Loader, "/", `\`))
+	file := append([]byte{4, 4}, byte(len(name)+4), byte((len(name)+4)>>8))
+	file = append(file, name...)
+	return LoadOption{Attributes: 1, Description: e.Label,
+		Path: slices.Concat(hd, file, []byte{0x7f, 0xff, 4, 0})}
+}
+
+// bootNumber is the number of a Boot#### variable.
+func bootNumber(name string) (uint16, bool) {
+	digits, ok := strings.CutSuffix(strings.ToLower(name), "-"+globalVariable)
+	if !ok || len(digits) != 8 || digits[:4] != "boot" {
+		return 0, false
+	}
+	var n uint16
+	for _, c := range digits[4:] {
+		k := strings.IndexRune("0123456789abcdef", c)
+		if k < 0 {
+			return 0, false
+		}
+		n = n<<4 | uint16(k)
+	}
+	return n, true
+}
+
+func bootName(n uint16) string { return fmt.Sprintf("Boot%04X-%s", n, globalVariable) }
+
+const bootOrder = "BootOrder-" + globalVariable
+
+// setBootEntry makes the firmware start e from esp, before everything else. It
+// replaces the entries with e's label, which are ours, and touches no other.
+// The returned text says what was done.
+func setBootEntry(vars Variables, e inventory.EFIEntry, esp systemPart) (string, error) {
+	if e.Label == "" || e.Loader == "" {
+		return "", errors.New("the job's boot entry has no label or no loader")
+	}
+	names, err := vars.List()
+	if err != nil {
+		return "", fmt.Errorf("list firmware variables: %w", err)
+	}
+	used := map[uint16]bool{}
+	var ours []uint16
+	for _, name := range names {
+		n, ok := bootNumber(name)
+		if !ok {
+			continue
+		}
+		used[n] = true
+		if b, err := vars.Get(name); err == nil {
+			// One that we cannot read is not ours.
+			if o, err := ParseLoadOption(b); err == nil && o.Description == e.Label {
+				ours = append(ours, n)
+			}
+		}
+	}
+	slices.Sort(ours)
+	var number uint16
+	if len(ours) > 0 {
+		number, ours = ours[0], ours[1:]
+	} else {
+		for used[number] {
+			if number == 0xffff {
+				return "", errors.New("all boot numbers are taken")
+			}
+			number++
+		}
+	}
+	order, err := readOrder(vars)
+	if err != nil {
+		return "", err
+	}
+	if err := vars.Set(bootName(number), bootVariable, bootOption(e, esp).Encode()); err != nil {
+		return "", fmt.Errorf("write Boot%04X: %w", number, err)
+	}
+	order = slices.DeleteFunc(order, func(n uint16) bool { return n == number || slices.Contains(ours, n) })
+	order = slices.Insert(order, 0, number)
+	var b []byte
+	for _, n := range order {
+		b = binary.LittleEndian.AppendUint16(b, n)
+	}
+	if err := vars.Set(bootOrder, bootVariable, b); err != nil {
+		return "", fmt.Errorf("write BootOrder: %w", err)
+	}
+	for _, n := range ours {
+		if err := vars.Delete(bootName(n)); err != nil {
+			return "", fmt.Errorf("remove our old Boot%04X: %w", n, err)
+		}
+	}
+	return fmt.Sprintf("Boot%04X %q is first in the firmware's boot order", number, e.Label), nil
+}
+
+func readOrder(vars Variables) ([]uint16, error) {
+	b, err := vars.Get(bootOrder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read BootOrder: %w", err)
+	}
+	var order []uint16
+	for ; len(b) >= 2; b = b[2:] {
+		order = append(order, binary.LittleEndian.Uint16(b))
+	}
+	return order, nil
+}
