@@ -25,20 +25,20 @@ const (
 )
 
 // Step is where a deploying (or inspecting, or cleaning) machine is.
-type Step string
+type StepName string
 
 const (
-	StepNone           Step = ""
-	StepStopping       Step = "stopping"
-	StepArming         Step = "arming"
-	StepPowering       Step = "powering"
-	StepBooting        Step = "booting"
-	StepClaiming       Step = "claiming"
-	StepInspecting     Step = "inspecting"
-	StepWriting        Step = "writing"
-	StepVerifying      Step = "verifying"
-	StepStarting       Step = "starting"
-	StepAwaitingPerson Step = "awaiting-operator" // no BMC, or an erase to confirm
+	StepNone           StepName = ""
+	StepStopping       StepName = "stopping"
+	StepArming         StepName = "arming"
+	StepPowering       StepName = "powering"
+	StepBooting        StepName = "booting"
+	StepClaiming       StepName = "claiming"
+	StepInspecting     StepName = "inspecting"
+	StepWriting        StepName = "writing"
+	StepVerifying      StepName = "verifying"
+	StepStarting       StepName = "starting"
+	StepAwaitingPerson StepName = "awaiting-operator" // no BMC, or an erase to confirm
 )
 
 // Sync, Health and Evidence are three answers that are never merged.
@@ -88,9 +88,9 @@ type Progress struct {
 
 // Status is the observed side of one machine. One writer: the engine.
 type Status struct {
-	Machine string `json:"machine"`
-	Phase   Phase  `json:"phase"`
-	Step    Step   `json:"step,omitempty"`
+	Machine string   `json:"machine"`
+	Phase   Phase    `json:"phase"`
+	Step    StepName `json:"step,omitempty"`
 
 	// Running is the generation the last evidence stands for; Wanted the one a
 	// current attempt works towards.
@@ -108,6 +108,9 @@ type Status struct {
 	// NextAction is what happens at the deadline, or what a person must do now.
 	NextAction string `json:"nextAction,omitempty"`
 	LastError  string `json:"lastError,omitempty"`
+	// FailedImage is the damaged image an attempt failed for; the machine begins
+	// again by itself when it is mended.
+	FailedImage inventory.Digest `json:"failedImage,omitempty"`
 	// LastSeen is the last thing seen from the machine, in words, and when.
 	LastSeen   string    `json:"lastSeen,omitempty"`
 	LastSeenAt time.Time `json:"lastSeenAt,omitzero"`
@@ -153,8 +156,10 @@ type Entry struct {
 	FetchBytes  int64 `json:"fetchBytes,omitempty"`
 	WriteBytes  int64 `json:"writeBytes,omitempty"`
 	PowerCycles int   `json:"powerCycles,omitempty"`
-	// Blocked says why it would not start now; "" it would.
+	// Blocked says why apply leaves it out; "" it does not.
 	Blocked string `json:"blocked,omitempty"`
+	// Waits says why it would not start at once; "" it would, in its wave.
+	Waits string `json:"waits,omitempty"`
 }
 
 // Plan is what would make every Status match the Set, and nothing else. Its

@@ -1,0 +1,467 @@
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"recast/image"
+	"recast/inventory"
+	"recast/store"
+	"recast/target"
+)
+
+// RefusedError is an agent's request that is refused for good: the agent shows
+// the reason and starts over.
+type RefusedError struct{ Reason string }
+
+func (e *RefusedError) Error() string { return e.Reason }
+
+func refused(format string, args ...any) error {
+	return &RefusedError{fmt.Sprintf(format, args...)}
+}
+
+// Claim answers an armed machine's first word. The grant is durable before it
+// is given.
+func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr) (inventory.ClaimReply, error) {
+	decl := e.Set().MachineByMAC(c.MAC)
+	if decl == nil {
+		return inventory.ClaimReply{}, refused("claim: no machine declares %s", c.MAC)
+	}
+	m := e.machine(decl.Name)
+	twin := e.twin(decl.Name, c.UUID)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e.mu.RLock()
+	lease := e.leases[remote].Machine
+	e.mu.RUnlock()
+	net := e.Set().NetworkOf(remote)
+	d := decideClaim(claimQuestion{Key: e.key, Machine: decl, State: m.state, Claim: c, Remote: remote,
+		Lease: lease, Authoritative: net != nil && net.DHCP == inventory.DHCPAuthoritative, Twin: twin, Now: e.Now()})
+	var err error
+	switch d.Verdict {
+	case ClaimGrant:
+		err = e.handleLocked(ctx, m, Claimed{Claim: d.Claim, Resume: d.Resume})
+	case ClaimRepeat:
+	case ClaimHold:
+		err = e.handleLocked(ctx, m, Suspected{Reason: d.Reason})
+		if twin != "" {
+			e.work.Go(func() {
+				if err := e.handle(e.background(), e.machine(twin), Suspected{Reason: d.Reason}); err != nil {
+					e.Log.Warn("hold not recorded", "machine", twin, "err", err)
+				}
+			})
+		}
+		fallthrough
+	default:
+		m.history.saw(e.Now(), "claim refused: "+d.Reason)
+		return inventory.ClaimReply{}, errors.Join(refused("claim: %s", d.Reason), err)
+	}
+	if err != nil {
+		return inventory.ClaimReply{}, err
+	}
+	return inventory.ClaimReply{Machine: decl.Name, Token: e.key.AgentToken(m.state.Intent),
+		LeaseSeconds: e.leaseLeft(m)}, nil
+}
+
+// leaseLeft is what remains of the durable lease, whole seconds.
+func (e *Engine) leaseLeft(m *machine) int {
+	return max(0, int(m.state.Intent.Claim.Until.Sub(e.Now()).Seconds()))
+}
+
+// twin is another machine that says the same UUID, "" none.
+func (e *Engine) twin(name, uuid string) string {
+	if !usableUUID(uuid) {
+		return ""
+	}
+	for _, m := range e.list() {
+		if m.name == name || e.Set().Machine(m.name) == nil {
+			continue
+		}
+		s := m.snapshot()
+		if f := s.Status.Facts; f != nil && strings.EqualFold(f.SystemVendor.UUID, uuid) {
+			return m.name
+		}
+		if in := s.Intent; in != nil && in.Live && in.Claim != nil && strings.EqualFold(in.Claim.UUID, uuid) {
+			return m.name
+		}
+	}
+	return ""
+}
+
+// agent finds the machine whose present boot holds the token, and locks it.
+func (e *Engine) agent(token string) (*machine, error) {
+	m, ok := e.known(tokenMachine(token))
+	if !ok {
+		return nil, refused("the token is not known")
+	}
+	m.mu.Lock()
+	in := m.state.Intent
+	if in == nil || in.Claim == nil || in.Epoch != e.Store.Epoch() || !sameToken(token, e.key.AgentToken(in)) {
+		m.mu.Unlock()
+		return nil, refused("the token is not that of the machine's present boot")
+	}
+	return m, nil
+}
+
+// renew prolongs the lease. The durable end is moved only when it comes near,
+// and no agent is ever told more than what is durable.
+func (e *Engine) renew(ctx context.Context, m *machine) (int, error) {
+	now := e.Now()
+	in := m.state.Intent
+	if in.Live && in.Claim.Until.Sub(now) < LeaseTime*2/3 {
+		if err := e.handleLocked(ctx, m, Renewed{Until: now.Add(LeaseTime)}); err != nil {
+			return e.leaseLeft(m), err
+		}
+	}
+	return e.leaseLeft(m), nil
+}
+
+// Inventory takes what the ramdisk saw, decides about the disk, and answers
+// with the first order. A write intent is durable before its job is given.
+func (e *Engine) Inventory(ctx context.Context, token string, facts inventory.Facts) (inventory.Order, error) {
+	m, err := e.agent(token)
+	if err != nil {
+		return inventory.Order{}, err
+	}
+	defer m.mu.Unlock()
+	s := m.state
+	if s.Status.Step == StepInspecting && Busy(s.Status.Phase) {
+		d, err := e.decideDisk(m.name, s, facts)
+		if err != nil {
+			return inventory.Order{}, err
+		}
+		if err := e.handleLocked(ctx, m, Inspected{Facts: facts, Decision: d}); err != nil {
+			return inventory.Order{}, err
+		}
+	}
+	return e.order(ctx, m)
+}
+
+func (e *Engine) decideDisk(name string, s State, facts inventory.Facts) (DiskDecision, error) {
+	decl := e.Set().Machine(name)
+	if decl == nil {
+		return DiskDecision{Verdict: DiskRefuse, Reason: "the machine is not declared any more"}, nil
+	}
+	q := diskQuestion{Machine: decl, Intent: s.Intent, Attempt: s.Status.Attempt, Known: s.Status.Disk, Volume: configRoom}
+	if s.Intent.Generation != "" {
+		gen, err := e.generation(s.Intent.Generation)
+		if err != nil {
+			return DiskDecision{}, err
+		}
+		q.Select = gen.Resolved.Select
+		f, ok := e.imageFacts(gen.Resolved.Image.Digest)
+		if !ok && s.Intent.Purpose == PurposeDeploy {
+			return DiskDecision{Verdict: DiskRefuse, Reason: fmt.Sprintf("image %s is not here any more", gen.Resolved.Image.Digest.Short())}, nil
+		}
+		q.ImageSize, q.BlockSize = f.Size, f.BlockSize
+	}
+	return decideDisk(q, facts), nil
+}
+
+// order is what the machine's present boot shall do now. The lock is held.
+func (e *Engine) order(ctx context.Context, m *machine) (inventory.Order, error) {
+	st, in := m.state.Status, m.state.Intent
+	switch {
+	case Busy(st.Phase) && (st.Step == StepWriting || st.Step == StepVerifying) && in.Write != nil:
+		left, err := e.renew(ctx, m)
+		if err != nil {
+			return inventory.Order{}, err
+		}
+		job, err := e.job(ctx, m.name, m.state)
+		if err != nil {
+			return inventory.Order{}, err
+		}
+		return inventory.Order{Kind: inventory.OrderWrite, Job: job, LeaseSeconds: left}, nil
+	case Busy(st.Phase) && st.Step == StepInspecting:
+		return inventory.Order{Kind: inventory.OrderWait, Reason: "send the inventory"}, nil
+	case Busy(st.Phase) && st.Step != StepStarting:
+		// Another attempt has begun; a BMC will cut the power, else it goes by itself.
+		return inventory.Order{Kind: inventory.OrderReboot, Reason: fmt.Sprintf("attempt %d begins: %s", st.Attempt, st.LastError)}, nil
+	case st.Phase == Failed && in.Write != nil && in.Write.Erased && st.Running == "":
+		return inventory.Order{Kind: inventory.OrderPowerOff, Reason: st.LastError}, nil
+	}
+	reason := st.LastError
+	if reason == "" {
+		reason = string(st.Phase)
+	}
+	return inventory.Order{Kind: inventory.OrderLocal, Reason: reason}, nil
+}
+
+// PollTime is how long Order holds a waiting agent's request.
+const PollTime = 25 * time.Second
+
+// Order answers an agent's long poll.
+func (e *Engine) Order(ctx context.Context, token string) (inventory.Order, error) {
+	deadline := time.NewTimer(PollTime)
+	defer deadline.Stop()
+	for {
+		m, err := e.agent(token)
+		if err != nil {
+			return inventory.Order{}, err
+		}
+		o, err := e.order(ctx, m)
+		changed := m.orders
+		m.mu.Unlock()
+		if err != nil || o.Kind != inventory.OrderWait {
+			return o, err
+		}
+		select {
+		case <-changed:
+		case <-deadline.C:
+			return o, nil
+		case <-ctx.Done():
+			return o, ctx.Err()
+		}
+	}
+}
+
+// job makes the write intent's job. The lock is held.
+func (e *Engine) job(ctx context.Context, name string, s State) (*inventory.Job, error) {
+	in := s.Intent
+	gen, err := e.generation(in.Generation)
+	if err != nil {
+		return nil, err
+	}
+	info, err := e.Images.Info(gen.Resolved.Image.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("open the image: %w", err)
+	}
+	volume, err := e.volume(ctx, name, s)
+	if err != nil {
+		return nil, err
+	}
+	base, err := e.bootURL(in.Claim.Addr)
+	if err != nil {
+		return nil, err
+	}
+	return &inventory.Job{
+		Machine: name, Generation: in.Generation, Rendered: in.Rendered,
+		Epoch: in.Epoch, Fence: in.Fence, Attempt: s.Status.Attempt,
+		Disk: in.Write.Disk,
+		Image: inventory.JobImage{Digest: info.Digest, Size: info.Size, Manifest: info.Manifest, Pack: info.Pack,
+			URLs: []string{base + "/images"}},
+		Config: &inventory.JobConfig{Digest: volume.Digest, Size: int64(len(volume.Bytes)), Label: volume.Label},
+		Wipe:   gen.Resolved.Wipe,
+		EFI:    &inventory.EFIEntry{Label: "recast", Loader: efiLoader(gen.Resolved.Image.Arch)},
+	}, nil
+}
+
+// efiLoader is the removable-media path that every disk image carries (UEFI
+// specification, 3.5.1.1).
+func efiLoader(a inventory.Arch) string {
+	if a == inventory.ARM64 {
+		return `\EFI\BOOT\BOOTAA64.EFI`
+	}
+	return `\EFI\BOOT\BOOTX64.EFI`
+}
+
+// serverAddr is our own address on the Network of a machine's address.
+func (e *Engine) serverAddr(remote netip.Addr) (netip.Addr, error) {
+	net := e.Set().NetworkOf(remote)
+	if net == nil {
+		return netip.Addr{}, fmt.Errorf("no network holds the address %s", remote)
+	}
+	addr, ok := e.Address(net.Name)
+	if !ok {
+		return netip.Addr{}, fmt.Errorf("the server has no address on network %q", net.Name)
+	}
+	return addr, nil
+}
+
+func (e *Engine) bootURL(remote netip.Addr) (string, error) {
+	addr, err := e.serverAddr(remote)
+	if err != nil {
+		return "", err
+	}
+	return "http://" + netip.AddrPortFrom(addr, uint16(e.BootPort)).String(), nil
+}
+
+// volume renders the machine's config volume. It depends on durable state
+// alone, so that it can be made again at any time with the same bytes.
+func (e *Engine) volume(ctx context.Context, name string, s State) (target.Volume, error) {
+	in := s.Intent
+	gen, err := e.generation(in.Generation)
+	if err != nil {
+		return target.Volume{}, err
+	}
+	decl := e.Set().Machine(name)
+	if decl == nil {
+		return target.Volume{}, refused("machine %q is not declared any more", name)
+	}
+	rendered, err := gen.Render(decl)
+	if err != nil {
+		return target.Volume{}, err
+	}
+	if rendered.Digest != in.Rendered {
+		return target.Volume{}, refused("the declaration of %q changed in the middle of an attempt", name)
+	}
+	addr, err := e.serverAddr(in.Claim.Addr)
+	if err != nil {
+		return target.Volume{}, err
+	}
+	return target.Render(target.Input{Rendered: rendered, Format: gen.Resolved.Config.Format,
+		Image: gen.Resolved.Image.Digest, Machine: decl, Attempt: s.Status.Attempt,
+		Secrets: func(secret string) (string, bool) {
+			v, err := e.secrets.Get(ctx, secret)
+			return string(v), err == nil
+		},
+		Report: &target.Reporter{URL: agentURL(addr, e.AgentPort), CAPEM: string(e.authority.PEM()),
+			Token: e.key.ReportToken(in.Epoch, name, in.Generation, s.Status.Attempt)}})
+}
+
+// ConfigVolume gives the config volume to the boot that has a job.
+func (e *Engine) ConfigVolume(ctx context.Context, token string) ([]byte, error) {
+	m, err := e.agent(token)
+	if err != nil {
+		return nil, err
+	}
+	defer m.mu.Unlock()
+	if m.state.Intent.Write == nil || !m.state.Intent.Live {
+		return nil, refused("there is no write intent")
+	}
+	v, err := e.volume(ctx, m.name, m.state)
+	return v.Bytes, err
+}
+
+// Report takes the agent's word. The reply renews its lease or stops it.
+func (e *Engine) Report(ctx context.Context, token string, r inventory.Report) (inventory.ReportReply, error) {
+	var damaged inventory.Digest
+	if r.Step == inventory.AgentFailed && r.BadFrame != nil {
+		damaged = e.checkImage(ctx, token, *r.BadFrame)
+	}
+	m, err := e.agent(token)
+	if err != nil {
+		return inventory.ReportReply{Abort: true, Reason: err.Error()}, err
+	}
+	defer m.mu.Unlock()
+	in := m.state.Intent
+	if in.Fence != r.Fence || m.state.Status.Attempt != r.Attempt || in.Claim.BootID != r.BootID {
+		return inventory.ReportReply{Abort: true, Reason: "a newer attempt has begun"}, nil
+	}
+	if !in.Live && m.state.Status.Step != StepStarting {
+		return inventory.ReportReply{Abort: true, Reason: "the intent has ended: " + m.state.Status.LastError}, nil
+	}
+	if err := e.handleLocked(ctx, m, Reported{Report: r, Damaged: damaged}); err != nil {
+		return inventory.ReportReply{}, err
+	}
+	if !m.state.Intent.Live || m.state.Intent.Claim == nil {
+		return inventory.ReportReply{Reason: m.state.Status.LastError}, nil
+	}
+	left, err := e.renew(ctx, m)
+	return inventory.ReportReply{LeaseSeconds: left}, err
+}
+
+// checkImage hashes our own copy of what an agent found wrong.
+func (e *Engine) checkImage(ctx context.Context, token string, frame int) inventory.Digest {
+	m, err := e.agent(token)
+	if err != nil {
+		return ""
+	}
+	in := m.state.Intent
+	m.mu.Unlock()
+	gen, err := e.generation(in.Generation)
+	if err != nil {
+		return ""
+	}
+	d := gen.Resolved.Image.Digest
+	if err := e.Images.Check(ctx, d, frame); errors.Is(err, image.ErrDamaged) {
+		e.Log.Error("image is damaged", "image", d, "frame", frame, "err", err)
+		return d
+	}
+	return ""
+}
+
+// Booted takes the installed system's word about itself.
+func (e *Engine) Booted(ctx context.Context, token string, r inventory.BootReport) error {
+	m, ok := e.known(tokenMachine(token))
+	if !ok || m.name != r.Machine ||
+		!sameToken(token, e.key.ReportToken(e.Store.Epoch(), r.Machine, r.Generation, r.Attempt)) {
+		return refused("the token does not speak for machine %q, generation %s, attempt %d", r.Machine, r.Generation.Short(), r.Attempt)
+	}
+	return e.handle(ctx, m, Running{Report: r})
+}
+
+// Stray is an undeclared machine's inventory.
+type Stray struct {
+	MAC     inventory.MAC   `json:"mac"`
+	Network string          `json:"network,omitempty"`
+	Addr    netip.Addr      `json:"addr,omitzero"`
+	Facts   inventory.Facts `json:"facts"`
+	At      time.Time       `json:"at"`
+	// YAML declares it; filled in when shown.
+	YAML string `json:"yaml,omitempty"`
+}
+
+// Empty tells that no disk holds anything.
+func (d Stray) empty() bool {
+	for _, disk := range d.Facts.Disks {
+		if disk.Holds != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// Discover takes an undeclared machine's inventory. The token, which the boot
+// script carried, permits this and nothing else.
+func (e *Engine) Discover(ctx context.Context, token string, mac inventory.MAC, facts inventory.Facts, remote netip.Addr) (inventory.Order, error) {
+	if !sameToken(token, e.key.DiscoveryToken(e.Store.Epoch(), mac)) {
+		return inventory.Order{}, refused("the discovery token is not that of %s", mac)
+	}
+	d := Stray{MAC: mac, Addr: remote, Facts: facts, At: e.Now()}
+	if n := e.Set().NetworkOf(remote); n != nil {
+		d.Network = n.Name
+	}
+	op, err := e.discovered.PutOp(strings.ReplaceAll(mac.String(), ":", "-"), d, store.Any)
+	if err != nil {
+		return inventory.Order{}, err
+	}
+	if _, err := e.Store.Commit(ctx, op); err != nil {
+		return inventory.Order{}, fmt.Errorf("record the discovery: %w", err)
+	}
+	e.mu.Lock()
+	e.strays[mac] = d
+	e.mu.Unlock()
+	e.changes.send(AllMachines)
+	return e.discoveryOrder(d), nil
+}
+
+// discoveryOrder: a machine with something on a disk goes back to it; an empty
+// one waits to be declared.
+func (e *Engine) discoveryOrder(d Stray) inventory.Order {
+	if m := e.Set().MachineByMAC(d.MAC); m != nil {
+		return inventory.Order{Kind: inventory.OrderReboot, Reason: "declared as " + m.Name}
+	}
+	if d.empty() {
+		return inventory.Order{Kind: inventory.OrderWait, Reason: "waits to be declared"}
+	}
+	return inventory.Order{Kind: inventory.OrderLocal, Reason: "inventory taken"}
+}
+
+// DiscoveryOrder answers the long poll of a discovered machine.
+func (e *Engine) DiscoveryOrder(ctx context.Context, token string, mac inventory.MAC) (inventory.Order, error) {
+	if !sameToken(token, e.key.DiscoveryToken(e.Store.Epoch(), mac)) {
+		return inventory.Order{}, refused("the discovery token is not that of %s", mac)
+	}
+	ctx, cancel := context.WithTimeout(ctx, PollTime)
+	defer cancel()
+	changes := e.Watch(ctx)
+	for {
+		e.mu.RLock()
+		d, ok := e.strays[mac]
+		e.mu.RUnlock()
+		if !ok {
+			return inventory.Order{}, refused("send the inventory first")
+		}
+		if o := e.discoveryOrder(d); o.Kind != inventory.OrderWait {
+			return o, nil
+		}
+		if _, open := <-changes; !open {
+			return e.discoveryOrder(d), nil
+		}
+	}
+}

@@ -1,0 +1,517 @@
+package provision
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"recast/inventory"
+	"recast/store"
+)
+
+const (
+	currentKey = "/recast/declared/current"
+	setPrefix  = "/recast/declared/sets/"
+	auditKey   = "/recast/audit/"
+	// setPart bounds one record of a Set: etcd's request limit is 1.5 MiB.
+	setPart = 512 << 10
+)
+
+// generationRecord keeps a generation for rollback.
+type generationRecord struct {
+	Canonical []byte    `json:"canonical"`
+	Group     string    `json:"group"` // that first ran it
+	At        time.Time `json:"at"`
+}
+
+// planRecord is a plan with what it was made from, so that apply can make it
+// again and see whether an input moved.
+type planRecord struct {
+	Plan Plan `json:"plan"`
+}
+
+// currentSet points at the applied Set.
+type currentSet struct {
+	Digest inventory.Digest `json:"digest"`
+	Parts  int              `json:"parts"`
+	Plan   inventory.Digest `json:"plan,omitempty"`
+	By     string           `json:"by,omitempty"`
+	At     time.Time        `json:"at"`
+}
+
+// ErrPlanMoved: an input of the plan is not what it was.
+var ErrPlanMoved = errors.New("the plan is out of date")
+
+// putSet writes a Set in parts under its digest. It is content: writing it
+// twice is the same, and only the pointer makes it true.
+func (e *Engine) putSet(ctx context.Context, raw []byte) (inventory.Digest, int, error) {
+	digest := inventory.DigestOf(raw)
+	n := 0
+	for off := 0; off == 0 || off < len(raw); off += setPart {
+		part, err := json.Marshal(raw[off:min(off+setPart, len(raw))])
+		if err != nil {
+			return "", 0, err
+		}
+		op := store.Op{Key: fmt.Sprintf("%s%s/%06d", setPrefix, digest.Hex(), n), Value: part, If: store.Any}
+		if _, err := e.Store.Commit(ctx, op); err != nil {
+			return "", 0, fmt.Errorf("store the candidate: %w", err)
+		}
+		n++
+	}
+	return digest, n, nil
+}
+
+func (e *Engine) getSet(ctx context.Context, digest inventory.Digest) (*inventory.Set, int, error) {
+	parts, _, err := e.Store.List(ctx, setPrefix+digest.Hex()+"/")
+	if err != nil {
+		return nil, 0, fmt.Errorf("read the set %s: %w", digest.Short(), err)
+	}
+	var raw []byte
+	for _, p := range parts {
+		var b []byte
+		if err := json.Unmarshal(p.Value, &b); err != nil {
+			return nil, 0, fmt.Errorf("read the set %s: %w", digest.Short(), err)
+		}
+		raw = append(raw, b...)
+	}
+	if got := inventory.DigestOf(raw); got != digest {
+		return nil, 0, fmt.Errorf("read the set %s: its parts hash to %s", digest.Short(), got.Short())
+	}
+	set, err := inventory.DecodeSet(raw)
+	return set, len(parts), err
+}
+
+func (e *Engine) loadSet(ctx context.Context) error {
+	set := inventory.EmptySet()
+	rec, err := e.Store.Get(ctx, currentKey)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return fmt.Errorf("read the applied set: %w", err)
+	default:
+		var cur currentSet
+		if err := store.Decode(rec.Value, &cur); err != nil {
+			return fmt.Errorf("read the applied set: %w", err)
+		}
+		if set, _, err = e.getSet(ctx, cur.Digest); err != nil {
+			return err
+		}
+	}
+	return e.install(set, rec.Revision)
+}
+
+// install makes a Set the one in force, in memory.
+func (e *Engine) install(set *inventory.Set, rev int64) error {
+	wanted, err := e.resolveAll(set)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.set, e.setRev, e.wanted = set, rev, wanted
+	tell := e.networks
+	e.mu.Unlock()
+	if tell != nil {
+		tell(set)
+	}
+	e.changes.send(AllMachines)
+	e.nudge()
+	return nil
+}
+
+// OnSet is told of the Set in force, now and whenever it changes.
+func (e *Engine) OnSet(f func(*inventory.Set)) {
+	e.mu.Lock()
+	e.networks = f
+	set := e.set
+	e.mu.Unlock()
+	f(set)
+}
+
+// Set in force.
+func (e *Engine) Set() *inventory.Set {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.set
+}
+
+func (e *Engine) resolver(set *inventory.Set) *resolver {
+	return &resolver{set: set, version: e.secrets.Version, kept: e.generation}
+}
+
+func (e *Engine) resolveAll(set *inventory.Set) (map[string]Wanted, error) {
+	r := e.resolver(set)
+	out := make(map[string]Wanted, len(set.Machines))
+	for _, m := range set.Machines {
+		w, ok, err := r.wanted(m)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out[m.Name] = w
+		}
+	}
+	return out, nil
+}
+
+// generation that was kept.
+func (e *Engine) generation(d inventory.Digest) (inventory.Generation, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	gen, ok := e.kept[d]
+	if !ok {
+		return gen, fmt.Errorf("generation %s is not kept here", d.Short())
+	}
+	return gen, nil
+}
+
+// Plan compares files with what is known and stores the candidate, valid but
+// not applied. Problems in the files come back as inventory.Problems.
+func (e *Engine) Plan(ctx context.Context, files []inventory.File, erase []string) (Plan, error) {
+	set, err := inventory.Parse(files)
+	if err != nil {
+		return Plan{}, err
+	}
+	if err := e.checkSecrets(set); err != nil {
+		return Plan{}, err
+	}
+	return e.planSet(ctx, set, erase)
+}
+
+// checkSecrets reports every reference to a secret that is not set.
+func (e *Engine) checkSecrets(set *inventory.Set) error {
+	var problems inventory.Problems
+	for _, ref := range set.SecretRefs() {
+		if _, ok := e.secrets.Version(ref.Name); !ok {
+			problems = append(problems, ref.Unknown())
+		}
+	}
+	if len(problems) > 0 {
+		return problems
+	}
+	return nil
+}
+
+func (e *Engine) planSet(ctx context.Context, set *inventory.Set, erase []string) (Plan, error) {
+	p, err := e.plan(set, erase)
+	if err != nil {
+		return p, err
+	}
+	raw, err := set.Encode()
+	if err != nil {
+		return p, err
+	}
+	if _, _, err := e.putSet(ctx, raw); err != nil {
+		return p, err
+	}
+	p.Created = e.Now()
+	// The entries of a plan over a whole site do not fit one record, and apply
+	// makes them again anyway.
+	brief := p
+	brief.Entries, brief.Changes = nil, nil
+	op, err := e.plans.PutOp(p.Digest.Hex(), planRecord{Plan: brief}, store.Any)
+	if err != nil {
+		return p, err
+	}
+	if _, err := e.Store.Commit(ctx, op); err != nil {
+		return p, fmt.Errorf("store the plan: %w", err)
+	}
+	return p, nil
+}
+
+func (e *Engine) plan(set *inventory.Set, erase []string) (Plan, error) {
+	e.mu.RLock()
+	frozen := e.frozen
+	applied := e.set
+	e.mu.RUnlock()
+	return plan(planInput{Candidate: set, Applied: applied, Wanted: e.resolver(set).wanted,
+		State: func(name string) State {
+			if m, ok := e.known(name); ok {
+				return m.snapshot()
+			}
+			return State{Status: Status{Machine: name, Phase: Available}}
+		},
+		Image: e.imageFacts, Erase: erase, Frozen: frozen.Reason})
+}
+
+func (e *Engine) imageFacts(d inventory.Digest) (ImageFacts, bool) {
+	info, err := e.Images.Info(d)
+	if err != nil {
+		return ImageFacts{}, false
+	}
+	return ImageFacts{Size: info.Size, Pack: info.PackSize, BlockSize: info.BlockSize, Damaged: info.Damaged}, true
+}
+
+// Apply makes the candidate of a plan the truth and lets its machines start in
+// their waves. It fails with ErrPlanMoved when any input moved since.
+func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string) (Plan, error) {
+	e.applyMu.Lock()
+	defer e.applyMu.Unlock()
+	rec, _, err := e.plans.Get(ctx, digest.Hex())
+	if errors.Is(err, store.ErrNotFound) {
+		return Plan{}, fmt.Errorf("apply %s: there is no such plan: make one with recast plan PATH", digest.Short())
+	}
+	if err != nil {
+		return Plan{}, fmt.Errorf("read the plan: %w", err)
+	}
+	set, parts, err := e.getSet(ctx, rec.Plan.Candidate)
+	if err != nil {
+		return Plan{}, err
+	}
+	p, err := e.plan(set, rec.Plan.Erase)
+	if err != nil {
+		return Plan{}, err
+	}
+	if p.Digest != digest {
+		return p, fmt.Errorf("apply %s: %w: now it would be %s; look at it with recast plan PATH", digest.Short(), ErrPlanMoved, p.Digest.Short())
+	}
+	if err := e.keepGenerations(ctx, set); err != nil {
+		return p, err
+	}
+	now := e.Now()
+	e.mu.RLock()
+	rev := e.setRev
+	e.mu.RUnlock()
+	cur, err := store.Encode(currentSet{Digest: p.Candidate, Parts: parts, Plan: digest, By: who, At: now})
+	if err != nil {
+		return p, err
+	}
+	audit, err := e.audit(ctx, AuditEntry{Who: who, What: "apply", Plan: digest, Set: p.Candidate, Erase: rec.Plan.Erase, At: now})
+	if err != nil {
+		return p, err
+	}
+	newRev, err := e.Store.Commit(ctx, store.Op{Key: currentKey, Value: cur, If: rev}, audit)
+	if errors.Is(err, store.ErrConflict) {
+		return p, fmt.Errorf("apply %s: %w: somebody else applied in the meantime", digest.Short(), ErrPlanMoved)
+	}
+	if err != nil {
+		return p, fmt.Errorf("apply: %w", err)
+	}
+	if err := e.install(set, newRev); err != nil {
+		return p, err
+	}
+	return p, e.startRollouts(ctx, p, who, now)
+}
+
+func (e *Engine) keepGenerations(ctx context.Context, set *inventory.Set) error {
+	r := e.resolver(set)
+	for _, g := range set.Groups {
+		gen, err := r.generation(g)
+		if err != nil {
+			return err
+		}
+		e.mu.RLock()
+		_, have := e.kept[gen.Digest]
+		e.mu.RUnlock()
+		if have {
+			continue
+		}
+		op, err := e.generations.PutOp(gen.Digest.Hex(), generationRecord{Canonical: gen.Canonical, Group: g.Name, At: e.Now()}, store.Any)
+		if err != nil {
+			return err
+		}
+		if _, err := e.Store.Commit(ctx, op); err != nil {
+			return fmt.Errorf("keep generation %s: %w", gen.Digest.Short(), err)
+		}
+		e.mu.Lock()
+		e.kept[gen.Digest] = gen
+		e.mu.Unlock()
+	}
+	return nil
+}
+
+// startRollouts replaces each touched group's rollout by the plan's.
+func (e *Engine) startRollouts(ctx context.Context, p Plan, who string, now time.Time) error {
+	erase := map[string]bool{}
+	for _, name := range p.Erase {
+		erase[name] = true
+	}
+	groups := map[string]Rollout{}
+	for _, en := range p.Entries {
+		if en.Kind == EntryObserve || en.Blocked != "" {
+			continue
+		}
+		r, ok := groups[en.Group]
+		if !ok {
+			r = Rollout{Group: en.Group, Plan: p.Digest, By: who, At: now, Machines: map[string]RolloutTarget{}}
+		}
+		r.Machines[en.Machine] = RolloutTarget{Kind: en.Kind, To: en.To, Rendered: en.ToRendered, Erase: erase[en.Machine]}
+		groups[en.Group] = r
+	}
+	for _, name := range sortedKeys(groups) {
+		if err := e.saveRollout(ctx, groups[name]); err != nil {
+			return err
+		}
+	}
+	e.nudge()
+	return nil
+}
+
+func (e *Engine) saveRollout(ctx context.Context, r Rollout) error {
+	op, err := e.rollouts.PutOp(r.Group, r, store.Any)
+	if err != nil {
+		return err
+	}
+	if _, err := e.Store.Commit(ctx, op); err != nil {
+		return fmt.Errorf("record the rollout of %q: %w", r.Group, err)
+	}
+	e.mu.Lock()
+	e.rolling[r.Group] = r
+	e.mu.Unlock()
+	return nil
+}
+
+// Rollback plans a Group's return to a kept generation; "" means the one before
+// the present. The plan is applied like any other.
+func (e *Engine) Rollback(ctx context.Context, group string, to inventory.Digest) (Plan, error) {
+	set := e.Set()
+	g := set.Group(group)
+	if g == nil {
+		return Plan{}, fmt.Errorf("roll back %q: no such group; recast get groups lists them", group)
+	}
+	if to == "" {
+		var err error
+		if to, err = e.previous(ctx, g); err != nil {
+			return Plan{}, err
+		}
+	}
+	if _, err := e.generation(to); err != nil {
+		return Plan{}, fmt.Errorf("roll back %q: %w; recast get generations lists those that are", group, err)
+	}
+	raw, err := set.Encode()
+	if err != nil {
+		return Plan{}, err
+	}
+	candidate, err := inventory.DecodeSet(raw) // a copy: a Set is never edited
+	if err != nil {
+		return Plan{}, err
+	}
+	candidate.Group(group).Generation = to
+	if raw, err = candidate.Encode(); err != nil {
+		return Plan{}, err
+	}
+	if candidate, err = inventory.DecodeSet(raw); err != nil {
+		return Plan{}, err
+	}
+	return e.planSet(ctx, candidate, nil)
+}
+
+// GenerationInfo is one kept generation.
+type GenerationInfo struct {
+	Digest   inventory.Digest   `json:"digest"`
+	Group    string             `json:"group"`
+	At       time.Time          `json:"at"`
+	Resolved inventory.Resolved `json:"resolved"`
+	Machines []string           `json:"machines,omitempty"` // that run it
+}
+
+// Generations kept, newest first.
+func (e *Engine) Generations(ctx context.Context) ([]GenerationInfo, error) {
+	rows, err := e.generations.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list generations: %w", err)
+	}
+	running := map[inventory.Digest][]string{}
+	for _, m := range e.list() {
+		if d := m.snapshot().Status.Running; d != "" {
+			running[d] = append(running[d], m.name)
+		}
+	}
+	out := make([]GenerationInfo, 0, len(rows))
+	for _, row := range rows {
+		gen, err := inventory.DecodeGeneration(row.Value.Canonical)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, GenerationInfo{gen.Digest, row.Value.Group, row.Value.At, gen.Resolved, running[gen.Digest]})
+	}
+	sortByTime(out)
+	return out, nil
+}
+
+// previous generation of a group: the newest other one that it ran.
+func (e *Engine) previous(ctx context.Context, g *inventory.Group) (inventory.Digest, error) {
+	now, err := e.resolver(e.Set()).generation(g)
+	if err != nil {
+		return "", err
+	}
+	log, err := e.Audit(ctx)
+	if err != nil {
+		return "", err
+	}
+	// The audit log knows the order in which Sets were applied.
+	for i := len(log) - 1; i >= 0; i-- {
+		if log[i].What != "apply" {
+			continue
+		}
+		set, _, err := e.getSet(ctx, log[i].Set)
+		if err != nil {
+			return "", err
+		}
+		old := set.Group(g.Name)
+		if old == nil {
+			continue
+		}
+		gen, err := (&resolver{set: set, version: e.secrets.Version, kept: e.generation}).generation(old)
+		if err == nil && gen.Digest != now.Digest {
+			return gen.Digest, nil
+		}
+	}
+	return "", fmt.Errorf("roll back %q: it has run no other generation", g.Name)
+}
+
+// AuditEntry says who did what. Each carries the hash of the one before.
+type AuditEntry struct {
+	Seq     int64            `json:"seq"`
+	At      time.Time        `json:"at"`
+	Who     string           `json:"who"`
+	What    string           `json:"what"`
+	Machine string           `json:"machine,omitempty"`
+	Plan    inventory.Digest `json:"plan,omitempty"`
+	Set     inventory.Digest `json:"set,omitempty"`
+	Erase   []string         `json:"erase,omitempty"`
+	Detail  string           `json:"detail,omitempty"`
+	Before  inventory.Digest `json:"before,omitempty"` // hash of the entry before
+}
+
+// audit makes the write that appends an entry. The caller holds applyMu, and
+// commits it with what it audits.
+func (e *Engine) audit(ctx context.Context, a AuditEntry) (store.Op, error) {
+	log, _, err := e.Store.List(ctx, auditKey)
+	if err != nil {
+		return store.Op{}, fmt.Errorf("read the audit log: %w", err)
+	}
+	a.Seq = int64(len(log)) + 1
+	if n := len(log); n > 0 {
+		a.Before = inventory.NewDigest(sha256.Sum256(log[n-1].Value))
+	}
+	raw, err := json.Marshal(a)
+	if err != nil {
+		return store.Op{}, err
+	}
+	return store.Op{Key: fmt.Sprintf("%s%012d", auditKey, a.Seq), Value: raw, If: 0}, nil
+}
+
+// Audit is the log, oldest first, its chain verified.
+func (e *Engine) Audit(ctx context.Context) ([]AuditEntry, error) {
+	records, _, err := e.Store.List(ctx, auditKey)
+	if err != nil {
+		return nil, fmt.Errorf("read the audit log: %w", err)
+	}
+	var out []AuditEntry
+	var before inventory.Digest
+	for _, r := range records {
+		var a AuditEntry
+		if err := json.Unmarshal(r.Value, &a); err != nil {
+			return nil, fmt.Errorf("read audit entry %s: %w", r.Key, err)
+		}
+		if a.Before != before {
+			return out, fmt.Errorf("audit entry %d does not follow the one before it: the log was changed", a.Seq)
+		}
+		before = inventory.NewDigest(sha256.Sum256(r.Value))
+		out = append(out, a)
+	}
+	return out, nil
+}

@@ -1,0 +1,99 @@
+package provision
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"recast/inventory"
+	"recast/ipxe"
+)
+
+// RamdiskFiles are the paths, below the boot listener's root, of one
+// architecture's kernel and ramdisk.
+type RamdiskFiles struct {
+	Kernel string
+	Initrd string
+}
+
+// bootQuestion is everything "what may this machine boot now" depends on: all
+// of it durable, but for the time that the ramdisk sets its clock from.
+type bootQuestion struct {
+	Client  ipxe.Client
+	Machine *inventory.Machine // nil: undeclared
+	State   State
+	Unknown inventory.UnknownMode // of the client's Network
+	// Seen is when an undeclared machine's inventory arrived; zero: never. Empty
+	// tells that no disk of it holds a partition table.
+	Seen  time.Time
+	Empty bool
+
+	Key      Key
+	Epoch    string
+	AgentURL string // https://ADDRESS:PORT as the machine reaches us
+	CA       inventory.Digest
+	Ramdisk  RamdiskFiles // zero: there is none for the architecture
+	Now      time.Time
+}
+
+// DiscoveryRest is how long a discovered machine keeps to its own disk before
+// it is looked at again.
+const DiscoveryRest = 10 * time.Minute
+
+// boot decides. It never guesses towards the ramdisk: any doubt is the local disk.
+func boot(q bootQuestion) ipxe.Spec {
+	if q.Machine == nil {
+		return bootUnknown(q)
+	}
+	name := q.Machine.Name
+	local := func(reason string) ipxe.Spec {
+		return ipxe.Spec{Kind: ipxe.SpecLocal, Machine: name, Reason: reason}
+	}
+	st, in := q.State.Status, q.State.Intent
+	switch {
+	case st.Hold != nil:
+		return local("held: " + st.Hold.Reason)
+	case in == nil || !in.Live:
+		return local("nothing to do")
+	case in.Epoch != q.Epoch:
+		return local("its intent is from another store")
+	case !mayBoot(st.Step):
+		return local(fmt.Sprintf("%s, %s", st.Phase, st.Step))
+	}
+	return ramdisk(q, name, "recast.nonce="+q.Key.Nonce(in, in.Boots), fmt.Sprintf("%s, attempt %d", in.Purpose, st.Attempt))
+}
+
+func bootUnknown(q bootQuestion) ipxe.Spec {
+	switch q.Unknown {
+	case inventory.UnknownLocal:
+		return ipxe.Spec{Kind: ipxe.SpecLocal, Reason: "not declared; this network lets it boot its disk"}
+	case inventory.UnknownDiscover:
+		if !q.Seen.IsZero() && !q.Empty && q.Now.Sub(q.Seen) < DiscoveryRest {
+			return ipxe.Spec{Kind: ipxe.SpecLocal, Reason: "not declared; its inventory is known"}
+		}
+		return ramdisk(q, "", "recast.discover="+q.Key.DiscoveryToken(q.Epoch, q.Client.MAC), "not declared; discovery")
+	}
+	return ipxe.Spec{Kind: ipxe.SpecIgnore, Reason: "not declared"}
+}
+
+func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
+	if q.Ramdisk.Kernel == "" {
+		return ipxe.Spec{Kind: ipxe.SpecLocal, Machine: machine, Reason: "there is no ramdisk: recast ramdisk build"}
+	}
+	return ipxe.Spec{Kind: ipxe.SpecRamdisk, Machine: machine, Reason: reason,
+		Kernel: q.Ramdisk.Kernel, Initrds: []string{q.Ramdisk.Initrd},
+		Args: []string{
+			"recast.url=" + q.AgentURL,
+			"recast.ca=" + q.CA.String(),
+			fmt.Sprintf("recast.time=%d", q.Now.Unix()),
+			"recast.mac=" + q.Client.MAC.String(),
+			key,
+			// Both consoles: the last one named is /dev/console.
+			"console=tty0", "console=ttyS0,115200n8", "panic=30",
+		}}
+}
+
+// agentURL is where a machine reaches the agent API.
+func agentURL(server netip.Addr, port int) string {
+	return "https://" + netip.AddrPortFrom(server, uint16(port)).String()
+}

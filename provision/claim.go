@@ -1,0 +1,107 @@
+package provision
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"recast/inventory"
+)
+
+// ClaimVerdict is the answer to a claim.
+type ClaimVerdict string
+
+const (
+	ClaimGrant  ClaimVerdict = "grant"
+	ClaimRepeat ClaimVerdict = "repeat" // the same boot asks again: the reply was lost
+	ClaimRefuse ClaimVerdict = "refuse"
+	ClaimHold   ClaimVerdict = "hold" // it does not fit: refuse, and hold the machine
+)
+
+// ClaimDecision is decideClaim's answer.
+type ClaimDecision struct {
+	Verdict ClaimVerdict
+	Reason  string
+	Claim   ClaimState
+	Resume  bool
+}
+
+// claimQuestion is what decideClaim needs.
+type claimQuestion struct {
+	Key     Key
+	Machine *inventory.Machine
+	State   State
+	Claim   inventory.Claim
+	Remote  netip.Addr
+	// Lease is the machine whose lease Remote is; "" none. Checked only where
+	// recast gives the addresses.
+	Lease         string
+	Authoritative bool
+	// Twin is another machine with the same UUID, "" none.
+	Twin string
+	Now  time.Time
+}
+
+// decideClaim follows the ladder of the re-image transaction: the nonce is the
+// key to configuration and secrets, once.
+func decideClaim(q claimQuestion) ClaimDecision {
+	in := q.State.Intent
+	refuse := func(format string, args ...any) ClaimDecision {
+		return ClaimDecision{Verdict: ClaimRefuse, Reason: fmt.Sprintf(format, args...)}
+	}
+	hold := func(format string, args ...any) ClaimDecision {
+		return ClaimDecision{Verdict: ClaimHold, Reason: fmt.Sprintf(format, args...)}
+	}
+	if in == nil || !in.Live {
+		return refuse("nothing is armed for %s", q.Machine.Name)
+	}
+	if q.State.Status.Hold != nil {
+		return refuse("%s is held: %s", q.Machine.Name, q.State.Status.Hold.Reason)
+	}
+	if !mayBoot(q.State.Status.Step) {
+		return refuse("%s is %s: no boot is armed", q.Machine.Name, q.State.Status.Step)
+	}
+	if in.Claim != nil && in.Boots > 0 && sameToken(q.Claim.Nonce, q.Key.Nonce(in, in.Boots-1)) {
+		if in.Claim.BootID == q.Claim.BootID && in.Claim.Addr == q.Remote {
+			return ClaimDecision{Verdict: ClaimRepeat, Claim: *in.Claim}
+		}
+		return refuse("the claim nonce of %s was used already, by the boot before this one", q.Machine.Name)
+	}
+	if !sameToken(q.Claim.Nonce, q.Key.Nonce(in, in.Boots)) {
+		return refuse("the claim nonce is not the armed one of %s", q.Machine.Name)
+	}
+	if q.Authoritative && q.Lease != q.Machine.Name {
+		return refuse("the claim for %s comes from %s, which is not its lease", q.Machine.Name, q.Remote)
+	}
+	if w := q.Machine.Serial; w != "" && w != q.Claim.Serial {
+		return hold("%s is declared with serial %q, the machine says %q", q.Machine.Name, w, q.Claim.Serial)
+	}
+	if w := q.Machine.UUID; w != "" && !strings.EqualFold(w, q.Claim.UUID) {
+		return hold("%s is declared with UUID %q, the machine says %q", q.Machine.Name, w, q.Claim.UUID)
+	}
+	if q.Twin != "" {
+		return hold("%s and %s say the same UUID %s", q.Machine.Name, q.Twin, q.Claim.UUID)
+	}
+	claim := ClaimState{BootID: q.Claim.BootID, UUID: q.Claim.UUID, Serial: q.Claim.Serial,
+		Addr: q.Remote, Until: q.Now.Add(LeaseTime)}
+	if in.Claim == nil {
+		return ClaimDecision{Verdict: ClaimGrant, Claim: claim}
+	}
+	if in.Claim.UUID != claim.UUID || in.Claim.Serial != claim.Serial {
+		return hold("a second machine claims %s: UUID %q serial %q, the first had %q %q",
+			q.Machine.Name, claim.UUID, claim.Serial, in.Claim.UUID, in.Claim.Serial)
+	}
+	if q.State.Status.Restarts >= MaxRestarts {
+		return refuse("%s started the ramdisk %d times in one attempt", q.Machine.Name, MaxRestarts+1)
+	}
+	return ClaimDecision{Verdict: ClaimGrant, Claim: claim, Resume: true}
+}
+
+// usableUUID is false for the values that many boards share, which therefore
+// prove nothing (checklist row 13: all zero, all F).
+func usableUUID(uuid string) bool {
+	digits := strings.ToLower(strings.ReplaceAll(uuid, "-", ""))
+	return len(digits) == 32 && strings.Trim(digits, "0") != "" && strings.Trim(digits, "f") != "" &&
+		digits != "03000200040005000006000700080009" // a vendor's never-set default
+}

@@ -1,0 +1,470 @@
+package provision
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"reflect"
+	"sync"
+	"time"
+
+	"recast/bmc"
+	"recast/image"
+	"recast/inventory"
+	"recast/store"
+)
+
+// Config is what an Engine needs. Store, Images, KeyFile and Address are required.
+type Config struct {
+	Store  store.Store
+	Images *image.Store
+	// KeyFile opens the secrets in the store; made where it does not exist.
+	KeyFile string
+	// Address is the server's own address on a Network, false where it has none.
+	Address func(network string) (netip.Addr, bool)
+	// AgentPort and BootPort are where machines reach us: TLS, plain HTTP.
+	AgentPort, BootPort int
+	// Ramdisk finds the ramdisk of an architecture; a zero value means none.
+	Ramdisk func(inventory.Arch) RamdiskFiles
+	// Dial opens a BMC; nil means bmc.Dial.
+	Dial func(context.Context, bmc.Target) (bmc.Client, error)
+	// SoftOff is how long an operating system may take to shut down before power
+	// is cut; 0 means 30 s, negative cuts at once.
+	SoftOff time.Duration
+	Log     *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Engine decides what every machine does next, and is the one writer of Status.
+// Open it, then Run it; its other methods are for the web front and for the
+// DHCP server's and script handler's questions.
+type Engine struct {
+	Config
+	secrets   *Secrets
+	authority *Authority
+	key       Key
+
+	statuses    store.Table[Status]
+	intents     store.Table[Intent]
+	rollouts    store.Table[Rollout]
+	generations store.Table[generationRecord]
+	plans       store.Table[planRecord]
+	discovered  store.Table[Stray]
+
+	// applyMu makes apply, rollback and freeze one at a time.
+	applyMu sync.Mutex
+
+	mu       sync.RWMutex
+	set      *inventory.Set
+	setRev   int64
+	wanted   map[string]Wanted
+	kept     map[inventory.Digest]inventory.Generation
+	machines map[string]*machine
+	rolling  map[string]Rollout
+	waiting  map[string]string // machine → first failing reason
+	strays   map[inventory.MAC]Stray
+	leases   map[netip.Addr]inventory.Lease
+	frozen   Freeze
+	networks func(*inventory.Set) // told of every new Set
+
+	wake    chan struct{} // schedule now
+	changes *broadcast
+	work    sync.WaitGroup
+	runCtx  context.Context
+	dials   chan struct{} // one token per BMC conversation under way
+}
+
+// maxDials bounds the BMC conversations under way at once.
+const maxDials = 64
+
+// machine is the engine's memory of one machine. Its lock is held over a
+// commit, so that events of one machine are taken one after the other.
+type machine struct {
+	name string
+
+	mu        sync.Mutex
+	state     State
+	statusRev int64
+	intentRev int64
+	history   history
+
+	bmcMu  sync.Mutex    // one request in flight per BMC
+	orders chan struct{} // closed and renewed when the agent's order may have changed
+}
+
+// Open reads everything into memory, so that the boot path never waits for the
+// store.
+func Open(ctx context.Context, c Config) (*Engine, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Dial == nil {
+		c.Dial = bmc.Dial
+	}
+	if c.SoftOff == 0 {
+		c.SoftOff = 30 * time.Second
+	}
+	if c.Ramdisk == nil {
+		c.Ramdisk = func(inventory.Arch) RamdiskFiles { return RamdiskFiles{} }
+	}
+	e := &Engine{Config: c,
+		statuses:    store.NewTable[Status](c.Store, "/recast/status/"),
+		intents:     store.NewTable[Intent](c.Store, "/recast/intents/"),
+		rollouts:    store.NewTable[Rollout](c.Store, "/recast/rollouts/"),
+		generations: store.NewTable[generationRecord](c.Store, "/recast/generations/"),
+		plans:       store.NewTable[planRecord](c.Store, "/recast/plans/"),
+		discovered:  store.NewTable[Stray](c.Store, "/recast/discovered/"),
+		kept:        map[inventory.Digest]inventory.Generation{},
+		machines:    map[string]*machine{},
+		rolling:     map[string]Rollout{},
+		waiting:     map[string]string{},
+		strays:      map[inventory.MAC]Stray{},
+		leases:      map[netip.Addr]inventory.Lease{},
+		wake:        make(chan struct{}, 1),
+		changes:     newBroadcast(),
+		dials:       make(chan struct{}, maxDials),
+	}
+	var err error
+	if e.secrets, err = OpenSecrets(ctx, c.Store, c.KeyFile); err != nil {
+		return nil, err
+	}
+	if e.authority, err = openAuthority(ctx, e.secrets, c.Now()); err != nil {
+		return nil, err
+	}
+	raw, err := e.secrets.internal(ctx, "tokens", c.Now(), func() ([]byte, error) {
+		b := make([]byte, len(e.key))
+		_, err := rand.Read(b)
+		return b, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	copy(e.key[:], raw)
+	return e, e.load(ctx)
+}
+
+func (e *Engine) load(ctx context.Context) error {
+	gens, err := e.generations.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list generations: %w", err)
+	}
+	for _, row := range gens {
+		gen, err := inventory.DecodeGeneration(row.Value.Canonical)
+		if err != nil {
+			return fmt.Errorf("read generation %s: %w", row.Name, err)
+		}
+		e.kept[gen.Digest] = gen
+	}
+	if err := e.loadSet(ctx); err != nil {
+		return err
+	}
+	if err := e.loadMachines(ctx); err != nil {
+		return err
+	}
+	rollouts, err := e.rollouts.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list rollouts: %w", err)
+	}
+	for _, row := range rollouts {
+		e.rolling[row.Name] = row.Value
+	}
+	strays, err := e.discovered.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list discovered machines: %w", err)
+	}
+	for _, row := range strays {
+		e.strays[row.Value.MAC] = row.Value
+	}
+	return nil
+}
+
+func (e *Engine) loadMachines(ctx context.Context) error {
+	statuses, err := e.statuses.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list statuses: %w", err)
+	}
+	for _, row := range statuses {
+		m := e.machine(row.Name)
+		m.state.Status, m.statusRev = row.Value, row.Revision
+	}
+	intents, err := e.intents.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list intents: %w", err)
+	}
+	for _, row := range intents {
+		m := e.machine(row.Name)
+		intent := row.Value
+		m.state.Intent, m.intentRev = &intent, row.Revision
+	}
+	if err := e.loadTimelines(ctx); err != nil {
+		return err
+	}
+	now := e.Now()
+	for _, m := range e.machines {
+		in, st := m.state.Intent, &m.state.Status
+		if in != nil && in.Live && in.Epoch != e.Store.Epoch() {
+			// The store came back from a backup: what it permits is void.
+			in.Live = false
+			if Busy(st.Phase) {
+				st.Phase, st.Step, st.Deadline = Available, StepNone, time.Time{}
+				st.Running, st.RunningRendered, st.Health = "", "", HealthUnknown
+				st.LastError = "the store was restored from a backup in the middle of an attempt"
+			}
+		}
+		if st.Step == StepWriting || st.Step == StepVerifying {
+			// Progress is not durable, so judge it anew.
+			if d := now.Add(time.Minute); st.Deadline.Before(d) {
+				st.Deadline = d
+			}
+		}
+	}
+	return nil
+}
+
+// machine finds the engine's memory of a machine, making it where there is none.
+func (e *Engine) machine(name string) *machine {
+	e.mu.RLock()
+	m := e.machines[name]
+	e.mu.RUnlock()
+	if m != nil {
+		return m
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if m = e.machines[name]; m == nil {
+		m = &machine{name: name, orders: make(chan struct{})}
+		m.state.Status = Status{Machine: name, Phase: Available, Health: HealthUnknown}
+		e.machines[name] = m
+	}
+	return m
+}
+
+// known is like machine, but makes nothing.
+func (e *Engine) known(name string) (*machine, bool) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	m, ok := e.machines[name]
+	return m, ok
+}
+
+func (m *machine) snapshot() State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.current()
+}
+
+// current adds what was seen since the last commit. The lock is held.
+func (m *machine) current() State {
+	s := m.state
+	if text, at := m.history.lastSeen(); at.After(s.Status.LastSeenAt) {
+		s.Status.LastSeen, s.Status.LastSeenAt = text, at
+	}
+	return s
+}
+
+// Run works until the context ends: it takes up what was under way, watches the
+// leases, moves deadlines and rollouts.
+func (e *Engine) Run(ctx context.Context) error {
+	e.mu.Lock()
+	e.runCtx = ctx
+	e.mu.Unlock()
+	defer e.work.Wait()
+	e.work.Add(1)
+	go func() { defer e.work.Done(); e.watchLeases(ctx) }()
+	e.resume(ctx)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		e.tick(ctx)
+		e.schedule(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-e.wake:
+		}
+	}
+}
+
+func (e *Engine) nudge() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// resume repeats the BMC action of every step that a crash may have cut off;
+// each is safe to repeat.
+func (e *Engine) resume(ctx context.Context) {
+	again := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn}
+	for _, m := range e.list() {
+		s := m.snapshot()
+		if a, ok := again[s.Status.Step]; ok && Busy(s.Status.Phase) && e.hasBMC(m.name) {
+			e.act(ctx, m, a)
+		}
+	}
+}
+
+func (e *Engine) list() []*machine {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	out := make([]*machine, 0, len(e.machines))
+	for _, name := range sortedKeys(e.machines) {
+		out = append(out, e.machines[name])
+	}
+	return out
+}
+
+func (e *Engine) tick(ctx context.Context) {
+	now := e.Now()
+	for _, m := range e.list() {
+		m.mu.Lock()
+		due := Busy(m.state.Status.Phase) && !m.state.Status.Deadline.IsZero() && !now.Before(m.state.Status.Deadline)
+		expired := m.state.Status.Hold != nil && !m.state.Status.Hold.Expires.IsZero() && now.After(m.state.Status.Hold.Expires)
+		m.mu.Unlock()
+		if due {
+			if err := e.handle(ctx, m, Ticked{}); err != nil {
+				e.Log.Warn("deadline not recorded", "machine", m.name, "err", err)
+			}
+		}
+		if expired {
+			_ = e.Release(ctx, m.name, "recast: the hold expired")
+		}
+	}
+}
+
+// params of a machine's definition, with the defaults where none is left.
+func (e *Engine) params(name string) Params {
+	p := Params{HasBMC: e.hasBMC(name), Attempts: 2, Deadlines: map[string]time.Duration{}}
+	for step, d := range inventory.DefaultDeadlines {
+		p.Deadlines[step] = time.Duration(d)
+	}
+	e.mu.RLock()
+	w, ok := e.wanted[name]
+	e.mu.RUnlock()
+	if ok && w.Definition != nil {
+		p.Attempts = max(1, w.Definition.Attempts)
+		for step, d := range w.Definition.Deadlines {
+			p.Deadlines[step] = time.Duration(d)
+		}
+		p.Health = time.Duration(w.Definition.HealthDeadline)
+		p.Reports = w.Generation.Resolved.Config.Format != inventory.ConfigNone
+	}
+	return p
+}
+
+func (e *Engine) hasBMC(name string) bool {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.set == nil {
+		return false
+	}
+	m := e.set.Machine(name)
+	return m != nil && m.BMC != nil
+}
+
+// handle takes one event: decide, make durable, remember, act. When it returns
+// an error nothing has changed.
+func (e *Engine) handle(ctx context.Context, m *machine, ev Event) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return e.handleLocked(ctx, m, ev)
+}
+
+func (e *Engine) handleLocked(ctx context.Context, m *machine, ev Event) error {
+	now := e.Now()
+	next, actions, lines, err := Step(e.params(m.name), m.current(), now, ev)
+	var bug *ImpossibleError
+	if errors.As(err, &bug) {
+		e.Log.Error("impossible transition refused", "machine", m.name, "err", err)
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	if len(lines) == 0 && len(actions) == 0 && sameDurable(m.state, next) {
+		m.state = next // at the most progress moved, and only memory needs to know
+		e.changes.send(m.name)
+		return nil
+	}
+	if err := e.commit(ctx, m, next, lines); err != nil {
+		return err
+	}
+	for _, l := range lines {
+		if l.Kind == "phase" || l.Kind == "error" || l.Kind == "finding" {
+			e.Log.Info(l.Text, "machine", m.name, "kind", l.Kind, "phase", next.Status.Phase, "step", next.Status.Step)
+		}
+	}
+	for _, a := range actions {
+		e.act(e.background(), m, a)
+	}
+	return nil
+}
+
+// sameDurable reports whether two states differ in nothing that a restart must
+// know: progress, the deadline that it moves, and packets seen.
+func sameDurable(a, b State) bool {
+	plain := func(s Status) Status {
+		s.Progress, s.LastSeen, s.LastSeenAt = nil, "", time.Time{}
+		if s.Step == StepWriting || s.Step == StepVerifying {
+			s.Deadline = time.Time{}
+		}
+		return s
+	}
+	return reflect.DeepEqual(plain(a.Status), plain(b.Status)) && reflect.DeepEqual(a.Intent, b.Intent)
+}
+
+// background is the context of work that outlives the request that caused it.
+func (e *Engine) background() context.Context {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.runCtx == nil {
+		return context.Background()
+	}
+	return e.runCtx
+}
+
+// commit makes a state and its timeline durable in one transaction, then
+// remembers it. The machine's lock is held.
+func (e *Engine) commit(ctx context.Context, m *machine, next State, lines []TimelineEntry, more ...store.Op) error {
+	saved := next.Status
+	saved.Progress = nil
+	op, err := e.statuses.PutOp(m.name, saved, m.statusRev)
+	if err != nil {
+		return err
+	}
+	ops := append([]store.Op{op}, more...)
+	if next.Intent != nil {
+		op, err := e.intents.PutOp(m.name, *next.Intent, m.intentRev)
+		if err != nil {
+			return err
+		}
+		ops = append(ops, op)
+	}
+	eventOps, entries, err := e.timelineOps(m, lines)
+	if err != nil {
+		return err
+	}
+	ops = append(ops, eventOps...)
+	rev, err := e.Store.Commit(ctx, ops...)
+	if err != nil {
+		return fmt.Errorf("record the state of %q: %w", m.name, err)
+	}
+	m.state, m.statusRev = next, rev
+	if next.Intent != nil {
+		m.intentRev = rev
+	}
+	m.history.add(true, entries...)
+	close(m.orders)
+	m.orders = make(chan struct{})
+	e.changes.send(m.name)
+	e.nudge()
+	return nil
+}

@@ -1,0 +1,95 @@
+package provision
+
+import (
+	"time"
+
+	"recast/inventory"
+)
+
+// Event is something that happened to one machine. It carries its own time.
+type Event interface{ event() }
+
+// Started: the rollout, or an operator, lets the machine begin.
+type Started struct {
+	Purpose    Purpose
+	Generation inventory.Digest
+	Rendered   inventory.Digest
+	Epoch      string
+	Erase      bool
+	Plan       inventory.Digest
+	By         string
+}
+
+// BMCDone is the outcome of an action on the BMC.
+type BMCDone struct {
+	Action Action
+	Err    string
+	// Final: trying again cannot help (a refused password, a wrong certificate).
+	Final bool
+}
+
+// BootServed: the machine asked what to boot and was given the ramdisk or its
+// own disk.
+type BootServed struct{ Local bool }
+
+// Claimed: the ramdisk presented the right nonce; see decideClaim.
+type Claimed struct {
+	Claim  ClaimState
+	Resume bool // a later boot of the same attempt
+}
+
+// Inspected: the ramdisk reported what the machine is; see decideDisk.
+type Inspected struct {
+	Facts    inventory.Facts
+	Decision DiskDecision
+}
+
+// Reported is one report of the agent, already checked against fence and boot.
+type Reported struct {
+	Report inventory.Report
+	// Damaged: the server's own copy of this image is bad, so that trying again
+	// is useless until it is mended.
+	Damaged inventory.Digest
+}
+
+// Renewed prolongs the claim's lease.
+type Renewed struct{ Until time.Time }
+
+// Running: the installed system reported itself.
+type Running struct{ Report inventory.BootReport }
+
+// Ticked: time passed.
+type Ticked struct{}
+
+// Aborted by an operator.
+type Aborted struct{ By string }
+
+// Suspected: the machine's claims do not fit together; hands off.
+type Suspected struct{ Reason string }
+
+// Mended: the image that the machine failed for is whole again.
+type Mended struct{}
+
+func (Started) event()    {}
+func (BMCDone) event()    {}
+func (BootServed) event() {}
+func (Claimed) event()    {}
+func (Inspected) event()  {}
+func (Reported) event()   {}
+func (Renewed) event()    {}
+func (Running) event()    {}
+func (Ticked) event()     {}
+func (Aborted) event()    {}
+func (Suspected) event()  {}
+func (Mended) event()     {}
+
+// Action is what the engine shall do to the machine's BMC next. Each is safe to
+// repeat, and its outcome comes back as BMCDone.
+type Action string
+
+const (
+	ActOff   Action = "power off"
+	ActArm   Action = "set network boot"
+	ActOn    Action = "power on"
+	ActClear Action = "clear the boot override"
+)

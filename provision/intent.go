@@ -1,0 +1,123 @@
+package provision
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"recast/inventory"
+)
+
+// Purpose is what an intent permits.
+type Purpose string
+
+const (
+	PurposeDeploy  Purpose = "deploy"  // netboot, and write where the rules allow it
+	PurposeInspect Purpose = "inspect" // netboot and look
+	PurposeAdopt   Purpose = "adopt"   // netboot, look, and believe what the disk says of itself
+)
+
+// Intent is the durable permission to act on one machine. Without its Write
+// part it permits power and network boot and nothing more. It is kept after it
+// ended, so that its Fence never falls.
+type Intent struct {
+	Machine string  `json:"machine"`
+	Purpose Purpose `json:"purpose"`
+	// Epoch of the store it was made in; another epoch voids it.
+	Epoch      string           `json:"epoch"`
+	Generation inventory.Digest `json:"generation,omitempty"`
+	Rendered   inventory.Digest `json:"rendered,omitempty"`
+	// Fence rises when the machine was seen off; only its newest value may act.
+	Fence int64 `json:"fence"`
+	// Boots counts the claims granted under this fence. The nonce of the next
+	// claim is derived from it.
+	Boots int `json:"boots"`
+	// Erase: the operator named the machine, so its disk may hold something.
+	Erase bool `json:"erase,omitempty"`
+	// Live is false once the intent ended, whichever way.
+	Live  bool        `json:"live"`
+	Claim *ClaimState `json:"claim,omitempty"`
+	Write *WriteState `json:"write,omitempty"`
+	// Rearmed: the boot override was already set a second time in this attempt.
+	Rearmed bool             `json:"rearmed,omitempty"`
+	Plan    inventory.Digest `json:"plan,omitempty"`
+	By      string           `json:"by,omitempty"`
+	Created time.Time        `json:"created"`
+}
+
+// ClaimState is the boot that holds the lease.
+type ClaimState struct {
+	BootID string     `json:"bootID"`
+	UUID   string     `json:"uuid,omitempty"`
+	Serial string     `json:"serial,omitempty"`
+	Addr   netip.Addr `json:"addr,omitzero"`
+	// Until is when the lease ends; the agent stops by itself before that.
+	Until time.Time `json:"until"`
+}
+
+// WriteState is the write intent: permission to erase this one disk.
+type WriteState struct {
+	Disk inventory.DiskID `json:"disk"`
+	// Holds is what was on it when the permission was recorded.
+	Holds string    `json:"holds,omitempty"`
+	At    time.Time `json:"at"`
+	// Attempt it was recorded for; a later attempt needs its own.
+	Attempt int `json:"attempt"`
+	// Erased: the agent said that it changed the first byte.
+	Erased bool `json:"erased,omitempty"`
+}
+
+// LeaseTime is how long a claim lasts without a report.
+const LeaseTime = 5 * time.Minute
+
+// LeaseGrace is waited beyond a lease before a newer fence may be given to a
+// machine that was not seen off: the agent's clock may run slower than ours.
+const LeaseGrace = time.Minute
+
+// MaxRestarts of the ramdisk within one attempt.
+const MaxRestarts = 3
+
+// Key derives every nonce and token. It never leaves the server.
+type Key [32]byte
+
+func (k Key) sum(parts ...string) string {
+	mac := hmac.New(sha256.New, k[:])
+	for _, p := range parts {
+		fmt.Fprintf(mac, "%d:%s", len(p), p) // lengths, so that no two lists collide
+	}
+	return hex.EncodeToString(mac.Sum(nil)[:16])
+}
+
+// Nonce of the claim after boots granted ones. Derived, not stored: rendering a
+// script writes nothing, and every server gives the same answer.
+func (k Key) Nonce(in *Intent, boots int) string {
+	return k.sum("claim", in.Epoch, in.Machine, fmt.Sprint(in.Fence), fmt.Sprint(boots))
+}
+
+// AgentToken is the bearer token of the boot that claimed.
+func (k Key) AgentToken(in *Intent) string {
+	return in.Machine + "." + k.sum("agent", in.Epoch, in.Machine, fmt.Sprint(in.Fence), fmt.Sprint(in.Boots), in.Claim.BootID)
+}
+
+// ReportToken lets the installed system say which generation it runs, and
+// nothing else.
+func (k Key) ReportToken(epoch, machine string, generation inventory.Digest, attempt int) string {
+	return machine + "." + k.sum("report", epoch, machine, string(generation), fmt.Sprint(attempt))
+}
+
+// DiscoveryToken lets a ramdisk booted for discovery post one inventory.
+func (k Key) DiscoveryToken(epoch string, mac inventory.MAC) string {
+	return k.sum("discover", epoch, string(mac))
+}
+
+// tokenMachine is the machine a token speaks for; nothing is verified yet.
+func tokenMachine(token string) string {
+	machine, _, _ := strings.Cut(token, ".")
+	return machine
+}
+
+func sameToken(a, b string) bool { return hmac.Equal([]byte(a), []byte(b)) }

@@ -1,0 +1,269 @@
+package provision
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+
+	"recast/inventory"
+)
+
+// Wanted is what the Set wants of one machine.
+type Wanted struct {
+	Group      *inventory.Group
+	Definition *inventory.Definition
+	Generation inventory.Generation
+	Rendered   inventory.Rendered
+}
+
+// ImageFacts is what planning needs to know of an image.
+type ImageFacts struct {
+	Size      int64 // unpacked
+	Pack      int64 // compressed
+	BlockSize int
+	Damaged   string // why nobody may start on it; "" whole
+}
+
+// resolver turns a Set into what each machine shall run.
+type resolver struct {
+	set     *inventory.Set
+	version func(secret string) (int, bool)
+	// kept finds a generation of the past by its digest, for a pinned Group.
+	kept   func(inventory.Digest) (inventory.Generation, error)
+	groups map[string]inventory.Generation
+}
+
+// generation of a group: the pinned one, else its Definition's.
+func (r *resolver) generation(g *inventory.Group) (inventory.Generation, error) {
+	if gen, ok := r.groups[g.Name]; ok {
+		return gen, nil
+	}
+	var gen inventory.Generation
+	var err error
+	if g.Generation != "" {
+		gen, err = r.kept(g.Generation)
+	} else {
+		gen, err = r.set.Resolve(r.set.Definition(g.Definition), r.version)
+	}
+	if err != nil {
+		return gen, fmt.Errorf("group %q: %w", g.Name, err)
+	}
+	if r.groups == nil {
+		r.groups = map[string]inventory.Generation{}
+	}
+	r.groups[g.Name] = gen
+	return gen, nil
+}
+
+// wanted of a machine; ok is false where no Group selects it.
+func (r *resolver) wanted(m *inventory.Machine) (w Wanted, ok bool, err error) {
+	g := r.set.GroupOf(m.Name)
+	if g == nil {
+		return w, false, nil
+	}
+	gen, err := r.generation(g)
+	if err != nil {
+		return w, false, err
+	}
+	rendered, err := gen.Render(m)
+	if err != nil {
+		return w, false, fmt.Errorf("machine %q: %w", m.Name, err)
+	}
+	return Wanted{Group: g, Definition: r.set.Definition(g.Definition), Generation: gen, Rendered: rendered}, true, nil
+}
+
+// planInput is everything a Plan depends on.
+type planInput struct {
+	Candidate *inventory.Set
+	Applied   *inventory.Set
+	Wanted    func(*inventory.Machine) (Wanted, bool, error)
+	State     func(machine string) State
+	Image     func(inventory.Digest) (ImageFacts, bool)
+	Erase     []string
+	Frozen    string
+}
+
+// plan lists, in the order of machine names, what would make every Status match
+// the candidate. It decides from recorded facts alone and touches nothing.
+func plan(in planInput) (Plan, error) {
+	p := Plan{Candidate: in.Candidate.Digest(), Applied: in.Applied.Digest(),
+		Changes: inventory.Changes(in.Applied, in.Candidate)}
+	erase := map[string]bool{}
+	for _, name := range in.Erase {
+		if in.Candidate.Machine(name) == nil {
+			return p, fmt.Errorf("erase %q: no such machine is declared", name)
+		}
+		if !erase[name] {
+			erase[name] = true
+			p.Erase = append(p.Erase, name)
+		}
+	}
+	sort.Strings(p.Erase)
+	for _, m := range in.Candidate.Machines {
+		w, ok, err := in.Wanted(m)
+		if err != nil {
+			return p, err
+		}
+		if !ok {
+			continue
+		}
+		if e, ok := planMachine(in, m, w, in.State(m.Name), erase[m.Name]); ok {
+			p.Entries = append(p.Entries, e)
+		}
+	}
+	p.Digest = digestPlan(p)
+	return p, nil
+}
+
+// digestPlan covers what an operator approves: what is applied, over what, to
+// which machines, on which disks; not the byte counts or texts that move by
+// themselves.
+func digestPlan(p Plan) inventory.Digest {
+	var b strings.Builder
+	fmt.Fprintf(&b, "candidate %s\napplied %s\nerase %q\n", p.Candidate, p.Applied, p.Erase)
+	for _, e := range p.Entries {
+		fmt.Fprintf(&b, "%s %s %s>%s %s>%s %q %t\n", e.Kind, e.Machine, e.From, e.To, e.FromRendered, e.ToRendered, e.Disk, e.NeedsErase)
+	}
+	return inventory.DigestOf([]byte(b.String()))
+}
+
+func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bool) (Entry, bool) {
+	st := s.Status
+	to, rendered := w.Generation.Digest, w.Rendered.Digest
+	e := Entry{Machine: m.Name, Group: w.Group.Name, To: to, ToRendered: rendered,
+		From: st.Running, FromRendered: st.RunningRendered}
+	if Busy(st.Phase) && st.Wanted == to && st.WantedRendered == rendered {
+		e.Kind, e.Why = EntryObserve, fmt.Sprintf("%s is under way: %s", st.Phase, st.Step)
+		return e, true
+	}
+	if st.Phase == Active && st.Running == to && st.RunningRendered == rendered {
+		need := w.Generation.Resolved.Evidence
+		if st.Evidence.Level >= need {
+			return e, false
+		}
+		e.Kind = EntryObserve
+		e.Why = fmt.Sprintf("evidence is %q, the definition wants %q", st.Evidence.Level, need)
+		return e, true
+	}
+	e.Kind, e.Why = EntryWrite, planWhy(st, w)
+	if m.BMC != nil {
+		e.PowerCycles = 1
+	}
+	if f, ok := in.Image(w.Generation.Resolved.Image.Digest); !ok {
+		e.Waits = fmt.Sprintf("image %s is not here: recast image add SOURCE", w.Generation.Resolved.Image.Digest.Short())
+	} else {
+		e.FetchBytes, e.WriteBytes = f.Pack, f.Size
+		if f.Damaged != "" {
+			e.Waits = "the image is damaged: " + f.Damaged
+		}
+		planDisk(&e, m, w, s, f, erase)
+	}
+	switch {
+	case e.Blocked != "" || e.Waits != "":
+	case in.Frozen != "":
+		e.Waits = "frozen: " + in.Frozen
+	case st.Hold != nil:
+		e.Waits = fmt.Sprintf("held by %s: %s", st.Hold.Owner, st.Hold.Reason)
+	case Busy(st.Phase):
+		e.Waits = fmt.Sprintf("an earlier change is under way (%s); recast abort %s stops it", st.Step, m.Name)
+	}
+	return e, true
+}
+
+func planWhy(st Status, w Wanted) string {
+	switch {
+	case st.Phase == Failed:
+		return "failed: " + st.LastError
+	case st.Running == "":
+		return "recast has not written it yet"
+	case st.Running != w.Generation.Digest:
+		return "a new generation"
+	case st.RunningRendered != w.Rendered.Digest:
+		return "the same generation, rendered differently for this machine"
+	}
+	return "not seen running"
+}
+
+// planDisk names the disk and what it holds, as far as an inventory tells.
+func planDisk(e *Entry, m *inventory.Machine, w Wanted, s State, image ImageFacts, erase bool) {
+	sel := w.Generation.Resolved.Select
+	facts := s.Status.Facts
+	if facts == nil {
+		e.Disk = "chosen after inspection by " + describeSelect(sel)
+		switch {
+		case m.Protected:
+			e.Blocked = "the machine is protected"
+		case !erase:
+			e.Kind = EntryInspect
+			e.Why += "; nothing is known of its disk: it is written only if blank"
+		}
+		return
+	}
+	intent := &Intent{Machine: m.Name, Purpose: PurposeDeploy, Generation: e.To, Rendered: e.ToRendered, Erase: erase}
+	d := decideDisk(diskQuestion{Machine: m, Intent: intent, Known: s.Status.Disk, Select: sel,
+		ImageSize: image.Size, BlockSize: image.BlockSize, Volume: configRoom}, *facts)
+	if d.Disk != (inventory.DiskID{}) {
+		e.Disk = fmt.Sprintf("%s (%s, %d bytes)", diskName(d.Disk), d.Disk.Name, d.Disk.Size)
+		e.Holds = d.Holds
+	}
+	switch d.Verdict {
+	case DiskAdopt:
+		e.Kind, e.Why = EntryAdopt, "its disk says that it is this generation already"
+		e.FetchBytes, e.WriteBytes = 0, 0
+	case DiskAsk:
+		e.NeedsErase = true
+		e.Blocked = fmt.Sprintf("%s; apply with --erase %s", d.Reason, m.Name)
+	case DiskRefuse:
+		e.Blocked = d.Reason
+	}
+}
+
+// configRoom is what a config volume takes at the end of a disk, for planning.
+const configRoom = 8 << 20
+
+func describeSelect(s inventory.DiskSelect) string {
+	var parts []string
+	for _, k := range sortedKeys(s.Hints) {
+		parts = append(parts, k+" "+s.Hints[k])
+	}
+	if s.MinSize > 0 {
+		parts = append(parts, fmt.Sprintf("minSize %d", s.MinSize))
+	}
+	if s.MaxSize > 0 {
+		parts = append(parts, fmt.Sprintf("maxSize %d", s.MaxSize))
+	}
+	if len(parts) == 0 {
+		return "being the only disk"
+	}
+	return strings.Join(parts, ", ")
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}
+
+// synced compares what a machine runs with what is wanted of it.
+func synced(st Status, w Wanted, declared bool) (Sync, string) {
+	switch {
+	case !declared:
+		return SyncUnknown, "no group selects it"
+	case Busy(st.Phase):
+		return OutOfSync, "being deployed"
+	case st.Running == "" && st.Phase != Failed:
+		return SyncUnknown, "nothing is known of what it runs"
+	case st.Running != w.Generation.Digest:
+		return OutOfSync, "another generation is wanted"
+	case st.RunningRendered != w.Rendered.Digest:
+		return OutOfSync, "it is rendered differently now"
+	case st.Phase != Active:
+		return OutOfSync, "not seen running"
+	case st.Evidence.Level < w.Generation.Resolved.Evidence:
+		return SyncUnknown, fmt.Sprintf("evidence is %q, %q is wanted", st.Evidence.Level, w.Generation.Resolved.Evidence)
+	}
+	return InSync, ""
+}

@@ -1,0 +1,211 @@
+package provision
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"filippo.io/age"
+
+	"recast/store"
+)
+
+// sealed is a secret at rest: age to the key file, so that a copy of the store
+// alone gives nothing away.
+type sealed struct {
+	Version int       `json:"version"`
+	Box     []byte    `json:"box"`
+	At      time.Time `json:"at"`
+	By      string    `json:"by,omitempty"`
+}
+
+// SecretInfo is what may be shown of a secret.
+type SecretInfo struct {
+	Name    string    `json:"name"`
+	Version int       `json:"version"`
+	At      time.Time `json:"at"`
+	By      string    `json:"by,omitempty"`
+}
+
+// Secrets seals small values with age to one key file.
+type Secrets struct {
+	identity *age.X25519Identity
+	table    store.Table[sealed]
+	store    store.Store
+
+	mu   sync.RWMutex
+	info map[string]SecretInfo // names and versions, for planning without I/O
+}
+
+// internalPrefix marks the server's own secrets, which no operator can read,
+// list or set.
+const internalPrefix = "."
+
+var secretName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// OpenSecrets reads the key file, or makes it (0600) where there is none.
+func OpenSecrets(ctx context.Context, s store.Store, keyFile string) (*Secrets, error) {
+	identity, err := readIdentity(keyFile)
+	if err != nil {
+		return nil, err
+	}
+	x := &Secrets{identity: identity, store: s, info: map[string]SecretInfo{},
+		table: store.NewTable[sealed](s, "/recast/secrets/")}
+	rows, err := x.table.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list secrets: %w", err)
+	}
+	for _, row := range rows {
+		x.info[row.Name] = SecretInfo{Name: row.Name, Version: row.Value.Version, At: row.Value.At, By: row.Value.By}
+	}
+	return x, nil
+}
+
+func readIdentity(path string) (*age.X25519Identity, error) {
+	raw, err := os.ReadFile(path)
+	if err == nil {
+		for line := range strings.Lines(string(raw)) {
+			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+				id, err := age.ParseX25519Identity(line)
+				if err != nil {
+					return nil, fmt.Errorf("read key file %q: %w; restore it from your backup", path, err)
+				}
+				return id, nil
+			}
+		}
+		return nil, fmt.Errorf("read key file %q: it holds no key; restore it from your backup", path)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read key file: %w", err)
+	}
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		return nil, fmt.Errorf("make key: %w", err)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".key-*") // 0600 by itself
+	if err != nil {
+		return nil, fmt.Errorf("make key file: %w", err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = fmt.Fprintf(tmp, "# recast: opens the secrets in the store. Keep a copy apart from the store's backups.\n%s\n", id)
+	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make key file %q: %w", path, err)
+	}
+	return id, nil
+}
+
+// Set stores a new version of a secret.
+func (x *Secrets) Set(ctx context.Context, name string, value []byte, by string, now time.Time) (SecretInfo, error) {
+	if !secretName.MatchString(name) {
+		return SecretInfo{}, fmt.Errorf("set secret %q: a name has lower-case letters, digits and hyphens", name)
+	}
+	return x.put(ctx, name, value, by, now)
+}
+
+func (x *Secrets) put(ctx context.Context, name string, value []byte, by string, now time.Time) (SecretInfo, error) {
+	var box bytes.Buffer
+	w, err := age.Encrypt(&box, x.identity.Recipient())
+	if err != nil {
+		return SecretInfo{}, fmt.Errorf("seal secret %q: %w", name, err)
+	}
+	if _, err = w.Write(value); err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return SecretInfo{}, fmt.Errorf("seal secret %q: %w", name, err)
+	}
+	old, rev, err := x.table.Get(ctx, name)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return SecretInfo{}, fmt.Errorf("read secret %q: %w", name, err)
+	}
+	row := sealed{Version: old.Version + 1, Box: box.Bytes(), At: now, By: by}
+	op, err := x.table.PutOp(name, row, rev)
+	if err != nil {
+		return SecretInfo{}, err
+	}
+	if _, err := x.store.Commit(ctx, op); err != nil {
+		return SecretInfo{}, fmt.Errorf("store secret %q: %w", name, err)
+	}
+	info := SecretInfo{Name: name, Version: row.Version, At: now, By: by}
+	x.mu.Lock()
+	x.info[name] = info
+	x.mu.Unlock()
+	return info, nil
+}
+
+// Get opens a secret.
+func (x *Secrets) Get(ctx context.Context, name string) ([]byte, error) {
+	row, _, err := x.table.Get(ctx, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, fmt.Errorf("secret %q is not set: recast secret set %s", name, name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read secret %q: %w", name, err)
+	}
+	r, err := age.Decrypt(bytes.NewReader(row.Box), x.identity)
+	if err != nil {
+		return nil, fmt.Errorf("open secret %q: %w; is this the store's own key file?", name, err)
+	}
+	return io.ReadAll(r)
+}
+
+// Version of an operator's secret; false where it is not set.
+func (x *Secrets) Version(name string) (int, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	i, ok := x.info[name]
+	return i.Version, ok
+}
+
+// List names the operator's secrets, never their values.
+func (x *Secrets) List() []SecretInfo {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var out []SecretInfo
+	for _, name := range sortedKeys(x.info) {
+		if !strings.HasPrefix(name, internalPrefix) {
+			out = append(out, x.info[name])
+		}
+	}
+	return out
+}
+
+// Remove deletes a secret.
+func (x *Secrets) Remove(ctx context.Context, name string) error {
+	if _, ok := x.Version(name); !ok || strings.HasPrefix(name, internalPrefix) {
+		return fmt.Errorf("remove secret %q: it is not set", name)
+	}
+	if _, err := x.store.Commit(ctx, x.table.DeleteOp(name, store.Any)); err != nil {
+		return fmt.Errorf("remove secret %q: %w", name, err)
+	}
+	x.mu.Lock()
+	delete(x.info, name)
+	x.mu.Unlock()
+	return nil
+}
+
+// internal gets one of the server's own secrets, making it where there is none.
+func (x *Secrets) internal(ctx context.Context, name string, now time.Time, make func() ([]byte, error)) ([]byte, error) {
+	if _, ok := x.Version(internalPrefix + name); ok {
+		return x.Get(ctx, internalPrefix+name)
+	}
+	value, err := make()
+	if err != nil {
+		return nil, fmt.Errorf("make %s: %w", name, err)
+	}
+	if _, err := x.put(ctx, internalPrefix+name, value, "", now); err != nil {
+		return nil, err
+	}
+	return value, nil
+}

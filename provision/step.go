@@ -1,0 +1,589 @@
+package provision
+
+import (
+	"fmt"
+	"time"
+
+	"recast/inventory"
+)
+
+// State is everything durable about one machine.
+type State struct {
+	Status Status  `json:"status"`
+	Intent *Intent `json:"intent,omitempty"`
+}
+
+// Params is what Step needs to know of the declaration.
+type Params struct {
+	HasBMC    bool
+	Attempts  int                      // at least 1
+	Deadlines map[string]time.Duration // by step
+	Health    time.Duration            // deadline of starting
+	// Reports: the installed system will say what it runs.
+	Reports bool
+}
+
+// ImpossibleError is a transition that must not exist: a bug, never bad input.
+type ImpossibleError struct {
+	Machine string
+	Phase   Phase
+	Step    StepName
+	Event   string
+}
+
+func (e *ImpossibleError) Error() string {
+	return fmt.Sprintf("machine %q: event %s is impossible in %s/%s", e.Machine, e.Event, e.Phase, e.Step)
+}
+
+// Step is the only way a phase changes. It does no I/O and reads no clock. It
+// returns the next state, what to do to the BMC, and lines for the timeline.
+// Late or foreign events leave the state as it is. The given state is not
+// changed.
+func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []TimelineEntry, error) {
+	t := &transition{p: p, now: now, State: s}
+	if s.Intent != nil {
+		in := *s.Intent // what the caller holds stays as it is
+		t.Intent = &in
+	}
+	switch ev := ev.(type) {
+	case Started:
+		t.started(ev)
+	case BMCDone:
+		t.bmcDone(ev)
+	case BootServed:
+		t.bootServed(ev)
+	case Claimed:
+		t.claimed(ev)
+	case Inspected:
+		t.inspected(ev)
+	case Reported:
+		t.reported(ev.Report, ev.Damaged)
+	case Renewed:
+		t.renewed(ev)
+	case Running:
+		t.running(ev.Report)
+	case Ticked:
+		t.ticked()
+	case Aborted:
+		t.aborted(ev)
+	case Suspected:
+		t.suspected(ev)
+	case Mended:
+		t.mended()
+	default:
+		t.impossible(ev)
+	}
+	if t.err != nil {
+		return s, nil, nil, t.err
+	}
+	return t.State, t.actions, t.lines, nil
+}
+
+type transition struct {
+	State
+	p       Params
+	now     time.Time
+	actions []Action
+	lines   []TimelineEntry
+	err     error
+}
+
+func (t *transition) impossible(ev Event) {
+	t.err = &ImpossibleError{t.Status.Machine, t.Status.Phase, t.Status.Step, fmt.Sprintf("%T", ev)}
+}
+
+func (t *transition) line(kind, format string, args ...any) {
+	t.lines = append(t.lines, TimelineEntry{Time: t.now, Kind: kind, Text: fmt.Sprintf(format, args...)})
+}
+
+// busy reports whether an attempt is under way.
+func (t *transition) busy() bool { return Busy(t.Status.Phase) }
+
+// Busy phases have an attempt under way and a live intent.
+func Busy(p Phase) bool { return p == Deploying || p == Inspecting || p == Cleaning }
+
+// enter moves to a step and gives it its deadline.
+func (t *transition) enter(step StepName, next string) {
+	t.Status.Step, t.Status.Since, t.Status.NextAction = step, t.now, next
+	t.Status.Progress = nil
+	t.Status.Deadline = t.now.Add(t.deadline(step))
+	t.line("step", "%s", step)
+}
+
+func (t *transition) deadline(step StepName) time.Duration {
+	if step == StepStarting && t.p.Health > 0 {
+		return t.p.Health
+	}
+	if d := t.p.Deadlines[string(step)]; d > 0 {
+		return d
+	}
+	return 10 * time.Minute
+}
+
+func (t *transition) phase(ph Phase) {
+	if t.Status.Phase != ph {
+		t.line("phase", "%s", ph)
+	}
+	t.Status.Phase, t.Status.Step, t.Status.Since = ph, StepNone, t.now
+	t.Status.Deadline, t.Status.NextAction, t.Status.Progress = time.Time{}, "", nil
+}
+
+func (t *transition) started(ev Started) {
+	if t.busy() {
+		t.impossible(ev)
+		return
+	}
+	var fence int64
+	var claim *ClaimState
+	if t.Intent != nil {
+		fence = t.Intent.Fence
+		claim = t.Intent.Claim // its lease may still run: see begin
+	}
+	t.Intent = &Intent{Machine: t.Status.Machine, Purpose: ev.Purpose, Epoch: ev.Epoch,
+		Generation: ev.Generation, Rendered: ev.Rendered, Fence: fence, Erase: ev.Erase,
+		Live: true, Claim: claim, Plan: ev.Plan, By: ev.By, Created: t.now}
+	if ev.Purpose == PurposeDeploy {
+		t.phase(Deploying)
+	} else {
+		t.phase(Inspecting)
+	}
+	t.Status.Wanted, t.Status.WantedRendered = ev.Generation, ev.Rendered
+	t.Status.Attempt, t.Status.Restarts, t.Status.LastError = 1, 0, ""
+	t.Status.FailedImage = ""
+	t.Status.Health = Progressing
+	t.line("operator", "%s of generation %s started for %s", ev.Purpose, ev.Generation.Short(), ev.By)
+	t.begin()
+}
+
+// begin opens an attempt: off, armed, on; or a person where there is no BMC.
+// The attempt was counted before this, so that a crash cannot lose it.
+func (t *transition) begin() {
+	t.Intent.Rearmed = false
+	if t.p.HasBMC {
+		t.enter(StepStopping, "")
+		t.actions = append(t.actions, ActOff)
+		return
+	}
+	if c := t.Intent.Claim; c != nil && t.now.Before(c.Until.Add(LeaseGrace)) {
+		// Nothing can see it off, so the earlier boot's lease must run out first.
+		t.enter(StepStopping, "the lease of its earlier boot runs out")
+		t.Status.Deadline = c.Until.Add(LeaseGrace)
+		return
+	}
+	t.await()
+}
+
+// await a person, under a fence of its own.
+func (t *transition) await() {
+	t.fence()
+	t.enter(StepAwaitingPerson, fmt.Sprintf("power-cycle %s by hand, network first in its boot order", t.Status.Machine))
+}
+
+// fence opens a new fence: the caller saw the machine off, or an older boot
+// loses by its token, which names the fence.
+func (t *transition) fence() {
+	t.Intent.Fence++
+	t.Intent.Boots, t.Intent.Claim = 0, nil
+	if t.Intent.Write != nil && t.Intent.Write.Attempt != t.Status.Attempt {
+		t.Intent.Write = nil
+	}
+}
+
+func (t *transition) bmcDone(ev BMCDone) {
+	if !t.busy() {
+		return
+	}
+	expect := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn}
+	if ev.Action == ActClear {
+		if ev.Err != "" {
+			t.Status.Findings = addFinding(t.Status.Findings, "the boot override still stands: "+ev.Err)
+			t.line("finding", "the boot override still stands: %s", ev.Err)
+		}
+		return
+	}
+	if expect[t.Status.Step] != ev.Action {
+		return // late: the machine has moved on
+	}
+	if ev.Err != "" {
+		t.fail(fmt.Sprintf("%s: %s", ev.Action, ev.Err), !ev.Final)
+		return
+	}
+	t.line("bmc", "%s: done", ev.Action)
+	switch t.Status.Step {
+	case StepStopping:
+		t.Status.Power = "off"
+		t.fence()
+		t.enter(StepArming, "")
+		t.actions = append(t.actions, ActArm)
+	case StepArming:
+		t.enter(StepPowering, "")
+		t.actions = append(t.actions, ActOn)
+	case StepPowering:
+		t.Status.Power = "on"
+		t.enter(StepBooting, "its firmware asks for a network boot")
+	}
+}
+
+// mayBoot lists the steps in which the ramdisk is the answer.
+func mayBoot(step StepName) bool {
+	switch step {
+	case StepArming, StepPowering, StepBooting, StepClaiming, StepInspecting, StepWriting, StepVerifying, StepAwaitingPerson:
+		return true
+	}
+	return false
+}
+
+func (t *transition) bootServed(ev BootServed) {
+	if ev.Local || !t.busy() {
+		return
+	}
+	switch t.Status.Step {
+	case StepArming, StepPowering, StepBooting, StepAwaitingPerson:
+		t.enter(StepClaiming, "the ramdisk starts and claims the machine")
+	}
+}
+
+func (t *transition) claimed(ev Claimed) {
+	if !t.busy() || !mayBoot(t.Status.Step) {
+		t.impossible(ev)
+		return
+	}
+	t.Intent.Boots++
+	claim := ev.Claim
+	t.Intent.Claim = &claim
+	if ev.Resume {
+		t.Status.Restarts++
+		t.line("seen", "the ramdisk started again (%d of %d)", t.Status.Restarts, MaxRestarts)
+	}
+	t.enter(StepInspecting, "the ramdisk reports its inventory")
+	if t.p.HasBMC {
+		t.actions = append(t.actions, ActClear)
+	}
+}
+
+func (t *transition) inspected(ev Inspected) {
+	if !t.busy() || t.Status.Step != StepInspecting {
+		t.impossible(ev)
+		return
+	}
+	facts := ev.Facts
+	t.Status.Facts, t.Status.FactsAt = &facts, t.now
+	d := ev.Decision
+	switch d.Verdict {
+	case DiskWrite:
+		if t.Intent.Purpose != PurposeDeploy {
+			t.impossible(ev)
+			return
+		}
+		if w := t.Intent.Write; w == nil || w.Attempt != t.Status.Attempt {
+			t.Intent.Write = &WriteState{Disk: d.Disk, Holds: d.Holds, At: t.now, Attempt: t.Status.Attempt}
+		} else if w.Disk != d.Disk {
+			t.fail(fmt.Sprintf("the disk changed within an attempt: %s was to be written, now it is %s", diskName(w.Disk), diskName(d.Disk)), false)
+			return
+		}
+		disk := d.Disk
+		t.Status.Disk = &disk
+		// From here the disk may be erased: nothing is known to run any more.
+		t.Status.Running, t.Status.RunningRendered = "", ""
+		t.Status.Evidence = Evidence{Level: inventory.E0, Generation: t.Status.Wanted, At: t.now}
+		t.enter(StepWriting, "")
+		t.line("step", "may erase %s (%s)", diskName(d.Disk), orBlank(d.Holds))
+	case DiskAdopt:
+		t.adopt(d)
+	case DiskLook:
+		t.Intent.Live = false
+		t.settle()
+	case DiskAsk:
+		t.Intent.Live = false
+		t.settle()
+		t.Status.LastError = d.Reason
+		t.Status.NextAction = fmt.Sprintf("recast apply PATH --erase %s", t.Status.Machine)
+		t.line("error", "%s", d.Reason)
+	default:
+		t.fail(d.Reason, false)
+	}
+}
+
+func orBlank(holds string) string {
+	if holds == "" {
+		return "blank"
+	}
+	return "holding " + holds
+}
+
+// adopt believes the disk's own marker.
+func (t *transition) adopt(d DiskDecision) {
+	t.Intent.Live = false
+	disk := d.Disk
+	t.Status.Disk = &disk
+	t.Status.Running, t.Status.RunningRendered = d.Marker.Generation, d.Marker.Rendered
+	t.Status.Attempt = d.Marker.Attempt
+	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: d.Marker.Generation, At: t.now, Detail: "the disk's own config volume"}
+	t.phase(Active)
+	t.Status.Health = HealthUnknown
+	t.line("phase", "adopted: %s says generation %s, attempt %d", diskName(d.Disk), d.Marker.Generation.Short(), d.Marker.Attempt)
+}
+
+// settle goes back to what the machine was before a look.
+func (t *transition) settle() {
+	if t.Status.Running != "" {
+		t.phase(Active)
+	} else {
+		t.phase(Available)
+	}
+	t.Status.Health = HealthUnknown
+}
+
+func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
+	if !t.busy() || t.Intent.Write == nil {
+		return // late
+	}
+	w := *t.Intent.Write
+	if r.Erased && !w.Erased {
+		w.Erased = true
+		t.Intent.Write = &w
+		t.line("step", "the disk is being overwritten")
+	}
+	switch r.Step {
+	case inventory.AgentFailed:
+		// It says that it stopped: its lease need not run out.
+		t.renewed(Renewed{Until: t.now.Add(-LeaseGrace)})
+		if damaged != "" {
+			t.stop("the image is damaged: " + r.Error)
+			t.Status.FailedImage = damaged
+			t.Status.NextAction = "recast image add SOURCE mends it; this machine then begins again by itself"
+			t.line("error", "the image %s is damaged here: %s", damaged.Short(), r.Error)
+			return
+		}
+		t.fail("the ramdisk: "+r.Error, true)
+	case inventory.AgentDone:
+		if t.Status.Step != StepWriting && t.Status.Step != StepVerifying {
+			return
+		}
+		t.Status.Running, t.Status.RunningRendered = t.Status.Wanted, t.Status.WantedRendered
+		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
+			Detail: "read back " + r.ReadBack.Short()}
+		t.line("step", "written and read back: image %s, %d bytes fetched", r.ReadBack.Short(), r.Fetched)
+		t.enter(StepStarting, "the machine starts from its disk")
+	case inventory.AgentVerifying:
+		if t.Status.Step == StepWriting {
+			t.enter(StepVerifying, "")
+		}
+		t.progress(r)
+	case inventory.AgentComparing, inventory.AgentWriting, inventory.AgentConfigure:
+		t.progress(r)
+	}
+}
+
+// progress moves the deadline only while bytes move: a slow disk is not a dead one.
+func (t *transition) progress(r inventory.Report) {
+	if t.Status.Step != StepWriting && t.Status.Step != StepVerifying {
+		return
+	}
+	p := Progress{Done: r.Done, Total: r.Total, Fetched: r.Fetched, Written: r.Written}
+	if old := t.Status.Progress; old == nil || r.Done > old.Done || r.Fetched > old.Fetched || r.Written > old.Written || r.Done < old.Done {
+		t.Status.Deadline = t.now.Add(t.deadline(t.Status.Step))
+	}
+	if elapsed := t.now.Sub(t.Status.Since).Seconds(); elapsed > 0 {
+		p.Rate = float64(p.Done) / elapsed
+	}
+	t.Status.Progress = &p
+}
+
+func (t *transition) renewed(ev Renewed) {
+	if t.Intent == nil || t.Intent.Claim == nil {
+		return
+	}
+	claim := *t.Intent.Claim
+	claim.Until = ev.Until
+	t.Intent.Claim = &claim
+}
+
+func (t *transition) running(r inventory.BootReport) {
+	fresh := r.BootID != t.Status.BootID
+	t.Status.BootID = r.BootID
+	if fresh {
+		t.line("seen", "the system reports generation %s (attempt %d), host name %q", r.Generation.Short(), r.Attempt, r.Hostname)
+	}
+	switch {
+	case t.Status.Step == StepStarting || (t.Status.Phase == Failed && t.Status.Running != ""):
+		if r.Generation != t.Status.Running || r.Attempt != t.Status.Attempt {
+			t.finding(fmt.Sprintf("the system reports generation %s attempt %d, but %s attempt %d was written",
+				r.Generation.Short(), r.Attempt, t.Status.Running.Short(), t.Status.Attempt))
+			return
+		}
+		t.seenRunning(r)
+	case t.Status.Phase == Active && r.Generation == t.Status.Running:
+		t.seenRunning(r)
+	case t.Status.Phase == Active:
+		t.finding(fmt.Sprintf("the system reports generation %s, not %s", r.Generation.Short(), t.Status.Running.Short()))
+		t.Status.Health = Degraded
+	case t.busy() && t.Status.Step == StepBooting:
+		// The override was lost: it started its old disk instead of the network.
+		t.rearm("it started from its disk although the network was armed")
+	}
+}
+
+func (t *transition) seenRunning(r inventory.BootReport) {
+	level, detail := t.Status.Evidence.Level, t.Status.Evidence.Detail
+	if level < inventory.E2 {
+		level = inventory.E2
+	}
+	t.Status.Evidence = Evidence{Level: level, Generation: t.Status.Running, At: t.now, Detail: detail}
+	t.activate(Healthy)
+	t.Status.LastSeen, t.Status.LastSeenAt = "the system reported itself as "+r.Hostname, t.now
+}
+
+func (t *transition) activate(h Health) {
+	if t.Status.Phase != Active {
+		t.phase(Active)
+	}
+	t.Status.Health, t.Status.LastError = h, ""
+	if t.Intent != nil {
+		t.Intent.Live = false
+	}
+}
+
+func (t *transition) finding(text string) {
+	t.Status.Findings = addFinding(t.Status.Findings, text)
+	t.line("finding", "%s", text)
+}
+
+func addFinding(list []string, text string) []string {
+	for _, f := range list {
+		if f == text {
+			return list
+		}
+	}
+	out := append([]string(nil), list...)
+	if len(out) >= 20 {
+		out = out[1:]
+	}
+	return append(out, text)
+}
+
+// rearm sets the override once more in an attempt, not for ever.
+func (t *transition) rearm(why string) {
+	if t.Intent.Rearmed || !t.p.HasBMC {
+		t.fail("no network boot: "+why, true)
+		return
+	}
+	t.Intent.Rearmed = true
+	t.line("bmc", "armed again: %s", why)
+	t.enter(StepStopping, "")
+	t.actions = append(t.actions, ActOff)
+}
+
+func (t *transition) ticked() {
+	if !t.busy() || t.Status.Deadline.IsZero() || t.now.Before(t.Status.Deadline) {
+		return
+	}
+	waited := t.now.Sub(t.Status.Since).Round(time.Second)
+	last := ""
+	if t.Status.LastSeen != "" {
+		last = "; last seen: " + t.Status.LastSeen
+	}
+	switch t.Status.Step {
+	case StepStopping:
+		if !t.p.HasBMC {
+			t.await()
+			return
+		}
+		t.fail(fmt.Sprintf("not seen off after %s%s", waited, last), true)
+	case StepBooting:
+		t.rearm(fmt.Sprintf("no request for a boot script within %s of power on%s", waited, last))
+	case StepStarting:
+		if !t.p.Reports {
+			t.line("phase", "no network boot within %s: taken as running", waited)
+			t.activate(HealthUnknown)
+			return
+		}
+		t.stop(fmt.Sprintf("written and read back, but the system did not report itself within %s%s", waited, last))
+		t.Status.Health = Degraded
+		t.Status.NextAction = fmt.Sprintf("look at its console; it becomes active when it reports; recast retry %s writes it anew", t.Status.Machine)
+	case StepWriting, StepVerifying:
+		t.fail(fmt.Sprintf("no byte moved while %s for %s%s", t.Status.Step, t.deadline(t.Status.Step), last), true)
+	case StepAwaitingPerson:
+		t.fail(fmt.Sprintf("nobody power-cycled it within %s%s", waited, last), false)
+	default:
+		t.fail(fmt.Sprintf("still %s after %s%s", t.Status.Step, waited, last), true)
+	}
+}
+
+// fail ends an attempt: the next one where the budget allows it and trying
+// again can help, else the machine is failed.
+func (t *transition) fail(reason string, again bool) {
+	t.Status.LastError = reason
+	t.line("error", "attempt %d: %s", t.Status.Attempt, reason)
+	if again && t.Status.Attempt < t.p.Attempts && t.Status.Hold == nil && t.Intent.Purpose == PurposeDeploy {
+		t.Status.Attempt++
+		t.Status.Restarts = 0
+		t.begin()
+		return
+	}
+	t.stop(reason)
+}
+
+// stop makes the machine failed, with what to do next.
+func (t *transition) stop(reason string) {
+	t.Intent.Live = false
+	if t.Intent.Purpose != PurposeDeploy {
+		t.settle()
+		t.Status.LastError = reason
+		return
+	}
+	t.phase(Failed)
+	t.Status.LastError = reason
+	t.Status.Health = Degraded
+	t.Status.NextAction = fmt.Sprintf("mend the cause, then: recast retry %s", t.Status.Machine)
+}
+
+func (t *transition) aborted(ev Aborted) {
+	if !t.busy() {
+		return
+	}
+	t.line("operator", "aborted by %s", ev.By)
+	if t.Intent.Write != nil && t.Intent.Write.Erased {
+		t.stop("aborted by " + ev.By + " after its disk was erased")
+		return
+	}
+	t.Intent.Live = false
+	t.settle()
+	t.Status.LastError = "aborted by " + ev.By
+}
+
+func (t *transition) suspected(ev Suspected) {
+	t.finding(ev.Reason)
+	t.Status.Hold = &Hold{Owner: "recast", Reason: ev.Reason, Since: t.now}
+	if t.busy() {
+		t.stop(ev.Reason)
+	}
+	t.Status.NextAction = fmt.Sprintf("find out why, then: recast release %s", t.Status.Machine)
+}
+
+// mended lets a machine that failed for a damaged image begin again; the
+// attempts it spent were not its fault.
+func (t *transition) mended() {
+	if t.Status.Phase != Failed || t.Intent == nil || t.Intent.Purpose != PurposeDeploy {
+		return
+	}
+	t.Intent.Live = true
+	t.phase(Deploying)
+	t.Status.Attempt++
+	t.Status.Restarts, t.Status.LastError, t.Status.Health = 0, "", Progressing
+	t.Status.FailedImage = ""
+	t.line("phase", "the image is whole again")
+	t.begin()
+}
+
+func diskName(d inventory.DiskID) string {
+	switch {
+	case d.Serial != "":
+		return "disk serial " + d.Serial
+	case d.WWN != "":
+		return "disk wwn " + d.WWN
+	case d.ByPath != "":
+		return "disk at " + d.ByPath
+	}
+	return "disk " + d.Name
+}

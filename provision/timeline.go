@@ -1,0 +1,255 @@
+package provision
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"recast/inventory"
+	"recast/store"
+)
+
+const (
+	eventsPrefix = "/recast/events/"
+	// keepDurable lines of a machine's timeline stand in the store, keepSeen
+	// more in memory: packets seen are plenty and may be lost with the process.
+	keepDurable = 200
+	keepSeen    = 400
+)
+
+func eventKey(machine string, seq int64) string {
+	return fmt.Sprintf("%s%s/%012d", eventsPrefix, machine, seq)
+}
+
+// history is a machine's timeline in memory. It has a lock of its own, so that a
+// packet seen never waits for a commit.
+type history struct {
+	mu      sync.Mutex
+	entries []TimelineEntry // durable ones have a number, seen ones have not
+	seq     int64
+	seen    string
+	seenAt  time.Time
+}
+
+func (h *history) lastSeen() (string, time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.seen, h.seenAt
+}
+
+func (h *history) saw(at time.Time, text string) {
+	h.mu.Lock()
+	h.seen, h.seenAt = text, at
+	h.mu.Unlock()
+	h.add(false, TimelineEntry{Time: at, Kind: "seen", Text: text})
+}
+
+func (h *history) add(durable bool, entries ...TimelineEntry) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.entries = append(h.entries, entries...)
+	if durable && len(entries) > 0 {
+		h.seq = entries[len(entries)-1].Seq
+	}
+	if over := len(h.entries) - keepDurable - keepSeen; over > 0 {
+		h.entries = append([]TimelineEntry(nil), h.entries[over:]...)
+	}
+}
+
+func (h *history) list() []TimelineEntry {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]TimelineEntry(nil), h.entries...)
+}
+
+// timelineOps numbers the lines and makes the writes that keep them, and the
+// deletes that bound them.
+func (e *Engine) timelineOps(m *machine, lines []TimelineEntry) ([]store.Op, []TimelineEntry, error) {
+	h := &m.history
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var ops []store.Op
+	entries := make([]TimelineEntry, 0, len(lines))
+	for i, l := range lines {
+		l.Seq = h.seq + int64(i) + 1
+		raw, err := json.Marshal(l)
+		if err != nil {
+			return nil, nil, fmt.Errorf("encode timeline entry: %w", err)
+		}
+		ops = append(ops, store.Op{Key: eventKey(m.name, l.Seq), Value: raw, If: store.Any})
+		entries = append(entries, l)
+		if old := l.Seq - keepDurable; old > 0 {
+			ops = append(ops, store.Op{Key: eventKey(m.name, old), If: store.Any})
+		}
+	}
+	return ops, entries, nil
+}
+
+func (e *Engine) loadTimelines(ctx context.Context) error {
+	records, _, err := e.Store.List(ctx, eventsPrefix)
+	if err != nil {
+		return fmt.Errorf("list timelines: %w", err)
+	}
+	for _, r := range records {
+		name, _, _ := strings.Cut(strings.TrimPrefix(r.Key, eventsPrefix), "/")
+		var entry TimelineEntry
+		if err := json.Unmarshal(r.Value, &entry); err != nil {
+			e.Log.Warn("timeline entry left out", "key", r.Key, "err", err)
+			continue
+		}
+		e.machine(name).history.add(true, entry)
+	}
+	return nil
+}
+
+// Observe takes what a server saw. It joins it to a machine by hardware address
+// or by the lease of the remote address, and never blocks on the store for an
+// ordinary packet.
+func (e *Engine) Observe(o inventory.Observation) {
+	if o.Time.IsZero() {
+		o.Time = e.Now()
+	}
+	name := e.whose(o)
+	if name == "" {
+		e.Log.Debug("seen", "kind", o.Kind, "mac", o.MAC, "remote", o.Remote, "detail", o.Detail)
+		return
+	}
+	m := e.machine(name)
+	text := string(o.Kind)
+	if o.Detail != "" {
+		text += " " + o.Detail
+	}
+	if o.Bytes > 0 {
+		text += fmt.Sprintf(" (%d bytes)", o.Bytes)
+	}
+	if o.Error != "" {
+		text += ": " + o.Error
+	}
+	m.history.saw(o.Time, text)
+	e.changes.send(name)
+	if o.Kind == inventory.SawScript && o.Error == "" {
+		e.work.Go(func() {
+			if err := e.handle(e.background(), m, BootServed{}); err != nil {
+				e.Log.Warn("boot not recorded", "machine", name, "err", err)
+			}
+		})
+	}
+}
+
+// whose machine an observation is about, "" unknown.
+func (e *Engine) whose(o inventory.Observation) string {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if o.MAC != "" {
+		if m := e.set.MachineByMAC(o.MAC); m != nil {
+			return m.Name
+		}
+		return ""
+	}
+	if l, ok := e.leases[o.Remote]; ok {
+		return l.Machine
+	}
+	if m := e.set.MachineByAddr(o.Remote); m != nil {
+		return m.Name
+	}
+	return ""
+}
+
+// watchLeases follows the lease table, which only the DHCP server writes.
+func (e *Engine) watchLeases(ctx context.Context) {
+	for ctx.Err() == nil {
+		w, err := e.Store.Watch(ctx, inventory.LeasePrefix)
+		if err != nil {
+			e.Log.Warn("watch leases", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+			continue
+		}
+		for ev := range w.Events {
+			if ev.Synced {
+				continue
+			}
+			var l inventory.Lease
+			if !ev.Deleted {
+				if err := store.Decode(ev.Value, &l); err != nil {
+					e.Log.Warn("lease left out", "key", ev.Key, "err", err)
+					continue
+				}
+			}
+			e.mu.Lock()
+			if ev.Deleted {
+				for addr, old := range e.leases {
+					if inventory.LeasePrefix+old.Network+"/"+addr.String() == ev.Key {
+						delete(e.leases, addr)
+					}
+				}
+			} else {
+				e.leases[l.Addr] = l
+			}
+			e.mu.Unlock()
+		}
+	}
+}
+
+// broadcast tells every watcher which machines changed. A slow watcher loses
+// names, never blocks: it gets the word All and looks at everything.
+type broadcast struct {
+	mu   sync.Mutex
+	subs map[chan string]struct{}
+}
+
+// AllMachines in a change stream stands for "look at everything".
+const AllMachines = "*"
+
+func newBroadcast() *broadcast { return &broadcast{subs: map[chan string]struct{}{}} }
+
+func (b *broadcast) send(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for c := range b.subs {
+		select {
+		case c <- name:
+		default:
+			// Full: make room for the one word that stands for all.
+			select {
+			case <-c:
+			default:
+			}
+			select {
+			case c <- AllMachines:
+			default:
+			}
+		}
+	}
+}
+
+// Watch streams the names of machines that changed, or AllMachines, until the
+// context ends.
+func (e *Engine) Watch(ctx context.Context) <-chan string {
+	c := make(chan string, 256)
+	b := e.changes
+	b.mu.Lock()
+	b.subs[c] = struct{}{}
+	b.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		b.mu.Lock()
+		delete(b.subs, c)
+		close(c)
+		b.mu.Unlock()
+	})
+	return c
+}
+
+// Timeline is a machine's history, oldest first.
+func (e *Engine) Timeline(name string) []TimelineEntry {
+	m, ok := e.known(name)
+	if !ok {
+		return nil
+	}
+	return m.history.list()
+}

@@ -1,0 +1,231 @@
+package provision
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"time"
+
+	"recast/inventory"
+	"recast/ipxe"
+)
+
+// BootSpec answers, from memory, what a netbooting machine gets. It implements
+// ipxe.Booter.
+func (e *Engine) BootSpec(_ context.Context, c ipxe.Client) (ipxe.Spec, error) {
+	e.mu.RLock()
+	set := e.set
+	stray := e.strays[c.MAC]
+	net := set.Network(c.Network)
+	if net == nil {
+		net = set.NetworkOf(c.Remote)
+	}
+	e.mu.RUnlock()
+	q := bootQuestion{Client: c, Machine: set.MachineByMAC(c.MAC), Key: e.key, Epoch: e.Store.Epoch(),
+		CA: e.authority.Digest(), Now: e.Now(), Seen: stray.At, Empty: stray.empty()}
+	arch := inventory.AMD64
+	if q.Machine != nil {
+		arch = q.Machine.Arch
+		if m, ok := e.known(q.Machine.Name); ok {
+			q.State = m.snapshot()
+		}
+	}
+	q.Ramdisk = e.Ramdisk(arch)
+	if net != nil {
+		q.Unknown = net.Unknown
+		if addr, ok := e.Address(net.Name); ok {
+			q.AgentURL = agentURL(addr, e.AgentPort)
+		}
+	}
+	if q.AgentURL == "" {
+		return ipxe.Spec{}, fmt.Errorf("no network of ours holds the client %s at %s", c.MAC, c.Remote)
+	}
+	return boot(q), nil
+}
+
+var _ ipxe.Booter = (*Engine)(nil)
+
+// View of one machine; false where it is neither declared nor known.
+func (e *Engine) View(name string) (View, bool) {
+	e.mu.RLock()
+	decl := e.set.Machine(name)
+	w, declared := e.wanted[name]
+	waiting := e.waiting[name]
+	e.mu.RUnlock()
+	m, known := e.known(name)
+	if decl == nil && !known {
+		return View{}, false
+	}
+	v := View{Name: name, Machine: decl, Waiting: waiting, Status: Status{Machine: name, Phase: Available, Health: HealthUnknown}}
+	if known {
+		v.Status = m.snapshot().Status
+	}
+	if declared {
+		v.Group, v.Image = w.Group.Name, w.Generation.Resolved.Image.Digest.String()
+		if w.Definition != nil {
+			v.Image = w.Definition.Image
+		}
+		v.Wanted, v.WantedRendered = w.Generation.Digest, w.Rendered.Digest
+	}
+	v.Sync, v.SyncWhy = synced(v.Status, w, declared)
+	return v, true
+}
+
+// Views of every declared machine, by name.
+func (e *Engine) Views() []View {
+	set := e.Set()
+	out := make([]View, 0, len(set.Machines))
+	for _, m := range set.Machines {
+		if v, ok := e.View(m.Name); ok {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// Rollouts that are recorded, by group.
+func (e *Engine) Rollouts() []Rollout {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var out []Rollout
+	for _, name := range sortedKeys(e.rolling) {
+		out = append(out, e.rolling[name])
+	}
+	return out
+}
+
+// Explain names the first missing step of a machine and the cure.
+func (e *Engine) Explain(name string) (Explanation, error) {
+	v, ok := e.View(name)
+	if !ok {
+		return Explanation{}, fmt.Errorf("explain %q: no such machine; recast get machines lists them", name)
+	}
+	x := explain(v, e.Now())
+	x.Timeline = e.Timeline(name)
+	return x, nil
+}
+
+// explain is the pure half.
+func explain(v View, now time.Time) Explanation {
+	st := v.Status
+	x := Explanation{Machine: v.Name, State: string(st.Phase)}
+	if st.Step != StepNone {
+		x.State += ", " + string(st.Step)
+	}
+	if !st.Since.IsZero() {
+		x.State += " for " + now.Sub(st.Since).Round(time.Second).String()
+	}
+	x.Next = st.NextAction
+	switch {
+	case v.Machine == nil:
+		x.Missing, x.Next = "it is not declared any more", "add it to the files and apply; its disk is left alone"
+	case v.Group == "":
+		x.Missing, x.Next = "no group selects it", "give it labels that a group selects"
+	case st.Hold != nil:
+		x.Missing = fmt.Sprintf("held by %s: %s", st.Hold.Owner, st.Hold.Reason)
+		x.Next = "recast release " + v.Name
+	case st.Phase == Failed:
+		x.Missing = st.LastError
+		x.Causes = causes(st)
+	case Busy(st.Phase):
+		x.Missing = missing(st.Step)
+		x.Causes = causes(st)
+		if !st.Deadline.IsZero() {
+			x.Next = fmt.Sprintf("by %s, else it counts as a failure of attempt %d", st.Deadline.Format(time.RFC3339), st.Attempt)
+			if st.NextAction != "" {
+				x.Next = st.NextAction + " " + x.Next
+			}
+		}
+	case v.Waiting != "":
+		x.Missing = v.Waiting
+	case v.Sync != InSync:
+		x.Missing = v.SyncWhy
+		if st.LastError != "" {
+			x.Missing += "; " + st.LastError
+		}
+		if x.Next == "" {
+			x.Next = "recast plan PATH shows what apply would do"
+		}
+	}
+	return x
+}
+
+// missing is what the step waits for.
+func missing(s StepName) string {
+	switch s {
+	case StepStopping:
+		return "the BMC has not shown the machine as off"
+	case StepArming:
+		return "the BMC has not taken the network boot override"
+	case StepPowering:
+		return "the BMC has not shown the machine as on"
+	case StepBooting:
+		return "the machine has not asked for a boot script"
+	case StepClaiming:
+		return "the ramdisk has not claimed the machine"
+	case StepInspecting:
+		return "the ramdisk has not reported the inventory"
+	case StepWriting, StepVerifying:
+		return "the ramdisk is at work"
+	case StepStarting:
+		return "the installed system has not reported itself"
+	case StepAwaitingPerson:
+		return "a person has to power-cycle it"
+	}
+	return ""
+}
+
+// causes that commonly stand behind a machine that stays in a step, the
+// likeliest first.
+func causes(st Status) []string {
+	switch st.Step {
+	case StepBooting:
+		return []string{
+			"the firmware tries other devices first, or the BMC dropped the override",
+			"the cable or VLAN of the boot interface; its switch port is still in spanning tree listening",
+			"another DHCP server answered: recast describe network NAME shows findings",
+		}
+	case StepClaiming:
+		return []string{
+			"the kernel or ramdisk could not be fetched, or its console shows a panic",
+			"no driver for the network card in the ramdisk, or its firmware file is missing",
+			"the clock of the machine is far off, so that it does not believe our certificate",
+		}
+	case StepStarting:
+		return []string{
+			"the disk is not in the firmware's boot order",
+			"the system came up but cannot reach the server's agent port",
+		}
+	}
+	return nil
+}
+
+func sortByTime(g []GenerationInfo) {
+	sort.Slice(g, func(i, j int) bool { return g[i].At.After(g[j].At) })
+}
+
+// Machines that are known but declared no more.
+func (e *Engine) Orphans() []View {
+	set := e.Set()
+	var out []View
+	for _, m := range e.list() {
+		if set.Machine(m.name) == nil {
+			if v, ok := e.View(m.name); ok {
+				out = append(out, v)
+			}
+		}
+	}
+	return out
+}
+
+// Lease that an address belongs to.
+func (e *Engine) Leases() []inventory.Lease {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	out := make([]inventory.Lease, 0, len(e.leases))
+	for _, l := range e.leases {
+		out = append(out, l)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Addr.Less(out[j].Addr) })
+	return out
+}

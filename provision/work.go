@@ -1,0 +1,137 @@
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"recast/bmc"
+)
+
+// act does one action on a machine's BMC in the background and feeds its
+// outcome back. Actions of one machine are done one after the other.
+func (e *Engine) act(ctx context.Context, m *machine, a Action) {
+	before := m.state.Intent // the caller holds the machine's lock, or nothing runs yet
+	e.work.Add(1)
+	go func() {
+		defer e.work.Done()
+		m.bmcMu.Lock()
+		defer m.bmcMu.Unlock()
+		select {
+		case e.dials <- struct{}{}:
+			defer func() { <-e.dials }()
+		case <-ctx.Done():
+			return
+		}
+		err := e.withBMC(ctx, m.name, func(ctx context.Context, c bmc.Client) error { return e.doAction(ctx, m, c, a) })
+		if ctx.Err() != nil {
+			return // shutting down: the action is repeated at the next start
+		}
+		done := BMCDone{Action: a}
+		if err != nil {
+			done.Err = err.Error()
+			done.Final = errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrPin) || errors.Is(err, bmc.ErrUnsupported) || errors.Is(err, errNoCredentials)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if now := m.state.Intent; before != nil && now != nil && now.Created != before.Created {
+			return // another intent has begun: this outcome is not about it
+		}
+		if err := e.handleLocked(ctx, m, done); err != nil {
+			e.Log.Warn("outcome of a BMC action not recorded", "machine", m.name, "action", a, "err", err)
+		}
+	}()
+}
+
+// Deadlines of one conversation with a BMC: slow ones take tens of seconds for
+// a power change to show.
+const (
+	dialTime  = 30 * time.Second
+	powerTime = 2 * time.Minute
+)
+
+func (e *Engine) doAction(ctx context.Context, m *machine, c bmc.Client, a Action) error {
+	ctx, cancel := context.WithTimeout(ctx, powerTime)
+	defer cancel()
+	s := m.snapshot()
+	uefi := e.uefi(m.name, s)
+	switch a {
+	case ActOff:
+		return e.powerOff(ctx, c, s)
+	case ActArm:
+		return c.SetNextBoot(ctx, bmc.NextBoot{Device: bmc.BootNetwork, UEFI: uefi})
+	case ActOn:
+		return c.On(ctx)
+	case ActClear:
+		next, err := c.NextBoot(ctx)
+		if err != nil || next.Device == bmc.BootDefault {
+			return err
+		}
+		return c.SetNextBoot(ctx, bmc.NextBoot{Device: bmc.BootDefault, UEFI: uefi})
+	}
+	return fmt.Errorf("unknown action %q", a)
+}
+
+// powerOff asks the operating system first, unless our own ramdisk runs, which
+// has nothing to lose.
+func (e *Engine) powerOff(ctx context.Context, c bmc.Client, s State) error {
+	power, err := c.Power(ctx)
+	if err != nil {
+		return err
+	}
+	if power == bmc.PowerOff {
+		return nil
+	}
+	ours := s.Intent != nil && s.Intent.Claim != nil && e.Now().Before(s.Intent.Claim.Until)
+	if e.SoftOff > 0 && !ours {
+		soft, cancel := context.WithTimeout(ctx, e.SoftOff)
+		err := c.Off(soft, false)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrPin) {
+			return err
+		}
+	}
+	return c.Off(ctx, true)
+}
+
+// uefi tells the firmware mode to ask for: as declared, else as last seen, else
+// UEFI, which is what new machines have.
+func (e *Engine) uefi(name string, s State) bool {
+	return s.Status.Facts == nil || s.Status.Facts.Boot.Mode != "bios"
+}
+
+var errNoCredentials = errors.New("no credentials")
+
+// withBMC opens a machine's BMC for one conversation.
+func (e *Engine) withBMC(ctx context.Context, name string, do func(context.Context, bmc.Client) error) error {
+	decl := e.Set().Machine(name)
+	if decl == nil || decl.BMC == nil {
+		return fmt.Errorf("machine %q declares no bmc", name)
+	}
+	raw, err := e.secrets.Get(ctx, decl.BMC.Credentials)
+	if err != nil {
+		return errors.Join(errNoCredentials, err)
+	}
+	user, password, err := bmc.Split(strings.TrimRight(string(raw), "\n"))
+	if err != nil {
+		return fmt.Errorf("secret %q: %w", decl.BMC.Credentials, errors.Join(errNoCredentials, err))
+	}
+	dial, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	c, err := e.Dial(dial, bmc.Target{URL: decl.BMC.URL, User: user, Password: password,
+		Pin: decl.BMC.Pin, CipherSuite: decl.BMC.CipherSuite})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_ = c.Close(closing) // a session left open is the BMC's to expire
+	}()
+	return do(ctx, c)
+}
