@@ -337,9 +337,9 @@ func (d *volatileDisk) Identity() (inventory.DiskID, error) {
 // turn, keeps a random part of what the disk had not been told to flush, and
 // looks at what a firmware would find. Then the write is resumed.
 func TestCrashAnywhereLeavesNothingThatBoots(t *testing.T) {
-	const size = 7 * MiB
+	const size = 8 * MiB
 	old := gptImage(t, size, 9) // another system is on the disk
-	p := packImage(t, gptImage(t, 3*MiB+512, 1))
+	p := packImage(t, gptImage(t, 4*MiB+512, 1))
 	volume := bytes.Repeat([]byte("config! "), MiB/8)
 	want := wantDisk(t, p, size, 0, volume)
 	s := serveBytes(t, p)
@@ -359,7 +359,7 @@ func TestCrashAnywhereLeavesNothingThatBoots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if total < 15 {
+	if total < 12 {
 		t.Fatalf("only %d operations seen", total)
 	}
 	for stop := 1; stop <= total; stop++ {
