@@ -1,0 +1,477 @@
+package bmc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	bmclib "github.com/bmc-toolbox/bmclib/v2"
+	bmclibbmc "github.com/bmc-toolbox/bmclib/v2/bmc"
+	"github.com/go-logr/logr"
+	"github.com/jacobweinstock/registrar"
+)
+
+const (
+	// callTimeout bounds one exchange where the caller's context has no earlier
+	// deadline; slow BMCs take several seconds for a Redfish resource.
+	callTimeout = 30 * time.Second
+	// powerTimeout is how long a power change is awaited when the caller's
+	// context does not end sooner. Real BMCs report it 1-11 s late, some a minute.
+	powerTimeout = 90 * time.Second
+	// bootTimeout is the same for a boot override, which shows at once or never.
+	bootTimeout = 5 * time.Second
+	// closeTimeout bounds the logout: a silent BMC must not hold up its caller.
+	closeTimeout = time.Second
+	// pollFirst doubles up to pollMost between two looks at the power state.
+	pollFirst = 100 * time.Millisecond
+	pollMost  = 2 * time.Second
+)
+
+var errClosed = errors.New("the BMC client is closed")
+
+// driver is what we register with bmclib for one BMC: the one way to reach it.
+type driver interface {
+	Name() string
+	bmclibbmc.Opener
+	bmclibbmc.Closer
+	bmclibbmc.PowerStateGetter
+	bmclibbmc.PowerSetter
+	bmclibbmc.BootDeviceSetter
+	bmclibbmc.BootDeviceOverrideGetter
+}
+
+// witness passes every call on and keeps the driver's own error: bmclib
+// flattens some to text and drops others (a failed override read).
+type witness struct {
+	driver
+	err error
+}
+
+func (w *witness) Open(ctx context.Context) error {
+	w.err = w.driver.Open(ctx)
+	return w.err
+}
+
+func (w *witness) PowerStateGet(ctx context.Context) (state string, err error) {
+	state, w.err = w.driver.PowerStateGet(ctx)
+	return state, w.err
+}
+
+func (w *witness) PowerSet(ctx context.Context, state string) (ok bool, err error) {
+	ok, w.err = w.driver.PowerSet(ctx, state)
+	return ok, w.err
+}
+
+func (w *witness) BootDeviceSet(ctx context.Context, device string, persistent, efi bool) (ok bool, err error) {
+	ok, w.err = w.driver.BootDeviceSet(ctx, device, persistent, efi)
+	return ok, w.err
+}
+
+func (w *witness) BootDeviceOverrideGet(ctx context.Context) (o bmclibbmc.BootDeviceOverride, err error) {
+	o, w.err = w.driver.BootDeviceOverrideGet(ctx)
+	return o, w.err
+}
+
+// session is a Client over bmclib with exactly one driver. bmclib's own
+// registry would fire seven providers at the BMC, each with its own login, and
+// would try the next one after a call whose outcome is unknown.
+type session struct {
+	lib  *bmclib.Client
+	seen *witness
+	log  *slog.Logger
+
+	// slot serialises: small BMCs answer one request at a time or none.
+	slot chan struct{}
+
+	// refused is the first ErrAuth. A BMC that locks accounts out counts every
+	// further try, so there is none until somebody dials with other credentials.
+	mu      sync.Mutex
+	refused error
+	closed  bool
+}
+
+// Dial logs in and proves it by reading the power state. A refused password
+// costs the BMC exactly one login. The Client must be closed.
+func Dial(ctx context.Context, t Target) (Client, error) {
+	a, err := parseURL(t.URL)
+	if err != nil {
+		return nil, err
+	}
+	if t.Log == nil {
+		t.Log = slog.New(slog.DiscardHandler)
+	}
+	t.Log = t.Log.With("bmc", a.hostPort())
+	var d driver
+	switch a.scheme {
+	case "redfish":
+		d, err = newRedfish(a, t)
+	case "ipmi":
+		d, err = newIPMI(a, t)
+	}
+	if err != nil {
+		return nil, err
+	}
+
+	s := &session{seen: &witness{driver: d}, log: t.Log, slot: make(chan struct{}, 1)}
+	registry := registrar.NewRegistry(registrar.WithDrivers(registrar.Drivers{{
+		Name: d.Name(), Protocol: a.scheme, DriverInterface: s.seen,
+	}}))
+	s.lib = bmclib.NewClient(a.host, t.User, t.Password.Reveal(),
+		bmclib.WithRegistry(registry),
+		bmclib.WithLogger(logr.FromSlogHandler(t.Log.Handler())),
+		bmclib.WithPerProviderTimeout(callTimeout))
+
+	open := func(ctx context.Context) error {
+		if err := s.lib.Open(ctx); err != nil {
+			return s.cause(err)
+		}
+		return nil
+	}
+	if err := s.call(ctx, "log in to "+t.URL, open); err != nil {
+		return nil, errors.Join(err, s.release())
+	}
+	// With basic authentication nothing was checked yet.
+	if _, err := s.Power(ctx); err != nil {
+		return nil, errors.Join(err, s.release())
+	}
+	return s, nil
+}
+
+// release drops what a failed Dial has opened; it reports nothing, because the
+// caller already has the reason.
+func (s *session) release() error {
+	_ = s.Close(context.Background())
+	return nil
+}
+
+// cause prefers the driver's own error to what bmclib made of it.
+func (s *session) cause(err error) error {
+	if err == nil {
+		return nil
+	}
+	if s.seen.err != nil {
+		return s.seen.err
+	}
+	return err
+}
+
+// call runs one exchange: alone, with a deadline, not after a refused password.
+func (s *session) call(ctx context.Context, verb string, do func(context.Context) error) (err error) {
+	if err := s.usable(); err != nil {
+		return fmt.Errorf("%s: %w", verb, err)
+	}
+	select {
+	case s.slot <- struct{}{}:
+		defer func() { <-s.slot }()
+	case <-ctx.Done():
+		return ended(ctx, verb)
+	}
+	if err := s.usable(); err != nil {
+		return fmt.Errorf("%s: %w", verb, err)
+	}
+	if ctx.Err() != nil {
+		return ended(ctx, verb)
+	}
+	bounded, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	s.seen.err = nil
+	err = protect(func() error { return do(bounded) })
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ended(ctx, verb)
+	}
+	err = explain(verb, err)
+	if errors.Is(err, ErrAuth) {
+		s.mu.Lock()
+		if s.refused == nil {
+			s.refused = err
+		}
+		s.mu.Unlock()
+	}
+	s.log.Debug("BMC call failed", "verb", verb, "error", err)
+	return err
+}
+
+func (s *session) usable() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	return s.refused
+}
+
+// protect turns a panic in the libraries into an error: both decode what the
+// BMC sends with unchecked indexes.
+func protect(do func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: decode its answer: %v", ErrRejected, p)
+		}
+	}()
+	return do()
+}
+
+// powerStates normalises what vendors say. PoweringOn counts as on and
+// PoweringOff as on: the machine still runs.
+var powerStates = map[string]PowerState{
+	"on":          PowerOn,
+	"off":         PowerOff,
+	"poweringon":  PowerOn,
+	"poweringoff": PowerOn,
+	"paused":      PowerOn,
+}
+
+func powerState(text string) PowerState {
+	key := strings.ToLower(strings.TrimSpace(text))
+	if p, ok := powerStates[key]; ok {
+		return p
+	}
+	return PowerUnknown
+}
+
+func (s *session) Power(ctx context.Context) (PowerState, error) {
+	state := PowerUnknown
+	err := s.call(ctx, "read power state", func(ctx context.Context) error {
+		text, err := s.lib.GetPowerState(ctx)
+		state = powerState(text)
+		return s.cause(err)
+	})
+	if err != nil {
+		return PowerUnknown, err
+	}
+	return state, nil
+}
+
+func (s *session) On(ctx context.Context) error {
+	return s.power(ctx, "power on", "on", PowerOn)
+}
+
+func (s *session) Off(ctx context.Context, hard bool) error {
+	if hard {
+		return s.power(ctx, "power off", "off", PowerOff)
+	}
+	return s.power(ctx, "shut down", "soft", PowerOff)
+}
+
+// power is observe, act once, observe. The act is never repeated here: a lost
+// answer may stand for an executed command, so only the state decides.
+func (s *session) power(ctx context.Context, verb, action string, want PowerState) error {
+	state, err := s.Power(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", verb, err)
+	}
+	if state == want {
+		return nil
+	}
+	actErr := s.call(ctx, verb, func(ctx context.Context) error {
+		_, err := s.lib.SetPowerState(ctx, action)
+		// bmclib reports a graceful shutdown that went well as (false, nil) from
+		// the driver; the driver's own error is the truth.
+		if s.seen.err == nil {
+			return nil
+		}
+		return s.cause(err)
+	})
+	s.log.Debug("BMC power", "verb", verb, "error", actErr)
+	switch {
+	case actErr == nil, errors.Is(actErr, ErrTimeout), errors.Is(actErr, ErrUnreachable):
+		// Done, or unknown: watch.
+	case errors.Is(actErr, context.Canceled), errors.Is(actErr, ErrAuth), errors.Is(actErr, ErrPin):
+		return actErr
+	default:
+		// Refused. Some answer so when the machine is there already, one look decides.
+		if state, err := s.Power(ctx); err == nil && state == want {
+			return nil
+		}
+		return actErr
+	}
+	return s.await(ctx, verb, want, actErr, action == "soft")
+}
+
+// await polls until the state is seen. Soft leaves the time to the caller's
+// context: an operating system may take minutes to stop.
+func (s *session) await(ctx context.Context, verb string, want PowerState, actErr error, soft bool) error {
+	watch, cancel := context.WithTimeout(ctx, powerTimeout)
+	if _, bounded := ctx.Deadline(); soft && bounded {
+		watch, cancel = context.WithCancel(ctx)
+	}
+	defer cancel()
+	last := PowerUnknown
+	var lastErr error
+	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
+		state, err := s.Power(watch)
+		if err == nil && state == want {
+			return nil
+		}
+		switch {
+		case errors.Is(err, ErrAuth), errors.Is(err, ErrPin):
+			return fmt.Errorf("%s: %w", verb, err)
+		case watch.Err() != nil:
+			// The look was cut short by the clock and says nothing of the BMC.
+		case err != nil:
+			lastErr = err
+		default:
+			last, lastErr = state, nil
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+			continue
+		case <-watch.Done():
+			timer.Stop()
+		}
+		switch {
+		case errors.Is(ctx.Err(), context.Canceled):
+			return ended(ctx, verb)
+		case lastErr != nil:
+			return fmt.Errorf("%s: await %q: %w", verb, want, lastErr)
+		case actErr != nil:
+			return actErr
+		case last == PowerUnknown:
+			return ended(watch, verb)
+		}
+		return fmt.Errorf("%s: %w: the machine is %s", verb, ErrUnverified, last)
+	}
+}
+
+// bootNames are bmclib's words for the devices.
+var bootNames = map[BootDevice]bmclibbmc.BootDeviceType{
+	BootNetwork: bmclibbmc.BootDeviceTypePXE,
+	BootDisk:    bmclibbmc.BootDeviceTypeDisk,
+	BootDefault: bmclibbmc.BootDeviceTypeNone,
+}
+
+func (n NextBoot) validate() error {
+	if _, ok := bootNames[n.Device]; !ok {
+		return fmt.Errorf("set next boot: unknown device %q: want network, disk or default", n.Device)
+	}
+	return nil
+}
+
+// String is "network (UEFI)", for messages.
+func (n NextBoot) String() string {
+	switch {
+	case n.Device == BootDefault || n.Device == "":
+		return "default"
+	case n.UEFI:
+		return string(n.Device) + " (UEFI)"
+	}
+	return string(n.Device) + " (BIOS)"
+}
+
+// same ignores the mode where there is no override.
+func (n NextBoot) same(o NextBoot) bool {
+	return n.Device == o.Device && (n.Device == BootDefault || n.UEFI == o.UEFI)
+}
+
+func (s *session) NextBoot(ctx context.Context) (NextBoot, error) {
+	next := NextBoot{Device: BootDefault}
+	err := s.call(ctx, "read next boot", func(ctx context.Context) error {
+		override, err := s.lib.GetBootDeviceOverride(ctx)
+		if err = s.cause(err); err != nil {
+			return err
+		}
+		for device, name := range bootNames {
+			if name == override.Device && device != BootDefault {
+				next = NextBoot{Device: device, UEFI: override.IsEFIBoot}
+				return nil
+			}
+		}
+		if override.Device != bmclibbmc.BootDeviceTypeNone {
+			// Somebody armed a CD or the setup: neither ours nor "no override".
+			next = NextBoot{Device: BootDevice(override.Device), UEFI: override.IsEFIBoot}
+		}
+		return nil
+	})
+	return next, err
+}
+
+func (s *session) SetNextBoot(ctx context.Context, next NextBoot) error {
+	if err := next.validate(); err != nil {
+		return err
+	}
+	verb := "set next boot to " + next.String()
+	if next.Device == BootDefault {
+		now, err := s.NextBoot(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", verb, err)
+		}
+		if now.Device == BootDefault {
+			return nil
+		}
+	}
+	setErr := s.call(ctx, verb, func(ctx context.Context) error {
+		_, err := s.lib.SetBootDevice(ctx, string(bootNames[next.Device]), false, next.UEFI)
+		return s.cause(err)
+	})
+	if errors.Is(setErr, context.Canceled) || errors.Is(setErr, ErrAuth) || errors.Is(setErr, ErrPin) {
+		return setErr
+	}
+	// iDRAC 13G answers 400 and has changed it; others answer 200 and have not.
+	// Only what is read back counts, after an error too.
+	watch, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	var seen NextBoot
+	var seenErr error
+	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
+		now, err := s.NextBoot(watch)
+		if err == nil && now.same(next) {
+			return nil
+		}
+		if watch.Err() == nil || seen.Device == "" {
+			seen, seenErr = now, err
+		}
+		// A refusal is believed after one look: nothing is on its way.
+		if setErr != nil && !errors.Is(setErr, ErrTimeout) && !errors.Is(setErr, ErrUnreachable) {
+			return setErr
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+			continue
+		case <-watch.Done():
+			timer.Stop()
+		}
+		switch {
+		case errors.Is(ctx.Err(), context.Canceled):
+			return ended(ctx, verb)
+		case setErr != nil:
+			return setErr
+		case seenErr != nil:
+			return fmt.Errorf("%s: %w", verb, seenErr)
+		}
+		return fmt.Errorf("%s: %w: it reads back as %s", verb, ErrUnverified, seen)
+	}
+}
+
+// Close logs out within a second, whatever the BMC does.
+func (s *session) Close(ctx context.Context) error {
+	s.mu.Lock()
+	already := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if already {
+		return nil
+	}
+	select {
+	case s.slot <- struct{}{}:
+		defer func() { <-s.slot }()
+	case <-ctx.Done():
+		return ended(ctx, "log out")
+	}
+	bounded, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
+	// The session on the BMC expires by itself; a failed logout is not an error
+	// for which a caller has a cure.
+	if err := protect(func() error { return s.seen.driver.Close(bounded) }); err != nil {
+		s.log.Debug("BMC logout failed", "error", oneLine(err))
+	}
+	return nil
+}

@@ -1,0 +1,309 @@
+package bmc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	bmclibbmc "github.com/bmc-toolbox/bmclib/v2/bmc"
+	"github.com/bougou/go-ipmi/pkg/client"
+	"github.com/bougou/go-ipmi/pkg/command/chassis"
+	"github.com/bougou/go-ipmi/pkg/types"
+)
+
+const (
+	// ipmiTimeout and ipmiRetries are one UDP exchange: a BMC answers in
+	// milliseconds or has lost the packet.
+	ipmiTimeout = time.Second
+	ipmiRetries = 2
+	// ipmiHandshakes is how often a login is begun when packets are lost in it.
+	ipmiHandshakes = 3
+	// ipmiSessionLife is how long a session is used. go-ipmi's keepalive starts
+	// after 30 s in its own goroutine, races with our requests for sequence
+	// numbers, and cannot be turned off; no session of ours lives to see it.
+	ipmiSessionLife = 20 * time.Second
+	// Limits of the protocol; go-ipmi cuts longer passwords silently.
+	ipmiUserMost     = 16
+	ipmiPasswordMost = 20
+)
+
+// ipmiDriver is a bmclib provider over go-ipmi: IPMI 2.0 without the ipmitool
+// binary. Its caller serialises; the lock is for the session's expiry.
+type ipmiDriver struct {
+	address  address
+	user     string
+	password Secret
+	suite    types.CipherSuiteID
+	log      *slog.Logger
+
+	mu     sync.Mutex
+	lib    *client.Client
+	opened time.Time
+	expiry *time.Timer
+	// selectorOnly: this BMC drops the valid bit of the boot flags at once and
+	// keeps the selector, so the selector alone says whether one is armed.
+	selectorOnly bool
+}
+
+var _ driver = (*ipmiDriver)(nil)
+
+func newIPMI(a address, t Target) (*ipmiDriver, error) {
+	suite := types.CipherSuiteID17
+	switch t.CipherSuite {
+	case 0, 17:
+	case 3:
+		suite = types.CipherSuiteID3
+	default:
+		return nil, fmt.Errorf("use cipher suite %d for %s: want 17, or 3 where the BMC has no better", t.CipherSuite, t.URL)
+	}
+	if len(t.User) > ipmiUserMost {
+		return nil, fmt.Errorf("log in to %s: an IPMI user name has at most %d bytes", t.URL, ipmiUserMost)
+	}
+	if len(t.Password) > ipmiPasswordMost {
+		return nil, fmt.Errorf("log in to %s: an IPMI password has at most %d bytes", t.URL, ipmiPasswordMost)
+	}
+	return &ipmiDriver{address: a, user: t.User, password: t.Password, suite: suite, log: t.Log}, nil
+}
+
+// Name is that of bmclib's own coming provider.
+func (d *ipmiDriver) Name() string { return "ipmi" }
+
+// Open logs in once.
+func (d *ipmiDriver) Open(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.openLocked(ctx)
+}
+
+// openLocked begins a handshake anew where packets were lost; whatever the BMC
+// answered, a refusal above all, is final.
+func (d *ipmiDriver) openLocked(ctx context.Context) error {
+	var err error
+	for range ipmiHandshakes {
+		var answered bool
+		if answered, err = d.handshake(ctx); err == nil {
+			return nil
+		}
+		if !answered && ctx.Err() == nil && reasonOf(err) == ErrTimeout {
+			return fmt.Errorf("%w: no answer to IPMI on %s", ErrUnreachable, d.address.hostPort())
+		}
+		if ctx.Err() != nil || reasonOf(err) != ErrTimeout {
+			return err
+		}
+	}
+	return err
+}
+
+// handshake is one login. It reports whether the BMC answered at all.
+func (d *ipmiDriver) handshake(ctx context.Context) (answered bool, err error) {
+	d.dropLocked()
+	lib, err := client.NewClient(d.address.host, d.address.port, d.user, d.password.Reveal())
+	if err != nil {
+		return false, err
+	}
+	dialer := &ipmiDialer{ctx: ctx, to: d.address.hostPort(), user: d.user, password: d.password, log: d.log}
+	lib.WithTimeout(ipmiTimeout).WithRetry(ipmiRetries).WithCipherSuiteID(d.suite).WithUDPProxy(dialer)
+	d.lib = lib
+	if err := lib.Connect(ctx); err != nil {
+		d.dropLocked()
+		return dialer.guard != nil && dialer.guard.answered(), err
+	}
+	d.opened = time.Now()
+	d.expiry = time.AfterFunc(ipmiSessionLife, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.lib == lib {
+			d.dropLocked()
+		}
+	})
+	return true, nil
+}
+
+// dropLocked ends the session. go-ipmi waits for an answer to Close Session as
+// for any other, and panics on a second Close.
+func (d *ipmiDriver) dropLocked() {
+	lib := d.lib
+	d.lib = nil
+	if d.expiry != nil {
+		d.expiry.Stop()
+		d.expiry = nil
+	}
+	if lib == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	err := protect(func() error { return lib.WithTimeout(closeTimeout).WithRetry(0).Close(ctx) })
+	if err != nil {
+		d.log.Debug("close IPMI session", "error", oneLine(err))
+	}
+}
+
+func (d *ipmiDriver) Close(context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dropLocked()
+	return nil
+}
+
+// with runs one exchange in a session that is young enough. Retries repeat the
+// same packet, which a BMC may execute twice when only its answer was lost:
+// none for what must not happen twice.
+func (d *ipmiDriver) with(ctx context.Context, retries int, do func(*client.Client) error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lib == nil || time.Since(d.opened) > ipmiSessionLife {
+		if err := d.openLocked(ctx); err != nil {
+			return err
+		}
+	}
+	timeout := ipmiTimeout
+	if retries == 0 {
+		timeout = 3 * ipmiTimeout
+	}
+	d.lib.WithRetry(retries).WithTimeout(timeout)
+	err := do(d.lib)
+	var answered *types.ResponseError
+	if err != nil && !errors.As(err, &answered) {
+		// No answer: the BMC may have forgotten the session, and a late answer
+		// may still be on its way. The next call starts afresh.
+		d.dropLocked()
+	}
+	return err
+}
+
+func (d *ipmiDriver) PowerStateGet(ctx context.Context) (state string, err error) {
+	err = d.with(ctx, ipmiRetries, func(lib *client.Client) error {
+		status, err := lib.GetChassisStatus(ctx)
+		if err != nil {
+			return err
+		}
+		state = "off"
+		if status.PowerIsOn {
+			state = "on"
+		}
+		return nil
+	})
+	return state, err
+}
+
+// ipmiControls has no reset and no cycle: both mean different things on
+// different BMCs, and some refuse a cycle of a machine that is off.
+var ipmiControls = map[string]chassis.ChassisControl{
+	"on":   chassis.ChassisControlPowerUp,
+	"off":  chassis.ChassisControlPowerDown,
+	"soft": chassis.ChassisControlSoftShutdown,
+}
+
+func (d *ipmiDriver) PowerSet(ctx context.Context, state string) (bool, error) {
+	control, ok := ipmiControls[state]
+	if !ok {
+		return false, fmt.Errorf("%w: power action %q", ErrUnsupported, state)
+	}
+	err := d.with(ctx, 0, func(lib *client.Client) error {
+		_, err := lib.ChassisControl(ctx, control)
+		return err
+	})
+	return err == nil, err
+}
+
+// ipmiSelectors are the boot device selectors of IPMI 2.0, table 28-14.
+var ipmiSelectors = map[bmclibbmc.BootDeviceType]types.BootDeviceSelector{
+	bmclibbmc.BootDeviceTypeNone:  types.BootDeviceSelectorNoOverride,
+	bmclibbmc.BootDeviceTypePXE:   types.BootDeviceSelectorForcePXE,
+	bmclibbmc.BootDeviceTypeDisk:  types.BootDeviceSelectorForceHardDrive,
+	bmclibbmc.BootDeviceTypeCDROM: types.BootDeviceSelectorForceCDROM,
+	bmclibbmc.BootDeviceTypeBIOS:  types.BootDeviceSelectorForceBIOSSetup,
+}
+
+func (d *ipmiDriver) BootDeviceSet(ctx context.Context, device string, persistent, efi bool) (bool, error) {
+	selector, ok := ipmiSelectors[bmclibbmc.BootDeviceType(device)]
+	if !ok {
+		return false, fmt.Errorf("%w: boot device %q", ErrUnsupported, device)
+	}
+	armed := selector != types.BootDeviceSelectorNoOverride
+	flags := types.BootOptionParam_BootFlags{
+		// No override with the valid bit set is an override of its own.
+		BootFlagsValid:     armed,
+		Persist:            persistent,
+		BIOSBootType:       types.BIOSBootType(efi && armed),
+		BootDeviceSelector: selector,
+	}
+	err := d.with(ctx, ipmiRetries, func(lib *client.Client) error {
+		if armed {
+			// A BMC clears the valid bit 60 s after it was set unless told not to
+			// (IPMI 2.0, 28.12, parameter 3 bit 3). Some reject the parameter.
+			keep := types.BootOptionParam_BMCBootFlagValidBitClear{DontClearOnCommandReceivedTimeout: true}
+			err := lib.SetSystemBootOptionsParamFor(ctx, &keep)
+			var refused *types.ResponseError
+			if err != nil && !errors.As(err, &refused) {
+				return err
+			}
+		}
+		return lib.SetSystemBootOptionsParamFor(ctx, &flags)
+	})
+	if err != nil || !armed {
+		return err == nil, err
+	}
+	// Learn here, where the flag is fresh, whether this BMC keeps the valid bit:
+	// later, a missing one means that the flag expired.
+	now, err := d.bootFlags(ctx)
+	if err == nil && !now.BootFlagsValid && now.BootDeviceSelector == selector && !d.selectorOnly {
+		d.selectorOnly = true
+		d.log.Warn("the BMC does not keep the valid bit of its boot flags; going by the device alone")
+	}
+	return true, nil
+}
+
+func (d *ipmiDriver) bootFlags(ctx context.Context) (flags types.BootOptionParam_BootFlags, err error) {
+	err = d.with(ctx, ipmiRetries, func(lib *client.Client) error {
+		return lib.GetSystemBootOptionsParamFor(ctx, &flags)
+	})
+	return flags, err
+}
+
+func (d *ipmiDriver) BootDeviceOverrideGet(ctx context.Context) (bmclibbmc.BootDeviceOverride, error) {
+	none := bmclibbmc.BootDeviceOverride{Device: bmclibbmc.BootDeviceTypeNone}
+	flags, err := d.bootFlags(ctx)
+	if err != nil {
+		return none, err
+	}
+	if !flags.BootFlagsValid && !d.selectorOnly {
+		return none, nil
+	}
+	for device, selector := range ipmiSelectors {
+		if selector == flags.BootDeviceSelector {
+			return bmclibbmc.BootDeviceOverride{
+				Device:       device,
+				IsPersistent: flags.Persist,
+				IsEFIBoot:    bool(flags.BIOSBootType),
+			}, nil
+		}
+	}
+	return bmclibbmc.BootDeviceOverride{Device: bmclibbmc.BootDeviceType(fmt.Sprintf("ipmi-%#02x", uint8(flags.BootDeviceSelector)))}, nil
+}
+
+// ipmiDialer hands go-ipmi a guarded socket. It brackets IPv6 hosts, which
+// go-ipmi does not.
+type ipmiDialer struct {
+	ctx      context.Context
+	to       string
+	user     string
+	password Secret
+	log      *slog.Logger
+	guard    *ipmiGuard
+}
+
+func (d *ipmiDialer) Dial(string, string) (net.Conn, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(d.ctx, "udp", d.to)
+	if err != nil {
+		return nil, err
+	}
+	d.guard = &ipmiGuard{Conn: conn, user: d.user, password: d.password, log: d.log}
+	return d.guard, nil
+}

@@ -1,0 +1,363 @@
+package bmc
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	bmclibbmc "github.com/bmc-toolbox/bmclib/v2/bmc"
+	"github.com/bmc-toolbox/bmclib/v2/providers/redfish"
+	"github.com/go-logr/logr"
+)
+
+// redfishDriver is bmclib's Redfish provider over our transport. Sessions and
+// power are bmclib's; the boot override is ours, because bmclib writes back
+// the whole Boot object and reports success when the mode was refused.
+type redfishDriver struct {
+	*redfish.Conn
+	address   address
+	target    Target
+	transport *redfishTransport
+	http      *http.Client
+	opened    bool
+}
+
+var _ driver = (*redfishDriver)(nil)
+
+func newRedfish(a address, t Target) (*redfishDriver, error) {
+	d := &redfishDriver{address: a, target: t, transport: newRedfishTransport(a, t)}
+	d.http = &http.Client{Transport: d.transport, CheckRedirect: sameHost}
+	d.connect(false)
+	return d, nil
+}
+
+func (d *redfishDriver) connect(basic bool) {
+	d.transport.mu.Lock()
+	d.transport.basic, d.transport.token = basic, ""
+	d.transport.mu.Unlock()
+	d.Conn = redfish.New(d.address.bracketed(), d.target.User, d.target.Password.Reveal(),
+		logr.FromSlogHandler(d.target.Log.Handler()),
+		redfish.WithHttpClient(d.http),
+		redfish.WithPort(strconv.Itoa(d.address.port)),
+		redfish.WithUseBasicAuth(basic))
+}
+
+// Open logs in once and finds the system. A service without sessions (404, 405
+// or 501 to the login) gets basic authentication.
+func (d *redfishDriver) Open(ctx context.Context) error {
+	d.transport.begin(ctx)
+	err := d.login(ctx)
+	if err != nil && d.transport.lastStatus() != 0 && errors.Is(d.transport.failed(err), ErrUnsupported) {
+		d.connect(true)
+		d.transport.begin(ctx)
+		err = d.login(ctx)
+	}
+	if err != nil {
+		return d.transport.failed(err)
+	}
+	d.opened = true
+	return d.find(ctx)
+}
+
+func (d *redfishDriver) login(ctx context.Context) error {
+	err := d.Conn.Open(ctx)
+	// bmclib leaves the rest of this call's time as the limit of all others; the
+	// transport gives every request its own call's context instead.
+	d.http.Timeout = 0
+	return err
+}
+
+// Close logs out and leaves no idle connection.
+func (d *redfishDriver) Close(ctx context.Context) error {
+	defer d.transport.base.CloseIdleConnections()
+	if !d.opened {
+		return nil
+	}
+	d.opened = false
+	d.transport.begin(ctx)
+	return d.Conn.Close(ctx)
+}
+
+// again runs a call and, where the BMC has forgotten the session, logs in once
+// more and runs it again: a 401 was not executed.
+func (d *redfishDriver) again(ctx context.Context, do func() error) error {
+	d.transport.begin(ctx)
+	err := d.transport.failed(do())
+	if err == nil || d.transport.lastStatus() != http.StatusUnauthorized {
+		return err
+	}
+	d.transport.mu.Lock()
+	basic := d.transport.basic
+	d.transport.mu.Unlock()
+	if basic {
+		return err // the password itself was refused
+	}
+	d.connect(false)
+	d.transport.begin(ctx)
+	if err := d.login(ctx); err != nil {
+		return d.transport.failed(err)
+	}
+	d.transport.begin(ctx)
+	return d.transport.failed(do())
+}
+
+func (d *redfishDriver) PowerStateGet(ctx context.Context) (state string, err error) {
+	err = d.again(ctx, func() error {
+		state, err = d.Conn.PowerStateGet(ctx)
+		return err
+	})
+	return state, err
+}
+
+// PowerSet knows on, off and soft. bmclib's "reset" reports success when
+// nothing happened and its "cycle" fails on a machine that is off.
+func (d *redfishDriver) PowerSet(ctx context.Context, state string) (bool, error) {
+	if state != "on" && state != "off" && state != "soft" {
+		return false, fmt.Errorf("%w: power action %q", ErrUnsupported, state)
+	}
+	err := d.again(ctx, func() error {
+		_, err := d.Conn.PowerSet(ctx, state)
+		return err
+	})
+	// bmclib 2.3.5 says (false, nil) after a graceful shutdown that went well.
+	return err == nil, err
+}
+
+type redfishLink struct {
+	ID string `json:"@odata.id"`
+}
+
+// redfishBoot is the part of ComputerSystem.Boot that we read and write.
+type redfishBoot struct {
+	Target  string   `json:"BootSourceOverrideTarget,omitempty"`
+	Enabled string   `json:"BootSourceOverrideEnabled,omitempty"`
+	Mode    string   `json:"BootSourceOverrideMode,omitempty"`
+	Allowed []string `json:"BootSourceOverrideTarget@Redfish.AllowableValues,omitempty"`
+}
+
+// find resolves the one system of the target.
+func (d *redfishDriver) find(ctx context.Context) error {
+	const root = "/redfish/v1"
+	var service struct {
+		Systems redfishLink `json:"Systems"`
+	}
+	if _, err := d.get(ctx, root+"/", &service); err != nil {
+		return err
+	}
+	if service.Systems.ID == "" {
+		return fmt.Errorf("%w: its service root lists no systems", ErrUnsupported)
+	}
+	var collection struct {
+		Members []redfishLink `json:"Members"`
+	}
+	if _, err := d.get(ctx, service.Systems.ID, &collection); err != nil {
+		return err
+	}
+	system, err := chooseSystem(d.address.system, collection.Members)
+	if err != nil {
+		return err
+	}
+	d.transport.mu.Lock()
+	defer d.transport.mu.Unlock()
+	d.transport.systems, d.transport.system = strings.TrimSuffix(service.Systems.ID, "/"), system
+	return nil
+}
+
+// chooseSystem never guesses: acting on the wrong blade erases its disk.
+func chooseSystem(want string, members []redfishLink) (string, error) {
+	var ids []string
+	for _, m := range members {
+		id := path.Base(strings.TrimSuffix(m.ID, "/"))
+		if want != "" && (want == id || strings.TrimSuffix(want, "/") == strings.TrimSuffix(m.ID, "/")) {
+			return m.ID, nil
+		}
+		ids = append(ids, id)
+	}
+	switch {
+	case want != "":
+		return "", fmt.Errorf("%w: it has no system %q, only %s", ErrUnsupported, path.Base(want), strings.Join(ids, ", "))
+	case len(ids) == 0:
+		return "", fmt.Errorf("%w: it lists no system", ErrUnsupported)
+	case len(ids) > 1:
+		return "", fmt.Errorf("%w: it has several systems (%s); name one in the url: redfish://host/redfish/v1/Systems/ID", ErrUnsupported, strings.Join(ids, ", "))
+	}
+	return members[0].ID, nil
+}
+
+// bootTargets are the Redfish words for bmclib's.
+var bootTargets = map[bmclibbmc.BootDeviceType]string{
+	bmclibbmc.BootDeviceTypeNone: "None",
+	bmclibbmc.BootDeviceTypePXE:  "Pxe",
+	bmclibbmc.BootDeviceTypeDisk: "Hdd",
+}
+
+func (d *redfishDriver) boot(ctx context.Context) (boot redfishBoot, etag string, err error) {
+	var system struct {
+		Boot *redfishBoot `json:"Boot"`
+	}
+	header, err := d.get(ctx, d.transport.system, &system)
+	if err != nil {
+		return redfishBoot{}, "", err
+	}
+	if system.Boot == nil {
+		return redfishBoot{}, "", fmt.Errorf("%w: the system has no boot override", ErrUnsupported)
+	}
+	return *system.Boot, header.Get("ETag"), nil
+}
+
+// BootDeviceOverrideGet is "none" unless an override is enabled.
+func (d *redfishDriver) BootDeviceOverrideGet(ctx context.Context) (o bmclibbmc.BootDeviceOverride, err error) {
+	err = d.again(ctx, func() error {
+		boot, _, err := d.boot(ctx)
+		o = override(boot)
+		return err
+	})
+	return o, err
+}
+
+// override reads what a Boot object arms.
+func override(boot redfishBoot) bmclibbmc.BootDeviceOverride {
+	o := bmclibbmc.BootDeviceOverride{
+		Device:       bmclibbmc.BootDeviceTypeNone,
+		IsPersistent: boot.Enabled == "Continuous",
+		IsEFIBoot:    boot.Mode == "UEFI",
+	}
+	if boot.Enabled != "Once" && boot.Enabled != "Continuous" || boot.Target == "" {
+		return o
+	}
+	for device, target := range bootTargets {
+		if target == boot.Target {
+			o.Device = device
+			return o
+		}
+	}
+	o.Device = bmclibbmc.BootDeviceType(strings.ToLower(boot.Target))
+	return o
+}
+
+// BootDeviceSet patches the override and nothing else.
+func (d *redfishDriver) BootDeviceSet(ctx context.Context, device string, persistent, efi bool) (bool, error) {
+	target, ok := bootTargets[bmclibbmc.BootDeviceType(device)]
+	if !ok {
+		return false, fmt.Errorf("%w: boot device %q", ErrUnsupported, device)
+	}
+	err := d.again(ctx, func() error {
+		now, etag, err := d.boot(ctx)
+		if err != nil {
+			return err
+		}
+		if len(now.Allowed) > 0 && !slices.Contains(now.Allowed, target) {
+			return fmt.Errorf("%w: boot target %s, only %s", ErrUnsupported, target, strings.Join(now.Allowed, ", "))
+		}
+		for _, want := range bootPatches(now, target, persistent, efi) {
+			err = d.patch(ctx, d.transport.system, etag, map[string]any{"Boot": want})
+			if err == nil || d.transport.lastStatus() != http.StatusBadRequest {
+				return err
+			}
+		}
+		return err
+	})
+	return err == nil, err
+}
+
+// bootPatches are the forms to try, the next only after a 400. All three
+// fields come first: AMI and ASRockRack want them together, and Supermicro
+// flips the mode to Legacy when it is left out. The mode is left out only where
+// it is right already (HPE DL160 rejects it); what is read back decides.
+func bootPatches(now redfishBoot, target string, persistent, efi bool) []redfishBoot {
+	if target == "None" {
+		return []redfishBoot{{Target: "None", Enabled: "Disabled"}, {Enabled: "Disabled"}}
+	}
+	full := redfishBoot{Target: target, Enabled: "Once", Mode: "Legacy"}
+	if persistent {
+		full.Enabled = "Continuous"
+	}
+	if efi {
+		full.Mode = "UEFI"
+	}
+	short := full
+	short.Mode = ""
+	switch now.Mode {
+	case "":
+		return []redfishBoot{full, short}
+	case full.Mode:
+		return []redfishBoot{full, short}
+	}
+	return []redfishBoot{full}
+}
+
+// get reads one resource into v.
+func (d *redfishDriver) get(ctx context.Context, uri string, v any) (http.Header, error) {
+	response, err := d.do(ctx, http.MethodGet, uri, "", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	if err := json.NewDecoder(response.Body).Decode(v); err != nil {
+		return nil, fmt.Errorf("%w: read %s: %s", ErrRejected, uri, oneLine(err))
+	}
+	return response.Header, nil
+}
+
+// patch sends If-Match only to a BMC that demands it (412, 428): others refuse
+// the ETag that they gave out themselves.
+func (d *redfishDriver) patch(ctx context.Context, uri, etag string, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	response, err := d.do(ctx, http.MethodPatch, uri, "", body)
+	if status := d.transport.lastStatus(); err != nil && etag != "" && (status == http.StatusPreconditionFailed || status == http.StatusPreconditionRequired) {
+		response, err = d.do(ctx, http.MethodPatch, uri, etag, body)
+	}
+	if err != nil {
+		return err
+	}
+	_, _ = io.Copy(io.Discard, response.Body)
+	return response.Body.Close()
+}
+
+// do is one request of ours, in the session that bmclib opened.
+func (d *redfishDriver) do(ctx context.Context, method, uri, etag string, body []byte) (*http.Response, error) {
+	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") {
+		return nil, fmt.Errorf("%w: it links to %q", ErrRejected, uri)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "https://"+d.address.hostPort()+uri, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("%w: it links to %q", ErrRejected, uri)
+	}
+	request.Header.Set("Accept", "application/json")
+	request.Header.Set("OData-Version", "4.0")
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	if etag != "" {
+		request.Header.Set("If-Match", etag)
+	}
+	d.transport.mu.Lock()
+	token, basic := d.transport.token, d.transport.basic
+	d.transport.failure, d.transport.status = nil, 0
+	d.transport.mu.Unlock()
+	if basic {
+		request.SetBasicAuth(d.target.User, d.target.Password.Reveal())
+	} else if token != "" {
+		request.Header.Set("X-Auth-Token", token)
+	}
+	response, err := d.http.Do(request)
+	if err != nil {
+		return nil, d.transport.failed(err)
+	}
+	if response.StatusCode >= 400 {
+		_ = response.Body.Close()
+		return nil, d.transport.failed(fmt.Errorf("%s %s: status %d", method, uri, response.StatusCode))
+	}
+	return response, nil
+}

@@ -1,0 +1,278 @@
+package bmc
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"recast/inventory"
+)
+
+// answerMost bounds one answer of a BMC; the largest collections seen are
+// below a megabyte.
+const answerMost = 4 << 20
+
+// redfishTransport carries every request to one BMC, gofish's and ours. It
+// pins the certificate, gives each request the context of the call in progress
+// (gofish connects with context.Background), keeps connections alive although
+// gofish asks to close them, and remembers why a call failed, which gofish
+// reduces to text.
+type redfishTransport struct {
+	base *http.Transport
+	log  *slog.Logger
+
+	// one in flight: the answer is read whole before the next request goes out,
+	// because gofish leaves bodies half read.
+	one sync.Mutex
+
+	mu      sync.Mutex
+	ctx     context.Context
+	failure error  // why the call in progress failed, classified
+	status  int    // the last status that was not a success
+	token   string // of the session, for our own requests
+	basic   bool   // the service has no sessions
+
+	// systems is the collection whose members are reduced to system: bmclib
+	// chooses by name, which is not unique on blades.
+	systems, system string
+}
+
+// tlsConfig believes exactly one leaf certificate. BMC certificates are
+// self-signed, expired and for another name; their key is what identifies them.
+func tlsConfig(host string, pin inventory.Digest) *tls.Config {
+	return &tls.Config{
+		// Not skipped: VerifyConnection below replaces it, on resumption too.
+		InsecureSkipVerify: true,
+		MinVersion:         tls.VersionTLS12,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			if len(state.PeerCertificates) == 0 {
+				return &PinError{Host: host, Want: pin}
+			}
+			seen := inventory.DigestOf(state.PeerCertificates[0].Raw)
+			if pin == "" || seen != pin {
+				return &PinError{Host: host, Seen: seen, Want: pin}
+			}
+			return nil
+		},
+	}
+}
+
+// Fingerprint is the SHA-256 of the certificate that a Redfish BMC shows now,
+// for enrolment. It sends no credentials; whether it is the right BMC, a person
+// has to know.
+func Fingerprint(ctx context.Context, rawURL string) (inventory.Digest, error) {
+	a, err := parseURL(rawURL)
+	if err != nil {
+		return "", err
+	}
+	if a.scheme != "redfish" {
+		return "", fmt.Errorf("read certificate of %q: only redfish has one", rawURL)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	dialer := tls.Dialer{Config: tlsConfig(a.hostPort(), "")}
+	conn, err := dialer.DialContext(ctx, "tcp", a.hostPort())
+	if err == nil {
+		_ = conn.Close()
+	}
+	var pin *PinError
+	if errors.As(err, &pin) && pin.Seen != "" {
+		return pin.Seen, nil
+	}
+	if err == nil {
+		err = errors.New("the handshake was not checked")
+	}
+	return "", explain("read certificate of "+a.hostPort(), err)
+}
+
+func newRedfishTransport(a address, t Target) *redfishTransport {
+	dialer := &net.Dialer{Timeout: 10 * time.Second}
+	return &redfishTransport{
+		log: t.Log,
+		ctx: context.Background(),
+		base: &http.Transport{
+			DialContext:           dialer.DialContext,
+			TLSClientConfig:       tlsConfig(a.hostPort(), t.Pin),
+			TLSHandshakeTimeout:   15 * time.Second,
+			ResponseHeaderTimeout: callTimeout,
+			IdleConnTimeout:       30 * time.Second,
+			MaxConnsPerHost:       1,
+			DisableCompression:    true, // some ETags change with it
+		},
+	}
+}
+
+// begin starts a call; failed ends it.
+func (r *redfishTransport) begin(ctx context.Context) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ctx, r.failure, r.status = ctx, nil, 0
+}
+
+// failed prefers the recorded reason to the error that gofish made of it. An
+// error without a recorded reason was made above the wire.
+func (r *redfishTransport) failed(err error) error {
+	if err == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failure != nil {
+		return r.failure
+	}
+	return err
+}
+
+func (r *redfishTransport) lastStatus() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.status
+}
+
+// RoundTrip implements http.RoundTripper.
+func (r *redfishTransport) RoundTrip(in *http.Request) (*http.Response, error) {
+	r.one.Lock()
+	defer r.one.Unlock()
+	r.mu.Lock()
+	ctx := r.ctx
+	r.mu.Unlock()
+
+	out := in.Clone(ctx)
+	out.Close = false
+	out.Header.Del("Connection")
+	if out.Method == http.MethodPost {
+		// gofish adds the resource's ETag to actions; some BMCs answer 412.
+		out.Header.Del("If-Match")
+	}
+	began := time.Now()
+	response, err := r.base.RoundTrip(out)
+	if err == nil {
+		err = r.readAll(response)
+	}
+	if err != nil {
+		r.fail(0, fmt.Errorf("%s %s: %w: %s", out.Method, out.URL.Path, reasonOf(err), causeText(err)), err)
+		r.log.Debug("redfish", "method", out.Method, "path", out.URL.Path, "error", err)
+		return nil, err
+	}
+	r.log.Debug("redfish", "method", out.Method, "path", out.URL.Path, "status", response.StatusCode, "took", time.Since(began))
+	r.note(out, response)
+	return response, nil
+}
+
+// causeText avoids saying twice what a PinError says whole.
+func causeText(err error) string {
+	var pin *PinError
+	if errors.As(err, &pin) {
+		return "refused"
+	}
+	return oneLine(err)
+}
+
+func (r *redfishTransport) fail(status int, reason, cause error) {
+	var pin *PinError
+	if errors.As(cause, &pin) {
+		reason = pin
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failure, r.status = reason, status
+}
+
+// readAll replaces the body by bytes in memory.
+func (r *redfishTransport) readAll(response *http.Response) error {
+	body, err := io.ReadAll(io.LimitReader(response.Body, answerMost+1))
+	_ = response.Body.Close()
+	if err != nil {
+		return fmt.Errorf("read answer: %w", err)
+	}
+	if len(body) > answerMost {
+		return fmt.Errorf("%w: its answer is larger than %d MiB", ErrRejected, answerMost>>20)
+	}
+	r.mu.Lock()
+	systems, system := r.systems, r.system
+	r.mu.Unlock()
+	path := strings.TrimSuffix(response.Request.URL.Path, "/")
+	if system != "" && path == systems && response.Request.Method == http.MethodGet && response.StatusCode == http.StatusOK {
+		body, _ = json.Marshal(map[string]any{"Members": []redfishLink{{ID: system}}, "Members@odata.count": 1})
+	}
+	response.Body = io.NopCloser(bytes.NewReader(body))
+	response.ContentLength = int64(len(body))
+	return nil
+}
+
+// note records a failure and the token of a new session.
+func (r *redfishTransport) note(request *http.Request, response *http.Response) {
+	if token := response.Header.Get("X-Auth-Token"); token != "" && request.Method == http.MethodPost {
+		r.mu.Lock()
+		r.token = token
+		r.mu.Unlock()
+	}
+	if response.StatusCode < 400 {
+		return
+	}
+	body, _ := io.ReadAll(response.Body)
+	response.Body = io.NopCloser(bytes.NewReader(body))
+	id, text := extendedInfo(body)
+	reason := httpReason(response.StatusCode, id)
+	words := []string{fmt.Sprintf("%s %s: %v: status %d", request.Method, request.URL.Path, reason, response.StatusCode)}
+	if id != "" {
+		words = append(words, id)
+	}
+	if text != "" {
+		words = append(words, text)
+	}
+	if after := response.Header.Get("Retry-After"); after != "" {
+		words = append(words, "retry after "+after+" s")
+	}
+	line := strings.Join(words[1:], ": ")
+	err := fmt.Errorf("%s %s: %w: status %d", request.Method, request.URL.Path, reason, response.StatusCode)
+	if line != "" {
+		err = fmt.Errorf("%w: %s", err, oneLine(errors.New(line)))
+	}
+	r.fail(response.StatusCode, err, nil)
+}
+
+// extendedInfo finds the first message of a Redfish error body; both empty
+// where the body is something else.
+func extendedInfo(body []byte) (id, text string) {
+	var answer struct {
+		Error struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+			Info    []struct {
+				MessageID string `json:"MessageId"`
+				Message   string `json:"Message"`
+			} `json:"@Message.ExtendedInfo"`
+		} `json:"error"`
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		return "", ""
+	}
+	for _, i := range answer.Error.Info {
+		if i.MessageID != "" {
+			return i.MessageID, i.Message
+		}
+	}
+	return answer.Error.Code, answer.Error.Message
+}
+
+// sameHost refuses to carry a session token to another host.
+func sameHost(request *http.Request, via []*http.Request) error {
+	if request.URL.Host != via[0].URL.Host || request.URL.Scheme != via[0].URL.Scheme {
+		return fmt.Errorf("%w: it redirects to another host", ErrRejected)
+	}
+	if len(via) > 4 {
+		return fmt.Errorf("%w: it redirects in circles", ErrRejected)
+	}
+	return nil
+}
