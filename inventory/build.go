@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -27,7 +28,7 @@ func (b *builder) buildNetwork(d *declared[rawNetwork]) {
 	good = good && n.Subnet.IsValid()
 	inside := func(t text, field string, a netip.Addr) bool {
 		if why := notHost(n.Subnet, a); why != "" {
-			d.problem(t.Line, field, why, "")
+			d.problem(t.Line, field, why, hostRange(n.Subnet))
 			return false
 		}
 		return true
@@ -79,6 +80,7 @@ func (b *builder) buildNetwork(d *declared[rawNetwork]) {
 		d.problem(raw.Listen.Line, "spec.listen", fmt.Sprintf("%q is not the name of an interface", raw.Listen.V), "want a name such as eth0")
 	}
 	if good {
+		b.pooled[n.Name] = raw.Pool.given()
 		b.network[n.Name] = n
 		b.set.Networks = append(b.set.Networks, n)
 	}
@@ -93,11 +95,16 @@ func notHost(subnet netip.Prefix, a netip.Addr) string {
 	case !subnet.Contains(a):
 		return fmt.Sprintf("the address %s is outside the subnet %s", a, subnet)
 	case a == subnet.Addr():
-		return fmt.Sprintf("%s is the address of the subnet itself", a)
+		return fmt.Sprintf("%s is the address of the subnet %s itself", a, subnet)
 	case a == lastAddr(subnet):
 		return fmt.Sprintf("%s is the broadcast address of %s", a, subnet)
 	}
 	return ""
+}
+
+// hostRange is the next step after an address that is none of the subnet's.
+func hostRange(subnet netip.Prefix) string {
+	return fmt.Sprintf("want one from %s to %s", subnet.Addr().Next(), lastAddr(subnet).Prev())
 }
 
 // checkSubnets finds overlapping subnets: sorted by address, a subnet overlaps
@@ -454,10 +461,8 @@ func (s scope) buildNIC(m *Machine, i int, raw rawNIC, hw hardware) (NIC, bool) 
 		switch {
 		case err != nil:
 			s.fail(raw.MAC.Line, at+"mac", err)
-		case len(mac) != len("52:54:00:00:00:05"):
-			s.problem(raw.MAC.Line, at+"mac", fmt.Sprintf("%q is not an Ethernet address", raw.MAC.V), "want six pairs of hex digits such as 52:54:00:00:00:05")
-		case mac == "00:00:00:00:00:00" || mac.HardwareAddr()[0]&1 != 0:
-			s.problem(raw.MAC.Line, at+"mac", fmt.Sprintf("%q is not the address of one interface", raw.MAC.V), "copy it from the machine")
+		case notEthernet(mac):
+			s.problem(raw.MAC.Line, at+"mac", fmt.Sprintf("%q is not the address of one Ethernet interface", raw.MAC.V), "want six pairs of hex digits such as 52:54:00:00:00:05, as the machine shows it")
 		default:
 			ok = hw.claim(s, m.Name, "hardware address", string(mac), raw.MAC.Line, at+"mac")
 			nic.MAC = mac
@@ -466,7 +471,7 @@ func (s scope) buildNIC(m *Machine, i int, raw rawNIC, hw hardware) (NIC, bool) 
 	s.refers(raw.Network, at+"network", "Network")
 	n := s.b.network[raw.Network.V] // nil where it was refused
 	if !raw.IP.given() {
-		if n != nil && n.DHCP == DHCPAuthoritative && n.Pool == nil {
+		if n != nil && n.DHCP == DHCPAuthoritative && !s.b.pooled[n.Name] {
 			s.problem(raw.Network.Line, at+"ip", fmt.Sprintf("network %q has no pool, so this interface would never get an address", n.Name), "give it an ip, or the Network a pool")
 		}
 		return nic, ok
@@ -483,7 +488,7 @@ func (s scope) buildNIC(m *Machine, i int, raw rawNIC, hw hardware) (NIC, bool) 
 	if n != nil {
 		switch why := notHost(n.Subnet, a); {
 		case why != "":
-			s.problem(raw.IP.Line, at+"ip", why+" of network "+strconv.Quote(n.Name), "")
+			s.problem(raw.IP.Line, at+"ip", why+" of network "+strconv.Quote(n.Name), hostRange(n.Subnet))
 			return nic, ok
 		case n.Pool != nil && n.Pool.Contains(a):
 			s.problem(raw.IP.Line, at+"ip", fmt.Sprintf("the address %s lies in the pool %s-%s of network %q, which is for undeclared machines", a, n.Pool.First, n.Pool.Last, n.Name), "choose one outside it")
@@ -570,9 +575,10 @@ func (b *builder) checkMembership() {
 			d.problem(d.Spec.Arch.Line, "spec.arch", fmt.Sprintf("machine %q is %s, image %q of definition %q is %s", m.Name, m.Arch, img.Name, def.Name, img.Arch),
 				"put it in a group whose image fits")
 		}
-		if t := b.templates[def.Name]; t != nil {
-			if _, err := t.render(m); err != nil {
-				d.problem(0, "", fmt.Sprintf("definition %q cannot be filled in for machine %q: %v", def.Name, m.Name, err), "")
+		if t := b.templates[def.Name]; t != nil && d.clean {
+			var e *fillError
+			if _, err := t.render(m); errors.As(err, &e) {
+				d.problem(0, e.field, fmt.Sprintf("definition %q cannot be filled in for machine %q: %s", def.Name, m.Name, e.text), e.next)
 			}
 		}
 	}

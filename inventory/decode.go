@@ -134,34 +134,74 @@ func splitDocuments(data []byte) []chunk {
 	return chunks
 }
 
-var yamlErrorLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
+// yamlError is a syntax error with its line, counted from 1.
+type yamlError struct {
+	line       int
+	text, next string
+}
+
+var (
+	yamlErrorLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
+	// yaml.v3 counts the lines of these, its parser's errors, from 0, and those
+	// of its scanner from 1.
+	yamlFromZero  = regexp.MustCompile(`^did not find expected (node content|'-' indicator|key$|',' or|<)`)
+	yamlNoAnchor  = regexp.MustCompile(`^unknown anchor '(.*)' referenced$`)
+	nearThisLine  = "check indentation and quotes near this line"
+	noAliases     = "aliases are not read, write the value out"
+	anchorsRemedy = "write the value out where it is needed"
+)
+
+// syntaxError reads an error of yaml.v3; nil stays nil.
+func syntaxError(err error, data []byte) *yamlError {
+	if err == nil {
+		return nil
+	}
+	e := &yamlError{line: 1, text: oneLine(err.Error()), next: nearThisLine}
+	m := yamlErrorLine.FindStringSubmatch(e.text)
+	if m == nil {
+		return e
+	}
+	e.text = m[2]
+	if v, err := strconv.Atoi(m[1]); err == nil {
+		e.line = v
+		if yamlFromZero.MatchString(e.text) {
+			e.line++
+		}
+	}
+	if a := yamlNoAnchor.FindStringSubmatch(e.text); a != nil {
+		e.next = noAliases
+		if i := bytes.Index(data, []byte("*"+a[1])); i >= 0 {
+			e.line = 1 + bytes.Count(data[:i], []byte("\n"))
+		}
+	}
+	return e
+}
+
+// readNode decodes the next document. yaml.v3 reports its own errors by panics
+// that it catches, and has let others through.
+func readNode(dec *yaml.Decoder, into *yaml.Node) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("cannot be read: %v", r)
+		}
+	}()
+	return dec.Decode(into)
+}
 
 // parseChunk reads the documents of one chunk (more than one only after a "..."
 // marker) as nodes.
 func (d *decoder) parseChunk(c chunk) (docs []*yaml.Node) {
 	d.offset = c.offset
-	defer func() {
-		// yaml.v3 reports its errors by panics of its own and has let others through.
-		if r := recover(); r != nil {
-			d.add(1, "", fmt.Sprintf("the YAML cannot be read (%v)", r), "check the syntax of this document")
-		}
-	}()
 	dec := yaml.NewDecoder(bytes.NewReader(c.data))
 	for {
 		var n yaml.Node
-		err := dec.Decode(&n)
+		err := readNode(dec, &n)
 		if errors.Is(err, io.EOF) {
 			return docs
 		}
-		if err != nil {
-			line, what := 1, oneLine(err.Error())
-			if m := yamlErrorLine.FindStringSubmatch(what); m != nil {
-				what = m[2]
-				if v, err := strconv.Atoi(m[1]); err == nil {
-					line = v
-				}
-			}
-			d.add(line, "", "not valid YAML: "+what, "check indentation and quotes near this line")
+		if e := syntaxError(err, c.data); e != nil {
+			d.add(e.line, "", "not valid YAML: "+e.text, e.next)
+			d.unread = true
 			return docs
 		}
 		if n.Kind == yaml.DocumentNode && len(n.Content) == 1 {
@@ -177,6 +217,9 @@ type decoder struct {
 	file     string
 	offset   int
 	problems Problems
+	// unread is set once a document could not be told: what refers to it would
+	// only be blamed for that.
+	unread bool
 }
 
 // add notes a problem; line counts from 1 within the chunk.
@@ -221,7 +264,7 @@ func (d *decoder) wrong(n *yaml.Node, path, want string) {
 	next := ""
 	switch tag := n.ShortTag(); {
 	case n.Kind == yaml.AliasNode:
-		next = "aliases are not read, write the value out"
+		next = noAliases
 	case tag == "!!null":
 		next = "give it a value or remove it"
 	case want == "text" && n.Kind == yaml.ScalarNode:
@@ -233,7 +276,7 @@ func (d *decoder) wrong(n *yaml.Node, path, want string) {
 // decode fills v from n.
 func (d *decoder) decode(n *yaml.Node, v reflect.Value, path string) {
 	if n.Anchor != "" {
-		d.add(n.Line, path, fmt.Sprintf("the anchor %q is not read", "&"+n.Anchor), "write the value out where it is needed")
+		d.add(n.Line, path, fmt.Sprintf("the anchor %q is not read", "&"+n.Anchor), anchorsRemedy)
 	}
 	line := n.Line + d.offset
 	isScalar := n.Kind == yaml.ScalarNode
@@ -260,7 +303,7 @@ func (d *decoder) decode(n *yaml.Node, v reflect.Value, path string) {
 		*into = scalar{V: n.Value, Line: line}
 	case *number:
 		i, err := strconv.Atoi(n.Value)
-		if !isScalar || tag != "!!int" || err != nil {
+		if !isScalar || tag != "!!int" || err != nil || strconv.Itoa(i) != n.Value {
 			d.wrong(n, path, "a whole number")
 			return
 		}

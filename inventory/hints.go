@@ -39,8 +39,9 @@ var hintNames = []string{
 
 var (
 	hintOperator = regexp.MustCompile(`^(<all-in>|<in>|<or>|s==|s!=|s<=|s>=|s<|s>|==|!=|<=|>=|=|<|>)\s*`)
+	hintBrackets = regexp.MustCompile(`^<[a-z-]*>`)
 	// What looks like an operator and is none would otherwise be compared as text.
-	hintNoOperator = regexp.MustCompile(`^(<[A-Za-z-]*>|s=|[=!<>~]+)`)
+	hintNoOperator = regexp.MustCompile(`^(<[a-z-]*>|s=|[=!<>~]+)`)
 	hctlGrammar    = regexp.MustCompile(`^[0-9]+:[0-9]+:[0-9]+:[0-9]+$`)
 )
 
@@ -48,6 +49,13 @@ const (
 	textOperators   = "s==, s!=, s<, s<=, s>, s>=, <in>, <all-in> or <or>"
 	numberOperators = "=, ==, !=, <, <=, >, >= or <or>"
 )
+
+func operatorsOf(name string) string {
+	if name == "size" {
+		return numberOperators
+	}
+	return textOperators
+}
 
 // parseHint reads the value of one hint.
 func parseHint(name, expression string) (hint, error) {
@@ -66,11 +74,14 @@ func parseHint(name, expression string) (hint, error) {
 		}
 		return h, nil
 	}
+	if m := hintBrackets.FindString(rest); m != "" && m != "<in>" && m != "<all-in>" && m != "<or>" {
+		return hint{}, fmt.Errorf("%s is %q: unknown operator %q, want %s", name, expression, m, operatorsOf(name))
+	}
 	if m := hintOperator.FindString(rest); m != "" {
 		h.op, rest = strings.TrimSpace(m), rest[len(m):]
 	}
 	if hintNoOperator.MatchString(rest) {
-		return hint{}, fmt.Errorf("%s is %q: unknown operator %q", name, expression, hintNoOperator.FindString(rest))
+		return hint{}, fmt.Errorf("%s is %q: unknown operator %q, want %s", name, expression, hintNoOperator.FindString(rest), operatorsOf(name))
 	}
 	parts := []string{rest}
 	switch h.op {

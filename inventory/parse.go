@@ -113,6 +113,7 @@ func Parse(files []File) (*Set, error) {
 			}
 		}
 		b.problems = append(b.problems, d.problems...)
+		b.unread = b.unread || d.unread
 	}
 	b.build()
 	if len(b.problems) > 0 {
@@ -132,7 +133,7 @@ func ProblemsOf(err error) (Problems, bool) {
 type declared[S any] struct {
 	scope
 	named bool // it has a name that no other of its kind has
-	clean bool // the decoder had nothing to say
+	clean bool // nothing was wrong with it by itself
 	rawDocument[S]
 }
 
@@ -143,6 +144,7 @@ func (b *builder) document(d *decoder, n *yaml.Node) {
 	}
 	if n.Kind != yaml.MappingNode {
 		d.wrong(n, "", "a document with apiVersion, kind, metadata and spec")
+		d.unread = true
 		return
 	}
 	kind, line := "", n.Line
@@ -163,8 +165,10 @@ func (b *builder) document(d *decoder, n *yaml.Node) {
 	case "Machine":
 		take(d, n, &b.machines)
 	case "":
+		d.unread = true
 		d.add(line, "kind", "missing", "want one of "+strings.Join(Kinds, ", "))
 	default:
+		d.unread = true
 		d.add(line, "kind", fmt.Sprintf("unknown kind %q", kind), didYouMean(kind, Kinds))
 	}
 }
@@ -181,6 +185,7 @@ func take[S any](d *decoder, n *yaml.Node, into *[]*declared[S]) {
 // goes on; one that needs a value which was refused elsewhere stays silent.
 type builder struct {
 	problems Problems
+	unread   bool // some document could not be told, so references stay unchecked
 	set      *Set
 
 	networks    []*declared[rawNetwork]
@@ -198,6 +203,7 @@ type builder struct {
 	image      map[string]*Image
 	definition map[string]*Definition
 	templates  map[string]*template // by definition
+	pooled     map[string]bool      // networks with a pool, good or bad
 	refs       []SecretRef
 }
 
@@ -217,6 +223,7 @@ func newBuilder() *builder {
 		image:      map[string]*Image{},
 		definition: map[string]*Definition{},
 		templates:  map[string]*template{},
+		pooled:     map[string]bool{},
 	}
 }
 
@@ -245,9 +252,11 @@ func registerAll[S any](b *builder, kind string, docs []*declared[S]) {
 		d.scope.b = b
 		name := d.Metadata.Name
 		if !name.given() {
+			b.unread = true
 			continue // reported as missing or of the wrong type
 		}
 		if err := CheckName(name.V); err != nil {
+			names[name.V] = place{d.file, name.Line}
 			d.fail(name.Line, "metadata.name", err)
 			continue
 		}
@@ -264,19 +273,18 @@ func registerAll[S any](b *builder, kind string, docs []*declared[S]) {
 }
 
 // refers checks that a reference names a declared object.
-func (s scope) refers(t text, field, kind string) bool {
-	if !t.given() {
-		return false
+func (s scope) refers(t text, field, kind string) {
+	if !t.given() || s.b.unread {
+		return
 	}
 	if _, ok := s.b.names[kind][t.V]; ok {
-		return true
+		return
 	}
 	next := fmt.Sprintf("no %s is declared", kind)
 	if known := s.b.known(kind); len(known) > 0 {
 		next = didYouMean(t.V, known)
 	}
 	s.problem(t.Line, field, fmt.Sprintf("there is no %s %q", kind, t.V), next)
-	return false
 }
 
 func (b *builder) known(kind string) []string {
@@ -309,7 +317,9 @@ func (b *builder) build() {
 	}
 	hw := newHardware()
 	for _, d := range b.machines {
+		before := len(b.problems)
 		b.buildMachine(d, hw)
+		d.clean = d.clean && len(b.problems) == before
 	}
 	b.set.index()
 	b.checkMembership()

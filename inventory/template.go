@@ -1,7 +1,9 @@
 package inventory
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"strconv"
 	"strings"
@@ -176,7 +178,7 @@ func compileTemplate(s string) (*template, []templateProblem) {
 		marked, _ := mark(segments)
 		var root yaml.Node
 		if err := unmarshalNode(marked, &root); err != nil {
-			return nil, []templateProblem{{offsetOfLine(s, err.line), "not valid YAML, which #cloud-config must be: " + err.text, "check indentation and quotes near this line"}}
+			return nil, []templateProblem{{offsetOfLine(s, err.line), "not valid YAML, which #cloud-config must be: " + err.text, nearThisLine}}
 		}
 		walkScalars(&root, func(n *yaml.Node) {
 			if parts := unmark(n.Value, vars); n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) == 0 && parts != nil {
@@ -235,30 +237,13 @@ func walkScalars(n *yaml.Node, do func(*yaml.Node)) {
 	}
 }
 
-type yamlError struct {
-	line int
-	text string
-}
-
-// unmarshalNode reads one document without following aliases.
-func unmarshalNode(s string, into *yaml.Node) (failed *yamlError) {
-	defer func() {
-		if r := recover(); r != nil {
-			failed = &yamlError{1, oneLine(fmt.Sprint(r))}
-		}
-	}()
-	err := yaml.Unmarshal([]byte(s), into)
-	if err == nil {
-		return nil
+// unmarshalNode reads the first document of a text, without following aliases.
+func unmarshalNode(s string, into *yaml.Node) *yamlError {
+	err := readNode(yaml.NewDecoder(strings.NewReader(s)), into)
+	if errors.Is(err, io.EOF) {
+		return nil // comments only
 	}
-	failed = &yamlError{1, oneLine(err.Error())}
-	if m := yamlErrorLine.FindStringSubmatch(failed.text); m != nil {
-		failed.text = m[2]
-		if v, err := strconv.Atoi(m[1]); err == nil {
-			failed.line = v
-		}
-	}
-	return failed
+	return syntaxError(err, []byte(s))
 }
 
 func offsetOfLine(s string, line int) int {
@@ -278,28 +263,34 @@ func offsetOfLine(s string, line int) int {
 // to, and no colon at an end, which would make a YAML key.
 var safeValue = regexp.MustCompile(`^[A-Za-z0-9/]([A-Za-z0-9._/+:-]*[A-Za-z0-9/])?$`)
 
+// fillError says why one machine cannot be filled in, and in which of its
+// fields that is cured.
+type fillError struct{ field, text, next string }
+
+func (e *fillError) Error() string { return e.text + "; " + e.next }
+
 // value of a variable other than a secret on one machine.
 func (v *variable) value(m *Machine) (string, error) {
-	var s, cure string
+	s, field := "", v.field()
 	switch v.kind {
 	case varLabel:
-		s, cure = m.Labels[v.arg], "give it the label "+v.arg
+		s = m.Labels[v.arg]
 	case varMachine:
 		switch v.arg {
 		case "name":
 			s = m.Name
 		case "uuid":
-			s, cure = m.UUID, "declare spec.uuid"
+			s = m.UUID
 		case "serial":
-			s, cure = m.Serial, "declare spec.serial"
+			s = m.Serial
 		case "arch":
 			s = string(m.Arch)
 		default:
-			s, cure = m.Field(v.arg), "declare spec.location."+v.arg
+			s = m.Field(v.arg)
 		}
 	case varNIC:
 		if v.index >= len(m.NICs) {
-			return "", fmt.Errorf("%s: the machine declares %d interfaces; declare it or remove the substitution", v.text, len(m.NICs))
+			return "", &fillError{field, fmt.Sprintf("%s is not there, it declares %d interfaces", v.text, len(m.NICs)), "declare it"}
 		}
 		n := m.NICs[v.index]
 		switch v.arg {
@@ -312,15 +303,31 @@ func (v *variable) value(m *Machine) (string, error) {
 		case "network":
 			s = n.Network
 		}
-		cure = fmt.Sprintf("declare spec.nics[%d].%s", v.index, v.arg)
 	}
 	if s == "" {
-		return "", fmt.Errorf("%s has no value; %s", v.text, cure)
+		return "", &fillError{field, v.text + " has no value", "declare it"}
 	}
 	if !safeValue.MatchString(s) {
-		return "", fmt.Errorf("%s is %q, which is not safe to substitute; want letters, digits and . _ / + : - only", v.text, s)
+		return "", &fillError{field, fmt.Sprintf("%s is %q, which is not safe to substitute", v.text, s), "want letters, digits and . _ / + : - only"}
 	}
 	return s, nil
+}
+
+// field of a Machine that the variable reads.
+func (v *variable) field() string {
+	switch v.kind {
+	case varLabel:
+		return "metadata.labels." + v.arg
+	case varNIC:
+		return fmt.Sprintf("spec.nics[%d].%s", v.index, v.arg)
+	}
+	switch v.arg {
+	case "name":
+		return "metadata.name"
+	case "site", "rack", "unit":
+		return "spec.location." + v.arg
+	}
+	return "spec." + v.arg
 }
 
 // render fills in everything but secrets.
@@ -341,7 +348,8 @@ func (t *template) render(m *Machine) (string, error) {
 			return "", err
 		}
 		if what := readAs(value); what != "" {
-			return "", fmt.Errorf("%s gives %q, which YAML reads as %s there; put it in quotes", firstVariable(parts).text, value, what)
+			v := firstVariable(parts)
+			return "", &fillError{v.field(), fmt.Sprintf("%s gives %q, which YAML reads as %s there", v.text, value, what), "put the substitution in quotes"}
 		}
 	}
 	return text, nil

@@ -1,0 +1,68 @@
+package inventory
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strings"
+)
+
+// Changes says in words what differs between two sets, one object a line,
+// sorted: "definition compute changed: config, image", "machine r1u05 added".
+func Changes(old, new *Set) []string {
+	var lines []string
+	lines = append(lines, changed("network", old.network, new.network)...)
+	lines = append(lines, changed("image", old.image, new.image)...)
+	lines = append(lines, changed("definition", old.definition, new.definition)...)
+	lines = append(lines, changed("group", old.group, new.group)...)
+	lines = append(lines, changed("machine", old.machine, new.machine)...)
+	slices.Sort(lines)
+	return lines
+}
+
+func changed[T any](kind string, old, new map[string]*T) (lines []string) {
+	for name, was := range old {
+		is, ok := new[name]
+		if !ok {
+			lines = append(lines, kind+" "+name+" removed")
+			continue
+		}
+		if was == is {
+			continue
+		}
+		if fields := differing(was, is); len(fields) > 0 {
+			lines = append(lines, kind+" "+name+" changed: "+strings.Join(fields, ", "))
+		}
+	}
+	for name := range new {
+		if _, ok := old[name]; !ok {
+			lines = append(lines, kind+" "+name+" added")
+		}
+	}
+	return lines
+}
+
+// differing are the names of the JSON fields that differ, sorted.
+func differing(a, b any) (fields []string) {
+	rawA, errA := json.Marshal(a)
+	rawB, errB := json.Marshal(b)
+	if errA == nil && errB == nil && bytes.Equal(rawA, rawB) {
+		return nil
+	}
+	var x, y map[string]json.RawMessage
+	if json.Unmarshal(rawA, &x) != nil || json.Unmarshal(rawB, &y) != nil {
+		return []string{"something"} // cannot happen; a change must never be hidden
+	}
+	for name, value := range x {
+		if !bytes.Equal(value, y[name]) {
+			fields = append(fields, name)
+		}
+	}
+	for name := range y {
+		if _, ok := x[name]; !ok {
+			fields = append(fields, name)
+		}
+	}
+	slices.Sort(fields)
+	return fields
+}

@@ -1,0 +1,144 @@
+package inventory
+
+import (
+	"net/netip"
+	"os"
+
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// rack is testdata/rack.yaml: two machines of one rack, with everything they need.
+func rack(t testing.TB) string {
+	t.Helper()
+	b, err := os.ReadFile("testdata/rack.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func parseOne(t testing.TB, doc string) *Set {
+	t.Helper()
+	s, err := Parse([]File{{Name: "rack.yaml", Data: []byte(doc)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestParseFillsInDefaults(t *testing.T) {
+	s := parseOne(t, rack(t))
+	wantNet := &Network{
+		Name: "rack1", Subnet: netip.MustParsePrefix("10.20.0.0/24"), DHCP: DHCPAuthoritative, Unknown: UnknownDiscover,
+		Pool:    &AddrRange{netip.MustParseAddr("10.20.0.100"), netip.MustParseAddr("10.20.0.199")},
+		Gateway: netip.MustParseAddr("10.20.0.1"), DNS: []netip.Addr{netip.MustParseAddr("10.20.0.1")},
+		LeaseTime: Duration(time.Hour),
+	}
+	byValue := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	prefixes := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+	if d := cmp.Diff(wantNet, s.Network("rack1"), byValue, prefixes); d != "" {
+		t.Error(d)
+	}
+	def := s.Definition("compute")
+	wantDef := &Definition{
+		Name: "compute", Image: "debian-12", Every: BootDisk, Wipe: WipeTable, Evidence: E2,
+		Select:         DiskSelect{Hints: map[string]string{"rotational": "false"}, MinSize: 8 << 30},
+		Config:         Config{Format: ConfigCloudInit, UserData: def.Config.UserData},
+		HealthDeadline: Duration(20 * time.Minute), Attempts: 3,
+		Deadlines: map[string]Duration{
+			"stopping": Duration(5 * time.Minute), "arming": Duration(2 * time.Minute), "powering": Duration(2 * time.Minute),
+			"booting": Duration(15 * time.Minute), "claiming": Duration(5 * time.Minute), "inspecting": Duration(5 * time.Minute),
+			"writing": Duration(5 * time.Minute), "verifying": Duration(5 * time.Minute), "starting": Duration(20 * time.Minute),
+			"awaiting-operator": Duration(24 * time.Hour),
+		},
+	}
+	if d := cmp.Diff(wantDef, def); d != "" {
+		t.Error(d)
+	}
+	if !strings.HasPrefix(def.Config.UserData, "#cloud-config\nhostname: ${machine.name}\n") {
+		t.Errorf("user data was changed: %q", def.Config.UserData)
+	}
+	wantMachine := &Machine{
+		Name: "r1u06", Labels: map[string]string{"role": "compute"}, Location: Location{Site: "ams", Rack: "r1", Unit: 6}, Arch: AMD64,
+		NICs:   []NIC{{MAC: "52:54:00:00:00:06", Network: "rack1"}},
+		BMC:    &BMCRef{URL: "ipmi://10.30.0.16", Credentials: "rack1-bmc", CipherSuite: 3},
+		Serial: "CZ1234/567", UUID: "4c4c4544-0042-3510-8052-b4c04f4a4e31", Protected: true,
+	}
+	if d := cmp.Diff(wantMachine, s.Machine("r1u06"), byValue); d != "" {
+		t.Error(d)
+	}
+	// By label and by location: r1u06 has no label rack.
+	for _, name := range []string{"r1u05", "r1u06"} {
+		if g := s.GroupOf(name); g == nil || g.Name != "rack1-compute" {
+			t.Errorf("group of %s is %v", name, g)
+		}
+	}
+	// A Group without rollout.
+	s = parseOne(t, strings.Replace(rack(t), "  rollout: {canary: 1, maxUnavailable: 25%, maxFailures: 1}\n", "", 1))
+	if d := cmp.Diff(Rollout{MaxUnavailable: IntOrPercent{25, true}, MaxFailures: IntOrPercent{Value: 1}}, s.Group("rack1-compute").Rollout); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestLookUps(t *testing.T) {
+	s := parseOne(t, rack(t)+`---
+apiVersion: recast/v1
+kind: Network
+metadata: {name: rack0}
+spec: {subnet: 10.10.0.0/16, dhcp: off}
+`)
+	if m := s.MachineByMAC("52:54:00:00:00:05"); m == nil || m.Name != "r1u05" {
+		t.Errorf("by MAC: %v", m)
+	}
+	if m := s.MachineByAddr(netip.MustParseAddr("10.20.0.15")); m == nil || m.Name != "r1u05" {
+		t.Errorf("by address: %v", m)
+	}
+	for addr, want := range map[string]string{
+		"10.20.0.0": "rack1", "10.20.0.255": "rack1", "10.20.1.0": "", "10.19.255.255": "", "10.10.255.255": "rack0", "10.9.0.1": "", "255.0.0.1": "",
+	} {
+		got := ""
+		if n := s.NetworkOf(netip.MustParseAddr(addr)); n != nil {
+			got = n.Name
+		}
+		if got != want {
+			t.Errorf("network of %s is %q, want %q", addr, got, want)
+		}
+	}
+}
+
+// Each case changes rack.yaml and must give exactly these problems.
+func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
+	tests := []struct {
+		name     string
+		old, new string // old "" appends a document
+		want     []string
+	}{}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			doc := rack(t)
+			if tt.old == "" {
+				doc += "---\n" + tt.new
+			} else {
+				if !strings.Contains(doc, tt.old) {
+					t.Fatalf("rack.yaml does not hold %q", tt.old)
+				}
+				doc = strings.Replace(doc, tt.old, tt.new, 1)
+			}
+			s, err := Parse([]File{{Name: "rack.yaml", Data: []byte(doc)}})
+			if s != nil {
+				t.Error("a set was returned")
+			}
+			problems, ok := ProblemsOf(err)
+			if !ok {
+				t.Fatalf("no problems but %v", err)
+			}
+			if d := cmp.Diff(tt.want, strings.Split(problems.Error(), "\n")); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
