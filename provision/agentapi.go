@@ -196,6 +196,9 @@ const PollTime = 25 * time.Second
 
 // Order answers an agent's long poll.
 func (e *Engine) Order(ctx context.Context, token string) (inventory.Order, error) {
+	if mac, ok := tokenMAC(token); ok {
+		return e.discoveryPoll(ctx, token, mac)
+	}
 	deadline := time.NewTimer(PollTime)
 	defer deadline.Stop()
 	for {
@@ -408,7 +411,8 @@ func (d Stray) empty() bool {
 
 // Discover takes an undeclared machine's inventory. The token, which the boot
 // script carried, permits this and nothing else.
-func (e *Engine) Discover(ctx context.Context, token string, mac inventory.MAC, facts inventory.Facts, remote netip.Addr) (inventory.Order, error) {
+func (e *Engine) Discover(ctx context.Context, token string, facts inventory.Facts, remote netip.Addr) (inventory.Order, error) {
+	mac, _ := tokenMAC(token)
 	if !sameToken(token, e.key.DiscoveryToken(e.Store.Epoch(), mac)) {
 		return inventory.Order{}, refused("the discovery token is not that of %s", mac)
 	}
@@ -442,8 +446,8 @@ func (e *Engine) discoveryOrder(d Stray) inventory.Order {
 	return inventory.Order{Kind: inventory.OrderLocal, Reason: "inventory taken"}
 }
 
-// DiscoveryOrder answers the long poll of a discovered machine.
-func (e *Engine) DiscoveryOrder(ctx context.Context, token string, mac inventory.MAC) (inventory.Order, error) {
+// discoveryPoll answers the long poll of a discovered machine.
+func (e *Engine) discoveryPoll(ctx context.Context, token string, mac inventory.MAC) (inventory.Order, error) {
 	if !sameToken(token, e.key.DiscoveryToken(e.Store.Epoch(), mac)) {
 		return inventory.Order{}, refused("the discovery token is not that of %s", mac)
 	}

@@ -45,6 +45,9 @@ type currentSet struct {
 // ErrPlanMoved: an input of the plan is not what it was.
 var ErrPlanMoved = errors.New("the plan is out of date")
 
+// ErrUnavailable: the store cannot write now; nothing was changed.
+var ErrUnavailable = store.ErrUnavailable
+
 // putSet writes a Set in parts under its digest. It is content: writing it
 // twice is the same, and only the pointer makes it true.
 func (e *Engine) putSet(ctx context.Context, raw []byte) (inventory.Digest, int, error) {

@@ -109,9 +109,23 @@ func (k Key) ReportToken(epoch, machine string, generation inventory.Digest, att
 	return machine + "." + k.sum("report", epoch, machine, string(generation), fmt.Sprint(attempt))
 }
 
-// DiscoveryToken lets a ramdisk booted for discovery post one inventory.
+// DiscoveryToken lets a ramdisk booted for discovery post one inventory and ask
+// for an order. It names the hardware address it was made for.
 func (k Key) DiscoveryToken(epoch string, mac inventory.MAC) string {
-	return k.sum("discover", epoch, string(mac))
+	return discoverPrefix + strings.ReplaceAll(string(mac), ":", "-") + "." + k.sum("discover", epoch, string(mac))
+}
+
+const discoverPrefix = "discover."
+
+// tokenMAC is the hardware address a discovery token speaks for, false for
+// every other token; nothing is verified yet.
+func tokenMAC(token string) (inventory.MAC, bool) {
+	rest, ok := strings.CutPrefix(token, discoverPrefix)
+	if !ok {
+		return "", false
+	}
+	mac, _, ok := strings.Cut(rest, ".") // a machine named "discover" has no second dot
+	return inventory.MAC(strings.ReplaceAll(mac, "-", ":")), ok
 }
 
 // tokenMachine is the machine a token speaks for; nothing is verified yet.

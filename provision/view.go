@@ -229,3 +229,21 @@ func (e *Engine) Leases() []inventory.Lease {
 	sort.Slice(out, func(i, j int) bool { return out[i].Addr.Less(out[j].Addr) })
 	return out
 }
+
+// ImageUser names who needs an image, "" nobody: what is declared, what runs,
+// and the generations kept for rollback.
+func (e *Engine) ImageUser(d inventory.Digest) string {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, img := range e.set.Images {
+		if img.Digest == d {
+			return "image " + img.Name
+		}
+	}
+	for _, gen := range e.kept {
+		if gen.Resolved.Image.Digest == d {
+			return "generation " + gen.Digest.Short()
+		}
+	}
+	return ""
+}
