@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
@@ -169,6 +170,15 @@ func (f *failAt) Read(b []byte) (int, error) {
 	n, err := f.r.Read(b[:min(int64(len(b)), f.n)])
 	f.n -= int64(n)
 	return n, err
+}
+
+// A transfer that broke at a place where the table cannot tell.
+func TestWriteKeepsABreakApartFromTheEnd(t *testing.T) {
+	img := make([]byte, 3*MiB+100)
+	_, err := Write(context.Background(), io.Discard, io.MultiReader(bytes.NewReader(img), iotest.ErrReader(io.ErrUnexpectedEOF)), WriteOptions{})
+	if !errors.Is(err, io.ErrUnexpectedEOF) || !strings.Contains(err.Error(), "byte 3145828") {
+		t.Errorf("%v", err)
+	}
 }
 
 type failWriter struct{ n int }

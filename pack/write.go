@@ -105,7 +105,7 @@ func readChunks(ctx context.Context, r io.Reader, maxSize int64, free <-chan *jo
 		if j.data == nil {
 			j.data = make([]byte, ChunkSize)
 		}
-		n, err := io.ReadFull(r, j.data[:ChunkSize])
+		n, err := readFull(r, j.data[:ChunkSize])
 		size += int64(n)
 		if size > maxSize {
 			return fmt.Errorf("%w: it goes on past the limit of %d bytes", ErrTooLarge, maxSize)
@@ -119,14 +119,27 @@ func readChunks(ctx context.Context, r io.Reader, maxSize int64, free <-chan *jo
 			}
 			work <- j // as much room as in ordered
 		}
-		switch err {
-		case nil:
-		case io.EOF, io.ErrUnexpectedEOF:
+		if err == io.EOF {
 			return io.EOF
-		default:
+		}
+		if err != nil {
 			return fmt.Errorf("read the image at byte %d: %w", size, err)
 		}
 	}
+}
+
+// readFull is io.ReadFull, except that the reader's own io.ErrUnexpectedEOF (a
+// transfer that broke) stays apart from its io.EOF (a last, short chunk).
+func readFull(r io.Reader, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var k int
+		k, err = r.Read(b[n:])
+		n += k
+	}
+	if n == len(b) {
+		err = nil
+	}
+	return n, err
 }
 
 // collect writes the frames in order and builds the manifest.
