@@ -59,6 +59,7 @@ type boltStore struct {
 
 	// The committer's own.
 	expiry       time.Time        // when to look for expired leases
+	retry        time.Time        // when to look whether the disk is well again
 	unsure       map[string]bool  // keys whose state in the file is not known, after a failed commit
 	unsureLeases map[LeaseID]bool // leases likewise
 	broken       bool             // bbolt panicked: only a restart helps
@@ -106,9 +107,16 @@ func openBolt(path string, opts BoltOptions) (*boltStore, error) {
 		return nil, err
 	}
 
+	oneMeta, err := checkFile(path, opts.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	if oneMeta {
+		opts.Log.Warn("one of the store's two meta pages is damaged: the last commit may be missing", "path", path)
+	}
 	s := &boltStore{path: path, opts: opts, log: opts.Log}
 	var m image
-	err := guard(func() (err error) {
+	err = guard(func() (err error) {
 		s.db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 			Timeout: opts.Timeout,
 			NoSync:  opts.NoSync,

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"sort"
+	"strings"
 	"syscall"
 	"time"
 
@@ -125,23 +126,21 @@ func (s *boltStore) do(r *request) result {
 func (s *boltStore) run() {
 	defer close(s.stopped)
 	s.findExpiry()
-	expiry := time.NewTimer(s.untilExpiry())
-	defer expiry.Stop()
+	wake := time.NewTimer(time.Until(s.wakeAt()))
+	defer wake.Stop()
 	for {
-		var retry <-chan time.Time
-		if s.down.Load() != nil && !s.broken {
-			retry = time.After(retryInterval)
-		}
 		select {
 		case r := <-s.requests:
 			s.commit(s.gather(r))
-		case <-expiry.C:
+		case <-wake.C:
+			if s.down.Load() != nil {
+				s.probe()
+				break
+			}
 			if expired := s.expired(); len(expired) > 0 {
 				s.commit(expired)
 			}
 			s.findExpiry()
-		case <-retry:
-			s.probe()
 		case <-s.quit:
 			for {
 				select {
@@ -152,7 +151,7 @@ func (s *boltStore) run() {
 				}
 			}
 		}
-		expiry.Reset(s.untilExpiry())
+		wake.Reset(time.Until(s.wakeAt()))
 	}
 }
 
@@ -385,20 +384,26 @@ func (s *boltStore) expired() (requests []*request) {
 func (s *boltStore) findExpiry() {
 	s.leaseMu.Lock()
 	defer s.leaseMu.Unlock()
-	s.expiry = time.Now().Add(time.Hour)
+	now := time.Now()
+	s.expiry = now.Add(time.Hour)
 	for _, l := range s.leases {
 		if l.deadline.Before(s.expiry) {
 			s.expiry = l.deadline
 		}
 	}
+	// Many leases end in one transaction rather than in one each.
+	if soon := now.Add(20 * time.Millisecond); s.expiry.Before(soon) {
+		s.expiry = soon
+	}
 }
 
-func (s *boltStore) untilExpiry() time.Duration {
+// wakeAt is when the committer has something to do that nobody asked for. The
+// moments are fixed, so that a stream of requests does not push them away.
+func (s *boltStore) wakeAt() time.Time {
 	if s.down.Load() != nil {
-		return retryInterval
+		return s.retry
 	}
-	// Many leases end in one transaction rather than in one each.
-	return max(time.Until(s.expiry), 20*time.Millisecond)
+	return s.expiry
 }
 
 // update runs one bbolt transaction. A panic leaves bbolt's locks taken, so
@@ -416,15 +421,20 @@ func (s *boltStore) update(f func(*bbolt.Tx) error) error {
 
 // goDown keeps the reason, and returns it as the answer to whoever waits.
 func (s *boltStore) goDown(cause error) error {
+	s.retry = time.Now().Add(retryInterval)
+	is := func(no syscall.Errno) bool {
+		// Where bbolt grows the file it passes on only the text.
+		return errors.Is(cause, no) || strings.HasSuffix(cause.Error(), no.Error())
+	}
 	next := "recast tries again by itself"
 	switch {
 	case s.broken:
 		next = "restart recast; if that fails, bring a backup back with \"recast store restore\""
-	case errors.Is(cause, syscall.ENOSPC), errors.Is(cause, syscall.EDQUOT), errors.Is(cause, syscall.EFBIG):
+	case is(syscall.ENOSPC), is(syscall.EDQUOT), is(syscall.EFBIG):
 		next = "free some space there; recast goes on by itself"
-	case errors.Is(cause, syscall.EIO):
+	case is(syscall.EIO):
 		next = "look at the disk; recast tries again by itself"
-	case errors.Is(cause, syscall.EROFS):
+	case is(syscall.EROFS):
 		next = "mount it writable; recast goes on by itself"
 	}
 	err := fmt.Errorf("%w: write %q: %w: %s", ErrUnavailable, s.path, cause, next)
@@ -437,6 +447,10 @@ func (s *boltStore) goDown(cause error) error {
 // probe finds out whether the disk takes writes again: it needs to take as much
 // as it last refused, and to give it back.
 func (s *boltStore) probe() {
+	if s.broken {
+		s.retry = time.Now().Add(time.Hour)
+		return
+	}
 	err := s.settle()
 	if err == nil {
 		err = s.update(func(tx *bbolt.Tx) error {

@@ -62,11 +62,11 @@ func seal(key string, payload ...[]byte) []byte {
 // unseal returns a copy of the payload: what bbolt hands out is its mapping.
 func unseal(key, sealed []byte) ([]byte, error) {
 	if len(sealed) < 4 {
-		return nil, fmt.Errorf("%w: record %q is cut short", errDamaged, key)
+		return nil, fmt.Errorf("%w: record %.60q is cut short", errDamaged, key)
 	}
 	payload := append([]byte(nil), sealed[4:]...)
 	if binary.BigEndian.Uint32(sealed) != crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, payload) {
-		return nil, fmt.Errorf("%w: record %q does not match its checksum", errDamaged, key)
+		return nil, fmt.Errorf("%w: record %.60q does not match its checksum", errDamaged, key)
 	}
 	return payload, nil
 }
@@ -84,7 +84,7 @@ func unsealRecord(key, sealed []byte) (*Record, error) {
 		return nil, err
 	}
 	if len(p) < 16 {
-		return nil, fmt.Errorf("%w: record %q is cut short", errDamaged, key)
+		return nil, fmt.Errorf("%w: record %.60q is cut short", errDamaged, key)
 	}
 	return &Record{
 		Key:      string(key),

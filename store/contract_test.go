@@ -64,6 +64,7 @@ func TestContract(t *testing.T) {
 	}
 	for name, e := range engines() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			for _, s := range suite {
 				t.Run(s.name, func(t *testing.T) { s.test(t, e) })
 			}
