@@ -1,0 +1,80 @@
+package ipxe
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Where the hand-over stands below the root of the boot listener.
+const (
+	ScriptPath   = "/boot/script"
+	AutoexecPath = "/boot/" + AutoexecName
+	LoaderPath   = "/boot/loader/" // + the loader's name
+)
+
+// AutoexecName is the script that iPXE from 1.21 on asks the place it came
+// from, before it asks DHCP. Where it is missing some builds stop.
+const AutoexecName = "autoexec.ipxe"
+
+// scriptQuery is expanded by iPXE and not by us. netX is the interface opened
+// last, the one we are talking over; net0 is only the first of many. The URL
+// must fit the 127 bytes of BOOTP's file field (see TestScriptURLFitsTheFileField).
+const scriptQuery = "?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}"
+
+// relativeQuery is scriptQuery for a URL that names no server: up to 2020 iPXE
+// takes what stands before the first colon for a scheme, so the MAC goes with
+// hyphens.
+const relativeQuery = "?mac=${netX/mac:hexhyp}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}"
+
+// Boot turns the answer to "what may this machine boot" into a boot file.
+type Boot struct {
+	// Have reports whether a loader can be served; nil means every one can.
+	Have func(loader string) bool
+}
+
+// Bootfile is what DHCP names as boot file: a TFTP name for a firmware's PXE, a
+// URL for HTTP Boot and for iPXE. False means "no boot file": the client still
+// gets its address, and its firmware goes on to the next boot entry, which is
+// what a local boot is for a machine that has not loaded anything yet.
+func (b Boot) Bootfile(c Client, spec Spec, server netip.Addr, httpPort int) (file string, ok bool) {
+	if spec.Kind == SpecIgnore || !server.IsValid() {
+		return "", false
+	}
+	base := "http://" + netip.AddrPortFrom(server.Unmap(), uint16(httpPort)).String()
+	if c.Loader == LoaderIPXE {
+		// Local boot too: iPXE has the machine already, and its script says on the
+		// console why it goes to the disk.
+		return base + ScriptPath + scriptQuery, true
+	}
+	if spec.Kind != SpecRamdisk {
+		return "", false
+	}
+	loader, ok := c.Arch.Loader()
+	if !ok || (b.Have != nil && !b.Have(loader)) {
+		return "", false
+	}
+	switch c.Loader {
+	case LoaderFirmware:
+		// A PXE client never gets a URL, an HTTP client never a bare name: each
+		// takes the other's for a broken offer.
+		return loader, !c.Arch.HTTP()
+	case LoaderHTTP:
+		return base + LoaderPath + loader, true
+	}
+	return "", false
+}
+
+// Explain says in one line why Bootfile named nothing; "" when it named a file.
+func (b Boot) Explain(c Client, spec Spec) string {
+	if spec.Kind != SpecRamdisk || c.Loader == LoaderIPXE || c.Loader == LoaderOS {
+		return ""
+	}
+	loader, ok := c.Arch.Loader()
+	if !ok {
+		return fmt.Sprintf("no loader for %s (option 93 is %d)", c.Arch, uint16(c.Arch))
+	}
+	if b.Have != nil && !b.Have(loader) {
+		return fmt.Sprintf("loader %q is missing: %s", loader, loaderCure)
+	}
+	return ""
+}

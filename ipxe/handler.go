@@ -1,0 +1,239 @@
+package ipxe
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"recast/inventory"
+)
+
+// Handler serves the hand-over by HTTP: scripts, autoexec.ipxe and loaders, at
+// the paths named in this package. Everything it serves is public.
+type Handler struct {
+	Booter  Booter
+	Loaders *Loaders // nil serves none
+	// Port is where clients reach this handler, for autoexec.ipxe; see Autoexec.
+	Port int
+	// Observe is told of every script and loader; nil discards.
+	Observe func(inventory.Observation)
+	Log     *slog.Logger     // nil discards
+	Now     func() time.Time // nil is time.Now
+}
+
+// Sizes of what a machine may say of itself. SMBIOS strings have at most 64
+// bytes in practice; each may arrive as %XX.
+const (
+	maxQuery  = 1024
+	maxSerial = 128
+)
+
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET and HEAD are served here", http.StatusMethodNotAllowed)
+		return
+	}
+	name, isLoader := strings.CutPrefix(r.URL.Path, LoaderPath)
+	switch {
+	case r.URL.Path == ScriptPath:
+		h.script(w, r)
+	case r.URL.Path == AutoexecPath:
+		writeScript(w, Autoexec(h.Port))
+	case isLoader:
+		h.loader(w, r, name)
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
+	if r.URL.RawQuery == "" {
+		writeScript(w, Stub())
+		return
+	}
+	seen := inventory.Observation{Kind: inventory.SawScript, Remote: remoteAddr(r)}
+	c, try, err := ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		seen.Kind, seen.Error = inventory.SawBadPacket, err.Error()
+		h.observe(seen)
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	c.Remote = seen.Remote
+	seen.MAC, seen.UUID = c.MAC, c.UUID
+
+	text, detail, err := h.answer(r.Context(), c, try)
+	seen.Detail, seen.Bytes = detail, int64(len(text))
+	if err != nil {
+		seen.Error = err.Error()
+		h.log().Warn("no boot script yet", "mac", c.MAC, "remote", c.Remote, "try", try, "error", err)
+	}
+	writeScript(w, text)
+	h.observe(seen)
+}
+
+// answer asks the Booter and renders; it always has a script to give. Its error
+// is for the log and the timeline, never for the public script.
+func (h *Handler) answer(ctx context.Context, c Client, try int) (text, detail string, err error) {
+	spec, err := h.Booter.BootSpec(ctx, c)
+	if err != nil {
+		why := "the server is not ready"
+		if errors.Is(err, context.DeadlineExceeded) {
+			why = "the server is busy"
+		}
+		return RenderWait(why, try), "wait", fmt.Errorf("ask for the boot decision: %w", err)
+	}
+	text, err = Render(spec, c, try)
+	if err != nil {
+		return RenderWait("the boot decision cannot be rendered; see the server's log", try), "wait", err
+	}
+	return text, strings.TrimSuffix(string(spec.Kind)+": "+spec.Reason, ": "), nil
+}
+
+func (h *Handler) loader(w http.ResponseWriter, r *http.Request, name string) {
+	seen := inventory.Observation{Kind: inventory.SawFile, Remote: remoteAddr(r), Detail: name}
+	if h.Loaders == nil || !h.Loaders.Have(name) {
+		if _, known := loaderPaths[name]; !known {
+			http.NotFound(w, r)
+			return
+		}
+		seen.Error = fmt.Sprintf("loader %q is missing: %s", name, loaderCure)
+		h.observe(seen)
+		http.Error(w, seen.Error, http.StatusNotFound)
+		return
+	}
+	b := h.Loaders.memFS[name]
+	w.Header().Set("Content-Type", loaderType(name))
+	// edk2 asks HEAD first and needs a Content-Length, which ServeContent sets.
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+	if r.Method == http.MethodGet {
+		seen.Bytes = int64(len(b))
+		h.observe(seen)
+	}
+}
+
+// ParseQuery reads what a machine said of itself in its script's URL, and how
+// many times it has asked in this boot. Remote and Network are the caller's.
+func ParseQuery(raw string) (c Client, try int, err error) {
+	if len(raw) > maxQuery {
+		return c, 0, fmt.Errorf("parse boot query: %d bytes, at most %d are read", len(raw), maxQuery)
+	}
+	q, err := url.ParseQuery(raw)
+	if err != nil {
+		return c, 0, fmt.Errorf("parse boot query: %w", err)
+	}
+	for key, v := range q {
+		if len(v) > 1 {
+			return c, 0, fmt.Errorf("parse boot query: %q is given %d times", key, len(v))
+		}
+	}
+	c.Loader = LoaderIPXE
+	hw, err := net.ParseMAC(q.Get("mac"))
+	if err != nil || len(hw) != 6 {
+		return c, 0, fmt.Errorf("parse boot query: mac %q: want six pairs of hex digits", q.Get("mac"))
+	}
+	c.MAC = inventory.MACOf(hw)
+	if c.UUID, err = parseUUID(q.Get("uuid")); err != nil {
+		return c, 0, fmt.Errorf("parse boot query: %w", err)
+	}
+	if c.Serial, err = parseSerial(q.Get("serial")); err != nil {
+		return c, 0, fmt.Errorf("parse boot query: %w", err)
+	}
+	// Only the local boot depends on it, and a hand-typed URL may lack it.
+	if a := q.Get("arch"); a != "" {
+		if c.Arch, err = parseArch(a); err != nil {
+			return c, 0, fmt.Errorf("parse boot query: %w", err)
+		}
+	}
+	if t := q.Get("try"); t != "" {
+		if try, err = strconv.Atoi(t); err != nil || try < 0 {
+			return c, 0, fmt.Errorf("parse boot query: try %q: want a count", t)
+		}
+		try = min(try, giveUpAfter)
+	}
+	return c, try, nil
+}
+
+// parseUUID accepts the 8-4-4-4-12 form in either case, and none: machines
+// without SMBIOS have no UUID.
+func parseUUID(s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	ok := len(s) == 36
+	for i := range len(s) {
+		ch := s[i]
+		if i == 8 || i == 13 || i == 18 || i == 23 {
+			ok = ok && ch == '-'
+		} else {
+			ok = ok && ('0' <= ch && ch <= '9' || 'a' <= ch && ch <= 'f' || 'A' <= ch && ch <= 'F')
+		}
+	}
+	if !ok {
+		return "", fmt.Errorf("uuid %q: want 8-4-4-4-12 hex digits", s)
+	}
+	return strings.ToLower(s), nil
+}
+
+func parseSerial(s string) (string, error) {
+	s = strings.TrimSpace(s)
+	if len(s) > maxSerial {
+		return "", fmt.Errorf("serial of %d bytes, at most %d are read", len(s), maxSerial)
+	}
+	for _, r := range s {
+		if r < ' ' || r == 0x7f {
+			return "", fmt.Errorf("serial %q: has a control character", s)
+		}
+		if r > '~' {
+			// A board that was shipped with garbage must boot all the same.
+			return "", nil
+		}
+	}
+	return s, nil
+}
+
+// remoteAddr is the client's address; a listener that is not IP has none.
+func remoteAddr(r *http.Request) netip.Addr {
+	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap()
+}
+
+func writeScript(w http.ResponseWriter, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	// The answer changes with the machine's state: no cache may keep it.
+	w.Header().Set("Cache-Control", "no-store")
+	w.Write([]byte(text))
+}
+
+func (h *Handler) observe(o inventory.Observation) {
+	if h.Observe == nil {
+		return
+	}
+	now := time.Now
+	if h.Now != nil {
+		now = h.Now
+	}
+	o.Time = now()
+	h.Observe(o)
+}
+
+func (h *Handler) log() *slog.Logger {
+	if h.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return h.Log
+}

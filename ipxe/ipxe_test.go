@@ -1,0 +1,129 @@
+package ipxe
+
+import (
+	"io/fs"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var server = netip.MustParseAddr("10.20.0.1")
+
+func TestBootfilePerClient(t *testing.T) {
+	ramdisk, local, ignore := Spec{Kind: SpecRamdisk}, Spec{Kind: SpecLocal}, Spec{Kind: SpecIgnore}
+	const script = "http://10.20.0.1:8080/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}"
+	for _, tc := range []struct {
+		name   string
+		arch   Firmware
+		loader LoaderKind
+		spec   Spec
+		want   string
+	}{
+		{"BIOS", 0, LoaderFirmware, ramdisk, "undionly.kpxe"},
+		{"x64 UEFI as the RFC has it", 9, LoaderFirmware, ramdisk, "snponly.efi"},
+		{"x64 UEFI as its erratum has it", 7, LoaderFirmware, ramdisk, "snponly.efi"},
+		{"arm64 UEFI", 11, LoaderFirmware, ramdisk, "ipxe-arm64.efi"},
+		{"x64 HTTP Boot", 16, LoaderHTTP, ramdisk, "http://10.20.0.1:8080/boot/loader/snponly.efi"},
+		{"BC HTTP Boot", 17, LoaderHTTP, ramdisk, "http://10.20.0.1:8080/boot/loader/snponly.efi"},
+		{"arm64 HTTP Boot", 19, LoaderHTTP, ramdisk, "http://10.20.0.1:8080/boot/loader/ipxe-arm64.efi"},
+		{"HTTP Boot with the PXE number", 7, LoaderHTTP, ramdisk, "http://10.20.0.1:8080/boot/loader/snponly.efi"},
+		{"a PXE client with the HTTP number gets no URL and no name", 16, LoaderFirmware, ramdisk, ""},
+		{"Itanium has no loader", 2, LoaderFirmware, ramdisk, ""},
+		{"32-bit UEFI has no loader", 6, LoaderFirmware, ramdisk, ""},
+		{"RISC-V has no loader", 27, LoaderFirmware, ramdisk, ""},
+		{"Raspberry Pi has no loader", 41, LoaderFirmware, ramdisk, ""},
+		{"a number nobody registered", 4711, LoaderFirmware, ramdisk, ""},
+		{"iPXE under BIOS", 0, LoaderIPXE, ramdisk, script},
+		{"iPXE of a firmware without loader", 6, LoaderIPXE, ramdisk, script},
+		{"iPXE that shall boot its disk says so on the console", 7, LoaderIPXE, local, script},
+		{"BIOS that shall boot its disk", 0, LoaderFirmware, local, ""},
+		{"UEFI that shall boot its disk", 7, LoaderFirmware, local, ""},
+		{"HTTP Boot that shall boot its disk", 16, LoaderHTTP, local, ""},
+		{"a stranger's firmware", 7, LoaderFirmware, ignore, ""},
+		{"a stranger's iPXE", 7, LoaderIPXE, ignore, ""},
+		{"an operating system", 0, LoaderOS, ramdisk, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, ok := Boot{}.Bootfile(Client{Arch: tc.arch, Loader: tc.loader}, tc.spec, server, 8080)
+			if got != tc.want && ok || ok != (tc.want != "") {
+				t.Errorf("Bootfile = %q, %v; want %q", got, ok, tc.want)
+			}
+		})
+	}
+}
+
+func TestBootfileNamesNoLoaderThatIsMissing(t *testing.T) {
+	b := Boot{Have: func(string) bool { return false }}
+	c := Client{Arch: 7, Loader: LoaderFirmware}
+	if file, ok := b.Bootfile(c, Spec{Kind: SpecRamdisk}, server, 8080); ok {
+		t.Errorf("named %q", file)
+	}
+	if why := b.Explain(c, Spec{Kind: SpecRamdisk}); !strings.Contains(why, "snponly.efi") || !strings.Contains(why, "apt-get install ipxe") {
+		t.Errorf("Explain = %q: want the file and the cure", why)
+	}
+	if why := (Boot{}).Explain(Client{Arch: 6, Loader: LoaderFirmware}, Spec{Kind: SpecRamdisk}); why != "no loader for x86 UEFI (32 bit) (option 93 is 6)" {
+		t.Errorf("Explain = %q", why)
+	}
+	if why := (Boot{}).Explain(c, Spec{Kind: SpecRamdisk}); why != "" {
+		t.Errorf("Explain of a machine that boots = %q", why)
+	}
+}
+
+// Some ROMs read only BOOTP's file field: 128 bytes with the closing zero.
+func TestScriptURLFitsTheFileField(t *testing.T) {
+	file, ok := Boot{}.Bootfile(Client{Loader: LoaderIPXE}, Spec{Kind: SpecRamdisk}, netip.MustParseAddr("255.255.255.255"), 65535)
+	if !ok || len(file) > 127 {
+		t.Errorf("%d bytes: %s", len(file), file)
+	}
+}
+
+func TestPickFirmwareTakesTheFirstThatCanBoot(t *testing.T) {
+	for _, tc := range []struct {
+		list []uint16
+		want Firmware
+	}{
+		{nil, FirmwareBIOS},
+		{[]uint16{7}, FirmwareX64UEFI},
+		{[]uint16{6, 9}, FirmwareEBC},
+		{[]uint16{2, 6}, FirmwareItanium},
+	} {
+		if got := PickFirmware(tc.list); got != tc.want {
+			t.Errorf("PickFirmware(%v) = %v, want %v", tc.list, got, tc.want)
+		}
+	}
+}
+
+func TestLoadersPreferTheEmbeddedOnes(t *testing.T) {
+	l, err := openLoaders(
+		fstest.MapFS{"snponly.efi": {Data: []byte("embedded")}, "README": {Data: []byte("x")}},
+		fstest.MapFS{
+			"usr/lib/ipxe/snponly.efi": {Data: []byte("installed")},
+			"boot/ipxe.efi":            {Data: []byte("full")},
+		})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"ipxe-amd64.efi", "snponly.efi"}, l.Names()); diff != "" {
+		t.Error(diff)
+	}
+	if got := l.From("snponly.efi") + " " + l.From("ipxe-amd64.efi"); got != "embedded /boot/ipxe.efi" {
+		t.Errorf("came from %s", got)
+	}
+	if b, err := fs.ReadFile(l, "snponly.efi"); err != nil || string(b) != "embedded" {
+		t.Errorf("read %q, %v", b, err)
+	}
+	want := "find loaders: missing undionly.kpxe (BIOS machines cannot netboot), ipxe-arm64.efi (UEFI arm64 machines cannot netboot): " +
+		"run `sudo ./setup.sh loaders` and build again, or `apt-get install ipxe` on this machine"
+	if err := l.Missing(); err == nil || err.Error() != want {
+		t.Errorf("Missing = %v\nwant %s", err, want)
+	}
+	if err := fstest.TestFS(l, "snponly.efi", "ipxe-amd64.efi"); err != nil {
+		t.Error(err)
+	}
+	if _, err := fs.ReadFile(l, "README"); err == nil {
+		t.Error("serves README")
+	}
+}

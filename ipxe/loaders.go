@@ -1,0 +1,114 @@
+package ipxe
+
+import (
+	"embed"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+)
+
+//go:embed all:loaders
+var embedded embed.FS
+
+const loaderCure = "run `sudo ./setup.sh loaders` and build again, or `apt-get install ipxe` on this machine"
+
+// Where Debian's package puts the loaders, for a binary that was built without.
+// Debian 12 has the full build as ipxe.efi, in /boot; newer suites name the
+// architecture.
+var loaderPaths = map[string][]string{
+	LoaderUndionly: {"usr/lib/ipxe/undionly.kpxe"},
+	LoaderSNPOnly:  {"usr/lib/ipxe/snponly.efi"},
+	LoaderAMD64:    {"usr/lib/ipxe/ipxe-amd64.efi", "usr/lib/ipxe/ipxe.efi", "boot/ipxe.efi"},
+	LoaderARM64:    {"usr/lib/ipxe/ipxe-arm64.efi"},
+}
+
+// Loaders holds the loaders that were found, each whole in memory (3 MB for all):
+// what is served cannot change or vanish under a running server. It is an
+// fs.FS with nothing but these names.
+type Loaders struct {
+	memFS
+	from map[string]string
+}
+
+// OpenLoaders gathers the loaders: those embedded at build time, else those that
+// the ipxe package installed on this machine.
+func OpenLoaders() (*Loaders, error) {
+	sub, err := fs.Sub(embedded, "loaders")
+	if err != nil {
+		return nil, fmt.Errorf("open embedded loaders: %w", err)
+	}
+	return openLoaders(sub, os.DirFS("/"))
+}
+
+func openLoaders(embedded, root fs.FS) (*Loaders, error) {
+	l := &Loaders{memFS: memFS{}, from: map[string]string{}}
+	for name, paths := range loaderPaths {
+		if b, err := fs.ReadFile(embedded, name); err == nil {
+			l.memFS[name], l.from[name] = b, "embedded"
+			continue
+		}
+		for _, p := range paths {
+			b, err := fs.ReadFile(root, p)
+			if err == nil {
+				l.memFS[name], l.from[name] = b, "/"+p
+				break
+			}
+			// /usr/lib/ipxe/ipxe.efi is a link to /boot, which DirFS follows; what
+			// is there and cannot be read must not pass for absent.
+			if !os.IsNotExist(err) {
+				return nil, fmt.Errorf("read loader %q: %w", "/"+p, err)
+			}
+		}
+	}
+	return l, nil
+}
+
+// Have reports whether the loader was found.
+func (l *Loaders) Have(name string) bool {
+	_, ok := l.memFS[name]
+	return ok
+}
+
+// From says where a loader came from: "embedded" or a path; "" when missing.
+func (l *Loaders) From(name string) string { return l.from[name] }
+
+// Missing names the loaders that were not found, with what that costs and how
+// to get them; nil when the machines of every firmware in the table can boot.
+func (l *Loaders) Missing() error {
+	var lost []string
+	for _, need := range []struct{ loader, who string }{
+		{LoaderUndionly, "BIOS machines"},
+		{LoaderSNPOnly, "UEFI x86-64 machines"},
+		{LoaderARM64, "UEFI arm64 machines"},
+	} {
+		if !l.Have(need.loader) {
+			lost = append(lost, fmt.Sprintf("%s (%s cannot netboot)", need.loader, need.who))
+		}
+	}
+	if lost == nil {
+		return nil
+	}
+	return fmt.Errorf("find loaders: missing %s: %s", strings.Join(lost, ", "), loaderCure)
+}
+
+// Names lists what is there, sorted.
+func (l *Loaders) Names() []string {
+	var names []string
+	for n := range l.memFS {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// loaderType is the media type that UEFI HTTP Boot accepts for a loader; edk2
+// goes by the extension first and by the type where there is none.
+func loaderType(name string) string {
+	if path.Ext(name) == ".efi" {
+		return "application/efi"
+	}
+	return "application/octet-stream"
+}

@@ -1,0 +1,177 @@
+package ipxe
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const askAgainFirst = `set wait:int32 2
+set try:int32 0
+:again
+inc try
+iseq ${try} 10 && reboot ||
+echo recast: asking again in ${wait} s, then 10 times at most until a restart (${try})
+sleep ${wait}
+iseq ${wait} 64 || inc wait ${wait}
+chain --autofree --replace /boot/script?mac=${netX/mac:hexhyp}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}&try=${try} ||
+echo recast: the server does not answer: ${errno}
+goto again
+`
+
+func TestScriptsWhole(t *testing.T) {
+	ramdisk := Spec{
+		Kind: SpecRamdisk, Machine: "r1u05", Reason: "deploying generation 3f2a9c",
+		Kernel: "/boot/ramdisk/amd64/vmlinuz", Initrds: []string{"/boot/ramdisk/amd64/initrd", "/boot/ramdisk/amd64/firmware"},
+		Args: []string{"console=ttyS0", "recast.nonce=ab12", "recast.time=1760000000"},
+	}
+	ramdiskScript := `#!ipxe
+echo recast: r1u05: starting the ramdisk: deploying generation 3f2a9c
+imgfree
+kernel /boot/ramdisk/amd64/vmlinuz initrd=initrd0 initrd=initrd1 console=ttyS0 recast.nonce=ab12 recast.time=1760000000 || goto failed
+initrd --name initrd0 /boot/ramdisk/amd64/initrd || goto failed
+initrd --name initrd1 /boot/ramdisk/amd64/firmware || goto failed
+boot || goto failed
+:failed
+echo recast: the ramdisk did not start: ${errno}
+`
+	for _, tc := range []struct {
+		name string
+		spec Spec
+		c    Client
+		try  int
+		want string
+	}{
+		{"ramdisk", ramdisk, Client{}, 0, ramdiskScript + askAgainFirst},
+		{"ramdisk, fourth try", ramdisk, Client{}, 3,
+			ramdiskScript + strings.NewReplacer("wait:int32 2", "wait:int32 16", "try:int32 0", "try:int32 3").Replace(askAgainFirst)},
+		{"ramdisk, after the last try", ramdisk, Client{}, 99,
+			ramdiskScript + strings.NewReplacer("wait:int32 2", "wait:int32 64", "try:int32 0", "try:int32 9").Replace(askAgainFirst)},
+		{"local disk by BIOS", Spec{Kind: SpecLocal, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareBIOS}, 0,
+			"#!ipxe\necho recast: r1u05: starting the local disk: active\nsanboot --no-describe --drive 0x80 || exit 1\n"},
+		{"local disk by UEFI", Spec{Kind: SpecLocal, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareEBC}, 0,
+			"#!ipxe\necho recast: r1u05: starting the local disk: active\nexit 1\n"},
+		{"an ignored stranger goes to its disk", Spec{Kind: SpecIgnore}, Client{Arch: FirmwareARM64UEFI}, 0,
+			"#!ipxe\necho recast: undeclared machine: starting the local disk\nexit 1\n"},
+		{"words for people cannot become commands", Spec{Kind: SpecLocal, Machine: "a\nreboot", Reason: "x || reboot\r\n${cls} && \"q\" 'r' \\\n\x00é #"}, Client{Arch: 7}, 0,
+			"#!ipxe\necho recast: a reboot: starting the local disk: x ,, reboot ..cls. ,, .q. .r. . ?? .\nexit 1\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := Render(tc.spec, tc.c, tc.try)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+	if diff := cmp.Diff("#!ipxe\necho recast: no boot decision yet: the server is not ready\n"+askAgainFirst, RenderWait("the server is not ready", 0)); diff != "" {
+		t.Errorf("wait (-want +got)\n%s", diff)
+	}
+}
+
+func TestAutoexecWhole(t *testing.T) {
+	want := `#!ipxe
+set wait:int32 2
+set try:int32 0
+:again
+dhcp || goto failed
+isset ${next-server} || set next-server ${proxydhcp/next-server}
+chain --autofree --replace http://${next-server}:8080/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform} || goto failed
+:failed
+echo recast: no boot script from http://${next-server}:8080: ${errno}
+inc try
+iseq ${try} 10 && reboot ||
+echo recast: asking again in ${wait} s, then 10 times at most until a restart (${try})
+sleep ${wait}
+iseq ${wait} 64 || inc wait ${wait}
+goto again
+`
+	if diff := cmp.Diff(want, Autoexec(8080)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestRenderRefusesWhatCouldBreakOut(t *testing.T) {
+	good := Spec{Kind: SpecRamdisk, Kernel: "/k", Initrds: []string{"/i"}, Args: []string{"a=b"}}
+	for name, change := range map[string]func(*Spec){
+		"newline in an argument":   func(s *Spec) { s.Args = []string{"a\nreboot"} },
+		"expansion in an argument": func(s *Spec) { s.Args = []string{"a=${cmdline}"} },
+		"NUL in an argument":       func(s *Spec) { s.Args = []string{"a\x00"} },
+		"space in an argument":     func(s *Spec) { s.Args = []string{"a b"} },
+		"quote in an argument":     func(s *Spec) { s.Args = []string{`a="b"`} },
+		"backslash at the end":     func(s *Spec) { s.Args = []string{`a\`} },
+		"operator as an argument":  func(s *Spec) { s.Args = []string{"||"} },
+		"comment as an argument":   func(s *Spec) { s.Args = []string{"#x"} },
+		"empty argument":           func(s *Spec) { s.Args = []string{""} },
+		"letters beyond ASCII":     func(s *Spec) { s.Args = []string{"a=é"} },
+		"no kernel":                func(s *Spec) { s.Kernel = "" },
+		"kernel of another host":   func(s *Spec) { s.Kernel = "//evil/k" },
+		"kernel by URL":            func(s *Spec) { s.Kernel = "http://evil/k" },
+		"kernel with an argument":  func(s *Spec) { s.Kernel = "/k init=/bin/sh" },
+		"initrd with an expansion": func(s *Spec) { s.Initrds = []string{"/${x}"} },
+		"initrd with a colon":      func(s *Spec) { s.Initrds = []string{"/a:b"} },
+		"unknown kind":             func(s *Spec) { s.Kind = "erase" },
+	} {
+		s := good
+		change(&s)
+		if text, err := Render(s, Client{}, 0); err == nil {
+			t.Errorf("%s: rendered\n%s", name, text)
+		}
+	}
+	if _, err := Render(good, Client{}, 0); err != nil {
+		t.Errorf("the good one: %v", err)
+	}
+}
+
+// FuzzRender gives every field that people write; whatever comes out must have
+// exactly the commands of the script without them.
+func FuzzRender(f *testing.F) {
+	f.Add("r1u05", "because", "/boot/k", "/boot/i", "console=ttyS0")
+	f.Add("a\nreboot", "${x} || shell", "/k\nshell", "/i${x}", "a && shell")
+	f.Add("#!ipxe", "'", "/k'", "/i\"", "a=\\")
+	f.Fuzz(func(t *testing.T, machine, reason, kernel, initrd, arg string) {
+		spec := Spec{Kind: SpecRamdisk, Machine: machine, Reason: reason, Kernel: kernel, Initrds: []string{initrd}, Args: []string{arg}}
+		if text, err := Render(spec, Client{}, 0); err == nil {
+			sameCommands(t, text, "#!ipxe echo imgfree kernel initrd boot :failed echo set set :again inc iseq echo sleep iseq chain echo goto")
+		}
+		spec.Kind = SpecLocal
+		text, err := Render(spec, Client{}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sameCommands(t, text, "#!ipxe echo sanboot")
+		sameCommands(t, RenderWait(reason, 0), "#!ipxe echo set set :again inc iseq echo sleep iseq chain echo goto")
+	})
+}
+
+var expansion = regexp.MustCompile(`\$\{[^}]*\}?`)
+
+func sameCommands(t *testing.T, text, want string) {
+	t.Helper()
+	var got []string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		word, _, _ := strings.Cut(line, " ")
+		got = append(got, word)
+		if strings.ContainsAny(line, "\r\x00'\"\\") {
+			t.Errorf("line %q has a byte that iPXE interprets", line)
+		}
+		if word == "echo" && strings.ContainsAny(line, "|&;") {
+			t.Errorf("line %q has an operator among the words", line)
+		}
+		for _, x := range expansion.FindAllString(line, -1) {
+			switch x {
+			case "${errno}", "${wait}", "${try}", "${netX/mac:hexhyp}", "${uuid}", "${serial:uristring}", "${buildarch}", "${platform}":
+			default:
+				t.Errorf("line %q expands %s", line, x)
+			}
+		}
+	}
+	if s := strings.Join(got, " "); s != want {
+		t.Errorf("commands are %q, want %q in\n%s", s, want, text)
+	}
+}
