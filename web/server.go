@@ -5,14 +5,15 @@ package web
 import (
 	"crypto/subtle"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/labstack/echo/v4"
-	"github.com/labstack/echo/v4/middleware"
 
 	"recast/image"
 	"recast/inventory"
@@ -100,7 +101,7 @@ func (s *Server) API() http.Handler {
 	// names a machine (GHSA-246p-cpwv-v3jq).
 	e.IPExtractor = echo.ExtractIPDirect()
 	e.HTTPErrorHandler = s.problem
-	e.Use(middleware.Recover())
+	e.Use(recoverPanic)
 	for _, r := range s.routes() {
 		e.Add(r.method, r.path, s.guard(r))
 	}
@@ -127,6 +128,19 @@ func (s *Server) guard(r route) echo.HandlerFunc {
 			c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, maxBody)
 		}
 		return r.handle(c)
+	}
+}
+
+// recoverPanic turns a panic of one request into its error. echo's own
+// middleware package brings a rate limiter's module with it.
+func recoverPanic(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) (err error) {
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			}
+		}()
+		return next(c)
 	}
 }
 
@@ -184,6 +198,9 @@ func (s *Server) problem(err error, c echo.Context) {
 		p.Status = http.StatusNotFound
 	}
 	p.Title = http.StatusText(p.Status)
+	if p.Status == http.StatusInternalServerError {
+		p.Detail, _, _ = strings.Cut(p.Detail, "\n") // the stack is for the log
+	}
 	if p.Status >= 500 && s.Log != nil {
 		s.Log.Warn("request failed", "method", c.Request().Method, "path", c.Path(), "status", p.Status, "err", err)
 	}

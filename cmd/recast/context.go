@@ -1,0 +1,110 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"recast/inventory"
+)
+
+// clientContext is where a server is and how it is believed and asked.
+type clientContext struct {
+	Name  string `json:"name"`
+	URL   string `json:"url"`
+	CAPEM string `json:"ca"`
+	Token string `json:"token,omitempty"`
+	// TokenFile is read instead, so that the secret stands in one place.
+	TokenFile string           `json:"tokenFile,omitempty"`
+	CADigest  inventory.Digest `json:"caDigest,omitempty"`
+}
+
+// localContext is the file a server leaves in its data folder for root.
+const localContext = "local.json"
+
+func contextDir() (string, error) {
+	if dir := os.Getenv("RECAST_CONFIG_DIR"); dir != "" {
+		return dir, nil
+	}
+	base, err := os.UserConfigDir()
+	if err != nil {
+		return "", fmt.Errorf("find the configuration folder: %w", err)
+	}
+	return filepath.Join(base, "recast"), nil
+}
+
+// findContext reads the named context file, else the last login's, else that of
+// the server on this host, which only root can read.
+func findContext(name string) (clientContext, error) {
+	if name == "" {
+		name = os.Getenv("RECAST_CONTEXT")
+	}
+	if strings.ContainsAny(name, "/.") {
+		return readContext(name)
+	}
+	dir, err := contextDir()
+	if err != nil {
+		return clientContext{}, err
+	}
+	if name != "" {
+		return readContext(filepath.Join(dir, name+".json"))
+	}
+	c, err := readContext(filepath.Join(dir, "current.json"))
+	if !errors.Is(err, os.ErrNotExist) {
+		return c, err
+	}
+	if c, err := readContext(filepath.Join(defaultData, localContext)); err == nil {
+		return c, nil
+	}
+	return c, codeError{errors.New("no server is known: run recast login URL, or recast serve on this host as root, or recast lab up"), exitUsage}
+}
+
+func readContext(path string) (clientContext, error) {
+	var c clientContext
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return c, fmt.Errorf("read context: %w", err)
+	}
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return c, fmt.Errorf("read context %s: %w", path, err)
+	}
+	if c.TokenFile != "" {
+		token, err := os.ReadFile(c.TokenFile)
+		if err != nil {
+			return c, fmt.Errorf("read the operator's token: %w", err)
+		}
+		c.Token = strings.TrimSpace(string(token))
+	}
+	return c, nil
+}
+
+// writePrivate saves by write, sync, rename, readable by the owner alone.
+func writePrivate(path string, raw []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600 by itself
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if _, err := f.Write(raw); err != nil {
+		_ = f.Close()
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+func saveContext(path string, c clientContext) error {
+	raw, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writePrivate(path, append(raw, '\n'))
+}
