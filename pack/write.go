@@ -136,8 +136,8 @@ func readFull(r io.Reader, b []byte) (n int, err error) {
 		k, err = r.Read(b[n:])
 		n += k
 	}
-	if n == len(b) {
-		err = nil
+	if n == len(b) && err == io.EOF {
+		err = nil // comes again
 	}
 	return n, err
 }
