@@ -21,11 +21,14 @@ const (
 	ipmiTimeout = time.Second
 	ipmiRetries = 2
 	// ipmiHandshakes is how often a login is begun when packets are lost in it.
-	ipmiHandshakes = 3
+	ipmiHandshakes = 4
 	// ipmiSessionLife is how long a session is used. go-ipmi's keepalive starts
 	// after 30 s in its own goroutine, races with our requests for sequence
 	// numbers, and cannot be turned off; no session of ours lives to see it.
 	ipmiSessionLife = 20 * time.Second
+	// ipmiFarewell is how long a BMC that did not answer may take to agree that
+	// its session is over.
+	ipmiFarewell = 50 * time.Millisecond
 	// Limits of the protocol; go-ipmi cuts longer passwords silently.
 	ipmiUserMost     = 16
 	ipmiPasswordMost = 20
@@ -100,7 +103,7 @@ func (d *ipmiDriver) openLocked(ctx context.Context) error {
 
 // handshake is one login. It reports whether the BMC answered at all.
 func (d *ipmiDriver) handshake(ctx context.Context) (answered bool, err error) {
-	d.dropLocked()
+	d.dropLocked(closeTimeout)
 	lib, err := client.NewClient(d.address.host, d.address.port, d.user, d.password.Reveal())
 	if err != nil {
 		return false, err
@@ -109,23 +112,27 @@ func (d *ipmiDriver) handshake(ctx context.Context) (answered bool, err error) {
 	lib.WithTimeout(ipmiTimeout).WithRetry(ipmiRetries).WithCipherSuiteID(d.suite).WithUDPProxy(dialer)
 	d.lib = lib
 	if err := lib.Connect(ctx); err != nil {
-		d.dropLocked()
-		return dialer.guard != nil && dialer.guard.answered(), err
+		if dialer.guard != nil {
+			answered = dialer.guard.answered()
+			_ = dialer.guard.Close() // there is no session to close: do not wait for an answer to that
+		}
+		d.dropLocked(ipmiFarewell)
+		return answered, err
 	}
 	d.opened = time.Now()
 	d.expiry = time.AfterFunc(ipmiSessionLife, func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if d.lib == lib {
-			d.dropLocked()
+			d.dropLocked(closeTimeout)
 		}
 	})
 	return true, nil
 }
 
-// dropLocked ends the session. go-ipmi waits for an answer to Close Session as
-// for any other, and panics on a second Close.
-func (d *ipmiDriver) dropLocked() {
+// dropLocked ends the session and waits that long for the BMC to agree. go-ipmi
+// panics on a second Close.
+func (d *ipmiDriver) dropLocked(wait time.Duration) {
 	lib := d.lib
 	d.lib = nil
 	if d.expiry != nil {
@@ -135,9 +142,9 @@ func (d *ipmiDriver) dropLocked() {
 	if lib == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
-	err := protect(func() error { return lib.WithTimeout(closeTimeout).WithRetry(0).Close(ctx) })
+	err := protect(func() error { return lib.WithTimeout(wait).WithRetry(0).Close(ctx) })
 	if err != nil {
 		d.log.Debug("close IPMI session", "error", oneLine(err))
 	}
@@ -146,7 +153,7 @@ func (d *ipmiDriver) dropLocked() {
 func (d *ipmiDriver) Close(context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.dropLocked()
+	d.dropLocked(closeTimeout)
 	return nil
 }
 
@@ -171,7 +178,7 @@ func (d *ipmiDriver) with(ctx context.Context, retries int, do func(*client.Clie
 	if err != nil && !errors.As(err, &answered) {
 		// No answer: the BMC may have forgotten the session, and a late answer
 		// may still be on its way. The next call starts afresh.
-		d.dropLocked()
+		d.dropLocked(ipmiFarewell)
 	}
 	return err
 }

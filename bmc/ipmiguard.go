@@ -53,12 +53,15 @@ type ipmiGuard struct {
 	dropped int
 }
 
-// Write follows what go-ipmi sends. A repeated RAKP message is swallowed: BMCs
-// answer it with a new random number or a status that reads like a wrong
-// password. The handshake then times out and is begun anew.
+// errRepeated ends a handshake in which a packet was lost.
+var errRepeated = fmt.Errorf("%w: a packet of the login was lost", ErrTimeout)
+
+// Write follows what go-ipmi sends. It refuses to repeat a RAKP message: BMCs
+// answer that with a new random number or a status that reads like a wrong
+// password. The handshake is begun anew instead.
 func (g *ipmiGuard) Write(p []byte) (int, error) {
 	if !g.follow(p) {
-		return len(p), nil
+		return 0, errRepeated
 	}
 	return g.Conn.Write(p)
 }

@@ -160,22 +160,17 @@ func (r *redfishTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		err = r.readAll(response)
 	}
 	if err != nil {
-		r.fail(0, fmt.Errorf("%s %s: %w: %s", out.Method, out.URL.Path, reasonOf(err), causeText(err)), err)
+		reason := reasonOf(err)
+		if reason == ErrRejected && !errors.Is(err, ErrRejected) {
+			reason = ErrUnreachable // no answer came, so none can have refused
+		}
+		r.fail(0, fmt.Errorf("%s %s: %w: %s", out.Method, out.URL.Path, reason, oneLine(err)), err)
 		r.log.Debug("redfish", "method", out.Method, "path", out.URL.Path, "error", err)
 		return nil, err
 	}
 	r.log.Debug("redfish", "method", out.Method, "path", out.URL.Path, "status", response.StatusCode, "took", time.Since(began))
 	r.note(out, response)
 	return response, nil
-}
-
-// causeText avoids saying twice what a PinError says whole.
-func causeText(err error) string {
-	var pin *PinError
-	if errors.As(err, &pin) {
-		return "refused"
-	}
-	return oneLine(err)
 }
 
 func (r *redfishTransport) fail(status int, reason, cause error) {
@@ -224,20 +219,14 @@ func (r *redfishTransport) note(request *http.Request, response *http.Response) 
 	response.Body = io.NopCloser(bytes.NewReader(body))
 	id, text := extendedInfo(body)
 	reason := httpReason(response.StatusCode, id)
-	words := []string{fmt.Sprintf("%s %s: %v: status %d", request.Method, request.URL.Path, reason, response.StatusCode)}
-	if id != "" {
-		words = append(words, id)
-	}
-	if text != "" {
-		words = append(words, text)
+	err := fmt.Errorf("%s %s: %w: status %d", request.Method, request.URL.Path, reason, response.StatusCode)
+	for _, word := range []string{id, text} {
+		if word != "" {
+			err = fmt.Errorf("%w: %s", err, oneLine(errors.New(word)))
+		}
 	}
 	if after := response.Header.Get("Retry-After"); after != "" {
-		words = append(words, "retry after "+after+" s")
-	}
-	line := strings.Join(words[1:], ": ")
-	err := fmt.Errorf("%s %s: %w: status %d", request.Method, request.URL.Path, reason, response.StatusCode)
-	if line != "" {
-		err = fmt.Errorf("%w: %s", err, oneLine(errors.New(line)))
+		err = fmt.Errorf("%w: retry after %s", err, oneLine(errors.New(after)))
 	}
 	r.fail(response.StatusCode, err, nil)
 }

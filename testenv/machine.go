@@ -52,9 +52,9 @@ type Machine interface {
 	// BootNone clears it. It is legal on a running machine and does not disturb it.
 	//
 	// The start consumes it exactly once: from then on BootOnce is zero and the
-	// start after it follows the machine's own order. A start consumes, but does
-	// not obey, an override whose UEFI differs from the machine's: real firmware
-	// does not boot a mode that it lacks.
+	// start after it follows the machine's own order. A UEFI machine consumes, but
+	// does not obey, an override for BIOS: it has no compatibility module. A BIOS
+	// machine obeys either, because old firmware does not know that bit.
 	SetBootOnce(BootOnce) error
 	// BootOnce is the override that the next start would consume, zero for none.
 	BootOnce() BootOnce

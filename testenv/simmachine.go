@@ -52,7 +52,7 @@ func (m *SimMachine) Stops() int {
 
 func (m *SimMachine) start() func() {
 	obeyed := m.once
-	if obeyed.UEFI != m.Firmware {
+	if m.Firmware && !obeyed.UEFI {
 		obeyed = BootOnce{}
 	}
 	m.on, m.once = true, BootOnce{}
