@@ -23,6 +23,8 @@ import (
 
 // engine is what the suite needs to know of an engine.
 type engine struct {
+	// setup, where set, starts what all tests of the engine share.
+	setup func(t *testing.T)
 	// open gives a store without records; a buffer of 0 is the default.
 	open func(t *testing.T, buffer int) Store
 	// restart ends whatever serves s in the ordinary way and opens its data again.
@@ -65,6 +67,9 @@ func TestContract(t *testing.T) {
 	for name, e := range engines() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if e.setup != nil {
+				e.setup(t)
+			}
 			for _, s := range suite {
 				t.Run(s.name, func(t *testing.T) { s.test(t, e) })
 			}
