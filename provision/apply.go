@@ -13,9 +13,8 @@ import (
 )
 
 const (
-	currentKey = "/recast/declared/current"
-	setPrefix  = "/recast/declared/sets/"
-	auditKey   = "/recast/audit/"
+	setPrefix = "/recast/declared/sets/"
+	auditKey  = "/recast/audit/"
 	// setPart bounds one record of a Set: etcd's request limit is 1.5 MiB.
 	setPart = 512 << 10
 )
@@ -32,6 +31,9 @@ type generationRecord struct {
 type planRecord struct {
 	Plan Plan `json:"plan"`
 }
+
+// currentName is the one record of the table of currentSet.
+const currentName = "current"
 
 // currentSet points at the applied Set.
 type currentSet struct {
@@ -89,21 +91,17 @@ func (e *Engine) getSet(ctx context.Context, digest inventory.Digest) (*inventor
 
 func (e *Engine) loadSet(ctx context.Context) error {
 	set := inventory.EmptySet()
-	rec, err := e.Store.Get(ctx, currentKey)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-	case err != nil:
-		return fmt.Errorf("read the applied set: %w", err)
-	default:
-		var cur currentSet
-		if err := store.Decode(rec.Value, &cur); err != nil {
-			return fmt.Errorf("read the applied set: %w", err)
-		}
-		if set, _, err = e.getSet(ctx, cur.Digest); err != nil {
-			return err
-		}
+	cur, rev, err := e.current.Get(ctx, currentName)
+	if errors.Is(err, store.ErrNotFound) {
+		return e.install(set, 0)
 	}
-	return e.install(set, rec.Revision)
+	if err != nil {
+		return fmt.Errorf("read the applied set: %w", err)
+	}
+	if set, _, err = e.getSet(ctx, cur.Digest); err != nil {
+		return err
+	}
+	return e.install(set, rev)
 }
 
 // install makes a Set the one in force, in memory.
@@ -277,7 +275,7 @@ func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string)
 	e.mu.RLock()
 	rev := e.setRev
 	e.mu.RUnlock()
-	cur, err := store.Encode(currentSet{Digest: p.Candidate, Parts: parts, Plan: digest, By: who, At: now})
+	cur, err := e.current.PutOp(currentName, currentSet{Digest: p.Candidate, Parts: parts, Plan: digest, By: who, At: now}, rev)
 	if err != nil {
 		return p, err
 	}
@@ -285,7 +283,7 @@ func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string)
 	if err != nil {
 		return p, err
 	}
-	newRev, err := e.Store.Commit(ctx, store.Op{Key: currentKey, Value: cur, If: rev}, audit)
+	newRev, err := e.Store.Commit(ctx, cur, audit)
 	if errors.Is(err, store.ErrConflict) {
 		return p, fmt.Errorf("apply %s: %w: somebody else applied in the meantime", digest.Short(), ErrPlanMoved)
 	}
@@ -412,7 +410,7 @@ type GenerationInfo struct {
 
 // Generations kept, newest first.
 func (e *Engine) Generations(ctx context.Context) ([]GenerationInfo, error) {
-	rows, err := e.generations.List(ctx)
+	rows, _, err := e.generations.List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list generations: %w", err)
 	}

@@ -53,6 +53,9 @@ type Engine struct {
 	rollouts    store.Table[Rollout]
 	generations store.Table[generationRecord]
 	plans       store.Table[planRecord]
+	current     store.Table[currentSet]
+	freezes     store.Table[Freeze]
+	leaseTable  store.Table[inventory.Lease]
 	discovered  store.Table[Stray]
 
 	// applyMu makes apply, rollback and freeze one at a time.
@@ -120,6 +123,9 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		rollouts:    store.NewTable[Rollout](c.Store, "/recast/rollouts/"),
 		generations: store.NewTable[generationRecord](c.Store, "/recast/generations/"),
 		plans:       store.NewTable[planRecord](c.Store, "/recast/plans/"),
+		current:     store.NewTable[currentSet](c.Store, "/recast/declared/"),
+		freezes:     store.NewTable[Freeze](c.Store, "/recast/freeze/"),
+		leaseTable:  store.NewTable[inventory.Lease](c.Store, inventory.LeasePrefix),
 		discovered:  store.NewTable[Stray](c.Store, "/recast/discovered/"),
 		kept:        map[inventory.Digest]inventory.Generation{},
 		machines:    map[string]*machine{},
@@ -151,7 +157,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 }
 
 func (e *Engine) load(ctx context.Context) error {
-	gens, err := e.generations.List(ctx)
+	gens, _, err := e.generations.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list generations: %w", err)
 	}
@@ -168,14 +174,17 @@ func (e *Engine) load(ctx context.Context) error {
 	if err := e.loadMachines(ctx); err != nil {
 		return err
 	}
-	rollouts, err := e.rollouts.List(ctx)
+	rollouts, _, err := e.rollouts.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list rollouts: %w", err)
 	}
 	for _, row := range rollouts {
 		e.rolling[row.Name] = row.Value
 	}
-	strays, err := e.discovered.List(ctx)
+	if e.frozen, _, err = e.freezes.Get(ctx, freezeName); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("read the freeze: %w", err)
+	}
+	strays, _, err := e.discovered.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list discovered machines: %w", err)
 	}
@@ -186,7 +195,7 @@ func (e *Engine) load(ctx context.Context) error {
 }
 
 func (e *Engine) loadMachines(ctx context.Context) error {
-	statuses, err := e.statuses.List(ctx)
+	statuses, _, err := e.statuses.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list statuses: %w", err)
 	}
@@ -194,7 +203,7 @@ func (e *Engine) loadMachines(ctx context.Context) error {
 		m := e.machine(row.Name)
 		m.state.Status, m.statusRev = row.Value, row.Revision
 	}
-	intents, err := e.intents.List(ctx)
+	intents, _, err := e.intents.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list intents: %w", err)
 	}

@@ -11,7 +11,7 @@ import (
 	"recast/store"
 )
 
-const freezeKey = "/recast/declared/freeze"
+const freezeName = "freeze"
 
 // operate records an operator's word on one machine: the audit entry and the
 // change stand in one transaction.
@@ -159,7 +159,7 @@ func (e *Engine) Unfreeze(ctx context.Context, who string) error {
 func (e *Engine) setFreeze(ctx context.Context, who, what string, f Freeze) error {
 	e.applyMu.Lock()
 	defer e.applyMu.Unlock()
-	raw, err := store.Encode(f)
+	op, err := e.freezes.PutOp(freezeName, f, store.Any)
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (e *Engine) setFreeze(ctx context.Context, who, what string, f Freeze) erro
 	if err != nil {
 		return err
 	}
-	if _, err := e.Store.Commit(ctx, store.Op{Key: freezeKey, Value: raw, If: store.Any}, audit); err != nil {
+	if _, err := e.Store.Commit(ctx, op, audit); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	e.mu.Lock()

@@ -59,7 +59,7 @@ func OpenSecrets(ctx context.Context, s store.Store, keyFile string) (*Secrets, 
 	}
 	x := &Secrets{identity: identity, store: s, info: map[string]SecretInfo{},
 		table: store.NewTable[sealed](s, "/recast/secrets/")}
-	rows, err := x.table.List(ctx)
+	rows, _, err := x.table.List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list secrets: %w", err)
 	}

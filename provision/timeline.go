@@ -176,7 +176,8 @@ func (e *Engine) watchLeases(ctx context.Context) {
 			}
 			var l inventory.Lease
 			if !ev.Deleted {
-				if err := store.Decode(ev.Value, &l); err != nil {
+				var err error
+				if l, err = e.leaseTable.Decode(ev.Record); err != nil {
 					e.Log.Warn("lease left out", "key", ev.Key, "err", err)
 					continue
 				}
