@@ -55,7 +55,6 @@ type Engine struct {
 	plans       store.Table[planRecord]
 	current     store.Table[currentSet]
 	freezes     store.Table[Freeze]
-	leaseTable  store.Table[inventory.Lease]
 	discovered  store.Table[Stray]
 
 	// applyMu makes apply, rollback and freeze one at a time.
@@ -125,7 +124,6 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		plans:       store.NewTable[planRecord](c.Store, "/recast/plans/"),
 		current:     store.NewTable[currentSet](c.Store, "/recast/declared/"),
 		freezes:     store.NewTable[Freeze](c.Store, "/recast/freeze/"),
-		leaseTable:  store.NewTable[inventory.Lease](c.Store, inventory.LeasePrefix),
 		discovered:  store.NewTable[Stray](c.Store, "/recast/discovered/"),
 		kept:        map[inventory.Digest]inventory.Generation{},
 		machines:    map[string]*machine{},

@@ -149,7 +149,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		Bootfile: func(c ipxe.Client, spec ipxe.Spec, server netip.Addr) (string, bool) {
 			return boot.Bootfile(c, spec, server, bootPort)
 		}}
-	s.tftp = &tftp.Server{Files: s.loaders.FS(), Observe: s.engine.Observe, Log: s.log}
+	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Observe: s.engine.Observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
 		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.engine.Observe, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: s.Images.MaxSize, Version: version,

@@ -1,0 +1,31 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+// commands in the order of the help.
+func commands() []*cobra.Command {
+	return []*cobra.Command{
+		newPlan(), newApply(), newRollback(), newFreeze(), newUnfreeze(),
+		newGet(), newDescribe(), newExplain(),
+		newPower(), newHold(),
+		machineVerb("release", "End a hold", "End a hold, whoever set it.", "released"),
+		machineVerb("retry", "Give a failed machine another turn", "Give a failed machine, or one that waits for a word, another turn of the plan that was applied.", "gets another turn"),
+		machineVerb("abort", "Stop the attempt under way", "Stop the attempt under way. A machine whose disk was not touched goes back to it.", "aborted"),
+		machineVerb("inspect", "Netboot a machine and take its inventory", "Netboot a machine, take its inventory, and let it start its disk again. Nothing is written.", "will be inspected"),
+		machineVerb("adopt", "Believe what a machine's disk says recast wrote", "Netboot a machine and believe what its disk says recast wrote to it, as after the loss of the store.\nNothing is written.", "will be adopted"),
+		newServe(), newSecret(), newImage(), newRamdisk(), newLogin(), newVersion(),
+	}
+}
+
+func decodeBody(r io.Reader, v any) error {
+	if err := json.NewDecoder(r).Decode(v); err != nil {
+		return fmt.Errorf("decode the server's answer: %w", err)
+	}
+	return nil
+}

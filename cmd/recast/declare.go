@@ -1,0 +1,281 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"recast/inventory"
+	"recast/provision"
+	"recast/web"
+)
+
+// planFlags are shared by plan and apply.
+type planFlags struct {
+	erase  []string
+	output string
+}
+
+func (f *planFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringSliceVar(&f.erase, "erase", nil, "machines whose disk may be erased although recast has not written it before")
+	addOutput(cmd, &f.output)
+}
+
+func newPlan() *cobra.Command {
+	var f planFlags
+	var exitCode bool
+	cmd := &cobra.Command{
+		Use: "plan PATH...", GroupID: "declare", Short: "Show what apply would do",
+		Long: `Compare declared files with what is known of every machine, and show what apply
+would do: which machines, from which generation to which, which disk by serial,
+what it holds, how many bytes. Nothing changes.
+
+PATH is a file, a folder of *.yaml, or - for standard input.`,
+		Args: arguments(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := clientOf(cmd)
+			if err != nil {
+				return err
+			}
+			p, err := askPlan(cmd, c, args, f.erase)
+			if err != nil {
+				return err
+			}
+			if err := show(cmd.OutOrStdout(), f.output, p, func(w io.Writer, _ bool) { printPlan(w, p) }); err != nil {
+				return err
+			}
+			if exitCode && !p.Empty() {
+				return codeError{errors.New(""), exitChanges}
+			}
+			return nil
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().BoolVar(&exitCode, "exit-code", false, fmt.Sprintf("end with code %d when the plan is not empty", exitChanges))
+	return cmd
+}
+
+func askPlan(cmd *cobra.Command, c *client, paths, erase []string) (provision.Plan, error) {
+	var p provision.Plan
+	files, err := readFiles(cmd, paths)
+	if err != nil {
+		return p, err
+	}
+	return p, c.call(cmd.Context(), http.MethodPost, "/api/v1/plan", web.PlanRequest{Files: files, Erase: erase}, &p)
+}
+
+func readFiles(cmd *cobra.Command, paths []string) ([]inventory.File, error) {
+	var files []inventory.File
+	for _, path := range paths {
+		if path == "-" {
+			f, err := inventory.ReadFrom("stdin", cmd.InOrStdin())
+			if err != nil {
+				return nil, err
+			}
+			files = append(files, f)
+			continue
+		}
+		more, err := inventory.ReadFiles(path)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, more...)
+	}
+	return files, nil
+}
+
+func newApply() *cobra.Command {
+	var f planFlags
+	var digest string
+	var yes bool
+	cmd := &cobra.Command{
+		Use: "apply PATH... | apply --plan DIGEST", GroupID: "declare", Short: "Make files, or a plan, the truth",
+		Long: `Make declared files the truth and let their machines start in their waves.
+
+On a terminal the plan is shown and confirmed. Elsewhere name the plan that was
+looked at with --plan, or say --yes.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := clientOf(cmd)
+			if err != nil {
+				return err
+			}
+			var p provision.Plan
+			switch {
+			case digest != "" && len(args) == 0:
+				if p.Digest, err = inventory.ParseDigest(digest); err != nil {
+					return codeError{err, exitUsage}
+				}
+			case digest == "" && len(args) > 0:
+				if p, err = askPlan(cmd, c, args, f.erase); err != nil {
+					return err
+				}
+				printPlan(cmd.OutOrStdout(), p)
+				if p.Empty() {
+					return nil
+				}
+				if !yes {
+					if err := confirm(cmd, "Apply this plan?", p.Digest); err != nil {
+						return err
+					}
+				}
+			default:
+				return codeError{errors.New("want files, or --plan DIGEST; see: recast apply --help"), exitUsage}
+			}
+			return apply(cmd, c, p.Digest)
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringVar(&digest, "plan", "", "apply the plan of this digest, which recast plan printed")
+	cmd.Flags().BoolVar(&yes, "yes", false, "apply without asking")
+	return cmd
+}
+
+func apply(cmd *cobra.Command, c *client, digest inventory.Digest) error {
+	var done provision.Plan
+	if err := c.call(cmd.Context(), http.MethodPost, "/api/v1/apply", web.ApplyRequest{Plan: digest}, &done); err != nil {
+		return err
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "Applied %s. Watch it: recast get machines --watch\n", digest.Short())
+	return nil
+}
+
+// confirm asks on a terminal; elsewhere it says how to answer beforehand.
+func confirm(cmd *cobra.Command, question string, digest inventory.Digest) error {
+	in, ok := cmd.InOrStdin().(*os.File)
+	if !ok || !isTerminal(in) {
+		return codeError{fmt.Errorf("nobody is there to ask: repeat with --yes, or apply what you saw: recast apply --plan %s", digest), exitUsage}
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "%s Only \"yes\" is a yes: ", question)
+	line, err := bufio.NewReader(in).ReadString('\n')
+	if err != nil || strings.TrimSpace(line) != "yes" {
+		return errors.New("not applied")
+	}
+	return nil
+}
+
+func newRollback() *cobra.Command {
+	var to string
+	var yes bool
+	cmd := &cobra.Command{
+		Use: "rollback GROUP", GroupID: "declare", Short: "Bring a group back to a kept generation",
+		Long: `Bring a group back to the generation before, or to the one named with --to.
+recast get generations lists those that are kept. The files on disk are not
+changed: the next apply of them brings their definition back.`,
+		Args: arguments(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := clientOf(cmd)
+			if err != nil {
+				return err
+			}
+			req := web.RollbackRequest{Group: args[0]}
+			if to != "" {
+				if req.To, err = resolveGeneration(cmd, c, to); err != nil {
+					return err
+				}
+			}
+			var p provision.Plan
+			if err := c.call(cmd.Context(), http.MethodPost, "/api/v1/rollback", req, &p); err != nil {
+				return err
+			}
+			printPlan(cmd.OutOrStdout(), p)
+			if p.Empty() {
+				return nil
+			}
+			if !yes {
+				if err := confirm(cmd, "Roll back?", p.Digest); err != nil {
+					return err
+				}
+			}
+			return apply(cmd, c, p.Digest)
+		},
+	}
+	cmd.Flags().StringVar(&to, "to", "", "generation, or the first digits of one")
+	cmd.Flags().BoolVar(&yes, "yes", false, "roll back without asking")
+	return cmd
+}
+
+// resolveGeneration accepts the first digits of a kept generation.
+func resolveGeneration(cmd *cobra.Command, c *client, s string) (inventory.Digest, error) {
+	if d, err := inventory.ParseDigest(s); err == nil {
+		return d, nil
+	}
+	var kept []provision.GenerationInfo
+	if err := c.call(cmd.Context(), http.MethodGet, "/api/v1/generations", nil, &kept); err != nil {
+		return "", err
+	}
+	var found []inventory.Digest
+	for _, g := range kept {
+		if strings.HasPrefix(g.Digest.Hex(), strings.TrimPrefix(s, "sha256:")) {
+			found = append(found, g.Digest)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return "", fmt.Errorf("generation %q is not kept; recast get generations lists those that are", s)
+	}
+	return "", fmt.Errorf("generation %q: %d begin so; give more digits", s, len(found))
+}
+
+func printPlan(w io.Writer, p provision.Plan) {
+	if p.Empty() {
+		fmt.Fprintln(w, "Nothing to do: every machine is what it is declared to be.")
+		return
+	}
+	for _, c := range p.Changes {
+		fmt.Fprintf(w, "~ %s\n", c)
+	}
+	if len(p.Changes) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, e := range p.Entries {
+		mark := map[provision.EntryKind]string{provision.EntryWrite: "!", provision.EntryInspect: "?"}[e.Kind]
+		if mark == "" {
+			mark = "."
+		}
+		fmt.Fprintf(w, "%s %-8s %s  %s → %s  (%s)\n", mark, e.Kind, e.Machine, shortOr(e.From, "nothing"), e.To.Short(), e.Why)
+		if e.Disk != "" {
+			holds := ""
+			if e.Holds != "" {
+				holds = ", holds " + e.Holds
+			}
+			fmt.Fprintf(w, "      disk     %s%s\n", e.Disk, holds)
+		}
+		if e.WriteBytes > 0 {
+			fmt.Fprintf(w, "      bytes    fetch %s, write %s; power cycles: %d\n", size(e.FetchBytes), size(e.WriteBytes), e.PowerCycles)
+		}
+		if e.Blocked != "" {
+			fmt.Fprintf(w, "      left out %s\n", e.Blocked)
+		}
+		if e.Waits != "" {
+			fmt.Fprintf(w, "      waits    %s\n", e.Waits)
+		}
+	}
+	fmt.Fprintf(w, "\nPlan %s\n", p.Digest)
+}
+
+func shortOr(d inventory.Digest, none string) string {
+	if d == "" {
+		return none
+	}
+	return d.Short()
+}
+
+func size(n int64) string {
+	switch {
+	case n >= 1<<30:
+		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%d B", n)
+}
