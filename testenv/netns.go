@@ -182,9 +182,10 @@ func (n *Net) SetLink(name string, up bool) error {
 	return n.ip("link set " + name + " " + word)
 }
 
-// AddAddr gives the bridge a further address, for a BMC of its own.
-func (n *Net) AddAddr(addr netip.Prefix) error {
-	return n.ip("address add " + addr.String() + " dev " + NetBridge)
+// AddAddr adds an address of its own, for a BMC: reachable from inside only,
+// and on no wire that a machine hangs on.
+func (n *Net) AddAddr(addr netip.Addr) error {
+	return n.ip("address add " + addr.String() + "/32 dev lo")
 }
 
 // ip runs commands of ip(8) inside the namespace.

@@ -38,7 +38,7 @@ func TestNetIsSeparateFromTheHost(t *testing.T) {
 	if err := n.AddTap("tap0"); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.AddAddr(netip.MustParsePrefix("10.77.0.2/24")); err != nil {
+	if err := n.AddAddr(netip.MustParseAddr("10.78.0.2")); err != nil {
 		t.Fatal(err)
 	}
 	var inside []net.Interface
@@ -47,7 +47,7 @@ func TestNetIsSeparateFromTheHost(t *testing.T) {
 		if inside, err = net.Interfaces(); err != nil {
 			return err
 		}
-		l, err = net.Listen("tcp4", "10.77.0.2:0")
+		l, err = net.Listen("tcp4", "10.78.0.2:0")
 		return err
 	})
 	if err != nil {

@@ -1,0 +1,323 @@
+package testenv
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"recast/inventory"
+)
+
+// RackOptions describe a virtual rack. The zero value of every field but Name
+// and Dir works.
+type RackOptions struct {
+	// Name makes the namespace's: recast-NAME. Several racks live side by side.
+	Name string
+	// Dir holds everything of the rack: disks, consoles, the server's data. It
+	// is made where it does not stand, and survives Close.
+	Dir string
+	// Machines; nil for RackDefault.
+	Machines []RackMachine
+	// DiskSize in bytes of the disks that say none; 0: 2 GiB.
+	DiskSize int64
+	Log      *slog.Logger
+}
+
+// RackMachine is one machine of a rack and the BMC before it.
+type RackMachine struct {
+	Name     string
+	Firmware QEMUFirmware
+	BMC      RackBMC
+	MemoryMB int        // 0: 1024
+	Disks    []RackDisk // nil: one with the rack's size
+	// Faults of the BMC from the start; SetFaults changes them later.
+	Faults BMCFaults
+}
+
+// RackDisk is one disk, filled with 0xA5 when it is made.
+type RackDisk struct {
+	Size    int64 // bytes; 0: the rack's DiskSize
+	Bus     DiskBus
+	Discard bool
+}
+
+// RackBMC is the protocol of a BMC.
+type RackBMC string
+
+const (
+	BMCIPMI    RackBMC = "ipmi"
+	BMCRedfish RackBMC = "redfish"
+	BMCNone    RackBMC = "none"
+)
+
+// RackDefault is the smallest rack that has both of everything: BIOS behind
+// IPMI with a disk that ignores discards, UEFI behind Redfish.
+func RackDefault() []RackMachine {
+	return []RackMachine{
+		{Name: "r1u01", Firmware: FirmwareBIOS, BMC: BMCIPMI, Disks: []RackDisk{{Bus: BusAHCI}}},
+		{Name: "r1u02", Firmware: FirmwareUEFI, BMC: BMCRedfish, Disks: []RackDisk{{Bus: BusAHCI, Discard: true}}},
+	}
+}
+
+// RackNode is a machine that was built.
+type RackNode struct {
+	*QEMU
+	Spec RackMachine
+	MAC  inventory.MAC
+	IP   netip.Addr // reserved for it in the YAML
+	// One of these, or neither.
+	IPMI    *IPMIBMC
+	Redfish *RedfishBMC
+}
+
+// SetFaults changes how its BMC fails.
+func (n *RackNode) SetFaults(change func(*BMCFaults)) {
+	switch {
+	case n.IPMI != nil:
+		n.IPMI.SetFaults(change)
+	case n.Redfish != nil:
+		n.Redfish.SetFaults(change)
+	}
+}
+
+// Rack is a network namespace with machines, each powered off at first and
+// switched by its BMC, and room for a server. It is closed by Close; if this
+// process dies, its processes die with it, and RemoveRack clears the rest.
+type Rack struct {
+	Options RackOptions
+	Net     *Net
+	Nodes   []*RackNode
+	// The account of every BMC; new for each rack.
+	BMCUser, BMCPassword string
+
+	operator *os.File // the listening socket of the host, for the server
+	addr     string
+	servers  []*RackServer
+}
+
+// Addresses inside every rack. The namespaces are separate, so all may share them.
+var (
+	rackServer = netip.MustParsePrefix("10.77.0.1/24") // the server's, on the bridge
+	rackFirst  = netip.MustParseAddr("10.77.0.11")     // of the machines
+	rackBMC    = netip.MustParseAddr("10.78.0.11")     // of the BMCs
+)
+
+const (
+	rackPrefix = "recast-"
+	rackFill   = 0xA5 // neither zeros nor a partition table
+)
+
+// RackNamespace is the network namespace of the rack of that name.
+func RackNamespace(name string) string { return rackPrefix + name }
+
+// RemoveRack clears what a killed rack of that name left: processes and
+// namespace. Its folder is the caller's.
+func RemoveRack(name string) error { return RemoveNet(RackNamespace(name)) }
+
+// NewRack builds a rack: every machine is off, every BMC answers.
+func NewRack(ctx context.Context, o RackOptions) (r *Rack, err error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Machines == nil {
+		o.Machines = RackDefault()
+	}
+	if o.DiskSize == 0 {
+		o.DiskSize = 2 << 30
+	}
+	r = &Rack{Options: o, BMCUser: "recast", BMCPassword: rand.Text()[:16]}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("build rack %q: %w", o.Name, err), r.Close())
+			r = nil
+		}
+	}()
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return r, err
+	}
+	if r.Net, err = NewNet(RackNamespace(o.Name), rackServer); err != nil {
+		return r, err
+	}
+	// Opened out here and handed to each server that is started: the one way in,
+	// and it keeps its port over restarts.
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return r, err
+	}
+	defer l.Close()
+	r.addr = l.Addr().String()
+	if r.operator, err = l.(*net.TCPListener).File(); err != nil {
+		return r, err
+	}
+	for i, m := range o.Machines {
+		if err := r.add(ctx, i, m); err != nil {
+			return r, fmt.Errorf("machine %q: %w", m.Name, err)
+		}
+	}
+	return r, nil
+}
+
+// Operator is host:port of the server's API as the host reaches it.
+func (r *Rack) Operator() string { return r.addr }
+
+// add builds machine number i.
+func (r *Rack) add(ctx context.Context, i int, m RackMachine) error {
+	dir := filepath.Join(r.Options.Dir, m.Name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	tap := fmt.Sprintf("tap%d", i)
+	if err := r.Net.AddTap(tap); err != nil {
+		return err
+	}
+	node := &RackNode{
+		Spec: m,
+		MAC:  inventory.MAC(fmt.Sprintf("52:54:00:77:00:%02x", 0x0b+i)),
+		IP:   rackAddr(rackFirst, i),
+		QEMU: &QEMU{
+			Name: m.Name, Firmware: m.Firmware, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
+			UUID: fmt.Sprintf("7265636a-7374-4c61-8b00-0000000000%02x", i+1), Serial: fmt.Sprintf("LAB%04d", i+1),
+			Log: r.Options.Log,
+		},
+	}
+	node.NICs = []QEMUNIC{{MAC: node.MAC.String(), Tap: tap}}
+	if m.Disks == nil {
+		m.Disks = []RackDisk{{}}
+	}
+	for j, d := range m.Disks {
+		if d.Size == 0 {
+			d.Size = r.Options.DiskSize
+		}
+		disk := QEMUDisk{
+			Path: filepath.Join(dir, fmt.Sprintf("disk%d.img", j)), Size: d.Size,
+			Serial: fmt.Sprintf("LAB%04d-%d", i+1, j), Bus: d.Bus, Discard: d.Discard,
+		}
+		if err := rackFillDisk(ctx, disk.Path, d.Size); err != nil {
+			return err
+		}
+		node.Disks = append(node.Disks, disk)
+	}
+	r.Nodes = append(r.Nodes, node) // from here on Close ends it
+	return r.addBMC(i, node)
+}
+
+func (r *Rack) addBMC(i int, node *RackNode) error {
+	if node.Spec.BMC == BMCNone || node.Spec.BMC == "" {
+		return nil
+	}
+	addr := rackAddr(rackBMC, i)
+	if err := r.Net.AddAddr(addr); err != nil {
+		return err
+	}
+	switch node.Spec.BMC {
+	case BMCIPMI:
+		var conn net.PacketConn
+		err := r.Net.Do(func() (err error) {
+			conn, err = net.ListenPacket("udp4", netip.AddrPortFrom(addr, 623).String())
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		node.IPMI, err = NewIPMI(IPMIOptions{Conn: conn, User: r.BMCUser, Password: r.BMCPassword,
+			Machine: node.QEMU, Faults: node.Spec.Faults})
+		return err
+	case BMCRedfish:
+		var l net.Listener
+		err := r.Net.Do(func() (err error) {
+			l, err = net.Listen("tcp4", netip.AddrPortFrom(addr, 443).String())
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		node.Redfish, err = NewRedfish(RedfishOptions{Listener: l, User: r.BMCUser, Password: r.BMCPassword,
+			UUID: node.UUID, Machine: node.QEMU, Faults: node.Spec.Faults})
+		return err
+	}
+	return fmt.Errorf("unknown BMC %q, want ipmi, redfish or none", node.Spec.BMC)
+}
+
+// Node finds a machine by name, or nil.
+func (r *Rack) Node(name string) *RackNode {
+	for _, n := range r.Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// Close switches everything off and removes the namespace. The folder stays. A
+// second Close does nothing.
+func (r *Rack) Close() error {
+	var errs []error
+	for _, s := range r.servers {
+		s.Kill()
+	}
+	r.servers = nil
+	for _, n := range r.Nodes {
+		// First the BMC: nobody shall switch the machine on again.
+		if n.IPMI != nil {
+			errs = append(errs, n.IPMI.Close())
+		}
+		if n.Redfish != nil {
+			errs = append(errs, n.Redfish.Close())
+		}
+		errs = append(errs, n.PowerOff(context.Background()))
+	}
+	r.Nodes = nil
+	if r.operator != nil {
+		errs = append(errs, r.operator.Close())
+		r.operator = nil
+	}
+	if r.Net != nil {
+		errs = append(errs, r.Net.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func rackAddr(first netip.Addr, i int) netip.Addr {
+	for range i {
+		first = first.Next()
+	}
+	return first
+}
+
+// rackFillDisk makes a disk that holds something unknown. One that already has
+// the size is left as it is: a rack that is started again finds its disks.
+func rackFillDisk(ctx context.Context, path string, size int64) error {
+	if info, err := os.Stat(path); err == nil && info.Size() == size {
+		return nil
+	}
+	f, err := os.Create(path + ".new")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	pattern := bytes.Repeat([]byte{rackFill}, osMiB)
+	for left := size; left > 0; {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("fill disk: %w", err)
+		}
+		n, err := f.Write(pattern[:min(left, osMiB)])
+		if err != nil {
+			return fmt.Errorf("fill disk: %w", err)
+		}
+		left -= int64(n)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("fill disk: %w", err)
+	}
+	return os.Rename(path+".new", path)
+}
+
+var _ io.Closer = (*Rack)(nil)
