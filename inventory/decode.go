@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode"
 
 	"gopkg.in/yaml.v3"
 )
@@ -168,6 +169,8 @@ func syntaxError(err error, data []byte) *yamlError {
 			e.line++
 		}
 	}
+	// At the end of the text yaml.v3 names a line behind it.
+	e.line = min(e.line, max(1, bytes.Count(bytes.TrimSuffix(data, []byte("\n")), []byte("\n"))+1))
 	if a := yamlNoAnchor.FindStringSubmatch(e.text); a != nil {
 		e.next = noAliases
 		if i := bytes.Index(data, []byte("*"+a[1])); i >= 0 {
@@ -245,8 +248,8 @@ func describe(n *yaml.Node) string {
 		return "an alias"
 	}
 	value := n.Value
-	if len(value) > 40 {
-		value = value[:40] + "…"
+	if r := []rune(value); len(r) > 40 {
+		value = string(r[:40]) + "…"
 	}
 	switch n.ShortTag() {
 	case "!!null":
@@ -359,6 +362,10 @@ func (d *decoder) decodeEntries(n *yaml.Node, into *entries, path string) {
 // key checks that a key is a plain word that was not there before.
 func (d *decoder) key(key *yaml.Node, path string, seen map[string]int) bool {
 	if key.Kind != yaml.ScalarNode || key.Anchor != "" || key.ShortTag() == "!!null" {
+		d.add(key.Line, path, "a field's name must be one word, found "+describe(key), "")
+		return false
+	}
+	if strings.ContainsFunc(key.Value, func(r rune) bool { return !unicode.IsPrint(r) }) || len(key.Value) > 100 {
 		d.add(key.Line, path, "a field's name must be one word, found "+describe(key), "")
 		return false
 	}
