@@ -1,0 +1,207 @@
+package target
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+
+	"recast/inventory"
+)
+
+// headers by which cloud-init knows a kind of user data (its documentation,
+// "User data formats"); anything else it ignores with a warning that nobody
+// reads. Longer ones first.
+var headers = []string{
+	"#cloud-config-archive", "#cloud-config-jsonp", "#cloud-config", "#cloud-boothook",
+	"#include-once", "#include", "#part-handler", "#!", "## template: jinja",
+}
+
+func knownHeader(s string) string {
+	first, _, _ := strings.Cut(s, "\n")
+	first = strings.TrimRight(first, " \t\r")
+	for _, h := range headers {
+		if first == h || (h == "#!" || h == "#include") && strings.HasPrefix(first, h) {
+			return h
+		}
+	}
+	lower := strings.ToLower(first)
+	if strings.HasPrefix(lower, "content-type: multipart/") || strings.HasPrefix(lower, "mime-version:") {
+		return "mime"
+	}
+	return ""
+}
+
+var substitution = regexp.MustCompile(`\$\{[^}\n]*\}`)
+
+func validateUserData(s string) error {
+	if s == "" {
+		return nil
+	}
+	if len(s) > MaxUserData {
+		return fmt.Errorf("userData has %d bytes, more than %d; put large files into the image", len(s), MaxUserData)
+	}
+	kind := knownHeader(s)
+	if kind == "" {
+		first, _, _ := strings.Cut(s, "\n")
+		if len(first) > 40 {
+			first = first[:40] + "…"
+		}
+		return fmt.Errorf("userData begins with %q, which cloud-init does not know; the first line must be #cloud-config, a script's #!, or a MIME header", first)
+	}
+	if kind != "#cloud-config" {
+		return nil
+	}
+	var top yaml.Node
+	if err := yaml.Unmarshal([]byte(substitution.ReplaceAllString(s, "x")), &top); err != nil {
+		return fmt.Errorf("userData is not valid YAML: %w", err)
+	}
+	if len(top.Content) > 0 && top.Content[0].Kind != yaml.MappingNode && top.Content[0].Tag != "!!null" {
+		return errors.New("userData: #cloud-config must be followed by keys and values (hostname: …)")
+	}
+	return nil
+}
+
+// noCloud renders the files of cloud-init's NoCloud data source.
+func noCloud(in Input, report *reportConfig) ([]file, error) {
+	userData, err := inventory.FillSecrets(in.Rendered.UserData, func(name string) (string, bool) {
+		if in.Secrets == nil {
+			return "", false
+		}
+		return in.Secrets(name)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if userData == "" {
+		userData = "#cloud-config\n{}\n" // the file must be there
+	}
+	if kind := knownHeader(userData); kind == "" {
+		return nil, errors.New("userData begins with nothing that cloud-init knows")
+	}
+	if len(userData) > MaxUserData {
+		return nil, fmt.Errorf("userData has %d bytes once filled in, more than %d", len(userData), MaxUserData)
+	}
+	files := []file{
+		{"user-data", []byte(userData)},
+		{"meta-data", metaData(in)},
+		{"network-config", networkConfig(in.Rendered.NICs)},
+	}
+	if report != nil {
+		script, err := reportScript(report)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, file{"vendor-data", perBoot("recast-report", script)})
+	}
+	return files, nil
+}
+
+// metaData makes every attempt a new instance, so that cloud-init runs all of
+// it again on a disk that was written again.
+func metaData(in Input) []byte {
+	name := in.Rendered.Machine
+	return fmt.Appendf(nil, "instance-id: %q\nlocal-hostname: %q\n",
+		fmt.Sprintf("%s-%s-%d", name, in.Rendered.Generation.Short(), in.Attempt), name)
+}
+
+// networkConfig names interfaces by their hardware address and asks DHCP, which
+// knows the declared address. Without set-name every renderer of cloud-init but
+// netplan writes a configuration for an interface of that key's name, which
+// does not exist.
+func networkConfig(nics []inventory.RenderedNIC) []byte {
+	var b strings.Builder
+	b.WriteString("version: 2\n")
+	if len(nics) == 0 {
+		b.WriteString("ethernets: {}\n")
+		return []byte(b.String())
+	}
+	b.WriteString("ethernets:\n")
+	for i, n := range nics {
+		// Only the first must be up for the boot to go on.
+		fmt.Fprintf(&b, "  net%d:\n    match: {macaddress: %q}\n    set-name: net%d\n    dhcp4: true\n    optional: %t\n",
+			i, string(n.MAC), i, i > 0)
+	}
+	return []byte(b.String())
+}
+
+// perBoot wraps a script as vendor data that cloud-init runs at the end of every
+// boot. A MIME part of its own is merged with nothing: user data that has a
+// runcmd or write_files of its own would replace the vendor's.
+func perBoot(name string, script []byte) []byte {
+	const boundary = "recast-vendor-data"
+	return fmt.Appendf(nil, `Content-Type: multipart/mixed; boundary=%q
+MIME-Version: 1.0
+
+--%s
+Content-Type: text/x-shellscript-per-boot; charset="us-ascii"
+MIME-Version: 1.0
+Content-Transfer-Encoding: 7bit
+Content-Disposition: attachment; filename=%q
+
+%s
+--%s--
+`, boundary, boundary, name, script, boundary)
+}
+
+// reportScript goes on in the background, so that a server that is away does
+// not hold up the boot, and gives up after about an hour. The token stands in
+// no process's arguments.
+func reportScript(r *reportConfig) ([]byte, error) {
+	config, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, `#!/bin/sh
+# Tells recast, once per boot, which generation runs here. The token in it can
+# do nothing else.
+umask 077
+with_python() {
+python3 - <<'END_OF_PYTHON'
+import json, socket, ssl, sys, time, urllib.error, urllib.request
+c = json.loads(r'''%s''')
+with open("/proc/sys/kernel/random/boot_id") as f:
+    boot = f.read().strip()
+body = json.dumps({"machine": c["machine"], "generation": c["generation"],
+    "attempt": c["attempt"], "bootID": boot, "hostname": socket.gethostname()}).encode()
+tls = ssl.create_default_context(cadata=c["ca"])
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
+for n in range(70):
+    try:
+        opener.open(urllib.request.Request(c["url"] + "/agent/v1/booted", body,
+            {"Content-Type": "application/json", "Authorization": "Bearer " + c["token"]}), timeout=20).read()
+        print("reported")
+        sys.exit(0)
+    except urllib.error.HTTPError as e:
+        print("recast answers", e.code, flush=True)
+        if e.code in (401, 403, 404, 409, 410):
+            sys.exit(1)
+    except Exception as e:
+        print("report:", e, flush=True)
+    time.sleep(min(2 ** n, 60))
+END_OF_PYTHON
+}
+with_curl() {
+cat >/run/recast-ca.pem <<'END_OF_CA'
+%s
+END_OF_CA
+n=1
+while [ $n -le 70 ]; do
+curl --silent --show-error --fail --noproxy '*' --max-time 20 --cacert /run/recast-ca.pem --config - <<END_OF_CONFIG && return 0
+url = "%s/agent/v1/booted"
+header = "Content-Type: application/json"
+header = "Authorization: Bearer %s"
+data = "{\"machine\":\"%s\",\"generation\":\"%s\",\"attempt\":%d,\"bootID\":\"$(cat /proc/sys/kernel/random/boot_id)\",\"hostname\":\"$(uname -n)\"}"
+END_OF_CONFIG
+sleep $((n < 60 ? n : 60))
+n=$((n + 1))
+done
+return 1
+}
+if command -v python3 >/dev/null; then report=with_python; else report=with_curl; fi
+$report </dev/null >/run/recast-report.log 2>&1 &
+`, config, strings.TrimSpace(r.CA), r.URL, r.Token, r.Machine, r.Generation, r.Attempt), nil
+}
