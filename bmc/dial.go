@@ -22,7 +22,11 @@ const (
 	// powerTimeout is how long a power change is awaited when the caller's
 	// context does not end sooner. Real BMCs report it 1-11 s late, some a minute.
 	powerTimeout = 90 * time.Second
-	// bootTimeout is the same for a boot override, which shows at once or never.
+	// unknownTimeout is how long a change is awaited whose command was not
+	// answered: it may never have arrived. The caller then asks again, and the
+	// state is read before anything is sent.
+	unknownTimeout = 15 * time.Second
+	// bootTimeout is how long a boot override is awaited, which shows at once or never.
 	bootTimeout = 5 * time.Second
 	// closeTimeout bounds the logout: a silent BMC must not hold up its caller.
 	closeTimeout = time.Second
@@ -84,6 +88,9 @@ type session struct {
 	seen *witness
 	log  *slog.Logger
 
+	// unknown is unknownTimeout, shorter in tests.
+	unknown time.Duration
+
 	// slot serialises: small BMCs answer one request at a time or none.
 	slot chan struct{}
 
@@ -116,7 +123,7 @@ func Dial(ctx context.Context, t Target) (Client, error) {
 		return nil, err
 	}
 
-	s := &session{seen: &witness{driver: d}, log: t.Log, slot: make(chan struct{}, 1)}
+	s := &session{seen: &witness{driver: d}, log: t.Log, unknown: unknownTimeout, slot: make(chan struct{}, 1)}
 	registry := registrar.NewRegistry(registrar.WithDrivers(registrar.Drivers{{
 		Name: d.Name(), Protocol: a.scheme, DriverInterface: s.seen,
 	}}))
@@ -298,8 +305,13 @@ func (s *session) power(ctx context.Context, verb, action string, want PowerStat
 // await polls until the state is seen. Soft leaves the time to the caller's
 // context: an operating system may take minutes to stop.
 func (s *session) await(ctx context.Context, verb string, want PowerState, actErr error, soft bool) error {
-	watch, cancel := context.WithTimeout(ctx, powerTimeout)
+	patience := powerTimeout
+	if actErr != nil {
+		patience, soft = s.unknown, false
+	}
+	watch, cancel := context.WithTimeout(ctx, patience)
 	if _, bounded := ctx.Deadline(); soft && bounded {
+		cancel()
 		watch, cancel = context.WithCancel(ctx)
 	}
 	defer cancel()

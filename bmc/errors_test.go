@@ -1,0 +1,145 @@
+package bmc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"recast/inventory"
+
+	"github.com/bougou/go-ipmi/pkg/client"
+	"github.com/bougou/go-ipmi/pkg/types"
+)
+
+func TestReasonOf(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	for _, c := range []struct {
+		err  error
+		want error
+	}{
+		{client.ErrRAKPAuthentication, ErrAuth},
+		{types.NewRmcpStatusError(types.RmcpStatusCodeUnauthorizedName), ErrAuth},
+		{types.NewRmcpStatusError(types.RmcpStatusCodeNoResToCreateSess), ErrBusy},
+		{types.NewRmcpStatusError(types.RmcpStatusCodeNoCipherSuiteMatch), ErrUnsupported},
+		// What go-ipmi's Connect makes of them: only the text survives.
+		{fmt.Errorf("connect20 failed, errs: %v", types.NewRmcpStatusError(types.RmcpStatusCodeUnauthorizedName)), ErrAuth},
+		{fmt.Errorf("connect20 failed, errs: %v", types.NewRmcpStatusError(types.RmcpStatusCodeNoResToCreateSess)), ErrBusy},
+		{fmt.Errorf("connect20 failed, errs: %v", types.NewRmcpStatusError(types.RmcpStatusCodeInvalidAuthAlg)), ErrUnsupported},
+		{fmt.Errorf("connect20 failed, errs: %v", client.ErrRAKPAuthentication), ErrAuth},
+		{types.NewResponseError(types.CodeNodeBusy, ""), ErrBusy},
+		{types.NewResponseError(types.CodeInsufficientPrivilege, ""), ErrAuth},
+		{types.NewResponseError(types.CodeInvalidCommand, ""), ErrUnsupported},
+		{types.NewResponseError(types.CodeNotSupported, ""), ErrRejected},
+		{types.NewResponseError(0x7e, ""), ErrRejected},
+		{refused, ErrUnreachable},
+		{&net.DNSError{Err: "no such host"}, ErrUnreachable},
+		{syscall.EHOSTUNREACH, ErrUnreachable},
+		{fmt.Errorf("udp: %w", context.DeadlineExceeded), ErrTimeout},
+		{os.ErrDeadlineExceeded, ErrTimeout},
+		{io.EOF, ErrTimeout},
+		{syscall.ECONNRESET, ErrTimeout},
+		{fmt.Errorf("x: %w", &PinError{}), ErrPin},
+		{errors.New("reset type 'On' is not supported by this service"), ErrUnsupported},
+		{errors.New("anything else"), ErrRejected},
+	} {
+		if got := reasonOf(c.err); got != c.want {
+			t.Errorf("%v: %v, want %v", c.err, got, c.want)
+		}
+		if err := explain("verb", c.err); !errors.Is(err, c.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("explain %v: %v, want one line of %v", c.err, err, c.want)
+		}
+	}
+}
+
+// Every text that stands for a status must be what the library prints for it.
+func TestTextReasonsAgreeWithStatusReasons(t *testing.T) {
+	for status, want := range rmcpReasons {
+		text := fmt.Errorf("%v", types.NewRmcpStatusError(status))
+		if got := reasonOf(text); got != want {
+			t.Errorf("%v: %v, want %v", text, got, want)
+		}
+	}
+}
+
+func TestHTTPReason(t *testing.T) {
+	for _, c := range []struct {
+		status int
+		id     string
+		want   error
+	}{
+		{401, "", ErrAuth},
+		{403, "", ErrAuth},
+		{403, "Base.1.8.PasswordChangeRequired", ErrAuth},
+		{400, "", ErrRejected},
+		{400, "Base.1.12.ActionNotSupported", ErrUnsupported},
+		{400, "iLO.2.14.UnableToModifyDuringSystemPOST", ErrBusy},
+		{400, "#/Base.1.0.PropertyUnknown", ErrUnsupported},
+		{500, "IDRAC.2.7.SYS518", ErrBusy},
+		{404, "", ErrUnsupported},
+		{409, "", ErrBusy},
+		{429, "", ErrBusy},
+		{503, "", ErrBusy},
+		{599, "", ErrBusy},
+		{418, "nonsense", ErrRejected},
+	} {
+		if got := httpReason(c.status, c.id); got != c.want {
+			t.Errorf("%d %q: %v, want %v", c.status, c.id, got, c.want)
+		}
+	}
+}
+
+func TestPinErrorSaysWhatToDo(t *testing.T) {
+	seen, want := inventory.DigestOf([]byte("a")), inventory.DigestOf([]byte("b"))
+	for _, err := range []error{&PinError{Host: "h:443", Seen: seen}, &PinError{Host: "h:443", Seen: seen, Want: want}} {
+		if !errors.Is(err, ErrPin) || !strings.Contains(err.Error(), seen.String()) || !strings.Contains(err.Error(), "bmc.pin") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+func TestPowerStateWordsOfVendors(t *testing.T) {
+	for text, want := range map[string]PowerState{
+		"On": PowerOn, "Off": PowerOff, "PoweringOn": PowerOn, "PoweringOff": PowerOn, "Paused": PowerOn,
+		" off\n": PowerOff, "": PowerUnknown, "Unknown": PowerUnknown, "Reset": PowerUnknown,
+	} {
+		if got := powerState(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestBootPatches(t *testing.T) {
+	pxe := redfishBoot{Target: "Pxe", Enabled: "Once", Mode: "UEFI"}
+	short := redfishBoot{Target: "Pxe", Enabled: "Once"}
+	for _, c := range []struct {
+		name   string
+		now    redfishBoot
+		target string
+		efi    bool
+		want   []redfishBoot
+	}{
+		{"mode right: may be left out", redfishBoot{Mode: "UEFI"}, "Pxe", true, []redfishBoot{pxe, short}},
+		{"mode unknown: may be left out", redfishBoot{}, "Pxe", true, []redfishBoot{pxe, short}},
+		{"mode wrong: never left out", redfishBoot{Mode: "Legacy"}, "Pxe", true, []redfishBoot{pxe}},
+		{"clear", redfishBoot{Mode: "UEFI"}, "None", false, []redfishBoot{{Target: "None", Enabled: "Disabled"}, {Enabled: "Disabled"}}},
+	} {
+		got := bootPatches(c.now, c.target, false, c.efi)
+		if fmt.Sprint(got) != fmt.Sprint(c.want) {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+func FuzzExtendedInfo(f *testing.F) {
+	f.Add([]byte(`{"error":{"code":"Base.1.8.GeneralError","message":"m","@Message.ExtendedInfo":[{"MessageId":"Base.1.8.X"}]}}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		id, _ := extendedInfo(body)
+		_ = httpReason(400, id)
+	})
+}

@@ -1,0 +1,121 @@
+package bmc
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/bougou/go-ipmi/pkg/crypto"
+	"github.com/bougou/go-ipmi/pkg/types"
+)
+
+// guardInSession is a guard whose keys are known to the test.
+func guardInSession() *ipmiGuard {
+	g := &ipmiGuard{log: slog.New(slog.DiscardHandler), consoleID: 0xa0a1a2a3, active: true, seen: map[uint32]bool{}}
+	g.keys.k1 = make([]byte, 32)
+	g.keys.k2 = make([]byte, 32)
+	g.keys.integrity = types.IntegrityAlg_HMAC_SHA256_128
+	return g
+}
+
+// sealed is a packet as a BMC with those keys makes it.
+func sealed(t testing.TB, g *ipmiGuard, sequence byte, encrypted []byte) []byte {
+	p := []byte{6, 0, 0xff, 7, 6, 0xc0, 0xa3, 0xa2, 0xa1, 0xa0, sequence, 0, 0, 0, byte(len(encrypted)), byte(len(encrypted) >> 8)}
+	p = append(p, encrypted...)
+	pad := types.IntegrityPadLen(12, len(encrypted))
+	for range pad {
+		p = append(p, 0xff)
+	}
+	p = append(p, byte(pad), 7)
+	code, err := crypto.SessionIntegrityAuthCode(g.keys.integrity, p[rmcpSize:], g.keys.k1, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(p, code...)
+}
+
+func chassisIsOn(t testing.TB, g *ipmiGuard) []byte {
+	plain := []byte{0x81, 0x04, 0x7b, 0x20, 0x04, 0x01, 0x00, 0x01, 0, 0, 0xda}
+	e, err := crypto.EncryptAESPayload(plain, g.keys.k2, make([]byte, 16))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func TestGuardTakesEachAnswerOnce(t *testing.T) {
+	g := guardInSession()
+	p := sealed(t, g, 1, chassisIsOn(t, g))
+	if err := g.judge(p); err != nil {
+		t.Fatalf("a true answer: %v", err)
+	}
+	if g.judge(p) == nil {
+		t.Error("a replayed answer was taken")
+	}
+	if err := g.judge(sealed(t, g, 2, chassisIsOn(t, g))); err != nil {
+		t.Errorf("the next answer: %v", err)
+	}
+	for i := range p {
+		bad := append([]byte(nil), sealed(t, g, 3, chassisIsOn(t, g))...)
+		bad[i] ^= 0x10
+		// The RMCP header, but for version and class, is not covered by anything.
+		if g.judge(bad) == nil && i != 1 && i != 2 && i != 3 {
+			t.Errorf("an answer with byte %d flipped was taken", i)
+		}
+		delete(g.seen, 3)
+	}
+}
+
+func TestGuardDropsWhatWouldPanicTheLibrary(t *testing.T) {
+	g := guardInSession()
+	// A BMC that knows the keys and lies about the padding.
+	lying := make([]byte, 16)
+	lying[15] = 0xff
+	e, err := crypto.EncryptAES(lying, g.keys.k2[:16], make([]byte, 16))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, body := range map[string][]byte{
+		"padding longer than the payload": append(make([]byte, 16), e...),
+		"no ciphertext":                   make([]byte, 16),
+		"half a block":                    make([]byte, 24),
+		"empty":                           nil,
+	} {
+		if g.judge(sealed(t, g, 9, body)) == nil {
+			t.Errorf("%s was taken", name)
+		}
+	}
+}
+
+func TestGuardRefusesAlgorithmsNobodyAskedFor(t *testing.T) {
+	g := &ipmiGuard{log: slog.New(slog.DiscardHandler)}
+	request := append([]byte{6, 0, 0xff, 7, 6, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0}, make([]byte, 32)...)
+	copy(request[20:], []byte{0xa3, 0xa2, 0xa1, 0xa0})
+	request[16+12], request[16+20], request[16+28] = 3, 4, 1 // suite 17
+	g.follow(request)
+	response := append([]byte{6, 0, 0xff, 7, 6, 0x11, 0, 0, 0, 0, 0, 0, 0, 0, 36, 0}, make([]byte, 36)...)
+	copy(response[20:], []byte{0xa3, 0xa2, 0xa1, 0xa0})
+	if g.judge(response) == nil {
+		t.Error("a session without authentication was taken")
+	}
+	response[16+16], response[16+24], response[16+32] = 3, 4, 1
+	if err := g.judge(response); err != nil {
+		t.Errorf("the suite that was asked for: %v", err)
+	}
+}
+
+func FuzzIPMIGuard(f *testing.F) {
+	g := guardInSession()
+	f.Add(sealed(f, g, 1, chassisIsOn(f, g)), true)
+	f.Add([]byte{6, 0, 0xff, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0x81, 0x1c, 0x63, 0x20, 4, 0x38, 0, 0}, false)
+	f.Fuzz(func(t *testing.T, p []byte, active bool) {
+		g := guardInSession()
+		g.active = active
+		if active {
+			// Sealed by a BMC that knows the keys: the worst that can come through.
+			_ = g.judge(sealed(t, g, 1, p))
+		} else {
+			g.follow(p)
+		}
+		_ = g.judge(p)
+	})
+}
