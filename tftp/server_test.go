@@ -1,0 +1,448 @@
+package tftp
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pin/tftp/v3"
+
+	"recast/inventory"
+)
+
+// loader is longer than one block of any size and not a multiple of one.
+var loader = bytes.Repeat([]byte("loader\r\n\x00\xff"), 10007)
+
+// silence is how long a test's server waits for a client.
+const silence = 300 * time.Millisecond
+
+// running is a server on loopback.
+type running struct {
+	*Server
+	addr *net.UDPAddr
+	stop func() error
+
+	mu   sync.Mutex
+	seen []inventory.Observation
+	more chan struct{}
+}
+
+func start(t testing.TB, limits Limits) *running {
+	t.Helper()
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &running{addr: conn.LocalAddr().(*net.UDPAddr), more: make(chan struct{}, 1)}
+	r.Server = &Server{
+		Conn:  conn,
+		Files: fstest.MapFS{"snponly.efi": {Data: loader}, "even": {Data: make([]byte, 1024)}, "empty": {}, "sub/hidden": {Data: []byte("x")}},
+		Extra: map[string][]byte{"autoexec.ipxe": []byte("#!ipxe\n")},
+		Observe: func(o inventory.Observation) {
+			r.mu.Lock()
+			r.seen = append(r.seen, o)
+			r.mu.Unlock()
+			select {
+			case r.more <- struct{}{}:
+			default:
+			}
+		},
+		Limits:  limits,
+		timeout: silence,
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	r.stop = sync.OnceValue(func() error { cancel(); return <-ended })
+	t.Cleanup(func() {
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// observed waits for the nth observation.
+func (r *running) observed(t testing.TB, n int) inventory.Observation {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		r.mu.Lock()
+		if len(r.seen) >= n {
+			defer r.mu.Unlock()
+			return r.seen[n-1]
+		}
+		r.mu.Unlock()
+		select {
+		case <-r.more:
+		case <-deadline:
+			t.Fatalf("observation %d was not made", n)
+		}
+	}
+}
+
+// client speaks raw TFTP from one port.
+type client struct {
+	t      testing.TB
+	conn   *net.UDPConn
+	server *net.UDPAddr
+	from   *net.UDPAddr // of the last packet
+}
+
+func dial(t testing.TB, server *net.UDPAddr) *client {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return &client{t: t, conn: c, server: server}
+}
+
+func (c *client) send(to *net.UDPAddr, p string) {
+	c.t.Helper()
+	if _, err := c.conn.WriteToUDP([]byte(p), to); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// receive returns the next packet, "" when none comes in time.
+func (c *client) receive(wait time.Duration) string {
+	c.t.Helper()
+	var buf [4096]byte
+	c.conn.SetReadDeadline(time.Now().Add(wait))
+	n, from, err := c.conn.ReadFromUDP(buf[:])
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return ""
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.from = from
+	return string(buf[:n])
+}
+
+func (c *client) ack(block uint16) {
+	c.send(c.from, "\x00\x04"+string(binary.BigEndian.AppendUint16(nil, block)))
+}
+
+func rrq(name string, options ...string) string {
+	p := "\x00\x01" + name + "\x00octet\x00"
+	for _, o := range options {
+		p += o + "\x00"
+	}
+	return p
+}
+
+// get fetches a file and returns it with the first packet of the answer.
+func (c *client) get(request string, blksize int) (content []byte, first string) {
+	c.t.Helper()
+	c.send(c.server, request)
+	first = c.receive(5 * time.Second)
+	p := first
+	if strings.HasPrefix(p, "\x00\x06") {
+		c.ack(0)
+		p = c.receive(5 * time.Second)
+	}
+	for block := uint16(1); ; block++ {
+		if !strings.HasPrefix(p, "\x00\x03"+string(binary.BigEndian.AppendUint16(nil, block))) {
+			c.t.Fatalf("block %d: got %.40q", block, p)
+		}
+		content = append(content, p[4:]...)
+		c.ack(block)
+		if len(p)-4 < blksize {
+			return content, first
+		}
+		p = c.receive(5 * time.Second)
+	}
+}
+
+func TestReadMatrix(t *testing.T) {
+	size := strconv.Itoa(len(loader))
+	for _, tc := range []struct {
+		name    string
+		request string
+		blksize int
+		first   string // beginning of the first packet
+		want    []byte
+	}{
+		{"no options", rrq("snponly.efi"), 512, "\x00\x03\x00\x01", loader},
+		{"a whole frame", rrq("snponly.efi", "blksize", "1468"), 1468, "\x00\x06blksize\x001468\x00", loader},
+		{"what iPXE asks", rrq("snponly.efi", "blksize", "1432"), 1432, "\x00\x06blksize\x001432\x00", loader},
+		{"more than a frame is lowered", rrq("snponly.efi", "blksize", "65464"), 1468, "\x00\x06blksize\x001468\x00", loader},
+		{"a size too small is not granted", rrq("snponly.efi", "blksize", "8"), 512, "\x00\x03\x00\x01", loader},
+		{"the file's size", rrq("snponly.efi", "tsize", "0"), 512, "\x00\x06tsize\x00" + size + "\x00", loader},
+		{"names in capitals", rrq("snponly.efi", "TSIZE", "0"), 512, "\x00\x06tsize\x00" + size + "\x00", loader},
+		{"unknown options are left out", rrq("snponly.efi", "windowsize", "4", "blksize", "1024"), 1024, "\x00\x06blksize\x001024\x00", loader},
+		{"only unknown options", rrq("snponly.efi", "windowsize", "4"), 512, "\x00\x03\x00\x01", loader},
+		{"a multiple of the block ends with an empty one", rrq("even"), 512, "\x00\x03\x00\x01", make([]byte, 1024)},
+		{"an empty file", rrq("empty"), 512, "\x00\x03\x00\x01", nil},
+		{"a generated file", rrq("/autoexec.ipxe"), 512, "\x00\x03\x00\x01", []byte("#!ipxe\n")},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := start(t, Limits{})
+			got, first := dial(t, s.addr).get(tc.request, tc.blksize)
+			if !strings.HasPrefix(first, tc.first) {
+				t.Errorf("first packet %.60q, want %q", first, tc.first)
+			}
+			if !bytes.Equal(got, tc.want) {
+				t.Errorf("%d bytes differ from the %d of the file", len(got), len(tc.want))
+			}
+			o := s.observed(t, 1)
+			if o.Kind != inventory.SawTFTP || o.Bytes != int64(len(tc.want)) || o.Error != "" || o.Remote != netip.MustParseAddr("127.0.0.1") || o.Time.IsZero() {
+				t.Errorf("observed %+v", o)
+			}
+		})
+	}
+}
+
+func TestMissingFilesAndTraversalsEndWithAnError(t *testing.T) {
+	s := start(t, Limits{})
+	for i, name := range []string{"nothing.efi", "../snponly.efi", "sub/hidden", "sub", ".", "\\snponly.efi", "snponly.efi\n"} {
+		c := dial(t, s.addr)
+		c.send(s.addr, rrq(name))
+		if p := c.receive(5 * time.Second); !strings.HasPrefix(p, "\x00\x05\x00\x01") || !strings.HasSuffix(p, "is not served here\x00") {
+			t.Errorf("%q: %.60q", name, p)
+		}
+		if o := s.observed(t, i+1); o.Error != "no such file" || o.Bytes != 0 {
+			t.Errorf("%q: observed %+v", name, o)
+		}
+	}
+}
+
+func TestSizeProbeIsNoFailure(t *testing.T) {
+	s := start(t, Limits{})
+	c := dial(t, s.addr)
+	c.send(s.addr, rrq("snponly.efi", "tsize", "0"))
+	if p := c.receive(5 * time.Second); !strings.HasPrefix(p, "\x00\x06tsize\x00") {
+		t.Fatalf("got %q", p)
+	}
+	c.send(c.from, "\x00\x05\x00\x00TFTP Aborted\x00")
+	if o := s.observed(t, 1); o.Error != "" || o.Detail != "snponly.efi, size only" {
+		t.Errorf("observed %+v", o)
+	}
+}
+
+func TestAnAbortLaterIsAFailure(t *testing.T) {
+	s := start(t, Limits{})
+	c := dial(t, s.addr)
+	c.send(s.addr, rrq("snponly.efi"))
+	c.receive(5 * time.Second)
+	c.ack(1)
+	c.receive(5 * time.Second)
+	c.send(c.from, "\x00\x05\x00\x03disk full\x00")
+	if o := s.observed(t, 1); !strings.Contains(o.Error, "disk full") || o.Detail != "snponly.efi" {
+		t.Errorf("observed %+v", o)
+	}
+}
+
+func TestALostBlockComesAgainOnceTheClientIsKnown(t *testing.T) {
+	s := start(t, Limits{})
+	c := dial(t, s.addr)
+	c.send(s.addr, rrq("snponly.efi"))
+	c.receive(5 * time.Second)
+	c.ack(1)
+	second := c.receive(5 * time.Second)
+	if again := c.receive(5 * time.Second); again != second {
+		t.Errorf("after silence came %.20q, want block 2 again", again)
+	}
+	c.send(c.from, "\x00\x05\x00\x00enough\x00")
+}
+
+// A packet with a forged source must not make the server send much to its
+// victim. With options the answer is small; without, the protocol demands one
+// block of 512 bytes, which is sent once.
+func TestForgedSourcesGainLittle(t *testing.T) {
+	for _, tc := range []struct {
+		request string
+		packets int
+		bytes   int
+	}{
+		{rrq("snponly.efi", "blksize", "1468", "tsize", "0"), 2, 3 * len(rrq("snponly.efi", "blksize", "1468", "tsize", "0"))},
+		{rrq("snponly.efi"), 2, 516 + 64},
+		{rrq("autoexec.ipxe"), 2, 128},
+		{rrq("nothing"), 1, 3 * len(rrq("nothing"))},
+		{"\x00\x02a\x00octet\x00", 0, 0},
+		{"\x00\x01a", 0, 0},
+		{"\x00\x04\x00\x01", 0, 0},
+	} {
+		t.Run(strconv.Quote(tc.request), func(t *testing.T) {
+			t.Parallel()
+			s := start(t, Limits{})
+			c := dial(t, s.addr)
+			c.send(s.addr, tc.request)
+			packets, sum := 0, 0
+			// Silence for longer than one timeout ends it: nothing is sent later.
+			for p := c.receive(silence + 500*time.Millisecond); p != ""; p = c.receive(silence + 500*time.Millisecond) {
+				packets++
+				sum += len(p)
+			}
+			if packets > tc.packets || sum > tc.bytes {
+				t.Errorf("%d bytes were answered with %d bytes in %d packets, want at most %d in %d", len(tc.request), sum, packets, tc.bytes, tc.packets)
+			}
+		})
+	}
+}
+
+func TestAFloodFromOneSourceIsDropped(t *testing.T) {
+	s := start(t, Limits{Rate: 0.001, Burst: 5, PerSource: 3})
+	c := dial(t, s.addr)
+	for range 200 {
+		c.send(s.addr, rrq("snponly.efi", "blksize", "1468"))
+	}
+	answered := 0
+	for p := c.receive(time.Second); strings.HasPrefix(p, "\x00\x06"); p = c.receive(500 * time.Millisecond) {
+		answered++
+	}
+	if answered != 3 {
+		t.Errorf("%d of 200 requests were answered, want 3", answered)
+	}
+	if d := s.Dropped(); d[string(busySource)] != 2 || d[string(busyRate)] == 0 {
+		t.Errorf("dropped %v", d)
+	}
+}
+
+func TestRunEndsWithItsContextInMidTransfer(t *testing.T) {
+	s := start(t, Limits{})
+	c := dial(t, s.addr)
+	c.send(s.addr, rrq("snponly.efi"))
+	c.receive(5 * time.Second)
+	ended := make(chan error, 1)
+	go func() { ended <- s.stop() }()
+	c.ack(1)
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Run did not end")
+	}
+	if o := s.observed(t, 1); o.Error == "" {
+		t.Errorf("the cut transfer is observed as %+v", o)
+	}
+}
+
+// brokenConn is a socket whose interface went away.
+type brokenConn struct{ net.PacketConn }
+
+func (brokenConn) ReadFrom([]byte) (int, net.Addr, error) {
+	return 0, nil, errors.New("network is down")
+}
+
+func TestRunReturnsWhenTheSocketBreaks(t *testing.T) {
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = (&Server{Conn: brokenConn{conn}}).Run(t.Context())
+	if err == nil || err.Error() != "read TFTP socket: network is down" {
+		t.Errorf("Run = %v", err)
+	}
+}
+
+func TestTheLibraryStillHasItsFields(t *testing.T) {
+	found := make(chan tuning, 1)
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lib := tftp.NewServer(func(_ string, to io.ReaderFrom) error {
+		found <- tune(to)
+		return errors.New("no")
+	}, nil)
+	go lib.Serve(conn)
+	defer lib.Shutdown()
+	dial(t, conn.LocalAddr().(*net.UDPAddr)).send(conn.LocalAddr().(*net.UDPAddr), rrq("x"))
+	got := <-found
+	if got.blockSize == nil || got.retries == nil || *got.retries != 5 || *got.blockSize < 512 {
+		t.Errorf("tune sees %+v", got)
+	}
+}
+
+func TestRealClientsFetchALoader(t *testing.T) {
+	s := start(t, Limits{})
+	port := strconv.Itoa(s.addr.Port)
+	for _, tc := range []struct {
+		name, tool, pkg string
+		args            func(out string) []string
+	}{
+		{"tftp-hpa", "tftp", "tftp-hpa", func(out string) []string {
+			return []string{"-m", "binary", "127.0.0.1", port, "-c", "get", "snponly.efi", out}
+		}},
+		{"curl", "curl", "curl", func(out string) []string {
+			return []string{"-sS", "--tftp-blksize", "1468", "-o", out, "tftp://127.0.0.1:" + port + "/snponly.efi"}
+		}},
+		{"curl without options", "curl", "curl", func(out string) []string {
+			return []string{"-sS", "--tftp-no-options", "-o", out, "tftp://127.0.0.1:" + port + "/snponly.efi"}
+		}},
+		{"busybox", "busybox", "busybox-static", func(out string) []string {
+			return []string{"tftp", "-g", "-b", "1024", "-r", "snponly.efi", "-l", out, "127.0.0.1", port}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if _, err := exec.LookPath(tc.tool); err != nil {
+				t.Skipf("needs %s (apt-get install %s)", tc.tool, tc.pkg)
+			}
+			out := filepath.Join(t.TempDir(), "out")
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if text, err := exec.CommandContext(ctx, tc.tool, tc.args(out)...).CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, text)
+			}
+			got, err := os.ReadFile(out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, loader) {
+				t.Errorf("fetched %d bytes that differ: %s", len(got), cmp.Diff(len(loader), len(got)))
+			}
+		})
+	}
+}
+
+func TestManyClientsAtOnce(t *testing.T) {
+	s := start(t, Limits{Burst: 100, PerSource: 100})
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			c, err := tftp.NewClient(s.addr.String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			var got bytes.Buffer
+			from, err := c.Receive("snponly.efi", "octet")
+			if err == nil {
+				_, err = from.WriteTo(&got)
+			}
+			if err != nil || !bytes.Equal(got.Bytes(), loader) {
+				t.Errorf("fetched %d bytes that differ: %v", got.Len(), err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+func BenchmarkTransfer(b *testing.B) {
+	s := start(b, Limits{Rate: 1e9, Burst: 1 << 30})
+	c := dial(b, s.addr)
+	b.SetBytes(int64(len(loader)))
+	for b.Loop() {
+		c.get(rrq("snponly.efi", "blksize", "1468"), 1468)
+	}
+}
