@@ -238,6 +238,7 @@ func testLimits(t *testing.T, e engine) {
 		"no key":            {put("", "v")},
 		"long key":          {put("/"+strings.Repeat("k", MaxKey), "v")},
 		"NUL":               {put("/a\x00b", "v")},
+		"not UTF-8":         {put("/a\xff", "v")},
 		"the store's own":   {put("/recast/.store/epoch", "v")},
 		"large value":       {put("/a", big+"x")},
 		"too many":          many,

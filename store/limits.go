@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
 // Limits of both engines, chosen so that a record that fits in a file also fits
@@ -33,6 +34,8 @@ func checkOps(ops []Op) error {
 			return fmt.Errorf("commit key %.40q: a key has 1 to %d bytes", op.Key, MaxKey)
 		case strings.ContainsRune(op.Key, 0):
 			return fmt.Errorf("commit key %q: a key has no NUL byte", op.Key)
+		case !utf8.ValidString(op.Key):
+			return fmt.Errorf("commit key %q: a key is UTF-8", op.Key)
 		case isReserved(op.Key):
 			return fmt.Errorf("commit key %q: keys under %q belong to the store", op.Key, reserved)
 		case len(op.Value) > MaxValue:
