@@ -149,15 +149,15 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	if m.BMC != nil {
 		e.PowerCycles = 1
 	}
-	if f, ok := in.Image(w.Generation.Resolved.Image.Digest); !ok {
+	image, here := in.Image(w.Generation.Resolved.Image.Digest)
+	switch {
+	case !here:
 		e.Waits = fmt.Sprintf("image %s is not here: recast image add SOURCE", w.Generation.Resolved.Image.Digest.Short())
-	} else {
-		e.FetchBytes, e.WriteBytes = f.Pack, f.Size
-		if f.Damaged != "" {
-			e.Waits = "the image is damaged: " + f.Damaged
-		}
-		planDisk(&e, m, w, s, f, erase)
+	case image.Damaged != "":
+		e.Waits = "the image is damaged: " + image.Damaged
 	}
+	e.FetchBytes, e.WriteBytes = image.Pack, image.Size
+	planDisk(&e, m, w, s, image, erase)
 	switch {
 	case e.Blocked != "" || e.Waits != "":
 	case in.Frozen != "":

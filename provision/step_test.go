@@ -1,0 +1,197 @@
+package provision
+
+import (
+	"bufio"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"recast/inventory"
+)
+
+var update = flag.Bool("update", false, "write what came out as the expected transcript")
+
+// TestTranscripts replays testdata/*.txt: a line "> event …" goes into Step, and
+// what follows is what came out of it. Each file tells one machine's story.
+func TestTranscripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no transcripts: %v", err)
+	}
+	for _, path := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := replay(t, string(raw))
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if diff := cmp.Diff(string(raw), got); diff != "" {
+				t.Errorf("transcript differs (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+var t0 = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+// story is the machine of a transcript.
+type story struct {
+	params Params
+	state  State
+	now    time.Time
+}
+
+func newStory() *story {
+	p := Params{HasBMC: true, Attempts: 2, Deadlines: map[string]time.Duration{}, Health: 20 * time.Minute, Reports: true}
+	for step, d := range inventory.DefaultDeadlines {
+		p.Deadlines[step] = time.Duration(d)
+	}
+	return &story{params: p, now: t0, state: State{Status: Status{Machine: "m1", Phase: Available, Health: HealthUnknown}}}
+}
+
+var (
+	genA  = inventory.DigestOf([]byte("generation a"))
+	genB  = inventory.DigestOf([]byte("generation b"))
+	rendA = inventory.DigestOf([]byte("rendered a"))
+	imgA  = inventory.DigestOf([]byte("image"))
+)
+
+func disk(serial string) inventory.DiskID {
+	return inventory.DiskID{Name: "/dev/sda", Serial: serial, Size: 4 << 30, LogicalBlockSize: 512}
+}
+
+// event reads one line of a transcript.
+func (s *story) event(t *testing.T, line string) Event {
+	t.Helper()
+	f := strings.Fields(line)
+	rest := strings.TrimSpace(strings.TrimPrefix(line, f[0]))
+	switch f[0] {
+	case "start":
+		return Started{Purpose: Purpose(f[1]), Generation: genA, Rendered: rendA, Epoch: "e", By: "ann"}
+	case "bmc":
+		for _, a := range []Action{ActOff, ActArm, ActOn, ActClear} {
+			if text, ok := strings.CutPrefix(rest, string(a)); ok {
+				text, final := strings.CutSuffix(strings.TrimPrefix(strings.TrimSpace(text), "error "), " final")
+				if text == "ok" {
+					text = ""
+				}
+				return BMCDone{Action: a, Err: text, Final: final}
+			}
+		}
+	case "script":
+		return BootServed{Local: rest == "local"}
+	case "claim":
+		return Claimed{Claim: ClaimState{BootID: f[1], UUID: "u1", Until: s.now.Add(LeaseTime)}, Resume: len(f) > 2}
+	case "inventory":
+		d := DiskDecision{Verdict: DiskVerdict(f[1]), Disk: disk("S1"), Reason: strings.Join(f[2:], " ")}
+		if d.Verdict == DiskAdopt {
+			d.Marker = inventory.Marker{Machine: "m1", Generation: genA, Rendered: rendA, Attempt: 1}
+		}
+		return Inspected{Decision: d}
+	case "report":
+		r := inventory.Report{Step: inventory.AgentStep(f[1]), Total: 100}
+		for _, w := range f[2:] {
+			switch {
+			case w == "erased":
+				r.Erased = true
+			case strings.HasPrefix(w, "done="):
+				fmt.Sscanf(w, "done=%d", &r.Done)
+			case w == "badframe":
+				r.BadFrame = new(int)
+			default:
+				r.Error += w + " "
+			}
+		}
+		r.Error = strings.TrimSpace(r.Error)
+		ev := Reported{Report: r}
+		if r.BadFrame != nil {
+			ev.Damaged = imgA
+		}
+		return ev
+	case "running":
+		g := genA
+		if f[1] == "b" {
+			g = genB
+		}
+		r := inventory.BootReport{Machine: "m1", Generation: g, BootID: "b1", Hostname: "m1"}
+		fmt.Sscanf(f[2], "attempt=%d", &r.Attempt)
+		return Running{Report: r}
+	case "tick":
+		return Ticked{}
+	case "abort":
+		return Aborted{By: "ann"}
+	case "suspect":
+		return Suspected{Reason: rest}
+	case "mended":
+		return Mended{}
+	}
+	t.Fatalf("transcript: cannot read %q", line)
+	return nil
+}
+
+func replay(t *testing.T, text string) string {
+	t.Helper()
+	s := newStory()
+	var out strings.Builder
+	in := bufio.NewScanner(strings.NewReader(text))
+	for in.Scan() {
+		line := in.Text()
+		switch {
+		case strings.HasPrefix(line, "#") || line == "":
+			fmt.Fprintln(&out, line)
+		case strings.HasPrefix(line, "after "):
+			d, err := time.ParseDuration(strings.TrimPrefix(line, "after "))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.now = s.now.Add(d)
+			fmt.Fprintln(&out, line)
+		case line == "no bmc":
+			s.params.HasBMC = false
+			fmt.Fprintln(&out, line)
+		case line == "no reporter":
+			s.params.Reports = false
+			fmt.Fprintln(&out, line)
+		case strings.HasPrefix(line, "> "):
+			fmt.Fprintln(&out, line)
+			s.take(t, &out, strings.TrimPrefix(line, "> "))
+		}
+	}
+	return out.String()
+}
+
+func (s *story) take(t *testing.T, out *strings.Builder, line string) {
+	t.Helper()
+	next, actions, lines, err := Step(s.params, s.state, s.now, s.event(t, line))
+	if err != nil {
+		fmt.Fprintf(out, "  impossible: %v\n", err)
+		return
+	}
+	s.state = next
+	for _, l := range lines {
+		fmt.Fprintf(out, "  %s: %s\n", l.Kind, l.Text)
+	}
+	for _, a := range actions {
+		fmt.Fprintf(out, "  do: %s\n", a)
+	}
+	st := next.Status
+	fmt.Fprintf(out, "  = %s/%s attempt %d fence %d live %t health %s evidence %s", st.Phase, st.Step, st.Attempt, next.Intent.Fence, next.Intent.Live, st.Health, st.Evidence.Level)
+	if st.LastError != "" {
+		fmt.Fprintf(out, " error %q", st.LastError)
+	}
+	if st.NextAction != "" {
+		fmt.Fprintf(out, " next %q", st.NextAction)
+	}
+	fmt.Fprintln(out)
+}
