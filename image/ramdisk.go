@@ -109,7 +109,7 @@ func BuildRamdisk(ctx context.Context, o RamdiskOptions) (Ramdisk, error) {
 	return r, nil
 }
 
-func buildRamdisk(ctx context.Context, o RamdiskOptions) (_ Ramdisk, err error) {
+func buildRamdisk(ctx context.Context, o RamdiskOptions) (Ramdisk, error) {
 	agent, err := readAgent(o.Agent)
 	if err != nil {
 		return Ramdisk{}, err
@@ -129,7 +129,11 @@ func buildRamdisk(ctx context.Context, o RamdiskOptions) (_ Ramdisk, err error) 
 	if err != nil {
 		return Ramdisk{}, err
 	}
+	return assemble(ctx, o, agent, k, spool)
+}
 
+// assemble writes the three files. The modules of k stand in spool.
+func assemble(ctx context.Context, o RamdiskOptions, agent []byte, k *kernel, spool io.ReaderAt) (Ramdisk, error) {
 	wanted := o.Modules
 	if wanted == nil {
 		wanted = DefaultModules()
