@@ -20,6 +20,9 @@ const (
 	// commitTimeout is how long one client waits for the store; it asks again
 	// after four seconds.
 	commitTimeout = 2 * time.Second
+	// slotWait is how long a packet waits to be among those that wait for the
+	// store: longer, and a store that hangs would hold up every worker.
+	slotWait = 100 * time.Millisecond
 	// storePause is how long a store that failed is left alone.
 	storePause = time.Second
 	bootWait   = time.Second
@@ -132,17 +135,18 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 		s.silent(r, q.network, o.silence)
 		return
 	}
-	if err := p.link.wire.send(o.packet.ToBytes(), q.server, o.dest); err != nil {
-		s.counters.count(&s.counters.s.Silent, "send error")
-		s.log().Debug("send", "err", err)
-		return
-	}
 	kind := o.packet.MessageType()
-	s.counters.count(&s.counters.s.Replies, kind.String())
+	// Told before it is sent: the client's next packet must not overtake it.
 	if seen, ok := sawKinds[kind]; ok {
 		s.observe(inventory.Observation{Kind: seen, Network: q.network.Name, MAC: r.mac, UUID: r.client.UUID,
 			Remote: addr4(o.packet.YourIPAddr), Detail: o.detail})
 	}
+	if err := p.link.wire.send(o.packet.ToBytes(), q.server, o.dest); err != nil {
+		s.counters.count(&s.counters.s.Silent, "send error")
+		s.log().Warn("send", "network", q.network.Name, "mac", r.mac, "err", err)
+		return
+	}
+	s.counters.count(&s.counters.s.Replies, kind.String())
 	s.log().Debug("reply", "type", kind, "network", q.network.Name, "mac", r.mac, "address", o.packet.YourIPAddr, "to", o.dest.to, "detail", o.detail)
 }
 
@@ -383,12 +387,10 @@ func (s *Server) commit(ctx context.Context, ops []store.Op) (int64, error) {
 			return 0, errAway
 		}
 	}
-	select {
-	case s.commits <- struct{}{}:
-		defer func() { <-s.commits }()
-	default:
+	if !s.takeSlot() {
 		return 0, errBusy
 	}
+	defer func() { <-s.commits }()
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
 	rev, err := s.Store.Commit(ctx, ops...)
@@ -407,6 +409,23 @@ func (s *Server) commit(ctx context.Context, ops []store.Op) (int64, error) {
 		}
 	}
 	return rev, err
+}
+
+// takeSlot waits a moment for one of the places before the store.
+func (s *Server) takeSlot() bool {
+	select {
+	case s.commits <- struct{}{}:
+		return true
+	default:
+	}
+	patience := time.NewTimer(slotWait)
+	defer patience.Stop()
+	select {
+	case s.commits <- struct{}{}:
+		return true
+	case <-patience.C:
+		return false
+	}
 }
 
 // reread brings the index up to date after a conflict.

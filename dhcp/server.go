@@ -31,8 +31,9 @@ import (
 const (
 	// rescan is how often interfaces that come and go are looked for.
 	rescan = 5 * time.Second
-	// defaultWorkers wait for the store together, which makes one group commit.
-	defaultWorkers = 64
+	// defaultWorkers wait for the store together, which makes one group commit:
+	// at 5 ms a commit, 38,000 leases a second.
+	defaultWorkers = 256
 )
 
 // Server answers DHCPv4. Set the fields, call Update with what is declared, and
@@ -47,7 +48,7 @@ type Server struct {
 	// Observe is told what was seen; it must not block. Nil discards.
 	Observe func(inventory.Observation)
 	Log     *slog.Logger
-	// Workers is how many packets are worked on at once; 0 means 64.
+	// Workers is how many packets are worked on at once; 0 means 256.
 	Workers int
 
 	once     sync.Once
@@ -63,10 +64,10 @@ type Server struct {
 	storeRetry atomic.Int64
 	badSeen    atomic.Int64
 
-	mu    sync.Mutex // links, set, run
-	set   *inventory.Set
-	links map[string]*link
-	run   context.Context
+	mu       sync.Mutex // declared, links, run
+	declared *config
+	links    map[string]*link
+	run      context.Context
 
 	// For tests; nil means the real one.
 	now        func() time.Time
@@ -97,7 +98,8 @@ func (s *Server) init() {
 		s.table = newTable()
 		s.queue = newQueue()
 		s.links = map[string]*link{}
-		s.cfg.Store(compile(nil))
+		s.declared = compile(nil)
+		s.cfg.Store(s.declared)
 		s.ourAddrs.Store(new([]netip.Addr))
 		if s.Workers <= 0 {
 			s.Workers = defaultWorkers
@@ -141,9 +143,9 @@ func (s *Server) Update(set *inventory.Set) error {
 	s.init()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.set = set
+	s.declared = compile(set)
 	if s.run == nil {
-		s.cfg.Store(compile(set))
+		s.cfg.Store(s.declared)
 		return nil
 	}
 	return s.arrange()
@@ -210,7 +212,7 @@ func (s *Server) Run(ctx context.Context) error {
 // arrange makes the sockets fit the declared Networks and the interfaces there
 // are. s.mu is held.
 func (s *Server) arrange() error {
-	cfg := compile(s.set)
+	cfg := s.declared
 	ifaces, err := s.interfaces()
 	if err != nil {
 		return err
