@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -51,7 +52,7 @@ func newSecret() *cobra.Command {
 			if value == "" {
 				return errors.New("read secret: it is empty; give its value on standard input")
 			}
-			if err := c.call(cmd.Context(), http.MethodPut, "/api/v1/secrets/"+url.PathEscape(args[0]), web.SecretRequest{Value: value}, nil); err != nil {
+			if err := setSecret(cmd.Context(), c, args[0], value); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: set\n", args[0])
@@ -77,6 +78,10 @@ func newSecret() *cobra.Command {
 		}}
 	cmd.AddCommand(set, list, remove)
 	return cmd
+}
+
+func setSecret(ctx context.Context, c *client, name, value string) error {
+	return c.call(ctx, http.MethodPut, "/api/v1/secrets/"+url.PathEscape(name), web.SecretRequest{Value: value}, nil)
 }
 
 func newImage() *cobra.Command {

@@ -1,0 +1,194 @@
+package testenv
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"recast/inventory"
+)
+
+// LabSettings are what a lab was asked to be. Two labs of one name must agree.
+type LabSettings struct {
+	Name string `json:"name"`
+	OS   OSKind `json:"os"`
+	// Image is the digest of what its machines shall run.
+	Image inventory.Digest `json:"image"`
+	// Source is the image's file.
+	Source string `json:"source"`
+	// Ramdisk is the folder of the ramdisk's files.
+	Ramdisk string `json:"ramdisk"`
+	// Recast is the binary that serves.
+	Recast string `json:"recast"`
+}
+
+// LabState is what a running lab says of itself, in Dir/lab.json.
+type LabState struct {
+	LabSettings
+	PID      int          `json:"pid"` // of the supervisor
+	Operator string       `json:"operator"`
+	Machines []LabMachine `json:"machines"`
+}
+
+// LabMachine is one machine of a lab.
+type LabMachine struct {
+	Name     string `json:"name"`
+	Firmware string `json:"firmware"`
+	BMC      string `json:"bmc"`
+	IP       string `json:"ip"`
+	Disk     string `json:"disk"` // file
+	Dir      string `json:"dir"`  // with its console
+}
+
+const (
+	labStateFile  = "lab.json"
+	labYAMLFile   = "lab.yaml"
+	labSecretFile = "bmc.secret"
+)
+
+// LabYAML is the file that declares a lab's machines, LabSecret the one that
+// holds their BMCs' credentials.
+func LabYAML(dir string) string   { return filepath.Join(dir, labYAMLFile) }
+func LabSecret(dir string) string { return filepath.Join(dir, labSecretFile) }
+
+// LabContext is the context file with which a client reaches the lab's server.
+func LabContext(dir string) string { return filepath.Join(dir, "data", "local.json") }
+
+// ReadLab reads the state of the lab in dir; alive is false where its
+// supervisor is gone, as after a kill -9.
+func ReadLab(dir string) (s LabState, alive bool, err error) {
+	raw, err := os.ReadFile(filepath.Join(dir, labStateFile))
+	if err != nil {
+		return s, false, err
+	}
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return s, false, fmt.Errorf("read the lab's state: %w", err)
+	}
+	// The pid may be another process by now: its command line must name the folder.
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.PID))
+	return s, err == nil && strings.Contains(string(cmdline), dir), nil
+}
+
+// Supervise builds the rack and owns it, its BMCs and its server until the
+// context ends or the server does. What it started dies with this process.
+func Supervise(ctx context.Context, dir string, settings LabSettings, log *slog.Logger) (err error) {
+	size, err := os.Stat(settings.Source)
+	if err != nil {
+		return fmt.Errorf("find the image: %w", err)
+	}
+	rack, err := NewRack(ctx, RackOptions{Name: settings.Name, Dir: dir, Log: log,
+		DiskSize: size.Size() + 512<<20}) // larger than the image, so that its root can grow
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rack.Close(), os.Remove(filepath.Join(dir, labStateFile))) }()
+	yaml := rack.YAML(RackDeclare{Image: settings.Image, Canary: "1", UserData: labUserData})
+	if err := os.WriteFile(LabYAML(dir), []byte(yaml), 0o644); err != nil {
+		return fmt.Errorf("write the lab's declarations: %w", err)
+	}
+	if err := os.WriteFile(LabSecret(dir), []byte(rack.Secret()), 0o600); err != nil {
+		return fmt.Errorf("write the BMCs' credentials: %w", err)
+	}
+	config := filepath.Join(dir, "recast.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "ramdisk: %s\nsoftOff: 20s\n", settings.Ramdisk), 0o644); err != nil {
+		return fmt.Errorf("write the server's configuration: %w", err)
+	}
+	server, err := rack.Serve(RackServe{Recast: settings.Recast, Args: []string{"--config", config}})
+	if err != nil {
+		return err
+	}
+	state := LabState{LabSettings: settings, PID: os.Getpid(), Operator: rack.Operator()}
+	for _, n := range rack.Nodes {
+		state.Machines = append(state.Machines, LabMachine{Name: n.Name, Firmware: string(n.Firmware), BMC: string(n.Spec.BMC),
+			IP: n.IP.String(), Disk: n.Disks[0].Path, Dir: n.Dir})
+	}
+	raw, err := json.MarshalIndent(state, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, labStateFile+".new")
+	if err := errors.Join(os.WriteFile(tmp, raw, 0o644), os.Rename(tmp, filepath.Join(dir, labStateFile))); err != nil {
+		return fmt.Errorf("write the lab's state: %w", err)
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-server.Done():
+		return fmt.Errorf("the lab's server ended: %w; see %s", errors.Join(server.Err(), errors.New("exit")), filepath.Join(dir, "server.log"))
+	}
+}
+
+// labUserData proves on the machine that it is in force: a file with the
+// machine's name.
+const labUserData = `#cloud-config
+hostname: ${machine.name}
+write_files:
+  - path: /etc/motd
+    content: |
+      ${machine.name} runs what was declared.
+`
+
+// DownLab ends a lab and clears what a killed one left: no process, no
+// namespace, no tap stays. Its folder goes too.
+func DownLab(ctx context.Context, dir, name string) error {
+	s, alive, err := ReadLab(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if alive {
+		p, err := os.FindProcess(s.PID)
+		if err == nil {
+			_ = p.Signal(syscall.SIGTERM)
+		}
+		if err := waitGone(ctx, dir); err != nil {
+			return err
+		}
+	}
+	if err := RemoveRack(name); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// labTools are the programs a lab needs, and the Debian packages that bring them.
+var labTools = []struct{ program, pkg string }{
+	{"ip", "iproute2"},
+	{"qemu-system-x86_64", "qemu-system-x86"},
+	{"sgdisk", "gdisk"},
+	{"mkfs.ext4", "e2fsprogs"},
+	{"mformat", "mtools"},
+	{"grub-mkimage", "grub-common"},
+}
+
+// LabMissing names what this machine lacks for a lab; nil: nothing.
+func LabMissing(kind OSKind) []string {
+	var missing []string
+	if os.Geteuid() != 0 {
+		missing = append(missing, "root: a lab makes a network namespace (run it with sudo)")
+	}
+	need := labTools
+	if kind == OSDebian {
+		need = append(need, struct{ program, pkg string }{"mmdebstrap", "mmdebstrap"})
+	}
+	for _, t := range need {
+		if _, err := exec.LookPath(t.program); err != nil {
+			missing = append(missing, fmt.Sprintf("%s: apt-get install %s", t.program, t.pkg))
+		}
+	}
+	for _, f := range []struct{ path, pkg string }{
+		{"/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"}, {"/usr/lib/ipxe/qemu", "ipxe-qemu"},
+		{"/usr/lib/grub/i386-pc", "grub-pc-bin"}, {"/usr/lib/grub/x86_64-efi", "grub-efi-amd64-bin"},
+	} {
+		if _, err := os.Stat(f.path); err != nil {
+			missing = append(missing, fmt.Sprintf("%s: apt-get install %s", f.path, f.pkg))
+		}
+	}
+	return missing
+}
