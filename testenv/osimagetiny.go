@@ -125,8 +125,9 @@ bound | renew)
 esac
 `
 
-// A soft power-off is answered, as a real system answers it.
-const osTinyPowerButton = "#!/bin/sh\nexec poweroff\n"
+// A soft power-off is answered, as a real system answers it; at once, also while
+// init still waits for the network, since a read-only system has nothing to save.
+const osTinyPowerButton = "#!/bin/sh\nexec poweroff -f\n"
 
 const osTinyGRUB = `set timeout=0
 linux /boot/vmlinuz quiet panic=10 net.ifnames=0 console=tty0 console=ttyS0,115200

@@ -95,10 +95,11 @@ type qemuRun struct {
 	done   chan struct{} // closed when the process is gone and the goroutines ended
 
 	// Guarded by QEMU.mu.
-	off     bool          // shut down from inside, the process about to go
-	armed   bool          // bootindex holds the override
-	armedAt int           // events before it did
-	reset   chan struct{} // closed and replaced with each reset
+	off     bool           // shut down from inside, the process about to go
+	index   map[string]int // bootindex by device
+	armed   bool           // bootindex holds the override
+	armedAt int            // events before it did
+	reset   chan struct{}  // closed and replaced with each reset
 }
 
 func (r *qemuRun) ended() bool {
@@ -243,6 +244,13 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 		events: make(chan QMPEvent, 256),
 		done:   make(chan struct{}),
 		reset:  make(chan struct{}),
+		index:  map[string]int{},
+	}
+	for i := range m.Disks {
+		run.index[qemuDiskID(i)] = qemuDiskIndex(i, boot)
+	}
+	for i := range m.NICs {
+		run.index[qemuNICID(i)] = qemuNICIndex(i, boot)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -301,15 +309,14 @@ func (m *QEMU) handle(run *qemuRun, e QMPEvent) {
 	switch e.Event {
 	case "RESET":
 		m.logger().Info("machine starts again", "machine", m.Name)
-		if run.armed && e.n > run.armedAt {
-			if err := m.setBootIndexes(ctx, run, BootNone); err != nil && !run.ended() {
-				m.logger().Error("restore boot order", "machine", m.Name, "error", err)
-			}
-		}
-		// An override for the other firmware is consumed without being armed; one
-		// that was stored while this reset was under way is not, see SetBootOnce.
+		// What was stored while this reset was under way is for the next one.
 		if e.n > run.armedAt {
 			m.once = BootOnce{}
+			if run.armed {
+				if err := m.setBootIndexes(ctx, run, BootNone); err != nil && !run.ended() {
+					m.logger().Error("restore boot order", "machine", m.Name, "error", err)
+				}
+			}
 		}
 		close(run.reset)
 		run.reset = make(chan struct{})
@@ -399,6 +406,12 @@ func (m *QEMU) SetBootOnce(once BootOnce) error {
 	if !m.on() {
 		return nil // start reads it
 	}
+	// Even where it changes no index, a reset before now must not consume it.
+	at, err := m.run.qmp.executeAt(ctx, "query-status", nil, nil)
+	if err != nil {
+		return fmt.Errorf("set boot override of %q: %w", m.Name, err)
+	}
+	m.run.armedAt = at
 	if err := m.setBootIndexes(ctx, m.run, m.obeyed()); err != nil {
 		return fmt.Errorf("set boot override of %q: %w", m.Name, err)
 	}
@@ -416,11 +429,17 @@ func (m *QEMU) BootOnce() BootOnce {
 // copy that QEMU makes at each reset.
 func (m *QEMU) setBootIndexes(ctx context.Context, run *qemuRun, boot BootDevice) error {
 	set := func(id string, index int) error {
+		if run.index[id] == index {
+			return nil // QEMU refuses one that is taken, be it by the device itself
+		}
 		at, err := run.qmp.executeAt(ctx, "qom-set", map[string]any{
 			"path": "/machine/peripheral/" + id, "property": "bootindex", "value": index,
 		}, nil)
-		run.armedAt = at
-		return err
+		if err != nil {
+			return err
+		}
+		run.index[id], run.armedAt = index, at
+		return nil
 	}
 	for i := range m.Disks {
 		if err := set(qemuDiskID(i), qemuDiskIndex(i, boot)); err != nil {

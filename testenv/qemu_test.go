@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -91,6 +93,133 @@ func TestTinyBootsFromDisk(t *testing.T) {
 				if !strings.Contains(line, want) {
 					t.Errorf("%q does not hold %q", line, want)
 				}
+			}
+			running, err := m.BlockStats(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Most of the image was read, and a read-only root writes nothing.
+			if s := running[0]; s.ReadBytes < 8*osMiB || s.WriteBytes != 0 {
+				t.Errorf("disk counters %+v, want 8 MiB read or more, and nothing written", s)
+			}
+			if err := m.Shutdown(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "power off after the button", time.Minute, func() bool { return !m.Powered() })
+			off, err := m.BlockStats(t.Context())
+			if err != nil || off[0].ReadBytes < running[0].ReadBytes {
+				t.Errorf("counters of a machine that went off by itself: %+v, %v; want at least %+v", off, err, running)
+			}
+			if err := m.Reset(t.Context()); err == nil {
+				t.Error("reset of a machine that is off: no error")
+			}
+			if err := m.Shutdown(t.Context()); err != nil {
+				t.Errorf("shutdown of a machine that is off: %v", err)
+			}
+			if err := m.PowerOff(t.Context()); err != nil {
+				t.Errorf("power off of a machine that is off: %v", err)
+			}
+		})
+	}
+}
+
+// await waits for a condition.
+func await(t *testing.T, what string, within time.Duration, ok func() bool) {
+	t.Helper()
+	start := time.Now()
+	for !ok() {
+		if time.Since(start) > within {
+			t.Fatalf("%s: not within %v", what, within)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Logf("%s after %v", what, time.Since(start).Round(time.Second/10))
+}
+
+// pxeCount counts the DISCOVERs that firmware sends on the Net; the installed
+// system's name another vendor class.
+func pxeCount(t *testing.T, n *Net) *atomic.Int32 {
+	t.Helper()
+	var conn net.PacketConn
+	if err := n.Do(func() (err error) {
+		conn, err = net.ListenPacket("udp4", ":67")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var count atomic.Int32
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		packet := make([]byte, 2048)
+		for {
+			size, _, err := conn.ReadFrom(packet)
+			if err != nil {
+				return
+			}
+			if bytes.Contains(packet[:size], []byte("PXEClient")) {
+				count.Add(1)
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		conn.Close()
+		<-done
+	})
+	return &count
+}
+
+func TestBootOnceGoesToTheNetworkOnce(t *testing.T) {
+	for _, firmware := range []QEMUFirmware{FirmwareBIOS, FirmwareUEFI} {
+		t.Run(string(firmware), func(t *testing.T) {
+			m := qemuForTest(t, firmware, BusAHCI)
+			pxe := pxeCount(t, m.Net)
+			ctx := t.Context()
+			network := BootOnce{Device: BootPXE, UEFI: m.UEFI()}
+			must := func(err error) {
+				t.Helper()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+
+			// Stored while off, consumed by the power.
+			must(m.SetBootOnce(network))
+			if got := m.BootOnce(); got != network {
+				t.Fatalf("override %v, want %v", got, network)
+			}
+			must(m.PowerOn(ctx))
+			if got := m.BootOnce(); got != (BootOnce{}) {
+				t.Fatalf("override after power on: %v, want none", got)
+			}
+			await(t, "network boot after power on", time.Minute, func() bool { return pxe.Load() > 0 })
+
+			// The start after it follows the machine's own order.
+			must(m.Reset(ctx))
+			before := pxe.Load()
+			awaitConsole(t, m, "recast-tiny: machine=", 1, 2*time.Minute)
+			if pxe.Load() != before {
+				t.Errorf("the start after the override went to the network")
+			}
+
+			// Stored while running, consumed by the reset.
+			must(m.SetBootOnce(network))
+			must(m.Reset(ctx))
+			if got := m.BootOnce(); got != (BootOnce{}) {
+				t.Errorf("override after reset: %v, want none", got)
+			}
+			await(t, "network boot after reset", time.Minute, func() bool { return pxe.Load() > before })
+
+			// For the other firmware: consumed, not obeyed.
+			must(m.SetBootOnce(BootOnce{Device: BootPXE, UEFI: !m.UEFI()}))
+			must(m.Reset(ctx))
+			if got := m.BootOnce(); got != (BootOnce{}) {
+				t.Errorf("override for the other firmware after reset: %v, want none", got)
+			}
+			before = pxe.Load()
+			awaitConsole(t, m, "recast-tiny: machine=", 2, 2*time.Minute)
+			if pxe.Load() != before {
+				t.Errorf("an override for the other firmware was obeyed")
 			}
 		})
 	}
