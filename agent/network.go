@@ -1,0 +1,240 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+	"golang.org/x/sys/unix"
+
+	"recast/inventory"
+)
+
+const (
+	// nicDeadline covers slow PCIe devices; carrierDeadline a switch port that
+	// runs spanning tree (30 to 50 s) and a NIC that trains its link.
+	nicDeadline     = 60 * time.Second
+	carrierDeadline = 90 * time.Second
+	dhcpDeadline    = 3 * time.Minute
+)
+
+// network brings the machine onto its network and returns the interface. With a
+// MAC it uses that interface, else the first with carrier that gets an address.
+func network(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, log func(string, ...any)) (string, error) {
+	name, err := awaitNIC(ctx, h, m, mac, log)
+	if err != nil {
+		return "", err
+	}
+	for _, nic := range h.nics() {
+		if err := setUp(nic); err != nil {
+			log("%s does not come up: %v", nic, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, dhcpDeadline)
+	defer cancel()
+	var last error
+	carrier := time.Now().Add(carrierDeadline)
+	for n := 0; ; n++ {
+		candidates := []string{name}
+		if name == "" {
+			candidates = h.nics()
+		}
+		linked := false
+		for _, nic := range candidates {
+			if !h.nic(nic).HasCarrier {
+				continue
+			}
+			linked = true
+			if n == 0 {
+				log("%s has a link; asking DHCP", nic)
+			}
+			if last = dhcp(ctx, nic); last == nil {
+				log("%s has address %s", nic, address(nic))
+				return nic, nil
+			}
+			if ctx.Err() == nil {
+				log("%s: %v", nic, last)
+			}
+		}
+		switch {
+		case ctx.Err() != nil && last != nil:
+			return "", fmt.Errorf("no address by DHCP in %s: %w; is the DHCP server on this network?", dhcpDeadline, last)
+		case !linked && time.Now().After(carrier):
+			return "", fmt.Errorf("no link on %s in %s; check cable and switch port", strings.Join(candidates, ", "), carrierDeadline)
+		case ctx.Err() != nil:
+			return "", ctx.Err()
+		}
+		sleep(ctx, time.Second)
+	}
+}
+
+// awaitNIC waits until the interface is there. Without a MAC, or when no such
+// interface turns up, any will do ("").
+func awaitNIC(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, log func(string, ...any)) (string, error) {
+	end := time.Now().Add(nicDeadline)
+	for {
+		m.coldplug("/sys/devices")
+		nics := h.nics()
+		for _, nic := range nics {
+			if mac != "" && h.nic(nic).MAC == mac {
+				return nic, nil
+			}
+		}
+		if mac == "" && len(nics) > 0 {
+			return "", nil
+		}
+		if time.Now().After(end) {
+			if len(nics) == 0 {
+				return "", errors.New("no network interface: the ramdisk has no driver for it, or its firmware is missing")
+			}
+			log("no interface has the address %s that this machine netbooted from; trying all", mac)
+			return "", nil
+		}
+		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			return "", err
+		}
+	}
+}
+
+// dhcp gets an address for nic and sets it, with the default route.
+func dhcp(ctx context.Context, nic string) error {
+	i, err := net.InterfaceByName(nic)
+	if err != nil {
+		return err
+	}
+	conn, err := broadcastConn(ctx, nic)
+	if err != nil {
+		return err
+	}
+	client, err := nclient4.NewWithConn(conn, i.HardwareAddr, nclient4.WithTimeout(4*time.Second), nclient4.WithRetry(3))
+	if err != nil {
+		conn.Close()
+		return fmt.Errorf("ask DHCP: %w", err)
+	}
+	defer client.Close()
+	lease, err := client.Request(ctx, dhcpv4.WithBroadcast(true),
+		dhcpv4.WithOption(dhcpv4.OptClassIdentifier("recast-agent")),
+		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer))
+	if err != nil {
+		return fmt.Errorf("ask DHCP: %w", err)
+	}
+	ack := lease.ACK
+	addr, ok := netip.AddrFromSlice(ack.YourIPAddr.To4())
+	mask := ack.SubnetMask()
+	if !ok || addr.IsUnspecified() || len(mask) != 4 {
+		return errors.New("ask DHCP: the answer has no address or no subnet mask")
+	}
+	if err := setAddress(nic, addr, mask); err != nil {
+		return fmt.Errorf("set address %s on %s: %w", addr, nic, err)
+	}
+	if routers := ack.Router(); len(routers) > 0 {
+		if gw, ok := netip.AddrFromSlice(routers[0].To4()); ok {
+			if err := setGateway(nic, gw); err != nil {
+				return fmt.Errorf("set gateway %s on %s: %w", gw, nic, err)
+			}
+		}
+	}
+	return nil
+}
+
+// broadcastConn is a UDP socket on the DHCP client's port that needs no address
+// of its own: with the broadcast flag set the server answers to everybody
+// (RFC 2131, section 4.1), so no packet socket is needed, which distribution
+// kernels have as a module.
+func broadcastConn(ctx context.Context, nic string) (net.PacketConn, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var serr error
+		err := c.Control(func(fd uintptr) {
+			serr = errors.Join(
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+				unix.BindToDevice(int(fd), nic))
+		})
+		return errors.Join(err, serr)
+	}}
+	conn, err := lc.ListenPacket(ctx, "udp4", ":68")
+	if err != nil {
+		return nil, fmt.Errorf("open DHCP socket on %s: %w", nic, err)
+	}
+	return conn, nil
+}
+
+// control runs f with a socket and a request for nic.
+func control(nic string, f func(fd int, r *unix.Ifreq) error) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq(nic)
+	if err != nil {
+		return err
+	}
+	return f(fd, r)
+}
+
+func setUp(nic string) error {
+	return control(nic, func(fd int, r *unix.Ifreq) error {
+		if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
+			return err
+		}
+		r.SetUint16(r.Uint16() | unix.IFF_UP)
+		return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
+	})
+}
+
+func setAddress(nic string, addr netip.Addr, mask net.IPMask) error {
+	return control(nic, func(fd int, r *unix.Ifreq) error {
+		if err := r.SetInet4Addr(addr.AsSlice()); err != nil {
+			return err
+		}
+		if err := unix.IoctlIfreq(fd, unix.SIOCSIFADDR, r); err != nil {
+			return err
+		}
+		if err := r.SetInet4Addr(mask); err != nil {
+			return err
+		}
+		return unix.IoctlIfreq(fd, unix.SIOCSIFNETMASK, r)
+	})
+}
+
+// rtentry is struct rtentry of linux/route.h on 64-bit machines.
+type rtentry struct {
+	_                     uint64
+	dst, gateway, genmask unix.RawSockaddrInet4
+	flags                 uint16
+	_                     int16
+	_                     uint64
+	_                     uint64 // tos, class and padding
+	metric                int16
+	dev                   *byte
+	mtu, window           uint64
+	irtt                  uint16
+}
+
+func setGateway(nic string, gw netip.Addr) error {
+	dev, err := unix.BytePtrFromString(nic)
+	if err != nil {
+		return err
+	}
+	inet := func(a [4]byte) unix.RawSockaddrInet4 {
+		return unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: a}
+	}
+	const up, gateway = 0x1, 0x2
+	r := rtentry{dst: inet([4]byte{}), genmask: inet([4]byte{}), gateway: inet(gw.As4()), flags: up | gateway, dev: dev}
+	return control(nic, func(fd int, _ *unix.Ifreq) error {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&r)))
+		if errno != 0 && errno != unix.EEXIST {
+			return errno
+		}
+		return nil
+	})
+}
