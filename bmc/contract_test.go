@@ -23,6 +23,7 @@ type subject struct {
 }
 
 func TestContract(t *testing.T) {
+	t.Parallel()
 	for name, start := range map[string]func(*testing.T) subject{
 		"fake":     startFake,
 		"redfish":  startRedfish,
@@ -257,11 +258,11 @@ func newIPMI(t *testing.T, o testenv.IPMIOptions) *testenv.IPMIBMC {
 }
 
 func redfishTarget(b *testenv.RedfishBMC) bmc.Target {
-	return bmc.Target{URL: b.URL(), User: user, Password: password, Pin: b.Pin()}
+	return bmc.InAHurry(bmc.Target{URL: b.URL(), User: user, Password: password, Pin: b.Pin()})
 }
 
 func ipmiTarget(b *testenv.IPMIBMC) bmc.Target {
-	return bmc.Target{URL: b.URL(), User: user, Password: password}
+	return bmc.InAHurry(bmc.Target{URL: b.URL(), User: user, Password: password})
 }
 
 // dial must succeed; the client is closed before the BMC.

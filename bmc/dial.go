@@ -88,8 +88,7 @@ type session struct {
 	seen *witness
 	log  *slog.Logger
 
-	// unknown is unknownTimeout, shorter in tests.
-	unknown time.Duration
+	wait func(time.Duration) time.Duration
 
 	// slot serialises: small BMCs answer one request at a time or none.
 	slot chan struct{}
@@ -123,7 +122,7 @@ func Dial(ctx context.Context, t Target) (Client, error) {
 		return nil, err
 	}
 
-	s := &session{seen: &witness{driver: d}, log: t.Log, unknown: unknownTimeout, slot: make(chan struct{}, 1)}
+	s := &session{seen: &witness{driver: d}, log: t.Log, wait: t.wait, slot: make(chan struct{}, 1)}
 	registry := registrar.NewRegistry(registrar.WithDrivers(registrar.Drivers{{
 		Name: d.Name(), Protocol: a.scheme, DriverInterface: s.seen,
 	}}))
@@ -305,9 +304,9 @@ func (s *session) power(ctx context.Context, verb, action string, want PowerStat
 // await polls until the state is seen. Soft leaves the time to the caller's
 // context: an operating system may take minutes to stop.
 func (s *session) await(ctx context.Context, verb string, want PowerState, actErr error, soft bool) error {
-	patience := powerTimeout
+	patience := s.wait(powerTimeout)
 	if actErr != nil {
-		patience, soft = s.unknown, false
+		patience, soft = s.wait(unknownTimeout), false
 	}
 	watch, cancel := context.WithTimeout(ctx, patience)
 	if _, bounded := ctx.Deadline(); soft && bounded {
@@ -428,7 +427,7 @@ func (s *session) SetNextBoot(ctx context.Context, next NextBoot) error {
 	}
 	// iDRAC 13G answers 400 and has changed it; others answer 200 and have not.
 	// Only what is read back counts, after an error too.
-	watch, cancel := context.WithTimeout(ctx, bootTimeout)
+	watch, cancel := context.WithTimeout(ctx, s.wait(bootTimeout))
 	defer cancel()
 	var seen NextBoot
 	var seenErr error

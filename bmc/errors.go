@@ -178,6 +178,7 @@ var textReasons = []struct {
 	text   string
 	reason error
 }{
+	{loginLost, ErrTimeout},
 	{"RAKP authentication failed", ErrAuth},
 	{"RMCP+ status 0x0d", ErrAuth},
 	{"RMCP+ status 0x0e", ErrAuth},

@@ -46,6 +46,7 @@ func TestReasonOf(t *testing.T) {
 		{syscall.ECONNRESET, ErrTimeout},
 		{fmt.Errorf("x: %w", &PinError{}), ErrPin},
 		{errors.New("reset type 'On' is not supported by this service"), ErrUnsupported},
+		{fmt.Errorf("connect20 failed, errs: %v", errRepeated), ErrTimeout},
 		{errors.New("anything else"), ErrRejected},
 	} {
 		if got := reasonOf(c.err); got != c.want {

@@ -42,6 +42,7 @@ type ipmiDriver struct {
 	password Secret
 	suite    types.CipherSuiteID
 	log      *slog.Logger
+	timeout  time.Duration // of one exchange
 
 	mu     sync.Mutex
 	lib    *client.Client
@@ -69,7 +70,7 @@ func newIPMI(a address, t Target) (*ipmiDriver, error) {
 	if len(t.Password) > ipmiPasswordMost {
 		return nil, fmt.Errorf("log in to %s: an IPMI password has at most %d bytes", t.URL, ipmiPasswordMost)
 	}
-	return &ipmiDriver{address: a, user: t.User, password: t.Password, suite: suite, log: t.Log}, nil
+	return &ipmiDriver{address: a, user: t.User, password: t.Password, suite: suite, log: t.Log, timeout: t.wait(ipmiTimeout)}, nil
 }
 
 // Name is that of bmclib's own coming provider.
@@ -109,7 +110,7 @@ func (d *ipmiDriver) handshake(ctx context.Context) (answered bool, err error) {
 		return false, err
 	}
 	dialer := &ipmiDialer{ctx: ctx, to: d.address.hostPort(), user: d.user, password: d.password, log: d.log}
-	lib.WithTimeout(ipmiTimeout).WithRetry(ipmiRetries).WithCipherSuiteID(d.suite).WithUDPProxy(dialer)
+	lib.WithTimeout(d.timeout).WithRetry(ipmiRetries).WithCipherSuiteID(d.suite).WithUDPProxy(dialer)
 	d.lib = lib
 	if err := lib.Connect(ctx); err != nil {
 		if dialer.guard != nil {
@@ -168,9 +169,9 @@ func (d *ipmiDriver) with(ctx context.Context, retries int, do func(*client.Clie
 			return err
 		}
 	}
-	timeout := ipmiTimeout
+	timeout := d.timeout
 	if retries == 0 {
-		timeout = 3 * ipmiTimeout
+		timeout = 3 * d.timeout
 	}
 	d.lib.WithRetry(retries).WithTimeout(timeout)
 	err := do(d.lib)

@@ -2,6 +2,7 @@ package bmc
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -48,13 +49,16 @@ type ipmiGuard struct {
 	}
 	active  bool
 	heard   bool
-	sent    map[types.PayloadType]bool
+	sent    [0x40]bool // by payload type, in this handshake
 	seen    map[uint32]bool
 	dropped int
 }
 
-// errRepeated ends a handshake in which a packet was lost.
-var errRepeated = fmt.Errorf("%w: a packet of the login was lost", ErrTimeout)
+// errRepeated ends a handshake in which a packet was lost. go-ipmi leaves only
+// its text.
+var errRepeated = errors.New(loginLost)
+
+const loginLost = "a packet of the login was lost"
 
 // Write follows what go-ipmi sends. It refuses to repeat a RAKP message: BMCs
 // answer that with a new random number or a status that reads like a wrong
@@ -83,7 +87,7 @@ func (g *ipmiGuard) follow(p []byte) bool {
 		g.consoleID = binary.LittleEndian.Uint32(body[4:8])
 		g.algorithms = [3]byte{body[12] & 0x3f, body[20] & 0x3f, body[28] & 0x3f}
 		g.await = types.PayloadTypeRmcpOpenSessionResponse
-		g.active, g.sent, g.seen = false, map[types.PayloadType]bool{}, map[uint32]bool{}
+		g.active, g.sent, g.seen = false, [0x40]bool{}, map[uint32]bool{}
 	case types.PayloadTypeRAKPMessage1:
 		if g.sent[kind] || len(body) < 25 {
 			return false
@@ -183,7 +187,7 @@ func (g *ipmiGuard) judge(p []byte) (why error) {
 		g.keys.k1, g.keys.k2, g.keys.integrity = k1, k2, types.IntegrityAlg(g.algorithms[1])
 	case header.PayloadType == types.PayloadTypeRAKPMessage4:
 		// go-ipmi verifies its integrity check value, with the same keys.
-		g.active = true
+		g.active, g.seen = true, map[uint32]bool{}
 	}
 	g.heard = true
 	return nil

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"recast/inventory"
 )
@@ -40,7 +41,13 @@ type Target struct {
 	CipherSuite int
 	// Log gets requests at debug level; nil discards.
 	Log *slog.Logger
+
+	// hurry divides every wait, in tests.
+	hurry int
 }
+
+// wait is how long to wait for d.
+func (t Target) wait(d time.Duration) time.Duration { return d / time.Duration(max(t.hurry, 1)) }
 
 // Split reads a credential secret of the form "user:password".
 func Split(credential string) (user string, password Secret, err error) {
