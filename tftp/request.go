@@ -95,7 +95,7 @@ func parseRequest(p []byte) (request, error) {
 // cleanName takes off what clients put around a name: a leading slash, and the
 // end mark 0xff of DHCP's options, which old UEFI reads as part of option 67.
 func cleanName(s string) string {
-	return strings.TrimLeft(strings.TrimRight(s, "\xff"), "/")
+	return strings.TrimLeft(strings.TrimSuffix(s, "\xff"), "/")
 }
 
 // packet is the request as the library shall see it: option names in lower case,

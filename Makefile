@@ -1,0 +1,86 @@
+# recast: `sudo make lab` shows it at work, `sudo make test` proves it.
+# Needs Go 1.26, git, make and sudo; set-up installs the rest.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build lab test test-long race fuzz bench lint arrows need-go need-root
+
+# Who called: under sudo the user, whose Go, caches and work tree these are.
+ROOT := $(filter 0,$(shell id -u))
+USER_NAME := $(if $(ROOT),$(filter-out root,$(SUDO_USER)))
+USER_HOME := $(if $(USER_NAME),$(shell getent passwd $(USER_NAME) | cut -d: -f6),$(HOME))
+
+# sudo resets PATH; look where Go is put by hand, by its own tool and by Debian.
+GO ?= $(shell command -v go || for g in /usr/local/go/bin/go $(USER_HOME)/go/bin/go $(USER_HOME)/sdk/go*/bin/go \
+	$(USER_HOME)/.local/go/bin/go /usr/lib/go-1.26/bin/go /usr/lib/go/bin/go /snap/bin/go; do [ ! -x $$g ] || { echo $$g; break; }; done)
+export PATH := $(if $(GO),$(dir $(GO)):)$(PATH):/usr/sbin:/sbin
+
+# Steps that write caches and the work tree run as the user.
+AS_USER := $(if $(USER_NAME),runuser -u $(USER_NAME) -- env HOME=$(USER_HOME) USER=$(USER_NAME) PATH=$(PATH))
+# Tests run as root with root's own build cache, and only read the user's modules.
+AS_ROOT := $(if $(USER_NAME),env GOENV=$(USER_HOME)/.config/go/env GOMODCACHE=$$($(AS_USER) $(GO) env GOMODCACHE))
+# The tree may belong to somebody whom root's git does not trust.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+VERSION := $(shell $(AS_USER) git describe --always --dirty 2>/dev/null || echo dev)
+
+# What root left in the work tree goes to the user.
+GIVE := $(if $(USER_NAME),find . -path ./.git -prune -o -user root -exec chown -h $(SUDO_UID):$(SUDO_GID) {} +,:)
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
+VULNDB := ../shared/vulndb
+FUZZTIME ?= 20s
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+need-go:
+	@[ -n "$(GO)" ] || { echo "make: no Go found: install Go 1.26 to /usr/local/go (https://go.dev/dl), or say make GO=/path/to/go" >&2; exit 1; }
+
+need-root:
+	@[ -n "$(ROOT)" ] || { echo "make: needs root: sudo make $(firstword $(MAKECMDGOALS))" >&2; exit 1; }
+
+setup: ## install packages, fetch boot loaders and the ramdisk's kernel (sudo)
+	@./setup.sh
+
+build: need-go ## build bin/recast and bin/recast-agent
+	@mkdir -p bin && { [ -z "$(USER_NAME)" ] || chown $(SUDO_UID):$(SUDO_GID) bin; }
+	$(AS_USER) env CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/recast ./cmd/recast-agent
+
+lab: need-root need-go setup build ## build a virtual rack and deploy it (sudo); ARGS are for `recast lab up`
+	bin/recast lab up $(ARGS); status=$$?; $(GIVE); exit $$status
+
+test: need-root need-go setup build ## every test, the ones that boot machines included (sudo)
+	@$(AS_USER) $(GO) mod download
+	@$(AS_ROOT) $(GO) run testenv/runtests.go -p 2 -timeout 30m ./...; status=$$?; $(GIVE); exit $$status
+
+test-long: need-root need-go setup build ## the soaks too; keeps the result in testenv/LAST-LONG-RUN.txt (sudo)
+	@$(AS_USER) $(GO) mod download
+	@set -o pipefail; { echo "make test-long of $(VERSION), begun $$(date -u +%FT%TZ)"; \
+		RECAST_LONG=1 $(AS_ROOT) $(GO) run testenv/runtests.go -p 1 -timeout 6h ./... && s=0 || s=$$?; \
+		echo "ended $$(date -u +%FT%TZ)"; exit $$s; } 2>&1 | tee testenv/LAST-LONG-RUN.txt; status=$$?; $(GIVE); exit $$status
+
+race: need-go ## the quick tests under the race detector
+	$(AS_USER) $(GO) test -race -short ./...
+
+fuzz: need-go ## each fuzz target for FUZZTIME (20s)
+	@$(AS_USER) $(GO) list ./... | while read -r pkg; do \
+		for f in $$($(AS_USER) $(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "$$pkg $$f"; $(AS_USER) $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done; done
+
+bench: need-go ## benchmarks; as root those in network namespaces too
+	@$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchmem ./...; status=$$?; $(GIVE); exit $$status
+
+arrows: need-go ## which package may import what
+	$(AS_USER) $(GO) test -run '^TestImports' .
+
+lint: need-go ## gofmt, vet, staticcheck, govulncheck
+	@files=$$($(AS_USER) $(GO) list -f '{{$$d := .Dir}}{{range .GoFiles}}{{$$d}}/{{.}} {{end}}{{range .TestGoFiles}}{{$$d}}/{{.}} {{end}}{{range .XTestGoFiles}}{{$$d}}/{{.}} {{end}}' ./...); \
+		bad=$$(gofmt -l $$files testenv/*.go); [ -z "$$bad" ] || { echo "gofmt would change:"; echo "$$bad"; exit 1; }
+	$(AS_USER) $(GO) vet ./...
+	$(AS_USER) $(GO) vet testenv/runtests.go
+	$(AS_USER) $(GO) run $(STATICCHECK) ./...
+	@if [ -d $(VULNDB) ]; then set -x; $(AS_USER) $(GO) run $(GOVULNCHECK) -db "file://$$(realpath $(VULNDB))" ./...; \
+	elif [ -n "$(CI)" ]; then echo "lint: govulncheck left out: no vulnerability data in $(VULNDB)"; \
+	else set -x; $(AS_USER) $(GO) run $(GOVULNCHECK) ./...; fi

@@ -1,0 +1,176 @@
+#!/usr/bin/env bash
+# setup.sh [packages] [loaders] [kernel]: brings what the lab and the tests need
+# onto a Debian machine; all three without an argument. Safe to repeat, and
+# quick when nothing is missing.
+set -eu
+cd "$(dirname "$0")"
+
+# One package a line, with what needs it.
+packages='
+qemu-system-x86     the machines of the lab
+seabios             their BIOS
+ipxe-qemu           the boot ROMs of their network cards
+ovmf                their UEFI
+mmdebstrap          builds the debian image
+gdisk               partitions images
+mtools              fills EFI system partitions without mounting
+dosfstools          checks configuration volumes
+e2fsprogs           fills root file systems without mounting
+grub-common         grub-mkimage
+grub-pc-bin         the images boot loader under BIOS
+grub-efi-amd64-bin  and under UEFI
+busybox-static      userland of the tiny image; a TFTP client
+zstd                reads packs in the tests
+xz-utils            packs images in the tests
+cpio                reads the ramdisk in the tests
+ipmitool            judges the virtual BMC
+freeipmi-tools      judges it too
+openipmi            ipmi_sim: a BMC that is not ours
+python3-sushy       judges the virtual Redfish service
+iproute2            network namespaces
+util-linux          nsenter
+nftables            drops packets in the tests
+dnsmasq-base        a foreign DHCP server
+udhcpc              a DHCP client
+isc-dhcp-client     another
+tftp-hpa            a TFTP client
+curl                an HTTP and TFTP client
+etcd-server         the other store
+strace              counts system calls
+ca-certificates     the Go module proxy by HTTPS
+'
+
+say() { echo "setup: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+# What is written here belongs to who called sudo, else to the tree's owner.
+owner=${SUDO_UID:-$(stat -c %u .)}:${SUDO_GID:-$(stat -c %g .)}
+give() { [ "$(id -u)" != 0 ] || chown -R "$owner" "$@"; }
+
+tmp=
+policy=
+cleanup() {
+	[ -z "$tmp" ] || rm -rf "$tmp"
+	[ -z "$policy" ] || rm -f "$policy"
+}
+trap cleanup EXIT
+scratch() {
+	[ -n "$tmp" ] || tmp=$(mktemp -d)
+	mkdir -p "$tmp/$1"
+	echo "$tmp/$1"
+}
+
+updated=
+update() {
+	[ -z "$updated" ] || return 0
+	[ "$(id -u)" = 0 ] || return 0
+	say "apt-get update"
+	apt-get update -qq
+	updated=yes
+}
+
+setup_packages() {
+	local name _ missing='' enabled='' unit
+	while read -r name _; do
+		[ -n "$name" ] || continue
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing="$missing $name"
+	done <<<"$packages"
+	[ -n "$missing" ] || return 0
+	[ "$(id -u)" = 0 ] || die "missing packages:$missing; run: sudo ./setup.sh packages"
+	update
+	say "installing$missing"
+	# Nothing of this may become a service of the machine: not now, and not at its
+	# next start.
+	if [ ! -e /usr/sbin/policy-rc.d ]; then
+		policy=/usr/sbin/policy-rc.d
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod 755 $policy
+	fi
+	# shellcheck disable=SC2086
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+	if command -v systemctl >/dev/null; then
+		for name in $missing; do
+			enabled="$enabled $(dpkg -L "$name" | sed -n 's,.*/systemd/system/\([^/]*\.service\)$,\1,p' | tr '\n' ' ')"
+		done
+		for unit in $enabled; do systemctl disable --quiet "$unit" 2>/dev/null || true; done
+	fi
+}
+
+# The apt that asks testing on the machine's own mirror, and leaves the system's
+# configuration and lists alone.
+setup_apt_testing() {
+	local dir codename uri key
+	dir=$(scratch apt)
+	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+	[ -n "$codename" ] || return 1
+	uri=$(apt-get indextargets --format '$(CREATED_BY) $(RELEASE) $(REPO_URI)' |
+		awk -v c="$codename" '$1 == "Packages" && $2 == c { print $3; exit }')
+	[ -n "$uri" ] || return 1
+	# The keyring that the system trusts this mirror with.
+	key=$(grep -rhoiE '(^Signed-By: *|signed-by=)/[^] ]+' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null | sed 's,^[^/]*,,' | grep -m1 debian || true)
+	[ -n "$key" ] || key=/usr/share/keyrings/debian-archive-keyring.gpg
+	[ -e "$key" ] || key=
+	echo "deb ${key:+[signed-by=$key] }$uri testing main" >"$dir/sources.list"
+	mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+	apt_testing=(apt-get -qq
+		-o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=/dev/null
+		-o Dir::State::lists="$dir/lists" -o Dir::Cache="$dir/cache"
+		-o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
+		-o APT::Sandbox::User=root)
+	"${apt_testing[@]}" update
+}
+
+setup_loaders() {
+	local to=ipxe/loaders deb dir root src name
+	[ -s $to/undionly.kpxe ] && [ -s $to/snponly.efi ] && [ -s $to/ipxe-amd64.efi ] && [ -e $to/VERSION ] && return 0
+	dir=$(scratch deb)
+	if setup_apt_testing && (cd "$dir" && "${apt_testing[@]}" download ipxe); then
+		:
+	else
+		say "the mirror offers no newer iPXE; taking the installed suite's (HTTP only)"
+		update
+		(cd "$dir" && apt-get -qq -o APT::Sandbox::User=root download ipxe) ||
+			die "cannot download Debian's ipxe package: check the network, then run ./setup.sh loaders again"
+	fi
+	deb=$(ls "$dir"/ipxe_*.deb)
+	root=$(scratch loaders)
+	dpkg-deb -x "$deb" "$root"
+	for name in undionly.kpxe snponly.efi ipxe-amd64.efi ipxe-arm64.efi; do
+		for src in "usr/lib/ipxe/$name" "boot/${name/-amd64/}"; do
+			if [ -f "$root/$src" ]; then
+				cp "$root/$src" "$to/.new"
+				mv "$to/.new" "$to/$name"
+				break
+			fi
+		done
+	done
+	dpkg-deb -f "$deb" Version >$to/VERSION
+	give $to
+	say "loaders of ipxe $(cat $to/VERSION): $(cd $to && ls | grep -v -e README -e VERSION | tr '\n' ' ')"
+}
+
+# The ramdisk's kernel: the generic one. Debian's cloud kernel has no AHCI and no
+# drivers of real network cards.
+setup_kernel() {
+	local name dir
+	if ls .cache/linux-image-*.deb >/dev/null 2>&1; then return 0; fi
+	update
+	name=$(apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-/ { print $2; exit }')
+	[ -n "$name" ] || die "cannot find the package that linux-image-amd64 depends on: run apt-get update"
+	dir=$(scratch kernel)
+	(cd "$dir" && apt-get -qq -o APT::Sandbox::User=root download "$name") ||
+		die "cannot download $name: check the network, then run ./setup.sh kernel again"
+	mkdir -p .cache
+	mv "$dir"/*.deb .cache/
+	give .cache
+	say "kernel $name"
+}
+
+command -v apt-get >/dev/null || die "this needs Debian's apt-get"
+[ $# -gt 0 ] || set -- packages loaders kernel
+for part; do
+	case $part in
+	packages | loaders | kernel) "setup_$part" ;;
+	*) die "unknown part \"$part\": want packages, loaders or kernel" ;;
+	esac
+done
