@@ -119,3 +119,27 @@ func FuzzIPMIGuard(f *testing.F) {
 		_ = g.judge(p)
 	})
 }
+
+func TestGuardSendsEachLoginMessageOnce(t *testing.T) {
+	g := &ipmiGuard{log: slog.New(slog.DiscardHandler)}
+	message := func(kind types.PayloadType, size int) []byte {
+		return append([]byte{6, 0, 0xff, 7, 6, byte(kind), 0, 0, 0, 0, 0, 0, 0, 0, byte(size), 0}, make([]byte, size)...)
+	}
+	for _, step := range []struct {
+		kind types.PayloadType
+		want bool
+	}{
+		{types.PayloadTypeRmcpOpenSessionRequest, true},
+		{types.PayloadTypeRmcpOpenSessionRequest, true}, // harmless: the BMC opens another
+		{types.PayloadTypeRAKPMessage1, true},
+		{types.PayloadTypeRAKPMessage1, false},
+		{types.PayloadTypeRAKPMessage3, true},
+		{types.PayloadTypeRAKPMessage3, false},
+		{types.PayloadTypeRmcpOpenSessionRequest, true}, // a new login
+		{types.PayloadTypeRAKPMessage1, true},
+	} {
+		if got := g.follow(message(step.kind, 32)); got != step.want {
+			t.Errorf("payload type %#02x: sent %v, want %v", uint8(step.kind), got, step.want)
+		}
+	}
+}
