@@ -44,6 +44,9 @@ func testImage(t testing.TB, size int64, bs int) []byte {
 	copy(img, "boot code, and the pointer to the core")
 	rng := rand.New(rand.NewPCG(1, 2))
 	for i := parts[0].Start; i < parts[0].End; i += 8 {
+		if i%MiB >= 128<<10 && i > MiB { // compressing is slow under the race detector
+			continue
+		}
 		binary.LittleEndian.PutUint64(img[i:], rng.Uint64())
 	}
 	for i := parts[1].Start; i < parts[1].End; i++ {
@@ -115,6 +118,9 @@ func TestPackIsTheSameWhateverTheWorkers(t *testing.T) {
 	img := testImage(t, 12*MiB, 512)
 	rng := rand.New(rand.NewPCG(3, 4))
 	for i := 4 * MiB; i < 9*MiB; i++ { // compressible, and different in each chunk
+		if i%MiB >= 256<<10 {
+			continue
+		}
 		img[i] = byte(rng.IntN(1 + i>>20))
 	}
 	want, p := packed(t, img, WriteOptions{Workers: 1})
@@ -239,7 +245,7 @@ func TestDecodeChunkTakesOnlyTheListedBytes(t *testing.T) {
 		}
 	}
 	rng := rand.New(rand.NewPCG(5, 6))
-	for range 300 {
+	for range 100 {
 		f := frame(5)
 		f[rng.IntN(len(f))] ^= 1 << rng.IntN(8)
 		if out, err := m.DecodeChunk(5, f, dst); err == nil && !bytes.Equal(out, img[5*ChunkSize:]) {
@@ -254,6 +260,21 @@ func TestDecodeChunkTakesOnlyTheListedBytes(t *testing.T) {
 		if _, err := m.DecodeChunk(5, f, nil); !errors.Is(err, ErrBadFrame) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	// A sound frame with its checksum, of a chunk that is one bit off.
+	enc, err := NewEncoder(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer enc.Close()
+	off := bytes.Clone(img[5*ChunkSize:])
+	off[len(off)/2] ^= 1
+	other := enc.Encode(off, nil)
+	lying := *m
+	lying.Chunks = append([]Chunk(nil), m.Chunks...)
+	lying.Chunks[5].Length = len(other)
+	if _, err := lying.DecodeChunk(5, other, nil); !errors.Is(err, ErrBadFrame) || !strings.Contains(err.Error(), "digest") {
+		t.Errorf("another chunk: %v", err)
 	}
 	if _, err := m.DecodeChunk(6, frame(5), nil); err == nil {
 		t.Error("a chunk past the end was decoded")
