@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"io"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -25,7 +26,6 @@ const (
 	pageHeader = 16
 	pageBranch = 0x01 // elements: position (4), key size (4), page (8)
 	pageLeaf   = 0x02 // elements: flags (4), position (4), key size (4), value size (4)
-	pageMeta   = 0x04
 	leafBucket = 0x01 // the element's flag: its value is the root page (8) and a sequence (8)
 
 	boltMagic   = 0xED0CDAED
@@ -39,6 +39,7 @@ type pageCheck struct {
 	size int64  // of a page
 	end  uint64 // the first page number that is not in use
 	seen []uint64
+	leaf []byte // the page being looked at; a branch keeps its own
 }
 
 // checkFile holds a shared lock on the file while it looks, so that no writer
@@ -73,46 +74,64 @@ func checkFile(path string, timeout time.Duration) (oneMeta bool, err error) {
 	return checkPages(f, info.Size())
 }
 
-// checkPages walks all pages from the newest meta page that is whole.
+// checkPages walks all pages from the newest meta page that is whole, the one
+// that bbolt would take.
 func checkPages(r io.ReaderAt, fileSize int64) (oneMeta bool, err error) {
-	first := make([]byte, 4096)
-	if n, err := r.ReadAt(first, 0); n < len(first) {
-		if err == io.EOF {
-			return false, fmt.Errorf("%w: it has only %d bytes", errDamaged, n)
+	at := func(offset int64) (*metaPage, error) {
+		page := make([]byte, pageHeader+metaSize)
+		switch n, err := r.ReadAt(page, offset); {
+		case n == len(page):
+			return readMeta(page), nil
+		case err == io.EOF:
+			return nil, nil
+		default:
+			return nil, err
 		}
+	}
+	meta, err := at(0)
+	if err != nil {
 		return false, err
 	}
-	// The other meta page stands one page further; where the first one is bad
-	// its page size is no help, so the usual ones are tried.
-	meta := readMeta(first)
+	// The second stands one page further. Where the first is bad its page size
+	// is no help, so all are tried, as bbolt does.
+	sizes := []int64{1 << 10, 2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10}
+	if meta != nil {
+		sizes = []int64{int64(meta.pageSize)}
+	}
 	whole := 0
 	if meta != nil {
 		whole++
 	}
-	for size := int64(1024); size <= 64<<10; size *= 2 {
-		second := make([]byte, 4096)
-		if n, _ := r.ReadAt(second, size); n < 128 {
-			break
+	for _, size := range sizes {
+		second, err := at(size)
+		if err != nil {
+			return false, err
 		}
-		if m := readMeta(second); m != nil && int64(m.pageSize) == size {
-			whole++
-			if meta == nil || m.txid > meta.txid {
-				meta = m
-			}
+		if second == nil {
+			continue
 		}
+		if int64(second.pageSize) != size {
+			return false, fmt.Errorf("%w: its meta pages disagree", errDamaged)
+		}
+		whole++
+		if meta == nil || second.txid > meta.txid {
+			meta = second
+		}
+		break
 	}
-	if meta == nil {
+	switch {
+	case meta == nil:
 		return false, fmt.Errorf("%w: neither meta page is whole", errDamaged)
-	}
-	if int64(meta.end) > fileSize/int64(meta.pageSize) {
-		return false, fmt.Errorf("%w: it is cut short: %d bytes of %d", errDamaged, fileSize, int64(meta.end)*int64(meta.pageSize))
-	}
-	c := &pageCheck{r: r, size: int64(meta.pageSize), end: meta.end, seen: make([]uint64, meta.end/64+1)}
-	if meta.freelist != ^uint64(0) {
+	case meta.pageSize < 1<<10 || meta.pageSize > 64<<10 || meta.pageSize&(meta.pageSize-1) != 0:
+		return false, fmt.Errorf("%w: its pages have %d bytes", errDamaged, meta.pageSize)
+	case meta.end > uint64(fileSize)/uint64(meta.pageSize):
+		return false, fmt.Errorf("%w: it is cut short: %d bytes of %d pages", errDamaged, fileSize, meta.end)
+	case meta.freelist != ^uint64(0):
 		// Ours never writes one; bbolt would trust it.
 		return false, fmt.Errorf("%w: it has a list of free pages, which recast does not write", errDamaged)
 	}
-	return whole == 1, c.tree(meta.root, 0, nil, nil)
+	c := &pageCheck{r: r, size: int64(meta.pageSize), end: meta.end, seen: make([]uint64, meta.end/64+1)}
+	return whole == 1, c.tree(meta.root, 0, true, nil, nil)
 }
 
 type metaPage struct {
@@ -120,19 +139,17 @@ type metaPage struct {
 	root, freelist, end, txid uint64
 }
 
-// readMeta returns nil for anything but a whole meta page.
+const metaSize = 64
+
+// readMeta returns nil for anything that bbolt would not take for a meta page.
 func readMeta(page []byte) *metaPage {
 	m := page[pageHeader:]
 	sum := fnv.New64a()
 	sum.Write(m[:56])
-	if order.Uint16(page[8:])&pageMeta == 0 || order.Uint32(m) != boltMagic || order.Uint32(m[4:]) != boltVersion || order.Uint64(m[56:]) != sum.Sum64() {
+	if order.Uint32(m) != boltMagic || order.Uint32(m[4:]) != boltVersion || order.Uint64(m[56:]) != sum.Sum64() {
 		return nil
 	}
-	meta := &metaPage{pageSize: order.Uint32(m[8:]), root: order.Uint64(m[16:]), freelist: order.Uint64(m[32:]), end: order.Uint64(m[40:]), txid: order.Uint64(m[48:])}
-	if meta.pageSize < 1024 || meta.pageSize > 64<<10 || meta.end > 1<<40 {
-		return nil
-	}
-	return meta
+	return &metaPage{pageSize: order.Uint32(m[8:]), root: order.Uint64(m[16:]), freelist: order.Uint64(m[32:]), end: order.Uint64(m[40:]), txid: order.Uint64(m[48:])}
 }
 
 // claim marks a page and its overflow; no page may be reached twice.
@@ -149,17 +166,24 @@ func (c *pageCheck) claim(id, overflow uint64) error {
 	return nil
 }
 
-// tree checks the page id and all below it. Keys must lie in [low, high).
-func (c *pageCheck) tree(id uint64, depth int, low, high []byte) error {
+// tree checks the page id and all below it. Keys must lie in [low, high). Only
+// the outermost tree holds buckets.
+func (c *pageCheck) tree(id uint64, depth int, outer bool, low, high []byte) error {
 	if depth > 64 {
 		return fmt.Errorf("%w: page %d lies too deep", errDamaged, id)
 	}
 	if id < 2 || id >= c.end {
 		return fmt.Errorf("%w: page %d lies outside of the file", errDamaged, id)
 	}
-	page := make([]byte, c.size)
-	if _, err := c.r.ReadAt(page, int64(id)*c.size); err != nil {
+	// One read usually brings a page and its overflow.
+	if c.leaf == nil {
+		c.leaf = make([]byte, 2*c.size)
+	}
+	page := c.leaf[:2*c.size]
+	if n, err := c.r.ReadAt(page, int64(id)*c.size); n < int(c.size) {
 		return fmt.Errorf("read page %d: %w", id, err)
+	} else {
+		page = page[:n]
 	}
 	overflow := uint64(order.Uint32(page[12:]))
 	if order.Uint64(page) != id {
@@ -168,16 +192,23 @@ func (c *pageCheck) tree(id uint64, depth int, low, high []byte) error {
 	if err := c.claim(id, overflow); err != nil {
 		return err
 	}
-	if overflow > 0 {
-		page = append(page, make([]byte, overflow*uint64(c.size))...)
-		if _, err := c.r.ReadAt(page[c.size:], int64(id+1)*c.size); err != nil {
+	whole := int(overflow+1) * int(c.size)
+	if whole > len(page) {
+		have := len(page)
+		page = slices.Grow(page, whole-have)[:whole]
+		if _, err := c.r.ReadAt(page[have:], int64(id)*c.size+int64(have)); err != nil {
 			return fmt.Errorf("read page %d: %w", id, err)
 		}
 	}
-	return c.elements(id, page, depth, low, high)
+	c.leaf = page
+	page = page[:whole]
+	if order.Uint16(page[8:]) == pageBranch || outer {
+		page = bytes.Clone(page) // it is needed while others are read
+	}
+	return c.elements(id, page, depth, outer, low, high)
 }
 
-func (c *pageCheck) elements(id uint64, page []byte, depth int, low, high []byte) error {
+func (c *pageCheck) elements(id uint64, page []byte, depth int, outer bool, low, high []byte) error {
 	flags, count := order.Uint16(page[8:]), int(order.Uint16(page[10:]))
 	if flags != pageBranch && flags != pageLeaf {
 		return fmt.Errorf("%w: page %d is of kind %x", errDamaged, id, flags)
@@ -225,7 +256,7 @@ func (c *pageCheck) elements(id uint64, page []byte, depth int, low, high []byte
 		}
 		switch kind := order.Uint32(e); {
 		case kind == 0:
-		case kind == leafBucket && depth < 64:
+		case kind == leafBucket && outer:
 			if err := c.bucket(id, value, depth); err != nil {
 				return err
 			}
@@ -238,7 +269,7 @@ func (c *pageCheck) elements(id uint64, page []byte, depth int, low, high []byte
 		if i+1 < len(children) {
 			below = children[i+1].key
 		}
-		if err := c.tree(ch.page, depth+1, ch.key, below); err != nil {
+		if err := c.tree(ch.page, depth+1, outer, ch.key, below); err != nil {
 			return err
 		}
 	}
@@ -252,11 +283,11 @@ func (c *pageCheck) bucket(id uint64, value []byte, depth int) error {
 		return fmt.Errorf("%w: page %d holds a bucket that is cut short", errDamaged, id)
 	}
 	if root := order.Uint64(value); root != 0 {
-		return c.tree(root, depth+1, nil, nil)
+		return c.tree(root, depth+1, false, nil, nil)
 	}
 	inline := value[16:]
 	if len(inline) < pageHeader || order.Uint16(inline[8:]) != pageLeaf {
 		return fmt.Errorf("%w: page %d holds a bucket that is no page", errDamaged, id)
 	}
-	return c.elements(id, inline, depth+1, nil, nil)
+	return c.elements(id, inline, depth+1, false, nil, nil)
 }
