@@ -196,6 +196,7 @@ func TestSetSurvivesEncoding(t *testing.T) {
 	for name, bad := range map[string]string{
 		"unknown field":     strings.Replace(string(b), `"attempts"`, `"newField":1,"attempts"`, 1),
 		"lost image":        strings.Replace(string(b), `"name":"debian-12"`, `"name":"other"`, 1),
+		"lost definition":   strings.Replace(string(b), `"definition":"compute"`, `"definition":"other"`, 1),
 		"null":              `{"machines":[null],"networks":[],"images":[],"groups":[],"definitions":[]}`,
 		"truncated":         string(b[:len(b)-1]),
 		"two":               string(b) + string(b),

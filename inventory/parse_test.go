@@ -3,7 +3,6 @@ package inventory
 import (
 	"net/netip"
 	"os"
-
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +83,34 @@ func TestParseFillsInDefaults(t *testing.T) {
 	}
 }
 
+func TestAGroupSelectsByAllItsLabels(t *testing.T) {
+	machine := func(name, labels, location, mac string) string {
+		return "---\napiVersion: recast/v1\nkind: Machine\nmetadata: {name: " + name + ", labels: {" + labels + "}}\n" +
+			"spec: {location: {" + location + "}, nics: [{mac: '" + mac + "'}]}\n"
+	}
+	s := parseOne(t, rack(t)+
+		machine("other-role", "rack: r1, role: storage", "", "52:54:00:00:01:01")+
+		machine("no-role", "rack: r1", "", "52:54:00:00:01:02")+
+		machine("other-rack", "role: compute", "rack: r2", "52:54:00:00:01:03")+
+		machine("nowhere", "", "", "52:54:00:00:01:04")+`---
+apiVersion: recast/v1
+kind: Group
+metadata: {name: one-unit}
+spec: {select: {unit: 5, rack: r2}, definition: compute}
+`+machine("by-unit", "", "rack: r2, unit: 5", "52:54:00:00:01:05"))
+	for name, want := range map[string]string{
+		"r1u05": "rack1-compute", "r1u06": "rack1-compute", "other-role": "", "no-role": "", "other-rack": "", "nowhere": "", "by-unit": "one-unit",
+	} {
+		got := ""
+		if g := s.GroupOf(name); g != nil {
+			got = g.Name
+		}
+		if got != want {
+			t.Errorf("%s is in group %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestLookUps(t *testing.T) {
 	s := parseOne(t, rack(t)+`---
 apiVersion: recast/v1
@@ -107,38 +134,5 @@ spec: {subnet: 10.10.0.0/16, dhcp: off}
 		if got != want {
 			t.Errorf("network of %s is %q, want %q", addr, got, want)
 		}
-	}
-}
-
-// Each case changes rack.yaml and must give exactly these problems.
-func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
-	tests := []struct {
-		name     string
-		old, new string // old "" appends a document
-		want     []string
-	}{}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			doc := rack(t)
-			if tt.old == "" {
-				doc += "---\n" + tt.new
-			} else {
-				if !strings.Contains(doc, tt.old) {
-					t.Fatalf("rack.yaml does not hold %q", tt.old)
-				}
-				doc = strings.Replace(doc, tt.old, tt.new, 1)
-			}
-			s, err := Parse([]File{{Name: "rack.yaml", Data: []byte(doc)}})
-			if s != nil {
-				t.Error("a set was returned")
-			}
-			problems, ok := ProblemsOf(err)
-			if !ok {
-				t.Fatalf("no problems but %v", err)
-			}
-			if d := cmp.Diff(tt.want, strings.Split(problems.Error(), "\n")); d != "" {
-				t.Error(d)
-			}
-		})
 	}
 }

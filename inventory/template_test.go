@@ -76,7 +76,7 @@ func TestSubstitutionIsAFixedSet(t *testing.T) {
 func TestFillSecrets(t *testing.T) {
 	secrets := map[string]string{
 		"plain": "s3cret", "quote": "a'b", "double": `a"b`, "yaml": "a: b", "hash": "x #y", "number": "1234", "bool": "yes", "lines": "a\nb",
-		"dollar": "${secret.plain}", "empty": "", "bracket": "a, b]", "indicator": "@x",
+		"dollar": "${secret.plain}", "empty": "", "bracket": "a, b]", "indicator": "@x", "list": "a, b", "map": "{x: y}",
 	}
 	get := func(name string) (string, bool) { v, ok := secrets[name]; return v, ok }
 	const head = "#cloud-config\n"
@@ -95,6 +95,8 @@ func TestFillSecrets(t *testing.T) {
 		{"quote in single quotes", head + "a: '${secret.quote}'\n", "", `the secret "quote" holds`},
 		{"quote in double quotes", head + "a: \"${secret.double}\"\n", "", `the secret "double" holds`},
 		{"item smuggled in", head + "a: [${secret.bracket}]\n", "", `the secret "bracket" holds`},
+		{"second item smuggled in", head + "a: [${secret.list}]\n", "", `the secret "list" holds`},
+		{"mapping in place of a word", head + "a: ${secret.map}\n", "", `the secret "map" holds`},
 		{"indicator", head + "a: ${secret.indicator}\n", "", `the secret "indicator" holds`},
 		{"number", head + "a: ${secret.number}\n", "", `the secret "number" would be read as a number there: put ${secret.number} in quotes`},
 		{"boolean", head + "a: ${secret.bool}\n", "", `the secret "bool" would be read as a boolean there: put ${secret.bool} in quotes`},
