@@ -1,0 +1,245 @@
+package inventory
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// hardware finds what may exist once only: MAC, address, BMC, UUID, serial.
+type hardware map[string]owner
+
+type owner struct {
+	machine string
+	place
+}
+
+func newHardware() hardware { return hardware{} }
+
+// claim notes a duplicate and reports whether the value was free.
+func (h hardware) claim(s scope, machine, what, value string, line int, field string) bool {
+	key := what + " " + value
+	if first, ok := h[key]; ok {
+		s.problem(line, field, fmt.Sprintf("the %s %s is declared twice, first by machine %q at %s", what, value, first.machine, first.place), "correct one of them")
+		return false
+	}
+	h[key] = owner{machine, place{s.file, line}}
+	return true
+}
+
+func (b *builder) buildMachine(d *declared[rawMachine], hw hardware) {
+	raw := d.Spec
+	m := &Machine{
+		Name: d.Metadata.Name.V, Arch: Arch(cmp.Or(raw.Arch.V, string(AMD64))),
+		Serial: raw.Serial.V, Protected: raw.Protected.V,
+		Location: Location{Site: raw.Location.Site.V, Rack: raw.Location.Rack.V, Unit: raw.Location.Unit.V},
+	}
+	d.buildLabels(m)
+	for _, f := range []struct {
+		field string
+		t     text
+	}{{"site", raw.Location.Site}, {"rack", raw.Location.Rack}} {
+		if f.t.given() && !labelGrammar.MatchString(f.t.V) {
+			d.problem(f.t.Line, "spec.location."+f.field, fmt.Sprintf("bad value %q", f.t.V), labelRule)
+		}
+	}
+	if u := raw.Location.Unit; u.given() && (u.V < 1 || u.V > 999) {
+		d.problem(u.Line, "spec.location.unit", fmt.Sprintf("there is no unit %d", u.V), "want 1 to 999")
+	}
+	if t := raw.Serial; t.given() {
+		if why := badSerial(t.V); why != "" {
+			d.problem(t.Line, "spec.serial", why, "copy it as dmidecode -s system-serial-number prints it")
+		} else {
+			hw.claim(d.scope, m.Name, "serial", t.V, t.Line, "spec.serial")
+		}
+	}
+	if t := raw.UUID; t.given() {
+		m.UUID = strings.ToLower(t.V)
+		if !uuidGrammar.MatchString(m.UUID) {
+			d.problem(t.Line, "spec.uuid", fmt.Sprintf("bad uuid %q", t.V), "want 8-4-4-4-12 hex digits as dmidecode -s system-uuid prints it")
+		} else {
+			hw.claim(d.scope, m.Name, "uuid", m.UUID, t.Line, "spec.uuid")
+		}
+	}
+	if raw.NICs != nil && len(raw.NICs) == 0 {
+		d.problem(0, "spec.nics", "a machine without a network interface cannot boot from the network", "add the one it boots from")
+	}
+	for i, n := range raw.NICs {
+		if nic, ok := d.buildNIC(m, i, n, hw); ok {
+			m.NICs = append(m.NICs, nic)
+		}
+	}
+	m.BMC = d.buildBMC(m, raw.BMC, hw)
+	if d.named {
+		b.set.Machines = append(b.set.Machines, m)
+	}
+}
+
+func (d *declared[S]) buildLabels(m *Machine) {
+	for _, e := range d.Metadata.Labels {
+		field := "metadata.labels." + e.Key
+		if !labelGrammar.MatchString(e.Key) {
+			d.problem(e.KeyLine, field, fmt.Sprintf("bad label name %q", e.Key), labelRule)
+			continue
+		}
+		if !labelGrammar.MatchString(e.Value.V) {
+			d.problem(e.Value.Line, field, fmt.Sprintf("bad label value %q", e.Value.V), labelRule)
+			continue
+		}
+		// A location field is selected like a label, so the two must not differ.
+		if loc := m.Field(e.Key); loc != "" && loc != e.Value.V {
+			d.problem(e.Value.Line, field, fmt.Sprintf("the label says %q, spec.location.%s says %q", e.Value.V, e.Key, loc), "make them equal or remove one")
+			continue
+		}
+		if m.Labels == nil {
+			m.Labels = make(map[string]string, len(d.Metadata.Labels))
+		}
+		m.Labels[e.Key] = e.Value.V
+	}
+}
+
+func badSerial(s string) string {
+	if s == "" || len(s) > 64 || strings.TrimSpace(s) != s {
+		return fmt.Sprintf("bad serial %q", s)
+	}
+	for _, r := range s {
+		if r < ' ' || r > '~' {
+			return fmt.Sprintf("the serial %q holds a character that is not printable ASCII", s)
+		}
+	}
+	return ""
+}
+
+func (s scope) buildNIC(m *Machine, i int, raw rawNIC, hw hardware) (NIC, bool) {
+	at := "spec.nics[" + strconv.Itoa(i) + "]."
+	nic := NIC{Network: raw.Network.V}
+	ok := false
+	if raw.MAC.given() {
+		mac, err := ParseMAC(raw.MAC.V)
+		switch {
+		case err != nil:
+			s.fail(raw.MAC.Line, at+"mac", err)
+		case notEthernet(mac):
+			s.problem(raw.MAC.Line, at+"mac", fmt.Sprintf("%q is not the address of one Ethernet interface", raw.MAC.V), "want six pairs of hex digits such as 52:54:00:00:00:05, as the machine shows it")
+		default:
+			ok = hw.claim(s, m.Name, "hardware address", string(mac), raw.MAC.Line, at+"mac")
+			nic.MAC = mac
+		}
+	}
+	s.refers(raw.Network, at+"network", "Network")
+	n := s.b.network[raw.Network.V] // nil where it was refused
+	if !raw.IP.given() {
+		if n != nil && n.DHCP == DHCPAuthoritative && !s.b.pooled[n.Name] {
+			s.problem(raw.Network.Line, at+"ip", fmt.Sprintf("network %q has no pool, so this interface would never get an address", n.Name), "give it an ip, or the Network a pool")
+		}
+		return nic, ok
+	}
+	a, err := parseAddr(raw.IP.V)
+	if err != nil {
+		s.fail(raw.IP.Line, at+"ip", err)
+		return nic, ok
+	}
+	if !raw.Network.given() {
+		s.problem(raw.IP.Line, at+"network", fmt.Sprintf("the address %s is on no network", a), "name the Network it lies in")
+		return nic, ok
+	}
+	if n != nil {
+		switch why := notHost(n.Subnet, a); {
+		case why != "":
+			s.problem(raw.IP.Line, at+"ip", why+" of network "+strconv.Quote(n.Name), hostRange(n.Subnet))
+			return nic, ok
+		case n.Pool != nil && n.Pool.Contains(a):
+			s.problem(raw.IP.Line, at+"ip", fmt.Sprintf("the address %s lies in the pool %s-%s of network %q, which is for undeclared machines", a, n.Pool.First, n.Pool.Last, n.Name), "choose one outside it")
+		case a == n.Gateway:
+			s.problem(raw.IP.Line, at+"ip", fmt.Sprintf("%s is the gateway of network %q", a, n.Name), "choose another address")
+		}
+	}
+	nic.IP = a
+	return nic, hw.claim(s, m.Name, "address", a.String(), raw.IP.Line, at+"ip") && ok
+}
+
+func (s scope) buildBMC(m *Machine, raw rawBMC, hw hardware) *BMCRef {
+	if raw.Line == 0 {
+		return nil
+	}
+	ref := &BMCRef{URL: raw.URL.V, Credentials: raw.Credentials.V, CipherSuite: raw.CipherSuite.V}
+	if t := raw.Credentials; t.given() {
+		if err := CheckName(t.V); err != nil {
+			s.problem(t.Line, "spec.bmc.credentials", err.Error(), "it is the name of a secret, never its value")
+		} else {
+			s.b.refs = append(s.b.refs, SecretRef{Name: t.V, File: s.file, Line: t.Line, Field: "spec.bmc.credentials"})
+		}
+	}
+	if !raw.URL.given() {
+		return ref
+	}
+	scheme, key, err := parseBMC(raw.URL.V)
+	if err != nil {
+		s.fail(raw.URL.Line, "spec.bmc.url", err)
+		return ref
+	}
+	hw.claimBMC(s, m.Name, raw.URL.V, key, raw.URL.Line)
+	if t := raw.Pin; t.given() {
+		if ref.Pin, err = ParseDigest(t.V); err != nil {
+			s.fail(t.Line, "spec.bmc.pin", err)
+		} else if scheme != "redfish" {
+			s.problem(t.Line, "spec.bmc.pin", "IPMI has no certificate to pin", "remove it")
+		}
+	}
+	if n := raw.CipherSuite; n.given() {
+		if scheme != "ipmi" {
+			s.problem(n.Line, "spec.bmc.cipherSuite", "Redfish has no cipher suite", "remove it")
+		} else if n.V != 17 && n.V != 3 {
+			s.problem(n.Line, "spec.bmc.cipherSuite", fmt.Sprintf("cipher suite %d is not accepted", n.V), "want 17, or 3 where the BMC knows nothing better")
+		}
+	}
+	return ref
+}
+
+// claimBMC: two machines behind one BMC would switch each other's power.
+func (h hardware) claimBMC(s scope, machine, url, key string, line int) {
+	if first, ok := h["bmc "+key]; ok {
+		s.problem(line, "spec.bmc.url", fmt.Sprintf("the BMC %q is declared twice, first by machine %q at %s", url, first.machine, first.place), "correct one of them, or name the system each one is")
+		return
+	}
+	h["bmc "+key] = owner{machine, place{s.file, line}}
+}
+
+// checkMembership checks what a machine and its Group's Definition must agree on.
+func (b *builder) checkMembership() {
+	docs := make(map[string]*declared[rawMachine], len(b.machines))
+	for _, d := range b.machines {
+		if d.named {
+			docs[d.Metadata.Name.V] = d
+		}
+	}
+	for _, m := range b.set.Machines {
+		d := docs[m.Name]
+		groups := b.set.groupsOf(m)
+		if len(groups) > 1 {
+			d.problem(0, "metadata.labels", fmt.Sprintf("machine %q is in the groups %q at %s and %q at %s", m.Name,
+				groups[0].Name, b.names["Group"][groups[0].Name], groups[1].Name, b.names["Group"][groups[1].Name]),
+				"make the selectors or its labels differ")
+			continue
+		}
+		if len(groups) == 0 {
+			continue
+		}
+		def := b.definition[groups[0].Definition]
+		if def == nil {
+			continue
+		}
+		if img := b.image[def.Image]; img != nil && img.Arch != m.Arch {
+			d.problem(d.Spec.Arch.Line, "spec.arch", fmt.Sprintf("machine %q is %s, image %q of definition %q is %s", m.Name, m.Arch, img.Name, def.Name, img.Arch),
+				"put it in a group whose image fits")
+		}
+		if t := b.templates[def.Name]; t != nil && d.clean {
+			var e *fillError
+			if _, err := t.render(m); errors.As(err, &e) {
+				d.problem(0, e.field, fmt.Sprintf("definition %q cannot be filled in for machine %q: %s", def.Name, m.Name, e.text), e.next)
+			}
+		}
+	}
+}
