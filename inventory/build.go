@@ -166,14 +166,12 @@ func badSource(s string) string {
 		return "the source holds a control character"
 	case !ok:
 		return ""
-	case scheme == "https" || scheme == "http":
+	case scheme == "https":
 		if host, _, _ := strings.Cut(rest, "/"); host == "" {
 			return fmt.Sprintf("the source %q has no host", s)
 		} else if strings.Contains(host, "@") {
 			return "the source holds a user or password, which would be shown in plans and logs"
 		}
-		return ""
-	case scheme == "file":
 		return ""
 	default:
 		return fmt.Sprintf("sources by %s:// are not accepted yet", scheme)

@@ -179,6 +179,9 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 		{"source that is not fetched", "https://images.example/debian-12.raw.zst", "oci://registry.example/os/debian:12", []string{
 			"rack.yaml:20: spec.source: sources by oci:// are not accepted yet; want a file path or an https URL, or leave it out and use recast image add",
 		}},
+		{"source without TLS", "https://images.example", "http://images.example", []string{
+			"rack.yaml:20: spec.source: sources by http:// are not accepted yet; want a file path or an https URL, or leave it out and use recast image add",
+		}},
 		{"password in a source", "https://images.example", "https://me:secret@images.example", []string{
 			"rack.yaml:20: spec.source: the source holds a user or password, which would be shown in plans and logs; want a file path or an https URL, or leave it out and use recast image add",
 		}},
