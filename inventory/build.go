@@ -173,6 +173,8 @@ func badSource(s string) string {
 			return "the source holds a user or password, which would be shown in plans and logs"
 		}
 		return ""
+	case scheme == "file" && strings.HasPrefix(rest, "/"):
+		return ""
 	default:
 		return fmt.Sprintf("sources by %s:// are not accepted yet", scheme)
 	}
