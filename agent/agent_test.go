@@ -14,7 +14,7 @@ import (
 	"recast/inventory"
 )
 
-// startAgent is an agent on a simulated machine whose disk is at path.
+// newAgent is an agent on a simulated machine whose disk is at path.
 func newAgent(t testing.TB, s *fakeServer, path string) *Agent {
 	t.Helper()
 	return &Agent{
@@ -157,7 +157,7 @@ func TestFailedJobIsReportedAndNotRepeated(t *testing.T) {
 	}
 }
 
-// gated holds the fetch of image bytes until it is opened.
+// gate holds the fetch of image bytes until it is opened.
 func gate(b *bytesServer) (open func()) {
 	ch := make(chan struct{})
 	b.refuse = func(kind string) int {

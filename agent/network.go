@@ -41,8 +41,9 @@ func network(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, log
 	ctx, cancel := context.WithTimeout(ctx, dhcpDeadline)
 	defer cancel()
 	var last error
+	asked := map[string]bool{}
 	carrier := time.Now().Add(carrierDeadline)
-	for n := 0; ; n++ {
+	for {
 		candidates := []string{name}
 		if name == "" {
 			candidates = h.nics()
@@ -53,8 +54,9 @@ func network(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, log
 				continue
 			}
 			linked = true
-			if n == 0 {
+			if !asked[nic] {
 				log("%s has a link; asking DHCP", nic)
+				asked[nic] = true
 			}
 			if last = dhcp(ctx, nic); last == nil {
 				log("%s has address %s", nic, address(nic))
