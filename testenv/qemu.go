@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -99,6 +100,8 @@ type qemuRun struct {
 	index   map[string]int // bootindex by device
 	armed   bool           // bootindex holds the override
 	armedAt int            // events before it did
+	started time.Time      // the last reset that was a start
+	restore *time.Timer    // ends an override that was obeyed; nil when none is pending
 	reset   chan struct{}  // closed and replaced with each reset
 }
 
@@ -181,7 +184,7 @@ func (m *QEMU) PowerOn(ctx context.Context) error {
 
 // obeyed is what the override means to this machine's firmware.
 func (m *QEMU) obeyed() BootDevice {
-	if m.once.UEFI != m.UEFI() {
+	if m.UEFI() && !m.once.UEFI {
 		return BootNone
 	}
 	return m.once.Device
@@ -308,14 +311,20 @@ func (m *QEMU) handle(run *qemuRun, e QMPEvent) {
 	defer m.mu.Unlock()
 	switch e.Event {
 	case "RESET":
+		var cause struct {
+			Guest bool `json:"guest"`
+		}
+		_ = json.Unmarshal(e.Data, &cause) // false for what cannot be read
+		if cause.Guest && e.Time().Sub(run.started) < qemuResetAgain {
+			return
+		}
 		m.logger().Info("machine starts again", "machine", m.Name)
+		run.started = e.Time()
 		// What was stored while this reset was under way is for the next one.
 		if e.n > run.armedAt {
 			m.once = BootOnce{}
 			if run.armed {
-				if err := m.setBootIndexes(ctx, run, BootNone); err != nil && !run.ended() {
-					m.logger().Error("restore boot order", "machine", m.Name, "error", err)
-				}
+				run.restore = time.AfterFunc(qemuResetAgain, func() { m.restoreLater(run) })
 			}
 		}
 		close(run.reset)
@@ -326,6 +335,30 @@ func (m *QEMU) handle(run *qemuRun, e QMPEvent) {
 		run.off = true
 		m.keepStats(ctx, run)
 		_ = run.cmd.Process.Kill()
+	}
+}
+
+// qemuResetAgain is how long firmware may take from a reset to the last of those
+// that it makes of it itself: SeaBIOS, entered warm, asks the chipset for another
+// one, twice (tryReboot in its resume.c), done 0.1 s later on a busy host. All of
+// them are one start, and the order must stand until the last. No machine comes
+// so far that it reboots for a reason of its own in that time.
+const qemuResetAgain = 3 * time.Second
+
+// restoreOrder ends an override that was obeyed.
+func (m *QEMU) restoreOrder(ctx context.Context, run *qemuRun) {
+	if err := m.setBootIndexes(ctx, run, BootNone); err != nil && !run.ended() {
+		m.logger().Error("restore boot order", "machine", m.Name, "error", err)
+	}
+}
+
+func (m *QEMU) restoreLater(run *qemuRun) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if run.restore != nil && !run.off && !run.ended() {
+		m.restoreOrder(ctx, run)
 	}
 }
 
@@ -378,6 +411,9 @@ func (m *QEMU) Reset(ctx context.Context) error {
 		return fmt.Errorf("reset %q: the machine is off", m.Name)
 	}
 	run, seen := m.run, m.run.reset
+	if run.restore != nil {
+		m.restoreOrder(ctx, run)
+	}
 	err := run.qmp.execute(ctx, "system_reset", nil, nil)
 	m.mu.Unlock()
 	if err != nil {
@@ -428,6 +464,10 @@ func (m *QEMU) BootOnce() BootOnce {
 // setBootIndexes tells QEMU the order for the next start: the firmware reads a
 // copy that QEMU makes at each reset.
 func (m *QEMU) setBootIndexes(ctx context.Context, run *qemuRun, boot BootDevice) error {
+	if run.restore != nil {
+		run.restore.Stop()
+		run.restore = nil
+	}
 	set := func(id string, index int) error {
 		if run.index[id] == index {
 			return nil // QEMU refuses one that is taken, be it by the device itself
