@@ -52,6 +52,9 @@ type Agent struct {
 	Patience time.Duration
 	// ReportEvery is the pause between reports of a working agent; 0 means 1 s.
 	ReportEvery time.Duration
+	// Pause is the wait after the n-th failure in a row, from 0; nil grows from
+	// one second to thirty.
+	Pause func(n int) time.Duration
 
 	now  func() time.Time
 	wait func(n int) time.Duration
@@ -75,6 +78,9 @@ func (a *Agent) Run(ctx context.Context) (Outcome, error) {
 	}
 	if a.now == nil {
 		a.now = time.Now
+	}
+	if a.wait == nil {
+		a.wait = a.Pause
 	}
 	if a.wait == nil {
 		a.wait = wait

@@ -24,6 +24,20 @@ var configLabels = []string{"CIDATA", "RECAST"}
 // ReadMarker looks for our config partition on a disk and reads what it says;
 // nil where there is none. The disk is read only.
 func ReadMarker(disk io.ReaderAt, size int64) (*inventory.Marker, error) {
+	b, err := ReadConfigFile(disk, size, markerFile)
+	if err != nil || b == nil {
+		return nil, err
+	}
+	var m inventory.Marker
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("read %s: %w", markerFile, err)
+	}
+	return &m, nil
+}
+
+// ReadConfigFile reads one file of our config partition on a disk; nil where
+// the disk has no such partition or file.
+func ReadConfigFile(disk io.ReaderAt, size int64, name string) ([]byte, error) {
 	first := make([]byte, min(size, MiB))
 	if _, err := disk.ReadAt(first, 0); err != nil {
 		return nil, fmt.Errorf("read partition table: %w", err)
@@ -36,18 +50,14 @@ func ReadMarker(disk io.ReaderAt, size int64) (*inventory.Marker, error) {
 		if !slices.Contains(configLabels, p.Name) {
 			continue
 		}
-		b, err := readFAT(io.NewSectionReader(disk, p.Start, p.End-p.Start), markerFile)
+		b, err := readFAT(io.NewSectionReader(disk, p.Start, p.End-p.Start), name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a CIDATA of somebody else's
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read %s on partition %q: %w", markerFile, p.Name, err)
+			return nil, fmt.Errorf("read %s on partition %q: %w", name, p.Name, err)
 		}
-		var m inventory.Marker
-		if err := json.Unmarshal(b, &m); err != nil {
-			return nil, fmt.Errorf("read %s on partition %q: %w", markerFile, p.Name, err)
-		}
-		return &m, nil
+		return b, nil
 	}
 	return nil, nil
 }
