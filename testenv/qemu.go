@@ -298,6 +298,11 @@ func (m *QEMU) watch(run *qemuRun) {
 			m.handle(run, e)
 		case err := <-gone:
 			run.qmp.close()
+			m.mu.Lock()
+			if run.restore != nil {
+				run.restore.Stop()
+			}
+			m.mu.Unlock()
 			m.logger().Debug("machine's process ended", "machine", m.Name, "state", fmt.Sprint(err))
 			return
 		}
