@@ -55,6 +55,15 @@ const (
 	ARM64 Arch = "arm64"
 )
 
+// Firmware is how a machine boots. Unset means as last seen, else UEFI: a BMC
+// wants to be told the real mode with the boot override.
+type Firmware string
+
+const (
+	BIOS Firmware = "bios"
+	UEFI Firmware = "uefi"
+)
+
 // AddrRange is an inclusive range of IPv4 addresses.
 type AddrRange struct {
 	First netip.Addr `json:"first"`
@@ -269,6 +278,7 @@ type Machine struct {
 	Labels    map[string]string `json:"labels,omitempty"`
 	Location  Location          `json:"location,omitzero"`
 	Arch      Arch              `json:"arch"`
+	Firmware  Firmware          `json:"firmware,omitempty"`
 	NICs      []NIC             `json:"nics"`
 	BMC       *BMCRef           `json:"bmc,omitempty"`
 	Serial    string            `json:"serial,omitempty"` // where declared, must match SMBIOS

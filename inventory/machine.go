@@ -33,7 +33,7 @@ func (b *builder) buildMachine(d *declared[rawMachine], hw hardware) {
 	raw := d.Spec
 	m := &Machine{
 		Name: d.Metadata.Name.V, Arch: Arch(cmp.Or(raw.Arch.V, string(AMD64))),
-		Serial: raw.Serial.V, Protected: raw.Protected.V,
+		Firmware: Firmware(raw.Firmware.V), Serial: raw.Serial.V, Protected: raw.Protected.V,
 		Location: Location{Site: raw.Location.Site.V, Rack: raw.Location.Rack.V, Unit: raw.Location.Unit.V},
 	}
 	d.buildLabels(m)

@@ -116,6 +116,7 @@ type rawMachine struct {
 	Line      int
 	Location  rawLocation `yaml:"location"`
 	Arch      text        `yaml:"arch" enum:"amd64|arm64" doc:"CPU architecture; default amd64"`
+	Firmware  text        `yaml:"firmware" enum:"bios|uefi" doc:"how it boots; default as the ramdisk last saw, else uefi"`
 	NICs      []rawNIC    `yaml:"nics,required" doc:"network interfaces; at least one"`
 	BMC       rawBMC      `yaml:"bmc" doc:"board management controller; without one a person switches the power"`
 	Serial    text        `yaml:"serial" doc:"must be what the machine itself says (SMBIOS)"`

@@ -10,6 +10,7 @@ import (
 
 	"recast/inventory"
 	"recast/store"
+	"recast/target"
 )
 
 const (
@@ -175,24 +176,30 @@ func (e *Engine) Plan(ctx context.Context, files []inventory.File, erase []strin
 	if err != nil {
 		return Plan{}, err
 	}
-	if err := e.checkSecrets(set); err != nil {
-		return Plan{}, err
+	if problems := append(e.checkSecrets(set), checkConfigs(set)...); len(problems) > 0 {
+		return Plan{}, problems
 	}
 	return e.planSet(ctx, set, erase)
 }
 
 // checkSecrets reports every reference to a secret that is not set.
-func (e *Engine) checkSecrets(set *inventory.Set) error {
-	var problems inventory.Problems
+func (e *Engine) checkSecrets(set *inventory.Set) (problems inventory.Problems) {
 	for _, ref := range set.SecretRefs() {
 		if _, ok := e.secrets.Version(ref.Name); !ok {
 			problems = append(problems, ref.Unknown())
 		}
 	}
-	if len(problems) > 0 {
-		return problems
+	return problems
+}
+
+// checkConfigs asks what each operating system thinks of its configuration.
+func checkConfigs(set *inventory.Set) (problems inventory.Problems) {
+	for _, d := range set.Definitions {
+		if err := target.Validate(d.Config); err != nil {
+			problems = append(problems, inventory.Problem{File: "definition " + d.Name, Field: "spec.config", Text: err.Error()})
+		}
 	}
-	return nil
+	return problems
 }
 
 func (e *Engine) planSet(ctx context.Context, set *inventory.Set, erase []string) (Plan, error) {

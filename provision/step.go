@@ -361,6 +361,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 			return
 		}
 		t.Status.Running, t.Status.RunningRendered = t.Status.Wanted, t.Status.WantedRendered
+		t.holds(fmt.Sprintf("generation %s, written by recast in attempt %d", t.Status.Wanted.Short(), t.Status.Attempt))
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
 			Detail: "read back " + r.ReadBack.Short()}
 		t.line("step", "written and read back: image %s, %d bytes fetched", r.ReadBack.Short(), r.Fetched)
@@ -373,6 +374,23 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 	case inventory.AgentComparing, inventory.AgentWriting, inventory.AgentConfigure:
 		t.progress(r)
 	}
+}
+
+// holds brings the inventory up to date about the disk that was written.
+func (t *transition) holds(what string) {
+	if t.Status.Facts == nil {
+		return
+	}
+	facts := *t.Status.Facts
+	facts.Disks = append([]inventory.DiskFacts(nil), facts.Disks...)
+	for i, d := range facts.Disks {
+		if t.Intent.Write.Disk.Matches(d) == nil {
+			facts.Disks[i].Holds = what
+			facts.Disks[i].Recast = &inventory.Marker{Machine: t.Status.Machine, Generation: t.Status.Wanted,
+				Rendered: t.Status.WantedRendered, Attempt: t.Status.Attempt}
+		}
+	}
+	t.Status.Facts = &facts
 }
 
 // progress moves the deadline only while bytes move: a slow disk is not a dead one.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"recast/bmc"
+	"recast/inventory"
 )
 
 // act does one action on a machine's BMC in the background and feeds its
@@ -102,6 +103,9 @@ func (e *Engine) powerOff(ctx context.Context, c bmc.Client, s State) error {
 // uefi tells the firmware mode to ask for: as declared, else as last seen, else
 // UEFI, which is what new machines have.
 func (e *Engine) uefi(name string, s State) bool {
+	if decl := e.Set().Machine(name); decl != nil && decl.Firmware != "" {
+		return decl.Firmware == inventory.UEFI
+	}
 	return s.Status.Facts == nil || s.Status.Facts.Boot.Mode != "bios"
 }
 

@@ -65,8 +65,8 @@ func (r *Rack) YAML(d RackDeclare) string {
 		if !rackListed(d.Only, n.Name) {
 			continue
 		}
-		spec := fmt.Sprintf("  location: {rack: lab, unit: %d}\n  serial: %q\n  uuid: %q\n  nics: [{mac: %q, network: lab, ip: %s}]\n",
-			i+1, n.Serial, n.UUID, n.MAC, n.IP)
+		spec := fmt.Sprintf("  location: {rack: lab, unit: %d}\n  firmware: %s\n  serial: %q\n  uuid: %q\n  nics: [{mac: %q, network: lab, ip: %s}]\n",
+			i+1, n.Firmware, n.Serial, n.UUID, n.MAC, n.IP)
 		switch {
 		case n.IPMI != nil:
 			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s}\n", n.IPMI.URL(), RackSecret)
