@@ -54,10 +54,10 @@ cleanup() {
 	[ -z "$policy" ] || rm -f "$policy"
 }
 trap cleanup EXIT
+# scratch makes the folder $tmp/$1, which is gone when we end.
 scratch() {
 	[ -n "$tmp" ] || tmp=$(mktemp -d)
 	mkdir -p "$tmp/$1"
-	echo "$tmp/$1"
 }
 
 updated=
@@ -100,7 +100,8 @@ setup_packages() {
 # configuration and lists alone.
 setup_apt_testing() {
 	local dir codename uri key
-	dir=$(scratch apt)
+	scratch apt
+	dir=$tmp/apt
 	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 	[ -n "$codename" ] || return 1
 	uri=$(apt-get indextargets --format '$(CREATED_BY) $(RELEASE) $(REPO_URI)' |
@@ -123,7 +124,8 @@ setup_apt_testing() {
 setup_loaders() {
 	local to=ipxe/loaders deb dir root src name
 	[ -s $to/undionly.kpxe ] && [ -s $to/snponly.efi ] && [ -s $to/ipxe-amd64.efi ] && [ -e $to/VERSION ] && return 0
-	dir=$(scratch deb)
+	scratch deb
+	dir=$tmp/deb
 	if setup_apt_testing && (cd "$dir" && "${apt_testing[@]}" download ipxe); then
 		:
 	else
@@ -133,7 +135,8 @@ setup_loaders() {
 			die "cannot download Debian's ipxe package: check the network, then run ./setup.sh loaders again"
 	fi
 	deb=$(ls "$dir"/ipxe_*.deb)
-	root=$(scratch loaders)
+	scratch loaders
+	root=$tmp/loaders
 	dpkg-deb -x "$deb" "$root"
 	for name in undionly.kpxe snponly.efi ipxe-amd64.efi ipxe-arm64.efi; do
 		for src in "usr/lib/ipxe/$name" "boot/${name/-amd64/}"; do
@@ -157,7 +160,8 @@ setup_kernel() {
 	update
 	name=$(apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-/ { print $2; exit }')
 	[ -n "$name" ] || die "cannot find the package that linux-image-amd64 depends on: run apt-get update"
-	dir=$(scratch kernel)
+	scratch kernel
+	dir=$tmp/kernel
 	(cd "$dir" && apt-get -qq -o APT::Sandbox::User=root download "$name") ||
 		die "cannot download $name: check the network, then run ./setup.sh kernel again"
 	mkdir -p .cache

@@ -1,7 +1,6 @@
 package tftp
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"strings"
@@ -62,12 +61,10 @@ func parseRequest(p []byte) (request, error) {
 	if len(p) > maxRequest {
 		return r, badLong
 	}
-	// Some ROMs send the whole buffer, zeros after the last option.
-	body := bytes.TrimRight(p[2:], "\x00")
-	if len(body) == len(p)-2 {
+	if p[len(p)-1] != 0 {
 		return r, badEnd
 	}
-	fields := strings.Split(string(body), "\x00")
+	fields := strings.Split(string(p[2:len(p)-1]), "\x00")
 	r.name = cleanName(fields[0])
 	if r.name == "" || len(r.name) > maxName {
 		return r, badName
@@ -82,12 +79,14 @@ func parseRequest(p []byte) (request, error) {
 	default:
 		return r, badMode
 	}
-	rest := fields[2:]
-	if len(rest)%2 != 0 {
-		return r, badOptions
-	}
-	for i := 0; i < len(rest); i += 2 {
-		r.options = append(r.options, option{strings.ToLower(rest[i]), rest[i+1]})
+	for rest := fields[2:]; len(rest) > 0; rest = rest[2:] {
+		if rest[0] == "" {
+			break // some ROMs send the whole buffer, zeros after the last option
+		}
+		if len(rest) == 1 {
+			return r, badOptions
+		}
+		r.options = append(r.options, option{strings.ToLower(rest[0]), rest[1]})
 	}
 	return r, nil
 }
@@ -108,7 +107,7 @@ func (r request) packet() []byte {
 	p := fmt.Appendf([]byte{0, opRead}, "%s\x00%s\x00", r.name, mode)
 	seen := map[string]bool{}
 	for _, o := range r.options {
-		if seen[o.name] {
+		if seen[o.name] || o.value == "" {
 			continue
 		}
 		seen[o.name] = true

@@ -21,6 +21,8 @@ func TestRequestsAreUnderstoodOrRefused(t *testing.T) {
 		"options nobody knows":         {"\x00\x01a\x00octet\x00windowsize\x004\x00multicast\x00x\x00", "\x00\x01a\x00octet\x00", nil},
 		"option given twice":           {"\x00\x01a\x00octet\x00blksize\x00600\x00blksize\x00700\x00", "\x00\x01a\x00octet\x00blksize\x00600\x00", nil},
 		"size of a text":               {"\x00\x01a\x00netascii\x00tsize\x000\x00", "\x00\x01a\x00netascii\x00", nil},
+		"option with an empty value":   {"\x00\x01a\x00octet\x00tsize\x00\x000\x00", "", badOptions},
+		"empty value, well formed":     {"\x00\x01a\x00octet\x00tsize\x00\x00blksize\x00600\x00", "\x00\x01a\x00octet\x00blksize\x00600\x00", nil},
 		"leading slash":                {"\x00\x01/snponly.efi\x00octet\x00", "\x00\x01snponly.efi\x00octet\x00", nil},
 		"end mark of DHCP":             {"\x00\x01snponly.efi\xff\x00octet\x00", "\x00\x01snponly.efi\x00octet\x00", nil},
 		"zeros up to the buffer":       {"\x00\x01a\x00octet\x00" + strings.Repeat("\x00", 300), "\x00\x01a\x00octet\x00", nil},
