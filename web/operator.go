@@ -1,16 +1,14 @@
 package web
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"time"
 
 	"github.com/labstack/echo/v4"
 
-	"recast/image"
 	"recast/inventory"
 	"recast/provision"
 )
@@ -19,7 +17,11 @@ import (
 type (
 	VersionReply struct {
 		Version string `json:"version"`
-		Epoch   string `json:"epoch"`
+	}
+	StatusReply struct {
+		Version string `json:"version"`
+		// Epoch is the random word of the store, renewed by a restore.
+		Epoch string `json:"epoch"`
 		// ReadOnly says why the store takes no writes; "" it does.
 		ReadOnly string           `json:"readOnly,omitempty"`
 		Frozen   provision.Freeze `json:"frozen,omitzero"`
@@ -52,21 +54,23 @@ type (
 	SecretRequest struct {
 		Value string `json:"value"`
 	}
-	ImageSource struct {
-		Source string           `json:"source"`
-		Digest inventory.Digest `json:"digest,omitempty"`
-	}
 )
 
 const (
-	apiRoot     = "/api/v1"
-	imagesRoute = apiRoot + "/images"
+	apiRoot = "/api/v1"
 	// whoHeader names the operator for the audit log; the token says what is allowed.
 	whoHeader = "Recast-Who"
 )
 
+// who is the operator's own word with the address it came from. Control
+// characters would let it write lines of its own into logs and tables.
 func who(c echo.Context) string {
 	name := c.Request().Header.Get(whoHeader)
+	for _, r := range name {
+		if r < ' ' || r == 0x7f {
+			name = ""
+		}
+	}
 	if name == "" || len(name) > 64 {
 		name = "operator"
 	}
@@ -75,253 +79,149 @@ func who(c echo.Context) string {
 
 func (s *Server) operatorRoutes() []route {
 	e := s.Engine
-	get := func(path, doc string, out any, f func(c echo.Context) (any, error)) route {
-		return route{http.MethodGet, apiRoot + path, scopeOperator, doc, nil, out, func(c echo.Context) error {
-			v, err := f(c)
-			return reply(c, v, err)
-		}}
-	}
-	// verb is an operator's word on one machine, without a body.
-	verb := func(name, doc string, f func(c echo.Context, machine string) error) route {
-		return route{http.MethodPost, apiRoot + "/machines/:name/" + name, scopeOperator, doc, nil, nil,
-			func(c echo.Context) error { return done(c, f(c, c.Param("name"))) }}
-	}
 	routes := []route{
-		{http.MethodGet, apiRoot + "/version", scopeOpen, "What answers here.", nil, VersionReply{}, s.version},
-		{http.MethodGet, apiRoot + "/openapi.json", scopeOpen, "This API, as OpenAPI 3.1.", nil, nil, s.openAPI},
-		{http.MethodPost, apiRoot + "/plan", scopeOperator, "Compare files with what is; changes nothing.",
-			PlanRequest{}, provision.Plan{}, func(c echo.Context) error {
-				in, err := read[PlanRequest](c)
-				if err != nil {
-					return err
-				}
+		show(apiRoot+"/version", scopeOpen, "What answers here.",
+			func(echo.Context) (VersionReply, error) { return VersionReply{s.Version}, nil }),
+		{method: http.MethodGet, path: apiRoot + "/openapi.json", scope: scopeOpen, doc: "This API, as OpenAPI 3.1.",
+			answer: echo.MIMEApplicationJSON, handle: s.openAPI},
+		show(apiRoot+"/status", scopeOperator, "How the server does.",
+			func(echo.Context) (StatusReply, error) { return s.status(), nil }),
+
+		ask(http.MethodPost, apiRoot+"/plan", scopeOperator, "Compare files with what is; changes nothing.",
+			func(c echo.Context, in PlanRequest) (provision.Plan, error) {
 				p, err := e.Plan(c.Request().Context(), in.Files, in.Erase)
-				return reply(c, p, err)
-			}},
-		{http.MethodPost, apiRoot + "/apply", scopeOperator, "Make a plan's candidate the truth.",
-			ApplyRequest{}, provision.Plan{}, func(c echo.Context) error {
-				in, err := read[ApplyRequest](c)
-				if err != nil {
-					return err
-				}
+				return p, refuse(http.StatusUnprocessableEntity, err)
+			}),
+		ask(http.MethodPost, apiRoot+"/apply", scopeOperator, "Make a plan's candidate the truth.",
+			func(c echo.Context, in ApplyRequest) (provision.Plan, error) {
 				p, err := e.Apply(c.Request().Context(), in.Plan, who(c))
-				return reply(c, p, err)
-			}},
-		{http.MethodPost, apiRoot + "/rollback", scopeOperator, "Plan a group's return to a kept generation.",
-			RollbackRequest{}, provision.Plan{}, func(c echo.Context) error {
-				in, err := read[RollbackRequest](c)
-				if err != nil {
-					return err
-				}
+				return p, refuse(http.StatusConflict, err)
+			}),
+		ask(http.MethodPost, apiRoot+"/rollback", scopeOperator, "Plan a group's return to a kept generation.",
+			func(c echo.Context, in RollbackRequest) (provision.Plan, error) {
 				p, err := e.Rollback(c.Request().Context(), in.Group, in.To)
-				return reply(c, p, err)
-			}},
-		get("/machines", "Every declared machine.", []provision.View{}, func(echo.Context) (any, error) { return e.Views(), nil }),
-		get("/machines/:name", "One machine.", provision.View{}, func(c echo.Context) (any, error) {
-			v, ok := e.View(c.Param("name"))
-			if !ok {
-				return nil, fmt.Errorf("machine %q: %w; recast get machines lists them", c.Param("name"), errNotFound)
-			}
-			return v, nil
+				return p, refuse(http.StatusUnprocessableEntity, err)
+			}),
+		tell(http.MethodPost, apiRoot+"/freeze", scopeOperator, "Start nothing any more.",
+			func(c echo.Context, in FreezeRequest) error {
+				return e.Freeze(c.Request().Context(), who(c), in.Reason)
+			}),
+		act(http.MethodPost, apiRoot+"/unfreeze", "Let rollouts go on.",
+			func(c echo.Context) error { return e.Unfreeze(c.Request().Context(), who(c)) }),
+
+		show(apiRoot+"/set", scopeOperator, "The declared objects in force.",
+			func(echo.Context) (*inventory.Set, error) { return e.Set(), nil }),
+		show(apiRoot+"/orphans", scopeOperator, "Machines that are known but declared no more.",
+			func(echo.Context) ([]provision.View, error) { return listed(e.Orphans()), nil }),
+		show(apiRoot+"/discovered", scopeOperator, "Undeclared machines, with the YAML that declares them.",
+			func(echo.Context) ([]provision.Stray, error) { return listed(e.Discovered()), nil }),
+		show(apiRoot+"/generations", scopeOperator, "Generations kept for rollback, newest first.",
+			func(c echo.Context) ([]provision.GenerationInfo, error) { return e.Generations(c.Request().Context()) }),
+		show(apiRoot+"/rollouts", scopeOperator, "Applied changes on their way.",
+			func(echo.Context) ([]provision.Rollout, error) { return listed(e.Rollouts()), nil }),
+		show(apiRoot+"/leases", scopeOperator, "Addresses in use.",
+			func(echo.Context) ([]inventory.Lease, error) { return listed(e.Leases()), nil }),
+		show(apiRoot+"/audit", scopeOperator, "Who did what, oldest first.",
+			func(c echo.Context) ([]provision.AuditEntry, error) {
+				log, err := e.Audit(c.Request().Context())
+				return listed(log), err
+			}),
+
+		show(apiRoot+"/secrets", scopeOperator, "Names and versions of secrets; never a value.",
+			func(echo.Context) ([]provision.SecretInfo, error) { return listed(e.Secrets().List()), nil }),
+		ask(http.MethodPut, apiRoot+"/secrets/:name", scopeOperator, "Store a new version of a secret.",
+			func(c echo.Context, in SecretRequest) (provision.SecretInfo, error) {
+				info, err := e.SetSecret(c.Request().Context(), c.Param("name"), []byte(in.Value), who(c))
+				return info, refuse(http.StatusUnprocessableEntity, err)
+			}),
+		act(http.MethodDelete, apiRoot+"/secrets/:name", "Remove a secret.", func(c echo.Context) error {
+			return refuse(http.StatusNotFound, e.Secrets().Remove(c.Request().Context(), c.Param("name")))
 		}),
-		get("/machines/:name/explain", "The first missing step and the cure.", provision.Explanation{}, func(c echo.Context) (any, error) {
-			x, err := e.Explain(c.Param("name"))
-			if err != nil {
-				err = errors.Join(errNotFound, err)
-			}
-			return x, err
-		}),
-		get("/orphans", "Machines that are known but declared no more.", []provision.View{}, func(echo.Context) (any, error) { return e.Orphans(), nil }),
-		get("/discovered", "Undeclared machines, with the YAML that declares them.", []provision.Stray{}, func(echo.Context) (any, error) { return e.Discovered(), nil }),
-		get("/set", "The declared objects in force.", inventory.Set{}, func(echo.Context) (any, error) { return e.Set(), nil }),
-		get("/generations", "Generations kept for rollback, newest first.", []provision.GenerationInfo{}, func(c echo.Context) (any, error) {
-			return e.Generations(c.Request().Context())
-		}),
-		get("/rollouts", "Applied changes on their way.", []provision.Rollout{}, func(echo.Context) (any, error) { return e.Rollouts(), nil }),
-		get("/leases", "Addresses in use.", []inventory.Lease{}, func(echo.Context) (any, error) { return e.Leases(), nil }),
-		get("/audit", "Who did what, oldest first.", []provision.AuditEntry{}, func(c echo.Context) (any, error) {
-			return e.Audit(c.Request().Context())
-		}),
-		get("/secrets", "Names and versions of secrets; never a value.", []provision.SecretInfo{}, func(echo.Context) (any, error) {
-			return e.Secrets().List(), nil
-		}),
-		get("/images", "Images here.", []image.Info{}, func(echo.Context) (any, error) { return s.Images.List(), nil }),
-		{http.MethodGet, apiRoot + "/watch", scopeOperator, "Server-sent events: every change of a machine.", nil, provision.View{}, s.watch},
-		verb("release", "End a hold.", func(c echo.Context, m string) error { return e.Release(c.Request().Context(), m, who(c)) }),
-		verb("retry", "Give it another turn.", func(c echo.Context, m string) error { return e.Retry(c.Request().Context(), m, who(c)) }),
-		verb("abort", "Stop the attempt under way.", func(c echo.Context, m string) error { return e.Abort(c.Request().Context(), m, who(c)) }),
-		verb("inspect", "Netboot it and take its inventory.", func(c echo.Context, m string) error { return e.Look(c.Request().Context(), m, who(c)) }),
-		verb("adopt", "Netboot it and believe what its disk says.", func(c echo.Context, m string) error { return e.Adopt(c.Request().Context(), m, who(c)) }),
-		{http.MethodPost, apiRoot + "/machines/:name/hold", scopeOperator, "Keep recast's hands off.", HoldRequest{}, nil, func(c echo.Context) error {
-			in, err := read[HoldRequest](c)
-			if err != nil {
-				return err
-			}
-			return done(c, e.Hold(c.Request().Context(), c.Param("name"), who(c), in.Reason, time.Duration(in.For)))
-		}},
-		{http.MethodPost, apiRoot + "/machines/:name/power", scopeOperator, "Read or change its power.", PowerRequest{}, PowerReply{}, func(c echo.Context) error {
-			in, err := read[PowerRequest](c)
-			if err != nil {
-				return err
-			}
-			p, err := e.Power(c.Request().Context(), c.Param("name"), who(c), in.Verb, in.Soft)
-			return reply(c, PowerReply{p}, err)
-		}},
-		{http.MethodPost, apiRoot + "/freeze", scopeOperator, "Start nothing any more.", FreezeRequest{}, nil, func(c echo.Context) error {
-			in, err := read[FreezeRequest](c)
-			if err != nil {
-				return err
-			}
-			return done(c, e.Freeze(c.Request().Context(), who(c), in.Reason))
-		}},
-		{http.MethodPost, apiRoot + "/unfreeze", scopeOperator, "Let rollouts go on.", nil, nil, func(c echo.Context) error {
-			return done(c, e.Unfreeze(c.Request().Context(), who(c)))
-		}},
-		{http.MethodPut, apiRoot + "/secrets/:name", scopeOperator, "Store a new version of a secret.", SecretRequest{}, provision.SecretInfo{}, func(c echo.Context) error {
-			in, err := read[SecretRequest](c)
-			if err != nil {
-				return err
-			}
-			info, err := e.SetSecret(c.Request().Context(), c.Param("name"), []byte(in.Value), who(c))
-			return reply(c, info, err)
-		}},
-		{http.MethodDelete, apiRoot + "/secrets/:name", scopeOperator, "Remove a secret.", nil, nil, func(c echo.Context) error {
-			return done(c, e.Secrets().Remove(c.Request().Context(), c.Param("name")))
-		}},
-		{http.MethodPost, imagesRoute, scopeOperator, "Ingest an image: the body's bytes, or with Content-Type application/json an ImageSource.",
-			ImageSource{}, image.Info{}, s.addImage},
-		{http.MethodDelete, apiRoot + "/images/:digest", scopeOperator, "Remove an image that nothing refers to.", nil, nil, s.removeImage},
-		{http.MethodPost, apiRoot + "/images/:digest/verify", scopeOperator, "Hash every byte of our copy.", nil, image.Info{}, s.verifyImage},
 	}
-	return routes
+	return append(append(routes, s.machineRoutes()...), s.imageRoutes()...)
 }
 
-func (s *Server) version(c echo.Context) error {
-	v := VersionReply{Version: s.Version, Epoch: s.Engine.Store.Epoch(), Frozen: s.Engine.Frozen()}
+// listed makes an empty list of none: null is no list to a client.
+func listed[T any](v []T) []T {
+	if v == nil {
+		return []T{}
+	}
+	return v
+}
+
+func (s *Server) machineRoutes() []route {
+	e := s.Engine
+	const one = apiRoot + "/machines/:name"
+	// known answers 404 for a machine that nobody declared or knows.
+	known := func(c echo.Context) (provision.View, error) {
+		v, ok := e.View(c.Param("name"))
+		if !ok {
+			return v, refuse(http.StatusNotFound, fmt.Errorf("there is no machine %q; recast get machines lists them", c.Param("name")))
+		}
+		return v, nil
+	}
+	// verb is an operator's word on one machine, without a body. The engine's no
+	// is about the state the machine is in.
+	verb := func(name, doc string, f func(ctx context.Context, machine, who string) error) route {
+		return act(http.MethodPost, one+"/"+name, doc, func(c echo.Context) error {
+			if _, err := known(c); err != nil {
+				return err
+			}
+			return refuse(http.StatusConflict, f(c.Request().Context(), c.Param("name"), who(c)))
+		})
+	}
+	return []route{
+		show(apiRoot+"/machines", scopeOperator, "Every declared machine.",
+			func(echo.Context) ([]provision.View, error) { return listed(e.Views()), nil }),
+		{method: http.MethodGet, path: apiRoot + "/watch", scope: scopeOperator, answer: "text/event-stream", out: provision.View{},
+			doc: "Server-sent events: first every machine, then each that changes.", handle: s.watch},
+		show(one, scopeOperator, "One machine.", known),
+		show(one+"/explain", scopeOperator, "The first missing step and the cure.",
+			func(c echo.Context) (provision.Explanation, error) {
+				if _, err := known(c); err != nil {
+					return provision.Explanation{}, err
+				}
+				return e.Explain(c.Param("name"))
+			}),
+		verb("release", "End a hold.", e.Release),
+		verb("retry", "Give it another turn.", e.Retry),
+		verb("abort", "Stop the attempt under way.", e.Abort),
+		verb("inspect", "Netboot it and take its inventory.", e.Look),
+		verb("adopt", "Netboot it and believe what its disk says.", e.Adopt),
+		tell(http.MethodPost, one+"/hold", scopeOperator, "Keep recast's hands off.",
+			func(c echo.Context, in HoldRequest) error {
+				if _, err := known(c); err != nil {
+					return err
+				}
+				return refuse(http.StatusConflict, e.Hold(c.Request().Context(), c.Param("name"), who(c), in.Reason, time.Duration(in.For)))
+			}),
+		ask(http.MethodPost, one+"/power", scopeOperator, "Read or change its power.",
+			func(c echo.Context, in PowerRequest) (PowerReply, error) {
+				v, err := known(c)
+				if err != nil {
+					return PowerReply{}, err
+				}
+				switch in.Verb {
+				case "status", "on", "off", "cycle":
+				default:
+					return PowerReply{}, refuse(http.StatusBadRequest, fmt.Errorf("power %q: want status, on, off or cycle", in.Verb))
+				}
+				if in.Verb != "status" && provision.Busy(v.Status.Phase) {
+					return PowerReply{}, refuse(http.StatusConflict, fmt.Errorf("an attempt is under way (%s); recast abort %s stops it", v.Status.Step, v.Name))
+				}
+				if v.Machine == nil || v.Machine.BMC == nil {
+					return PowerReply{}, refuse(http.StatusConflict, errors.New("it has no BMC: a person has to press its button"))
+				}
+				p, err := e.Power(c.Request().Context(), c.Param("name"), who(c), in.Verb, in.Soft)
+				return PowerReply{p}, refuse(http.StatusBadGateway, err)
+			}),
+	}
+}
+
+func (s *Server) status() StatusReply {
+	v := StatusReply{Version: s.Version, Epoch: s.Engine.Store.Epoch(), Frozen: s.Engine.Frozen()}
 	if err := s.Engine.Store.Writable(); err != nil {
 		v.ReadOnly = err.Error()
 	}
-	return c.JSON(http.StatusOK, v)
-}
-
-// addImage streams: the body may be larger than memory.
-func (s *Server) addImage(c echo.Context) error {
-	ctx := c.Request().Context()
-	o := image.AddOptions{MaxSize: s.ImageMaxSize}
-	if c.Request().Header.Get(echo.HeaderContentType) == echo.MIMEApplicationJSON {
-		in, err := read[ImageSource](c)
-		if err != nil {
-			return err
-		}
-		o.Want = in.Digest
-		info, err := s.Images.AddSource(ctx, in.Source, o)
-		if err != nil {
-			err = errors.Join(errBadRequest, err)
-		}
-		return reply(c, info, err)
-	}
-	q := c.QueryParam("digest")
-	if q != "" {
-		d, err := inventory.ParseDigest(q)
-		if err != nil {
-			return errors.Join(errBadRequest, err)
-		}
-		o.Want = d
-	}
-	o.Source = c.QueryParam("source")
-	info, err := s.Images.Add(ctx, c.Request().Body, o)
-	if err != nil {
-		err = errors.Join(errBadRequest, err)
-	}
-	return reply(c, info, err)
-}
-
-func (s *Server) removeImage(c echo.Context) error {
-	d, err := inventory.ParseDigest(c.Param("digest"))
-	if err != nil {
-		return errors.Join(errBadRequest, err)
-	}
-	if user := s.Engine.ImageUser(d); user != "" {
-		return echo.NewHTTPError(http.StatusConflict, fmt.Sprintf("image %s is used by %s", d.Short(), user))
-	}
-	return done(c, s.Images.Remove(d))
-}
-
-func (s *Server) verifyImage(c echo.Context) error {
-	d, err := inventory.ParseDigest(c.Param("digest"))
-	if err != nil {
-		return errors.Join(errBadRequest, err)
-	}
-	if err := s.Images.Verify(c.Request().Context(), d); err != nil && !errors.Is(err, image.ErrDamaged) {
-		return err
-	}
-	info, err := s.Images.Info(d)
-	return reply(c, info, err)
-}
-
-// watch sends a machine's view whenever it changes; first all of them.
-func (s *Server) watch(c echo.Context) error {
-	ctx := c.Request().Context()
-	w := c.Response()
-	w.Header().Set(echo.HeaderContentType, "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(http.StatusOK)
-	changes := s.Engine.Watch(ctx)
-	send := func(v provision.View) error {
-		raw, err := json.Marshal(v)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(w, "event: machine\ndata: %s\n\n", raw)
-		return err
-	}
-	all := func() error {
-		for _, v := range s.Engine.Views() {
-			if err := send(v); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if err := all(); err != nil {
-		return nil // the reader is gone
-	}
-	w.Flush()
-	alive := time.NewTicker(15 * time.Second)
-	defer alive.Stop()
-	for {
-		var err error
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-alive.C:
-			_, err = io.WriteString(w, ": alive\n\n")
-		case name, open := <-changes:
-			if !open {
-				return nil
-			}
-			if name == provision.AllMachines {
-				err = all()
-			} else if v, ok := s.Engine.View(name); ok {
-				err = send(v)
-			}
-		}
-		if err != nil {
-			return nil
-		}
-		w.Flush()
-	}
-}
-
-// decodeJSON refuses unknown fields and a second document.
-func decodeJSON(r io.Reader, v any) error {
-	d := json.NewDecoder(r)
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		return fmt.Errorf("decode request: %w", err)
-	}
-	if d.More() {
-		return errors.New("decode request: more than one document")
-	}
-	return nil
+	return v
 }

@@ -325,8 +325,8 @@ func newVersion() *cobra.Command {
 			if err != nil {
 				return nil // no server is known: that is no error here
 			}
-			var v web.VersionReply
-			if err := c.call(cmd.Context(), http.MethodGet, "/api/v1/version", nil, &v); err != nil {
+			var v web.StatusReply
+			if err := c.call(cmd.Context(), http.MethodGet, "/api/v1/status", nil, &v); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "server %s at %s\n", v.Version, c.ctx.URL)

@@ -1,0 +1,199 @@
+package web
+
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime/debug"
+	"strings"
+
+	"github.com/labstack/echo/v4"
+)
+
+// scope is who may call a route. Every route has one; there is no default.
+type scope int
+
+const (
+	scopeKnock    scope = iota + 1 // a nonce or a discovery token in the body; the engine judges it
+	scopeAgent                     // an agent's token in the Authorization header; the engine judges it
+	scopeOperator                  // the operator's token
+	scopeOpen                      // nobody is asked; nothing secret is answered
+)
+
+// route is one entry of the API. The OpenAPI document is made of this table, so
+// that the two cannot differ.
+type route struct {
+	method, path string
+	scope        scope
+	doc          string
+	in, out      any // zero values of the JSON bodies, nil for none
+	handle       echo.HandlerFunc
+	// answer is the media type of a success that is no JSON; stream lifts the
+	// body's limit, since the handler has one of its own.
+	answer string
+	stream bool
+}
+
+// Limits of a request's body: what a stranger may send, what a machine may say
+// of itself, and a site's files.
+var bodyLimit = map[scope]int64{
+	scopeOpen:     0,
+	scopeKnock:    1 << 20,
+	scopeAgent:    4 << 20,
+	scopeOperator: 64 << 20,
+}
+
+// API serves the agents and the operators.
+func (s *Server) API() http.Handler { return s.api(s.routes()) }
+
+func (s *Server) api(routes []route) http.Handler {
+	e := echo.New()
+	e.HideBanner, e.HidePort = true, true
+	// v4 believes X-Forwarded-For by default, which is fatal where an address
+	// names a machine (GHSA-246p-cpwv-v3jq).
+	e.IPExtractor = echo.ExtractIPDirect()
+	e.HTTPErrorHandler = s.problem
+	e.Use(recoverPanic)
+	for _, r := range routes {
+		e.Add(r.method, r.path, s.guard(r))
+	}
+	return e
+}
+
+func (s *Server) routes() []route {
+	return append(s.agentRoutes(), s.operatorRoutes()...)
+}
+
+// guard denies whoever is not in the route's scope.
+func (s *Server) guard(r route) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		switch r.scope {
+		case scopeOpen, scopeKnock:
+		case scopeAgent:
+			if bearer(c) == "" {
+				return echo.NewHTTPError(http.StatusUnauthorized, "this needs the token of a machine's present boot")
+			}
+		case scopeOperator:
+			if s.OperatorToken == "" || subtle.ConstantTimeCompare([]byte(bearer(c)), []byte(s.OperatorToken)) != 1 {
+				return echo.NewHTTPError(http.StatusUnauthorized, "this needs the operator's token: recast login URL")
+			}
+		default:
+			return echo.NewHTTPError(http.StatusForbidden, "nobody may call this")
+		}
+		if !r.stream {
+			c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, bodyLimit[r.scope])
+		}
+		return r.handle(c)
+	}
+}
+
+// panicError is a panic of one request; its stack is for the log.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.value, e.stack) }
+
+// recoverPanic turns a panic of one request into its error. echo's own
+// middleware package brings a rate limiter's module with it.
+func recoverPanic(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) (err error) {
+		defer func() {
+			if r := recover(); r != nil {
+				if r == http.ErrAbortHandler {
+					panic(r)
+				}
+				err = &panicError{r, debug.Stack()}
+			}
+		}()
+		return next(c)
+	}
+}
+
+func bearer(c echo.Context) string {
+	token, ok := strings.CutPrefix(c.Request().Header.Get(echo.HeaderAuthorization), "Bearer ")
+	if !ok {
+		return ""
+	}
+	return token
+}
+
+// read decodes a JSON body and refuses unknown fields.
+func read[T any](c echo.Context) (T, error) {
+	var v T
+	return v, refuse(http.StatusBadRequest, decodeJSON(c.Request().Body, &v))
+}
+
+// decodeJSON refuses unknown fields and a second document.
+func decodeJSON(r io.Reader, v any) error {
+	d := json.NewDecoder(r)
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the body is empty")
+		}
+		return fmt.Errorf("decode request: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("decode request: something follows the JSON document")
+	}
+	return nil
+}
+
+func reply(c echo.Context, out any, err error) error {
+	if err != nil {
+		return err
+	}
+	c.Response().Header().Set("Cache-Control", "no-store")
+	return c.JSON(http.StatusOK, out)
+}
+
+func done(c echo.Context, err error) error {
+	if err != nil {
+		return err
+	}
+	return c.NoContent(http.StatusNoContent)
+}
+
+// The makers of route entries. ask reads a JSON body, calls f and answers with
+// what it returns; tell answers with nothing; show has no body.
+
+func ask[In, Out any](method, path string, s scope, doc string, f func(echo.Context, In) (Out, error)) route {
+	var in In
+	var out Out
+	return route{method: method, path: path, scope: s, doc: doc, in: in, out: out, handle: func(c echo.Context) error {
+		in, err := read[In](c)
+		if err != nil {
+			return err
+		}
+		out, err := f(c, in)
+		return reply(c, out, err)
+	}}
+}
+
+func tell[In any](method, path string, s scope, doc string, f func(echo.Context, In) error) route {
+	var in In
+	return route{method: method, path: path, scope: s, doc: doc, in: in, handle: func(c echo.Context) error {
+		in, err := read[In](c)
+		if err != nil {
+			return err
+		}
+		return done(c, f(c, in))
+	}}
+}
+
+func show[Out any](path string, s scope, doc string, f func(echo.Context) (Out, error)) route {
+	var out Out
+	return route{method: http.MethodGet, path: path, scope: s, doc: doc, out: out, handle: func(c echo.Context) error {
+		out, err := f(c)
+		return reply(c, out, err)
+	}}
+}
+
+func act(method, path string, doc string, f func(echo.Context) error) route {
+	return route{method: method, path: path, scope: scopeOperator, doc: doc, handle: func(c echo.Context) error { return done(c, f(c)) }}
+}
