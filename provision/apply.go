@@ -2,7 +2,6 @@ package provision
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,7 +14,6 @@ import (
 
 const (
 	setPrefix = "/recast/declared/sets/"
-	auditKey  = "/recast/audit/"
 	// setPart bounds one record of a Set: etcd's request limit is 1.5 MiB.
 	setPart = 512 << 10
 )
@@ -369,157 +367,4 @@ func (e *Engine) saveRollout(ctx context.Context, r Rollout) error {
 	e.rolling[r.Group] = r
 	e.mu.Unlock()
 	return nil
-}
-
-// Rollback plans a Group's return to a kept generation; "" means the one before
-// the present. The plan is applied like any other.
-func (e *Engine) Rollback(ctx context.Context, group string, to inventory.Digest) (Plan, error) {
-	set := e.Set()
-	g := set.Group(group)
-	if g == nil {
-		return Plan{}, fmt.Errorf("roll back %q: no such group; recast get groups lists them", group)
-	}
-	if to == "" {
-		var err error
-		if to, err = e.previous(ctx, g); err != nil {
-			return Plan{}, err
-		}
-	}
-	if _, err := e.generation(to); err != nil {
-		return Plan{}, fmt.Errorf("roll back %q: %w; recast get generations lists those that are", group, err)
-	}
-	raw, err := set.Encode()
-	if err != nil {
-		return Plan{}, err
-	}
-	candidate, err := inventory.DecodeSet(raw) // a copy: a Set is never edited
-	if err != nil {
-		return Plan{}, err
-	}
-	candidate.Group(group).Generation = to
-	if raw, err = candidate.Encode(); err != nil {
-		return Plan{}, err
-	}
-	if candidate, err = inventory.DecodeSet(raw); err != nil {
-		return Plan{}, err
-	}
-	return e.planSet(ctx, candidate, nil)
-}
-
-// GenerationInfo is one kept generation.
-type GenerationInfo struct {
-	Digest   inventory.Digest   `json:"digest"`
-	Group    string             `json:"group"`
-	At       time.Time          `json:"at"`
-	Resolved inventory.Resolved `json:"resolved"`
-	Machines []string           `json:"machines,omitempty"` // that run it
-}
-
-// Generations kept, newest first.
-func (e *Engine) Generations(ctx context.Context) ([]GenerationInfo, error) {
-	rows, _, err := e.generations.List(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("list generations: %w", err)
-	}
-	running := map[inventory.Digest][]string{}
-	for _, m := range e.list() {
-		if d := m.snapshot().Status.Running; d != "" {
-			running[d] = append(running[d], m.name)
-		}
-	}
-	out := make([]GenerationInfo, 0, len(rows))
-	for _, row := range rows {
-		gen, err := inventory.DecodeGeneration(row.Value.Canonical)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, GenerationInfo{gen.Digest, row.Value.Group, row.Value.At, gen.Resolved, running[gen.Digest]})
-	}
-	sortByTime(out)
-	return out, nil
-}
-
-// previous generation of a group: the newest other one that it ran.
-func (e *Engine) previous(ctx context.Context, g *inventory.Group) (inventory.Digest, error) {
-	now, err := e.resolver(e.Set()).generation(g)
-	if err != nil {
-		return "", err
-	}
-	log, err := e.Audit(ctx)
-	if err != nil {
-		return "", err
-	}
-	// The audit log knows the order in which Sets were applied.
-	for i := len(log) - 1; i >= 0; i-- {
-		if log[i].What != "apply" {
-			continue
-		}
-		set, _, err := e.getSet(ctx, log[i].Set)
-		if err != nil {
-			return "", err
-		}
-		old := set.Group(g.Name)
-		if old == nil {
-			continue
-		}
-		gen, err := (&resolver{set: set, version: e.secrets.Version, kept: e.generation}).generation(old)
-		if err == nil && gen.Digest != now.Digest {
-			return gen.Digest, nil
-		}
-	}
-	return "", fmt.Errorf("roll back %q: it has run no other generation", g.Name)
-}
-
-// AuditEntry says who did what. Each carries the hash of the one before.
-type AuditEntry struct {
-	Seq     int64            `json:"seq"`
-	At      time.Time        `json:"at"`
-	Who     string           `json:"who"`
-	What    string           `json:"what"`
-	Machine string           `json:"machine,omitempty"`
-	Plan    inventory.Digest `json:"plan,omitempty"`
-	Set     inventory.Digest `json:"set,omitempty"`
-	Erase   []string         `json:"erase,omitempty"`
-	Detail  string           `json:"detail,omitempty"`
-	Before  inventory.Digest `json:"before,omitempty"` // hash of the entry before
-}
-
-// audit makes the write that appends an entry. The caller holds applyMu, and
-// commits it with what it audits.
-func (e *Engine) audit(ctx context.Context, a AuditEntry) (store.Op, error) {
-	log, _, err := e.Store.List(ctx, auditKey)
-	if err != nil {
-		return store.Op{}, fmt.Errorf("read the audit log: %w", err)
-	}
-	a.Seq = int64(len(log)) + 1
-	if n := len(log); n > 0 {
-		a.Before = inventory.NewDigest(sha256.Sum256(log[n-1].Value))
-	}
-	raw, err := json.Marshal(a)
-	if err != nil {
-		return store.Op{}, err
-	}
-	return store.Op{Key: fmt.Sprintf("%s%012d", auditKey, a.Seq), Value: raw, If: 0}, nil
-}
-
-// Audit is the log, oldest first, its chain verified.
-func (e *Engine) Audit(ctx context.Context) ([]AuditEntry, error) {
-	records, _, err := e.Store.List(ctx, auditKey)
-	if err != nil {
-		return nil, fmt.Errorf("read the audit log: %w", err)
-	}
-	var out []AuditEntry
-	var before inventory.Digest
-	for _, r := range records {
-		var a AuditEntry
-		if err := json.Unmarshal(r.Value, &a); err != nil {
-			return nil, fmt.Errorf("read audit entry %s: %w", r.Key, err)
-		}
-		if a.Before != before {
-			return out, fmt.Errorf("audit entry %d does not follow the one before it: the log was changed", a.Seq)
-		}
-		before = inventory.NewDigest(sha256.Sum256(r.Value))
-		out = append(out, a)
-	}
-	return out, nil
 }

@@ -200,11 +200,7 @@ func causes(st Status) []string {
 	return nil
 }
 
-func sortByTime(g []GenerationInfo) {
-	sort.Slice(g, func(i, j int) bool { return g[i].At.After(g[j].At) })
-}
-
-// Machines that are known but declared no more.
+// Orphans are machines that are known but declared no more.
 func (e *Engine) Orphans() []View {
 	set := e.Set()
 	var out []View
@@ -218,7 +214,7 @@ func (e *Engine) Orphans() []View {
 	return out
 }
 
-// Lease that an address belongs to.
+// Leases in force, by address.
 func (e *Engine) Leases() []inventory.Lease {
 	e.mu.RLock()
 	defer e.mu.RUnlock()

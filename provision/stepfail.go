@@ -1,0 +1,134 @@
+package provision
+
+import (
+	"fmt"
+	"time"
+
+	"recast/inventory"
+)
+
+// rearm sets the override once more in an attempt, not for ever.
+func (t *transition) rearm(why string) {
+	if t.Intent.Rearmed || !t.p.HasBMC {
+		t.fail("no network boot: "+why, true)
+		return
+	}
+	t.Intent.Rearmed = true
+	t.line("bmc", "armed again: %s", why)
+	t.enter(StepStopping, "")
+	t.actions = append(t.actions, ActOff)
+}
+
+func (t *transition) ticked() {
+	if !t.busy() || t.Status.Deadline.IsZero() || t.now.Before(t.Status.Deadline) {
+		return
+	}
+	waited := t.now.Sub(t.Status.Since).Round(time.Second)
+	last := ""
+	if t.Status.LastSeen != "" {
+		last = "; last seen: " + t.Status.LastSeen
+	}
+	switch t.Status.Step {
+	case StepStopping:
+		if !t.p.HasBMC {
+			t.await()
+			return
+		}
+		t.fail(fmt.Sprintf("not seen off after %s%s", waited, last), true)
+	case StepBooting:
+		t.rearm(fmt.Sprintf("no request for a boot script within %s of power on%s", waited, last))
+	case StepStarting:
+		if !t.p.Reports {
+			t.line("phase", "no network boot within %s: taken as running", waited)
+			t.activate(HealthUnknown)
+			return
+		}
+		t.stop(fmt.Sprintf("written and read back, but the system did not report itself within %s%s", waited, last))
+		t.Status.Health = Degraded
+		t.Status.NextAction = fmt.Sprintf("look at its console; it becomes active when it reports; recast retry %s writes it anew", t.Status.Machine)
+	case StepWriting, StepVerifying:
+		t.fail(fmt.Sprintf("no byte moved while %s for %s%s", t.Status.Step, t.deadline(t.Status.Step), last), true)
+	case StepAwaitingPerson:
+		t.fail(fmt.Sprintf("nobody power-cycled it within %s%s", waited, last), false)
+	default:
+		t.fail(fmt.Sprintf("still %s after %s%s", t.Status.Step, waited, last), true)
+	}
+}
+
+// fail ends an attempt: the next one where the budget allows it and trying
+// again can help, else the machine is failed.
+func (t *transition) fail(reason string, again bool) {
+	t.Status.LastError = reason
+	t.line("error", "attempt %d: %s", t.Status.Attempt, reason)
+	if again && t.Status.Attempt < t.p.Attempts && t.Status.Hold == nil && t.Intent.Purpose == PurposeDeploy {
+		t.Status.Attempt++
+		t.Status.Restarts = 0
+		t.begin()
+		return
+	}
+	t.stop(reason)
+}
+
+// stop makes the machine failed, with what to do next.
+func (t *transition) stop(reason string) {
+	t.Intent.Live = false
+	if t.Intent.Purpose != PurposeDeploy {
+		t.settle()
+		t.Status.LastError = reason
+		return
+	}
+	t.phase(Failed)
+	t.Status.LastError = reason
+	t.Status.Health = Degraded
+	t.Status.NextAction = fmt.Sprintf("mend the cause, then: recast retry %s", t.Status.Machine)
+}
+
+func (t *transition) aborted(ev Aborted) {
+	if !t.busy() {
+		return
+	}
+	t.line("operator", "aborted by %s", ev.By)
+	if t.Intent.Write != nil && t.Intent.Write.Erased {
+		t.stop("aborted by " + ev.By + " after its disk was erased")
+		return
+	}
+	t.Intent.Live = false
+	t.settle()
+	t.Status.LastError = "aborted by " + ev.By
+}
+
+func (t *transition) suspected(ev Suspected) {
+	t.finding(ev.Reason)
+	t.Status.Hold = &Hold{Owner: "recast", Reason: ev.Reason, Since: t.now}
+	if t.busy() {
+		t.stop(ev.Reason)
+	}
+	t.Status.NextAction = fmt.Sprintf("find out why, then: recast release %s", t.Status.Machine)
+}
+
+// mended lets a machine that failed for a damaged image begin again; the
+// attempts it spent were not its fault.
+func (t *transition) mended() {
+	if t.Status.Phase != Failed || t.Intent == nil || t.Intent.Purpose != PurposeDeploy {
+		return
+	}
+	t.Intent.Live = true
+	t.phase(Deploying)
+	t.Status.Attempt++
+	t.Status.Restarts, t.Status.LastError, t.Status.Health = 0, "", Progressing
+	t.Status.FailedImage = ""
+	t.line("phase", "the image is whole again")
+	t.begin()
+}
+
+func diskName(d inventory.DiskID) string {
+	switch {
+	case d.Serial != "":
+		return "disk serial " + d.Serial
+	case d.WWN != "":
+		return "disk wwn " + d.WWN
+	case d.ByPath != "":
+		return "disk at " + d.ByPath
+	}
+	return "disk " + d.Name
+}
