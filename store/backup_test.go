@@ -194,7 +194,7 @@ func TestCopyBetweenEngines(t *testing.T) {
 	server := startEtcd(t)
 	file := testStore(t)
 	sample(t, file)
-	cluster := server.open(t, 0)
+	cluster := server.open(t, 0, 0)
 	judgeCopy(t, file, cluster)
 	judgeCopy(t, cluster, testStore(t))
 	again := restored(t, backup(t, cluster))

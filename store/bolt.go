@@ -28,6 +28,8 @@ type BoltOptions struct {
 	// WatchBuffer is how many changes may wait for a slow watch. 0: 16384.
 	WatchBuffer int
 	Log         *slog.Logger // nil discards
+
+	retry time.Duration // how often to look whether the disk is well again. 0: 1 s
 }
 
 // boltStore keeps every record in memory and in one bbolt file. Reads and
@@ -76,6 +78,9 @@ type lease struct {
 func OpenBolt(path string, opts BoltOptions) (Store, error) {
 	if opts.Timeout == 0 {
 		opts.Timeout = 2 * time.Second
+	}
+	if opts.retry == 0 {
+		opts.retry = time.Second
 	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)

@@ -219,6 +219,20 @@ func TestDamagedFileIsRefusedOrWhole(t *testing.T) {
 		clear(content[at : at+4096])
 		try(fmt.Sprintf("page %d zeroed", at/4096), content)
 	}
+	// A page that shows fewer records than it holds is in order by itself.
+	hidden := 0
+	for at := 0; at < len(whole); at += 4096 {
+		if flags, count := order.Uint16(whole[at+8:]), order.Uint16(whole[at+10:]); flags == pageLeaf && count > 1 {
+			content := bytes.Clone(whole)
+			order.PutUint16(content[at+10:], count-1)
+			if try(fmt.Sprintf("last record of page %d hidden", at/4096), content) {
+				hidden++
+			}
+		}
+	}
+	if hidden == 0 {
+		t.Fatal("hidden records were never missed")
+	}
 	if !try("cut in the middle of a record", whole[:len(whole)/3]) {
 		t.Fatal("a third of the file was opened")
 	}

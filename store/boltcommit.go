@@ -34,12 +34,10 @@ type result struct {
 	err      error
 }
 
-// How much the committer gathers into one transaction, and how often it looks
-// whether a disk that refused takes writes again.
+// How much the committer gathers into one transaction.
 const (
 	batchRequests = 1024
 	batchBytes    = 16 << 20
-	retryInterval = time.Second
 )
 
 func (s *boltStore) Commit(ctx context.Context, ops ...Op) (int64, error) {
@@ -260,7 +258,8 @@ func (s *boltStore) decide(b *batch, r *request) {
 }
 
 // write brings a batch to the disk, together with the truth about keys that an
-// earlier failure left unsure.
+// earlier failure left unsure: what readers were told all along goes over what
+// the failed commit may have left in the file.
 func (s *boltStore) write(b *batch) error {
 	size := 0
 	err := s.update(func(tx *bbolt.Tx) error {
@@ -316,6 +315,9 @@ func (s *boltStore) write(b *batch) error {
 			if err != nil {
 				return err
 			}
+		}
+		if err := tx.Bucket(bucketState).Delete(keyProbe); err != nil {
+			return err
 		}
 		n := len(s.leases) + len(b.granted) - len(b.ended)
 		return putState(tx, fileState{Schema: schema, Epoch: s.epoch, Revision: b.revision, Records: count, Leases: n})
@@ -421,7 +423,7 @@ func (s *boltStore) update(f func(*bbolt.Tx) error) error {
 
 // goDown keeps the reason, and returns it as the answer to whoever waits.
 func (s *boltStore) goDown(cause error) error {
-	s.retry = time.Now().Add(retryInterval)
+	s.retry = time.Now().Add(s.opts.retry)
 	is := func(no syscall.Errno) bool {
 		// Where bbolt grows the file it passes on only the text.
 		return errors.Is(cause, no) || strings.HasSuffix(cause.Error(), no.Error())
@@ -458,12 +460,7 @@ func (s *boltStore) probe() {
 		})
 	}
 	if err == nil {
-		err = s.update(func(tx *bbolt.Tx) error {
-			return tx.Bucket(bucketState).Delete(keyProbe)
-		})
-	}
-	if err == nil {
-		err = s.restoreUnsure()
+		err = s.write(&batch{base: &s.records, revision: s.revision})
 	}
 	if err != nil {
 		_ = s.goDown(err)
@@ -471,12 +468,6 @@ func (s *boltStore) probe() {
 	}
 	s.down.Store(nil)
 	s.log.Info("store takes writes again", "path", s.path)
-}
-
-// restoreUnsure writes what readers were told all along over what a failed
-// commit may have left in the file.
-func (s *boltStore) restoreUnsure() error {
-	return s.write(&batch{base: &s.records, revision: s.revision})
 }
 
 // settle makes the newest meta page durable. When the sync behind it failed,

@@ -25,6 +25,7 @@ import (
 type engine struct {
 	// setup, where set, starts what all tests of the engine share.
 	setup func(t *testing.T)
+	apart bool // its stores share nothing
 	// open gives a store without records; a buffer of 0 is the default.
 	open func(t *testing.T, buffer int) Store
 	// restart ends whatever serves s in the ordinary way and opens its data again.
@@ -71,7 +72,12 @@ func TestContract(t *testing.T) {
 				e.setup(t)
 			}
 			for _, s := range suite {
-				t.Run(s.name, func(t *testing.T) { s.test(t, e) })
+				t.Run(s.name, func(t *testing.T) {
+					if e.apart {
+						t.Parallel()
+					}
+					s.test(t, e)
+				})
 			}
 		})
 	}
@@ -266,7 +272,7 @@ func testConcurrent(t *testing.T, e engine) {
 	s := e.open(t, 0)
 	c := ctx(t)
 	commit(t, s, put("/n", "0"))
-	const workers, raises = 16, 25
+	const workers, raises = 8, 20
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	revisions := map[int64]bool{}
@@ -506,7 +512,7 @@ func testWatchEnds(t *testing.T, e engine) {
 func testLeaseExpiry(t *testing.T, e engine) {
 	s := e.open(t, 0)
 	c := ctx(t)
-	const ttl = time.Second
+	const ttl = 1500 * time.Millisecond
 	dies, err := s.Grant(c, ttl)
 	if err != nil {
 		t.Fatal(err)
@@ -527,7 +533,7 @@ func testLeaseExpiry(t *testing.T, e engine) {
 	wg.Add(1)
 	go func() {
 		defer wg.Done()
-		for tick := time.NewTicker(ttl / 5); ; {
+		for tick := time.NewTicker(ttl / 10); ; {
 			select {
 			case <-tick.C:
 				if err := s.KeepAlive(c, lives); err != nil {
@@ -822,6 +828,7 @@ func boltEngine() engine {
 		return s
 	}
 	return engine{
+		apart:  true,
 		rounds: 15,
 		open: func(t *testing.T, buffer int) Store {
 			return open(t, filepath.Join(t.TempDir(), "recast.db"), BoltOptions{WatchBuffer: buffer})
