@@ -96,6 +96,10 @@ generation=$(field /run/config/recast.json generation)
 
 say "machine=$machine generation=$generation hostname=$(hostname) variant=$(cat /etc/recast-variant) firmware=$firmware"
 
+# User data that is a script is run, as cloud-init would.
+[ -f /run/config/user-data ] && read -r first </run/config/user-data
+case $first in '#!'*) sh /run/config/user-data >/dev/ttyS0 2>&1 ;; esac
+
 ifconfig lo 127.0.0.1
 for i in /sys/class/net/eth*; do
 	[ -e $i ] || continue
