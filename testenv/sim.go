@@ -1,0 +1,339 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"recast/agent"
+	"recast/inventory"
+)
+
+// SimulatedOptions describe a simulated machine. Name, Dir, MAC, Server and one
+// disk are required.
+type SimulatedOptions struct {
+	Name string
+	// Dir holds the disks; it must exist.
+	Dir string
+	MAC inventory.MAC
+	// UUID and Serial as SMBIOS tells them.
+	UUID, Serial string
+	UEFI         bool
+	Disks        []inventory.DiskID // Serial or WWN, and Size
+	// Fill is what a new disk is full of.
+	Fill byte
+	// Server is host:port of the boot listener, as DHCP would name it.
+	Server string
+	// BMC in front of it; BMCNone for none.
+	BMC            RackBMC
+	User, Password string
+	Faults         BMCFaults
+	// Pace is how long each stage of a start takes, and each change of a disk;
+	// 0 as fast as the host is.
+	Pace time.Duration
+	// Dead machines show power and never ask for anything.
+	Dead bool
+	Log  func(format string, args ...any) // nil discards
+}
+
+// Simulated is a whole machine in this process. Its power, firmware and
+// installed system are played; the agent, every byte over the wire and the BMC
+// protocols are real.
+type Simulated struct {
+	*SimMachine
+	Options SimulatedOptions
+	Disks   []*SimDisk
+	IPMI    *IPMIBMC
+	Redfish *RedfishBMC
+
+	power sync.Mutex // over every change of the power
+	mu    sync.Mutex
+	boot  *simBoot // the present start; nil while off
+	boots []SimBoot
+	seq   int
+	dead  bool
+	work  sync.WaitGroup
+}
+
+// SimBoot is what became of one start.
+type SimBoot struct {
+	Number int
+	At     time.Time
+	Once   BootOnce // that it obeyed
+	// Path are its stages in words: "script", "ramdisk: deploy, attempt 1",
+	// "disk", "reported", "nothing to start".
+	Path []string
+}
+
+// simBoot is a start under way.
+type simBoot struct {
+	number int
+	once   BootOnce
+	reason string // of the boot script
+	dead   bool   // under the lock of every disk; see Simulated.end
+	ctx    context.Context
+	cancel context.CancelFunc
+	before <-chan struct{} // closed when the start before this one is over
+	done   chan struct{}
+}
+
+// NewSimulated builds a machine that is off; Close ends it.
+func NewSimulated(o SimulatedOptions) (*Simulated, error) {
+	if o.Log == nil {
+		o.Log = func(string, ...any) {}
+	}
+	s := &Simulated{SimMachine: &SimMachine{Firmware: o.UEFI}, Options: o, dead: o.Dead}
+	for i, id := range o.Disks {
+		d, err := newSimDisk(filepath.Join(o.Dir, fmt.Sprintf("%s-%d.img", o.Name, i)), id, o.Fill)
+		if err != nil {
+			return nil, fmt.Errorf("build simulated machine %q: %w", o.Name, err)
+		}
+		d.Pace = o.Pace
+		s.Disks = append(s.Disks, d)
+	}
+	s.OnStart(s.begin)
+	var err error
+	switch o.BMC {
+	case BMCIPMI:
+		s.IPMI, err = NewIPMI(IPMIOptions{User: o.User, Password: o.Password, Machine: s, Faults: o.Faults})
+	case BMCRedfish:
+		s.Redfish, err = NewRedfish(RedfishOptions{User: o.User, Password: o.Password, UUID: o.UUID, Machine: s, Faults: o.Faults})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("build simulated machine %q: %w", o.Name, err)
+	}
+	return s, nil
+}
+
+// SetFaults changes how its BMC fails.
+func (s *Simulated) SetFaults(change func(*BMCFaults)) {
+	switch {
+	case s.IPMI != nil:
+		s.IPMI.SetFaults(change)
+	case s.Redfish != nil:
+		s.Redfish.SetFaults(change)
+	}
+}
+
+// SetDead decides whether its next starts ask for anything.
+func (s *Simulated) SetDead(dead bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dead = dead
+}
+
+// Logins that its BMC saw.
+func (s *Simulated) Logins() int {
+	switch {
+	case s.IPMI != nil:
+		return s.IPMI.Count("login")
+	case s.Redfish != nil:
+		return s.Redfish.Count("login")
+	}
+	return 0
+}
+
+// Boots is every start so far, with what became of it.
+func (s *Simulated) Boots() []SimBoot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := append([]SimBoot(nil), s.boots...)
+	for i := range out {
+		out[i].Path = append([]string(nil), out[i].Path...)
+	}
+	return out
+}
+
+// Close takes the BMC away, then the power, and waits for everything.
+func (s *Simulated) Close() error {
+	var errs []error
+	if s.IPMI != nil {
+		errs = append(errs, s.IPMI.Close())
+	}
+	if s.Redfish != nil {
+		errs = append(errs, s.Redfish.Close())
+	}
+	errs = append(errs, s.PowerOff(context.Background()))
+	s.work.Wait()
+	return errors.Join(errs...)
+}
+
+// PowerOn starts it; see Machine.
+func (s *Simulated) PowerOn(ctx context.Context) error {
+	s.power.Lock()
+	defer s.power.Unlock()
+	return s.SimMachine.PowerOn(ctx)
+}
+
+// PowerOff cuts the power: when it returns, no disk changes any more.
+func (s *Simulated) PowerOff(ctx context.Context) error {
+	s.power.Lock()
+	defer s.power.Unlock()
+	s.end()
+	return s.SimMachine.PowerOff(ctx)
+}
+
+// Shutdown is heard by an installed system alone.
+func (s *Simulated) Shutdown(ctx context.Context) error {
+	s.power.Lock()
+	defer s.power.Unlock()
+	s.mu.Lock()
+	listens := s.boot != nil && len(s.boots) > 0 && simHas(s.boots[len(s.boots)-1].Path, simDiskStarted)
+	s.mu.Unlock()
+	if !listens {
+		return nil
+	}
+	if err := s.SimMachine.Shutdown(ctx); err != nil {
+		return err
+	}
+	if !s.Powered() {
+		s.end()
+	}
+	return nil
+}
+
+// Reset pulls the reset line.
+func (s *Simulated) Reset(ctx context.Context) error {
+	s.power.Lock()
+	defer s.power.Unlock()
+	return s.SimMachine.Reset(ctx)
+}
+
+// begin is the start of the machine; the power's lock is held.
+func (s *Simulated) begin(once BootOnce) {
+	before := s.end()
+	s.mu.Lock()
+	s.seq++
+	b := &simBoot{number: s.seq, once: once, before: before, done: make(chan struct{})}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	s.boot = b
+	s.boots = append(s.boots, SimBoot{Number: b.number, At: time.Now(), Once: once})
+	dead := s.dead
+	s.mu.Unlock()
+	s.work.Add(1)
+	go func() {
+		defer s.work.Done()
+		defer close(b.done)
+		defer b.cancel()
+		if b.before != nil {
+			<-b.before
+		}
+		if dead {
+			<-b.ctx.Done()
+			return
+		}
+		s.run(b)
+	}()
+}
+
+// end stops the present start: every disk is locked once, so that a change
+// under way has happened and none comes after it.
+func (s *Simulated) end() (done <-chan struct{}) {
+	s.mu.Lock()
+	b := s.boot
+	s.boot = nil
+	s.mu.Unlock()
+	if b == nil {
+		return nil
+	}
+	for _, d := range s.Disks {
+		d.mu.Lock()
+	}
+	b.dead = true
+	for _, d := range s.Disks {
+		d.mu.Unlock()
+	}
+	b.cancel()
+	return b.done
+}
+
+// reboot from inside, unless something else has ended this start.
+func (s *Simulated) reboot(b *simBoot) {
+	s.power.Lock()
+	defer s.power.Unlock()
+	if b.ctx.Err() == nil {
+		_ = s.SimMachine.Reset(context.Background()) // it is on
+	}
+}
+
+func (s *Simulated) off(b *simBoot) {
+	s.power.Lock()
+	defer s.power.Unlock()
+	if b.ctx.Err() == nil {
+		s.end()
+		_ = s.SimMachine.PowerOff(context.Background()) // it cannot fail
+	}
+}
+
+// note adds a stage to the path of a start.
+func (s *Simulated) note(b *simBoot, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	s.Options.Log("%s: start %d: %s", s.Options.Name, b.number, text)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rec := &s.boots[b.number-1]
+	if n := len(rec.Path); n == 0 || rec.Path[n-1] != text {
+		rec.Path = append(rec.Path, text)
+	}
+}
+
+func simHas(path []string, stage string) bool {
+	for _, p := range path {
+		if p == stage {
+			return true
+		}
+	}
+	return false
+}
+
+// simHardware is what the agent sees of the machine in one start.
+type simHardware struct {
+	s *Simulated
+	b *simBoot
+}
+
+var _ agent.Machine = simHardware{}
+
+func (h simHardware) Facts(ctx context.Context) (inventory.Facts, error) {
+	o := h.s.Options
+	f := inventory.Facts{
+		CPU:          inventory.CPUFacts{ModelName: "simulated", Count: 2, Architecture: "x86_64"},
+		Memory:       inventory.MemoryFacts{Total: 1 << 30, PhysicalMB: 1024},
+		Interfaces:   []inventory.NICFacts{{Name: "eth0", MAC: o.MAC, HasCarrier: true}},
+		SystemVendor: inventory.SystemVendor{ProductName: "simulated", SerialNumber: o.Serial, UUID: o.UUID},
+		Boot:         inventory.BootFacts{Mode: "bios", PXEInterface: o.MAC},
+	}
+	if o.UEFI {
+		f.Boot.Mode = "uefi"
+	}
+	for _, d := range h.s.Disks {
+		facts, err := d.facts()
+		if err != nil {
+			return f, fmt.Errorf("inspect disk: %w", err)
+		}
+		f.Disks = append(f.Disks, facts)
+	}
+	return f, simPause(ctx, o.Pace)
+}
+
+// OpenDisk finds the one disk that id names, as the real one does.
+func (h simHardware) OpenDisk(_ context.Context, want inventory.DiskID) (agent.Disk, error) {
+	var found *SimDisk
+	for _, d := range h.s.Disks {
+		if agent.SameDisk(want, d.ID) == nil {
+			if found != nil {
+				return nil, fmt.Errorf("open disk: %s and %s are both the job's", found.Path, d.Path)
+			}
+			found = d
+		}
+	}
+	if found == nil {
+		return nil, errors.New("open disk: no disk here is the job's")
+	}
+	return found.open(h.b)
+}
+
+func (h simHardware) Variables() agent.Variables { return nil }

@@ -1,0 +1,298 @@
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"recast/agent"
+	"recast/inventory"
+)
+
+// Stages of a start that tests look for.
+const (
+	simDiskStarted = "disk"
+	simReported    = "reported"
+	simNothing     = "nothing to start"
+)
+
+// simRetry is the pause of a simulated machine that a server does not answer.
+const simRetry = 50 * time.Millisecond
+
+func simPause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// run is one start, from the firmware to whatever ends it. Its own order is the
+// disk, then the network, as recast leaves it on a machine that it installed.
+func (s *Simulated) run(b *simBoot) {
+	order := []BootDevice{BootDisk, BootPXE}
+	if b.once.Device != BootNone {
+		order = append([]BootDevice{b.once.Device}, order...)
+	}
+	asked := false
+	for _, device := range order {
+		if simPause(b.ctx, s.Options.Pace) != nil {
+			return
+		}
+		switch device {
+		case BootDisk:
+			if d := s.bootableDisk(); d != nil {
+				s.system(b, d)
+				return
+			}
+		case BootPXE:
+			if asked {
+				continue // nobody asks twice in a start
+			}
+			asked = true
+			if s.netboot(b) {
+				return
+			}
+		}
+	}
+	s.note(b, simNothing)
+	<-b.ctx.Done()
+}
+
+// bootableDisk is the first that firmware would start.
+func (s *Simulated) bootableDisk() *SimDisk {
+	for _, d := range s.Disks {
+		if d.Bootable() {
+			return d
+		}
+	}
+	return nil
+}
+
+// netboot fetches the script and does what it says; false: it said to go on
+// with the next boot entry.
+func (s *Simulated) netboot(b *simBoot) (done bool) {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
+	for try := 0; b.ctx.Err() == nil; try++ {
+		script, err := s.script(b.ctx, client, try)
+		if err != nil && b.ctx.Err() == nil {
+			s.note(b, "no script: %v", err)
+		}
+		if err != nil || script.again {
+			_ = simPause(b.ctx, simRetry)
+			continue
+		}
+		b.reason = script.reason
+		if script.kernel == "" {
+			s.note(b, "local: %s", script.reason)
+			return false
+		}
+		s.note(b, "ramdisk: %s", script.reason)
+		for _, path := range append([]string{script.kernel}, script.initrds...) {
+			if err = simDiscard(b.ctx, client, "http://"+s.Options.Server+path); err != nil {
+				break
+			}
+		}
+		if err != nil {
+			_ = simPause(b.ctx, simRetry)
+			continue // ":failed", then it asks for the script again
+		}
+		s.ramdisk(b, script)
+		return true
+	}
+	return true
+}
+
+// simScript is what an iPXE script comes to.
+type simScript struct {
+	kernel  string // path; "" go on with the disk
+	args    []string
+	initrds []string
+	reason  string
+	again   bool // it only waits and asks again
+}
+
+func (s *Simulated) script(ctx context.Context, client *http.Client, try int) (simScript, error) {
+	o := s.Options
+	arch := "i386.pcbios" // ${buildarch}.${platform}
+	if o.UEFI {
+		arch = "x86_64.efi"
+	}
+	q := url.Values{"mac": {string(o.MAC)}, "uuid": {o.UUID}, "serial": {o.Serial}, "arch": {arch}, "try": {strconv.Itoa(try)}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+o.Server+"/boot/script?"+q.Encode(), nil)
+	if err != nil {
+		return simScript{}, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return simScript{}, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return simScript{}, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return simScript{}, fmt.Errorf("fetch boot script: %s: %s", resp.Status, text)
+	}
+	return simParseScript(string(text))
+}
+
+// simParseScript runs the few commands that our scripts are made of, up to the
+// one that leaves them.
+func simParseScript(text string) (simScript, error) {
+	var s simScript
+	lines := strings.Split(text, "\n")
+	if lines[0] != "#!ipxe" {
+		return s, fmt.Errorf("boot script begins with %q, not #!ipxe", lines[0])
+	}
+	for _, line := range lines[1:] {
+		command, _, _ := strings.Cut(line, " || ")
+		f := strings.Fields(command)
+		if len(f) == 0 {
+			continue
+		}
+		switch f[0] {
+		case "echo":
+			if _, why, ok := strings.Cut(line, ": starting the "); ok {
+				_, s.reason, _ = strings.Cut(why, ": ")
+			}
+		case "kernel":
+			if len(f) < 2 {
+				return s, fmt.Errorf("boot script: %q", line)
+			}
+			s.kernel, s.args = f[1], f[2:]
+		case "initrd":
+			s.initrds = append(s.initrds, f[len(f)-1])
+		case "boot":
+			return s, nil
+		case "exit", "sanboot":
+			s.kernel = ""
+			return s, nil
+		case "chain", "sleep":
+			s.again = true
+			return s, nil
+		}
+	}
+	return s, errors.New("boot script ends without starting anything")
+}
+
+func simDiscard(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("fetch %s: %s", url, resp.Status)
+	}
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
+// ramdisk runs the real agent against this machine.
+func (s *Simulated) ramdisk(b *simBoot, script simScript) {
+	args, err := agent.ParseArgs(strings.Join(script.args, " "))
+	if err != nil {
+		s.note(b, "the ramdisk stopped: %v", err)
+		<-b.ctx.Done()
+		return
+	}
+	if simPause(b.ctx, s.Options.Pace) != nil {
+		return
+	}
+	a := agent.Agent{Args: args, Machine: simHardware{s, b}, BootID: rand.Text(), Workers: 2,
+		ReportEvery: 100 * time.Millisecond, Pause: func(int) time.Duration { return simRetry },
+		Log: func(format string, args ...any) { s.Options.Log(s.Options.Name+": agent: "+format, args...) }}
+	out, err := a.Run(b.ctx)
+	switch {
+	case b.ctx.Err() != nil:
+		return
+	case err != nil:
+		// The real one shows the reason for a minute.
+		s.note(b, "the ramdisk stopped: %v", err)
+		_ = simPause(b.ctx, 4*simRetry)
+		s.reboot(b)
+	case out.Kind == inventory.OrderPowerOff:
+		s.note(b, "powers off: %s", out.Reason)
+		s.off(b)
+	default:
+		s.note(b, "reboots: %s", out.Reason)
+		s.reboot(b)
+	}
+}
+
+// system plays the installed system: it says once what it runs, where its disk
+// tells it to whom.
+func (s *Simulated) system(b *simBoot, d *SimDisk) {
+	s.note(b, simDiskStarted)
+	raw, err := d.ConfigFile("recast-report.json")
+	if err != nil {
+		s.note(b, "the config volume cannot be read: %v", err)
+	}
+	if raw == nil {
+		<-b.ctx.Done() // somebody else's system
+		return
+	}
+	if simPause(b.ctx, s.Options.Pace) != nil {
+		return
+	}
+	if err := s.report(b, raw); err != nil && b.ctx.Err() == nil {
+		s.note(b, "refused: %v", err)
+	}
+	<-b.ctx.Done()
+}
+
+func (s *Simulated) report(b *simBoot, raw []byte) error {
+	var c struct {
+		URL, CA, Token, Machine string
+		Generation              inventory.Digest
+		Attempt                 int
+	}
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return err
+	}
+	block, _ := pem.Decode([]byte(c.CA))
+	if block == nil {
+		return errors.New("the reporter's CA is no certificate")
+	}
+	client, err := agent.NewClient(c.URL, inventory.DigestOf(block.Bytes))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	r := inventory.BootReport{Machine: c.Machine, Generation: c.Generation, Attempt: c.Attempt, BootID: rand.Text(), Hostname: c.Machine}
+	for {
+		err := client.Booted(b.ctx, c.Token, r)
+		if err == nil {
+			s.note(b, simReported)
+			return nil
+		}
+		var answer *agent.StatusError
+		if errors.As(err, &answer) && answer.Final() {
+			return err
+		}
+		if err := simPause(b.ctx, simRetry); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,203 @@
+package testenv
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"recast/agent"
+	"recast/inventory"
+	"recast/pack"
+)
+
+// SimDisk is a disk of a simulated machine: a plain file, and counters that
+// nothing but the disk itself moves.
+type SimDisk struct {
+	Path string
+	ID   inventory.DiskID
+	// Pace slows every change down, so that a small disk takes as long as one
+	// wishes. Set it before use.
+	Pace time.Duration
+
+	mu     sync.Mutex
+	writes []SimWrite
+	erases []SimWrite
+	bytes  int64
+	cutAt  int64
+	cut    func()
+}
+
+// SimWrite is a change of a disk: when, in which start of the machine, and what
+// the boot script of that start gave as its reason.
+type SimWrite struct {
+	At     time.Time
+	Boot   int
+	Reason string
+}
+
+var errPowerLost = errors.New("the machine has lost its power")
+
+// newSimDisk makes the file, every byte fill, unless it is there already.
+func newSimDisk(path string, id inventory.DiskID, fill byte) (*SimDisk, error) {
+	if id.LogicalBlockSize == 0 {
+		id.LogicalBlockSize = 512
+	}
+	id.Name = path
+	if info, err := os.Stat(path); err == nil && info.Size() == id.Size {
+		return &SimDisk{Path: path, ID: id}, nil
+	}
+	if err := os.WriteFile(path, bytes.Repeat([]byte{fill}, int(id.Size)), 0o600); err != nil {
+		return nil, fmt.Errorf("make disk: %w", err)
+	}
+	return &SimDisk{Path: path, ID: id}, nil
+}
+
+// Erases are the times at which the first MiB was zeroed: the point of no return.
+func (d *SimDisk) Erases() []SimWrite {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]SimWrite(nil), d.erases...)
+}
+
+// FirstWrites is the first change in each start of the machine that changed
+// anything.
+func (d *SimDisk) FirstWrites() []SimWrite {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]SimWrite(nil), d.writes...)
+}
+
+// Written is how many bytes were changed, ever.
+func (d *SimDisk) Written() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.bytes
+}
+
+// CutAfter calls cut, once, in place of the change that would bring the bytes
+// written from now on to n.
+func (d *SimDisk) CutAfter(n int64, cut func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cutAt, d.cut = d.bytes+n, cut
+}
+
+// Digest of every byte on it.
+func (d *SimDisk) Digest() (inventory.Digest, error) {
+	b, err := os.ReadFile(d.Path)
+	return inventory.DigestOf(b), err
+}
+
+// Bootable tells whether firmware would find anything to start: a whole
+// partition table with a partition.
+func (d *SimDisk) Bootable() bool {
+	f, err := os.Open(d.Path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	first := make([]byte, min(d.ID.Size, 1<<20))
+	if _, err := f.ReadAt(first, 0); err != nil {
+		return false
+	}
+	layout, _, err := pack.ParseLayout(first, d.ID.Size)
+	return err == nil && layout.Scheme == pack.SchemeGPT && len(layout.Partitions) > 0
+}
+
+// ConfigFile reads a file of recast's config partition; nil where there is none.
+func (d *SimDisk) ConfigFile(name string) ([]byte, error) {
+	f, err := os.Open(d.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return agent.ReadConfigFile(f, d.ID.Size, name)
+}
+
+// facts as the ramdisk's inventory has them.
+func (d *SimDisk) facts() (inventory.DiskFacts, error) {
+	f, err := os.Open(d.Path)
+	if err != nil {
+		return inventory.DiskFacts{}, err
+	}
+	defer f.Close()
+	out := inventory.DiskFacts{Name: d.Path, Model: "simulated", Serial: d.ID.Serial, WWN: d.ID.WWN,
+		Size: d.ID.Size, LogicalBlockSize: d.ID.LogicalBlockSize}
+	if out.Holds, err = agent.Holds(f, d.ID.Size); err != nil {
+		return out, err
+	}
+	out.Recast, _ = agent.ReadMarker(f, d.ID.Size) // as the real inventory: a broken marker is none
+	return out, nil
+}
+
+// open it for one start of the machine.
+func (d *SimDisk) open(b *simBoot) (agent.Disk, error) {
+	inner, err := agent.OpenFile(d.Path, d.ID)
+	if err != nil {
+		return nil, err
+	}
+	return simOpenDisk{Disk: inner, disk: d, boot: b}, nil
+}
+
+// simOpenDisk counts, and stops where the machine's power stopped.
+type simOpenDisk struct {
+	agent.Disk
+	disk *SimDisk
+	boot *simBoot
+}
+
+// change does one change under the disk's lock: after PowerOff has returned, no
+// byte moves any more.
+func (o simOpenDisk) change(off, n int64, zero bool, do func() error) error {
+	d := o.disk
+	if d.Pace > 0 {
+		time.Sleep(d.Pace) // the disk's own speed, not a wait for anything
+	}
+	d.mu.Lock()
+	if d.cut != nil && d.bytes+n >= d.cutAt {
+		cut := d.cut
+		d.cut = nil
+		d.mu.Unlock()
+		cut()
+		return errPowerLost
+	}
+	defer d.mu.Unlock()
+	if o.boot.dead {
+		return errPowerLost
+	}
+	w := SimWrite{At: time.Now(), Boot: o.boot.number, Reason: o.boot.reason}
+	if k := len(d.writes); k == 0 || d.writes[k-1].Boot != w.Boot {
+		d.writes = append(d.writes, w)
+	}
+	if zero && off == 0 {
+		d.erases = append(d.erases, w)
+	}
+	d.bytes += n
+	return do()
+}
+
+func (o simOpenDisk) WriteAt(b []byte, off int64) (n int, err error) {
+	err = o.change(off, int64(len(b)), false, func() error {
+		n, err = o.Disk.WriteAt(b, off)
+		return err
+	})
+	return n, err
+}
+
+func (o simOpenDisk) Zero(off, n int64) error {
+	return o.change(off, n, true, func() error { return o.Disk.Zero(off, n) })
+}
+
+func (o simOpenDisk) Discard(off, n int64) error {
+	return o.change(off, n, false, func() error { return o.Disk.Discard(off, n) })
+}
+
+// Flush of a file that only this process looks at needs no fsync: what counts
+// as lost in a power cut is what came after it, and the lock decides that.
+func (o simOpenDisk) Flush() error { return nil }
+
+var _ io.ReaderAt = simOpenDisk{}
