@@ -24,6 +24,13 @@ func newAgent(t testing.TB, s *fakeServer, path string) *Agent {
 	}
 }
 
+// run gives up on an agent that never ends.
+func run(t testing.TB, a *Agent) (Outcome, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	return a.Run(ctx)
+}
+
 func writeOrder(p *packed, size int64, volume []byte, url string) inventory.Order {
 	return inventory.Order{Kind: inventory.OrderWrite, Job: &inventory.Job{
 		Machine: "m1", Fence: 7, Attempt: 2, Image: p.job(url),
@@ -38,7 +45,7 @@ func TestArmedMachineClaimsWritesAndReports(t *testing.T) {
 	_, path := diskFile(t, 12*MiB, 0xA5)
 	s.volume = bytes.Repeat([]byte("config! "), MiB/8)
 	s.orders = []inventory.Order{{Kind: inventory.OrderWait, Reason: "waiting for a wave"}, writeOrder(p, 12*MiB, s.volume, b.URL)}
-	out, err := newAgent(t, s, path).Run(context.Background())
+	out, err := run(t, newAgent(t, s, path))
 	if err != nil || out.Kind != inventory.OrderLocal {
 		t.Fatalf("outcome %+v, error %v; want a start from disk", out, err)
 	}
@@ -72,7 +79,7 @@ func TestDiscoveryPostsOnceAndObeys(t *testing.T) {
 	s.orders = []inventory.Order{{Kind: inventory.OrderWait}, {Kind: inventory.OrderWait}, {Kind: inventory.OrderLocal, Reason: "nobody declared it"}}
 	a := newAgent(t, s, path)
 	a.Args.Nonce, a.Args.Discover = "", "stranger"
-	out, err := a.Run(context.Background())
+	out, err := run(t, a)
 	if err != nil || out.Kind != inventory.OrderLocal || out.Reason != "nobody declared it" {
 		t.Fatalf("outcome %+v, error %v", out, err)
 	}
@@ -85,7 +92,7 @@ func TestRefusedClaimEndsTheBoot(t *testing.T) {
 	s := startServer(t)
 	a := newAgent(t, s, "/nonexistent")
 	a.Args.Nonce = "n2"
-	_, err := a.Run(context.Background())
+	_, err := run(t, a)
 	if err == nil || !strings.Contains(err.Error(), "the nonce is not this machine's") {
 		t.Errorf("error %v, want the server's reason", err)
 	}
@@ -108,7 +115,7 @@ func TestServerTroubleIsRetried(t *testing.T) {
 		return false
 	}
 	s.orders = []inventory.Order{{Kind: inventory.OrderWait}, {Kind: inventory.OrderPowerOff}}
-	out, err := newAgent(t, s, "/nonexistent").Run(context.Background())
+	out, err := run(t, newAgent(t, s, "/nonexistent"))
 	if err != nil || out.Kind != inventory.OrderPowerOff {
 		t.Fatalf("outcome %+v, error %v", out, err)
 	}
@@ -119,7 +126,7 @@ func TestAnUnreachableServerEndsPatience(t *testing.T) {
 	s.Close()
 	a := newAgent(t, s, "/nonexistent")
 	a.Patience = time.Nanosecond
-	if _, err := a.Run(context.Background()); err == nil || !strings.Contains(err.Error(), "no success in") {
+	if _, err := run(t, a); err == nil || !strings.Contains(err.Error(), "no success in") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -138,7 +145,7 @@ func TestFailedJobIsReportedAndNotRepeated(t *testing.T) {
 	s.volume = make([]byte, MiB)
 	order := writeOrder(p, 12*MiB, s.volume, b.URL)
 	s.orders = []inventory.Order{order, order, order, {Kind: inventory.OrderReboot}}
-	out, err := newAgent(t, s, path).Run(context.Background())
+	out, err := run(t, newAgent(t, s, path))
 	if err != nil || out.Kind != inventory.OrderReboot {
 		t.Fatalf("outcome %+v, error %v", out, err)
 	}
@@ -199,7 +206,7 @@ func TestAbortStopsTheJob(t *testing.T) {
 			s.volume = make([]byte, MiB)
 			s.orders = []inventory.Order{writeOrder(p, 12*MiB, s.volume, b.URL), {Kind: inventory.OrderReboot}}
 			tt.abort(s)
-			out, err := newAgent(t, s, path).Run(context.Background())
+			out, err := run(t, newAgent(t, s, path))
 			if tt.ends {
 				if err == nil || !strings.Contains(err.Error(), tt.want) {
 					t.Fatalf("error %v, want %q", err, tt.want)

@@ -325,10 +325,19 @@ func (d *volatileDisk) crash(keep func() bool) {
 	clear(d.pending)
 }
 
-func (d *volatileDisk) DropCaches() error { return nil }
-func (d *volatileDisk) Size() int64       { return int64(len(d.stable)) }
-func (d *volatileDisk) BlockSize() int    { return sector }
-func (d *volatileDisk) Close() error      { return nil }
+// DropCaches refuses what was not flushed: it would be read from the cache.
+func (d *volatileDisk) DropCaches() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.pending) > 0 {
+		return errors.New("caches dropped before they were flushed")
+	}
+	return nil
+}
+
+func (d *volatileDisk) Size() int64    { return int64(len(d.stable)) }
+func (d *volatileDisk) BlockSize() int { return sector }
+func (d *volatileDisk) Close() error   { return nil }
 func (d *volatileDisk) Identity() (inventory.DiskID, error) {
 	return inventory.DiskID{Name: "mem", Serial: "S1", Size: d.Size(), LogicalBlockSize: sector}, nil
 }
@@ -458,17 +467,32 @@ func TestLeaseLostMidWrite(t *testing.T) {
 	}
 }
 
-// lyingDisk drops one write and says that all is well.
+// lyingDisk never brings one write to its medium. Until the caches are dropped
+// it reads as if it had.
 type lyingDisk struct {
 	Disk
-	at int64
+	at     int64
+	cached []byte
 }
 
 func (d *lyingDisk) WriteAt(b []byte, off int64) (int, error) {
 	if off == d.at {
+		d.cached = bytes.Clone(b)
 		return len(b), nil
 	}
 	return d.Disk.WriteAt(b, off)
+}
+
+func (d *lyingDisk) ReadAt(b []byte, off int64) (int, error) {
+	if off == d.at && d.cached != nil {
+		return copy(b, d.cached), nil
+	}
+	return d.Disk.ReadAt(b, off)
+}
+
+func (d *lyingDisk) DropCaches() error {
+	d.cached = nil
+	return d.Disk.DropCaches()
 }
 
 func TestReadBackCatchesADiskThatLies(t *testing.T) {
