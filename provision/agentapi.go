@@ -424,7 +424,7 @@ func (e *Engine) Discover(ctx context.Context, token string, facts inventory.Fac
 	if err != nil {
 		return inventory.Order{}, err
 	}
-	if _, err := e.Store.Commit(ctx, op); err != nil {
+	if _, err := e.durable(ctx, op); err != nil {
 		return inventory.Order{}, fmt.Errorf("record the discovery: %w", err)
 	}
 	e.mu.Lock()

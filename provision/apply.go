@@ -60,7 +60,7 @@ func (e *Engine) putSet(ctx context.Context, raw []byte) (inventory.Digest, int,
 			return "", 0, err
 		}
 		op := store.Op{Key: fmt.Sprintf("%s%s/%06d", setPrefix, digest.Hex(), n), Value: part, If: store.Any}
-		if _, err := e.Store.Commit(ctx, op); err != nil {
+		if _, err := e.durable(ctx, op); err != nil {
 			return "", 0, fmt.Errorf("store the candidate: %w", err)
 		}
 		n++
@@ -221,7 +221,7 @@ func (e *Engine) planSet(ctx context.Context, set *inventory.Set, erase []string
 	if err != nil {
 		return p, err
 	}
-	if _, err := e.Store.Commit(ctx, op); err != nil {
+	if _, err := e.durable(ctx, op); err != nil {
 		return p, fmt.Errorf("store the plan: %w", err)
 	}
 	return p, nil
@@ -288,7 +288,7 @@ func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string)
 	if err != nil {
 		return p, err
 	}
-	newRev, err := e.Store.Commit(ctx, cur, audit)
+	newRev, err := e.durable(ctx, cur, audit)
 	if errors.Is(err, store.ErrConflict) {
 		return p, fmt.Errorf("apply %s: %w: somebody else applied in the meantime", digest.Short(), ErrPlanMoved)
 	}
@@ -318,7 +318,7 @@ func (e *Engine) keepGenerations(ctx context.Context, set *inventory.Set) error 
 		if err != nil {
 			return err
 		}
-		if _, err := e.Store.Commit(ctx, op); err != nil {
+		if _, err := e.durable(ctx, op); err != nil {
 			return fmt.Errorf("keep generation %s: %w", gen.Digest.Short(), err)
 		}
 		e.mu.Lock()
@@ -360,7 +360,7 @@ func (e *Engine) saveRollout(ctx context.Context, r Rollout) error {
 	if err != nil {
 		return err
 	}
-	if _, err := e.Store.Commit(ctx, op); err != nil {
+	if _, err := e.durable(ctx, op); err != nil {
 		return fmt.Errorf("record the rollout of %q: %w", r.Group, err)
 	}
 	e.mu.Lock()

@@ -310,12 +310,18 @@ func (e *Engine) nudge() {
 // resume repeats the BMC action of every step that a crash may have cut off;
 // each is safe to repeat.
 func (e *Engine) resume(ctx context.Context) {
-	again := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn}
 	for _, m := range e.list() {
-		s := m.snapshot()
-		if a, ok := again[s.Status.Step]; ok && Busy(s.Status.Phase) && e.hasBMC(m.name) {
-			e.act(ctx, m, a)
-		}
+		m.mu.Lock()
+		e.repeat(ctx, m)
+		m.mu.Unlock()
+	}
+}
+
+// repeat the BMC action of the machine's step. Its lock is held.
+func (e *Engine) repeat(ctx context.Context, m *machine) {
+	again := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn}
+	if a, ok := again[m.state.Status.Step]; ok && Busy(m.state.Status.Phase) && e.hasBMC(m.name) {
+		e.act(ctx, m, a)
 	}
 }
 
@@ -460,8 +466,9 @@ func (e *Engine) commit(ctx context.Context, m *machine, next State, lines []Tim
 		return err
 	}
 	ops = append(ops, eventOps...)
-	rev, err := e.Store.Commit(ctx, ops...)
+	rev, err := e.durable(ctx, ops...)
 	if err != nil {
+		e.reread(ctx, m)
 		return fmt.Errorf("record the state of %q: %w", m.name, err)
 	}
 	m.state, m.statusRev = next, rev
@@ -474,4 +481,41 @@ func (e *Engine) commit(ctx context.Context, m *machine, next State, lines []Tim
 	e.changes.send(m.name)
 	e.nudge()
 	return nil
+}
+
+// commitTime is how long one commit may wait for the disk or the cluster.
+const commitTime = 30 * time.Second
+
+// durable commits. Whoever asked may hang up in the middle, but what was
+// written must be known to have been written: else the revisions in memory are
+// stale for good, and the machine stands still. So only our own deadline ends it.
+func (e *Engine) durable(ctx context.Context, ops ...store.Op) (int64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
+	defer cancel()
+	return e.Store.Commit(ctx, ops...)
+}
+
+// reread takes a machine's records from the store after a commit that failed:
+// where it was cut off by its deadline it may have happened all the same. The
+// machine's lock is held.
+func (e *Engine) reread(ctx context.Context, m *machine) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	status, rev, err := e.statuses.Get(ctx, m.name)
+	if err != nil || rev == m.statusRev {
+		return // nothing there, or what is in memory is what is there
+	}
+	intent, intentRev, err := e.intents.Get(ctx, m.name)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return
+	}
+	m.state.Status, m.statusRev = status, rev
+	if err == nil {
+		m.state.Intent, m.intentRev = &intent, intentRev
+	}
+	e.Log.Warn("state read again: a commit was not known to have happened", "machine", m.name, "phase", status.Phase, "step", status.Step)
+	e.repeat(e.background(), m)
 }

@@ -167,7 +167,7 @@ func (e *Engine) setFreeze(ctx context.Context, who, what string, f Freeze) erro
 	if err != nil {
 		return err
 	}
-	if _, err := e.Store.Commit(ctx, op, audit); err != nil {
+	if _, err := e.durable(ctx, op, audit); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	e.mu.Lock()
@@ -250,7 +250,7 @@ func (e *Engine) SetSecret(ctx context.Context, name string, value []byte, who s
 	}
 	audit, err := e.audit(ctx, AuditEntry{Who: who, What: "secret set", Detail: fmt.Sprintf("%s version %d", name, info.Version), At: e.Now()})
 	if err == nil {
-		_, err = e.Store.Commit(ctx, audit)
+		_, err = e.durable(ctx, audit)
 	}
 	if err != nil {
 		return info, err
