@@ -182,6 +182,7 @@ var (
 	}
 	fileModules = []string{
 		"vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8", "isofs", "efivarfs",
+		"af_packet", // the agent listens for LLDP
 	}
 )
 
