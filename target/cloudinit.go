@@ -95,7 +95,7 @@ func noCloud(in Input, report *reportConfig) ([]file, error) {
 		if err != nil {
 			return nil, err
 		}
-		files = append(files, file{"vendor-data", perBoot("recast-report", script)})
+		files = append(files, file{"vendor-data", vendorData("recast-report", script)})
 	}
 	return files, nil
 }
@@ -128,16 +128,18 @@ func networkConfig(nics []inventory.RenderedNIC) []byte {
 	return []byte(b.String())
 }
 
-// perBoot wraps a script as vendor data that cloud-init runs at the end of every
-// boot. A MIME part of its own is merged with nothing: user data that has a
-// runcmd or write_files of its own would replace the vendor's.
-func perBoot(name string, script []byte) []byte {
+// vendorData wraps a script as vendor data, which cloud-init runs once for each
+// instance. A MIME part of its own is merged with nothing: user data that has a
+// runcmd or write_files of its own would replace the vendor's. The part's type is
+// the plain one: of vendor data, cloud-init 22.4 files a per-boot script under
+// scripts/vendor/per-boot, where nothing runs it.
+func vendorData(name string, script []byte) []byte {
 	const boundary = "recast-vendor-data"
 	return fmt.Appendf(nil, `Content-Type: multipart/mixed; boundary=%q
 MIME-Version: 1.0
 
 --%s
-Content-Type: text/x-shellscript-per-boot; charset="us-ascii"
+Content-Type: text/x-shellscript; charset="us-ascii"
 MIME-Version: 1.0
 Content-Transfer-Encoding: 7bit
 Content-Disposition: attachment; filename=%q
@@ -147,7 +149,7 @@ Content-Disposition: attachment; filename=%q
 `, boundary, boundary, name, script, boundary)
 }
 
-// reportScript goes on in the background, so that a server that is away does
+// reportScript installs itself for every boot, and reports once in each. It goes on in the background, so that a server that is away does
 // not hold up the boot, and gives up after about an hour. The token stands in
 // no process's arguments.
 func reportScript(r *reportConfig) ([]byte, error) {
@@ -159,6 +161,11 @@ func reportScript(r *reportConfig) ([]byte, error) {
 # Tells recast, once per boot, which generation runs here. The token in it can
 # do nothing else.
 umask 077
+each=/var/lib/cloud/scripts/per-boot/recast-report
+if [ "$0" != $each ]; then
+mkdir -p ${each%%/*} && cp "$0" $each && chmod 700 $each
+fi
+[ ! -e /run/recast-report.log ] || exit 0
 with_python() {
 python3 - <<'END_OF_PYTHON'
 import json, socket, ssl, sys, time, urllib.error, urllib.request

@@ -302,7 +302,7 @@ func vendorScript(t *testing.T, in Input) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := part.Header.Get("Content-Type"); !strings.HasPrefix(got, "text/x-shellscript-per-boot") {
+	if got := part.Header.Get("Content-Type"); !strings.HasPrefix(got, "text/x-shellscript;") {
 		t.Errorf("part is %q", got)
 	}
 	b, err := io.ReadAll(part)
@@ -335,15 +335,22 @@ func TestInstalledSystemReports(t *testing.T) {
 			in := testInput()
 			in.Report.URL, in.Report.CAPEM = srv.URL, ca
 			dir := t.TempDir()
-			script := strings.ReplaceAll(vendorScript(t, in), "/run/", dir+"/")
+			script := strings.NewReplacer("/run/", dir+"/", "/var/lib/cloud/", dir+"/cloud/").Replace(vendorScript(t, in))
 			script = strings.Replace(script, "then report=with_python; else report=with_curl; fi", "then :; fi; "+way.force, 1)
 			// In the foreground, so that the test knows when it has ended.
 			script = strings.Replace(script, ".log 2>&1 &\n", ".log 2>&1\n", 1)
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
-			cmd := exec.CommandContext(ctx, "sh")
-			cmd.Stdin, cmd.WaitDelay = strings.NewReader(script), time.Second
-			if out, err := cmd.CombinedOutput(); err != nil {
+			vendor := filepath.Join(dir, "vendor-script")
+			run := func(script, path string) ([]byte, error) {
+				if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				cmd := exec.CommandContext(ctx, "sh", path)
+				cmd.WaitDelay = time.Second
+				return cmd.CombinedOutput()
+			}
+			if out, err := run(script, vendor); err != nil {
 				log, _ := os.ReadFile(filepath.Join(dir, "recast-report.log"))
 				t.Fatalf("%v\n%s\n%s", err, out, log)
 			}
@@ -369,15 +376,30 @@ func TestInstalledSystemReports(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 
+			// It is there for every boot to come, and silent in this one.
+			each := filepath.Join(dir, "cloud/scripts/per-boot/recast-report")
+			if installed, err := os.ReadFile(each); err != nil || string(installed) != script {
+				t.Errorf("not installed for every boot: %v", err)
+			}
+			if out, err := run(script, each); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+			select {
+			case text := <-got:
+				t.Errorf("reported twice in one boot: %q", text)
+			default:
+			}
+			if err := os.Remove(filepath.Join(dir, "recast-report.log")); err != nil {
+				t.Fatal(err)
+			}
+
 			_, other := certificate(t)
 			script = strings.ReplaceAll(script, strings.TrimSpace(ca), strings.TrimSpace(other))
 			script = strings.ReplaceAll(script, jsonEscape(ca), jsonEscape(other))
 			// One try is enough to see that it is refused.
 			script = strings.ReplaceAll(strings.ReplaceAll(script, "range(70)", "range(1)"), "-le 70", "-le 1")
 			script = strings.ReplaceAll(strings.ReplaceAll(script, "sleep $((n < 60 ? n : 60))", ":"), "time.sleep(min(2 ** n, 60))", "pass")
-			cmd = exec.CommandContext(ctx, "sh")
-			cmd.Stdin, cmd.WaitDelay = strings.NewReader(script), time.Second
-			cmd.Run()
+			_, _ = run(script, vendor) // one way ends with an error, the other gives up
 			select {
 			case text := <-got:
 				t.Errorf("a server with another CA was told %q", text)
