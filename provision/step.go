@@ -317,7 +317,7 @@ func (t *transition) adopt(d DiskDecision) {
 	disk := d.Disk
 	t.Status.Disk = &disk
 	t.Status.Running, t.Status.RunningRendered = d.Marker.Generation, d.Marker.Rendered
-	t.Status.Attempt = d.Marker.Attempt
+	t.Status.Attempt, t.Status.RunningAttempt = d.Marker.Attempt, d.Marker.Attempt
 	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: d.Marker.Generation, At: t.now, Detail: "the disk's own config volume"}
 	t.phase(Active)
 	t.Status.Health = HealthUnknown
@@ -361,6 +361,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 			return
 		}
 		t.Status.Running, t.Status.RunningRendered = t.Status.Wanted, t.Status.WantedRendered
+		t.Status.RunningAttempt = t.Status.Attempt
 		t.holds(fmt.Sprintf("generation %s, written by recast in attempt %d", t.Status.Wanted.Short(), t.Status.Attempt))
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
 			Detail: "read back " + r.ReadBack.Short()}
@@ -425,9 +426,15 @@ func (t *transition) running(r inventory.BootReport) {
 	}
 	switch {
 	case t.Status.Step == StepStarting || (t.Status.Phase == Failed && t.Status.Running != ""):
-		if r.Generation != t.Status.Running || r.Attempt != t.Status.Attempt {
+		if r.Generation != t.Status.Running || r.Attempt != t.Status.RunningAttempt {
 			t.finding(fmt.Sprintf("the system reports generation %s attempt %d, but %s attempt %d was written",
-				r.Generation.Short(), r.Attempt, t.Status.Running.Short(), t.Status.Attempt))
+				r.Generation.Short(), r.Attempt, t.Status.Running.Short(), t.Status.RunningAttempt))
+			return
+		}
+		if t.Status.Running != t.Status.Wanted || t.Status.RunningRendered != t.Status.WantedRendered {
+			// It failed before its disk was touched, and its old system is back: what
+			// is wanted still failed.
+			t.Status.LastSeen, t.Status.LastSeenAt = "its old system reported itself as "+r.Hostname, t.now
 			return
 		}
 		t.seenRunning(r)

@@ -96,6 +96,7 @@ type Status struct {
 	// current attempt works towards.
 	Running         inventory.Digest `json:"running,omitempty"`
 	RunningRendered inventory.Digest `json:"runningRendered,omitempty"`
+	RunningAttempt  int              `json:"runningAttempt,omitempty"` // that wrote it
 	Wanted          inventory.Digest `json:"wanted,omitempty"`
 	WantedRendered  inventory.Digest `json:"wantedRendered,omitempty"`
 

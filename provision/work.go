@@ -14,19 +14,11 @@ import (
 // act does one action on a machine's BMC in the background and feeds its
 // outcome back. Actions of one machine are done one after the other.
 func (e *Engine) act(ctx context.Context, m *machine, a Action) {
-	before := m.state.Intent // the caller holds the machine's lock, or nothing runs yet
+	before := m.state // the caller holds the machine's lock
 	e.work.Add(1)
 	go func() {
 		defer e.work.Done()
-		m.bmcMu.Lock()
-		defer m.bmcMu.Unlock()
-		select {
-		case e.dials <- struct{}{}:
-			defer func() { <-e.dials }()
-		case <-ctx.Done():
-			return
-		}
-		err := e.withBMC(ctx, m.name, func(ctx context.Context, c bmc.Client) error { return e.doAction(ctx, m, c, a) })
+		err := e.persist(ctx, m, a, before)
 		if ctx.Err() != nil {
 			return // shutting down: the action is repeated at the next start
 		}
@@ -37,13 +29,61 @@ func (e *Engine) act(ctx context.Context, m *machine, a Action) {
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if now := m.state.Intent; before != nil && now != nil && now.Created != before.Created {
-			return // another intent has begun: this outcome is not about it
+		if !sameTry(before, m.state) {
+			return // another attempt has begun: this outcome is not about it
 		}
 		if err := e.handleLocked(ctx, m, done); err != nil {
 			e.Log.Warn("outcome of a BMC action not recorded", "machine", m.name, "action", a, "err", err)
 		}
 	}()
+}
+
+// sameTry tells whether two states belong to one attempt of one intent.
+func sameTry(a, b State) bool {
+	return a.Intent == nil || b.Intent == nil ||
+		a.Intent.Created.Equal(b.Intent.Created) && a.Status.Attempt == b.Status.Attempt
+}
+
+// persist repeats an action until its step's deadline while the BMC is busy,
+// restarting or out of reach: what passes by itself must not cost an attempt.
+func (e *Engine) persist(ctx context.Context, m *machine, a Action, before State) error {
+	left := powerTime
+	if d := before.Status.Deadline; a != ActClear && !d.IsZero() {
+		left = d.Sub(e.Now())
+	}
+	ctx, cancel := context.WithTimeout(ctx, left)
+	defer cancel()
+	for pause := time.Second; ; pause = min(2*pause, 15*time.Second) {
+		err := e.once(ctx, m, a)
+		passes := errors.Is(err, bmc.ErrBusy) || errors.Is(err, bmc.ErrUnreachable) || errors.Is(err, bmc.ErrTimeout)
+		if err == nil || !passes || ctx.Err() != nil {
+			return err
+		}
+		m.history.saw(e.Now(), fmt.Sprintf("its BMC: %s: %v", a, err))
+		again := time.NewTimer(pause)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			again.Stop()
+			return err
+		}
+		if s := m.snapshot(); !sameTry(before, s) || a != ActClear && s.Status.Step != before.Status.Step {
+			return err
+		}
+	}
+}
+
+// once does an action in one conversation.
+func (e *Engine) once(ctx context.Context, m *machine, a Action) error {
+	m.bmcMu.Lock()
+	defer m.bmcMu.Unlock()
+	select {
+	case e.dials <- struct{}{}:
+		defer func() { <-e.dials }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return e.withBMC(ctx, m.name, func(ctx context.Context, c bmc.Client) error { return e.doAction(ctx, m, c, a) })
 }
 
 // Deadlines of one conversation with a BMC: slow ones take tens of seconds for
