@@ -77,9 +77,9 @@ acpid -c /etc/acpi -p /run/acpid.pid -l /run/acpid.log
 firmware=bios
 [ -d /sys/firmware/efi ] && firmware=uefi
 
-# The config volume stands at the end of the disk under this name.
+# The config volume stands at the end of the disk under one of these names.
 for u in /sys/class/block/*/uevent; do
-	if grep -qix PARTNAME=CIDATA $u; then
+	if grep -qixE 'PARTNAME=(CIDATA|RECAST)' $u; then
 		dev=/dev/$(sed -n s/^DEVNAME=//p $u)
 		mount -t vfat -o ro $dev /run/config 2>/dev/null || mount -t iso9660 -o ro $dev /run/config
 		break
@@ -104,7 +104,7 @@ ifconfig lo 127.0.0.1
 for i in /sys/class/net/eth*; do
 	[ -e $i ] || continue
 	ifconfig ${i##*/} up
-	udhcpc -i ${i##*/} -s /etc/udhcpc -t 8 -T 2 -n -q -x hostname:$(hostname) >/dev/null 2>&1 && break
+	udhcpc -i ${i##*/} -s /etc/udhcpc -t 8 -T 2 -n -x hostname:$(hostname) >/dev/null 2>&1 && break
 done
 address=$(ifconfig | sed -n 's/.*inet addr:\([0-9.]*\) .*/\1/p' | grep -v '^127' | head -n 1)
 

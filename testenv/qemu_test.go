@@ -12,6 +12,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"recast/inventory"
+	"recast/target"
 )
 
 // qemuForTest makes one machine on a Net of its own, with a copy of the image as disk.
@@ -121,6 +124,50 @@ func TestTinyBootsFromDisk(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTinyReadsItsConfigVolume puts a rendered volume where the ramdisk puts it:
+// in a partition of its own at the end of a larger disk.
+func TestTinyReadsItsConfigVolume(t *testing.T) {
+	m := qemuForTest(t, FirmwareBIOS, BusVirtio)
+	generation := inventory.DigestOf([]byte("generation"))
+	volume, err := target.Render(target.Input{
+		Rendered: inventory.Rendered{Machine: "r1u05", Generation: generation, Digest: inventory.DigestOf([]byte("rendered")),
+			UserData: "#!/bin/sh\necho user data on $(hostname)\n"},
+		Format: inventory.ConfigCloudInit, Image: osForTest(t).Digest, Attempt: 1,
+		Machine: &inventory.Machine{Name: "r1u05", NICs: []inventory.NIC{{MAC: "52:54:00:00:00:05"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := m.Disks[0].Path
+	const size = 128 * osMiB
+	start := int64(size - osMiB - len(volume.Bytes))
+	if err := os.Truncate(disk, size); err != nil {
+		t.Fatal(err)
+	}
+	if err := osRun(t.Context(), "sgdisk", "-e", fmt.Sprintf("--new=4:%d:%d", start/osSector, (start+int64(len(volume.Bytes)))/osSector-1),
+		"--typecode=4:0700", "--change-name=4:"+volume.Label, disk); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(disk, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(volume.Bytes, start); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	line := awaitConsole(t, m, "recast-tiny: machine=", 1, 3*time.Minute)
+	for _, want := range []string{"machine=r1u05 ", "generation=" + generation.String() + " ", "hostname=r1u05 "} {
+		if !strings.Contains(line, want) {
+			t.Errorf("%q does not hold %q", line, want)
+		}
+	}
+	awaitConsole(t, m, "user data on r1u05", 1, 2*time.Minute)
 }
 
 // await waits for a condition.
