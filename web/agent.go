@@ -29,8 +29,11 @@ func (s *Server) agentRoutes() []route {
 			func(c echo.Context, in inventory.Facts) (inventory.Order, error) {
 				return e.Inventory(c.Request().Context(), bearer(c), in)
 			}),
-		show("/agent/v1/order", scopeAgent, "Long poll for the next order.",
-			func(c echo.Context) (inventory.Order, error) { return e.Order(c.Request().Context(), bearer(c)) }),
+		{method: http.MethodGet, path: "/agent/v1/order", scope: scopeAgent, doc: "Long poll for the next order.",
+			out: inventory.Order{}, waits: true, handle: func(c echo.Context) error {
+				out, err := e.Order(c.Request().Context(), bearer(c))
+				return reply(c, out, err)
+			}},
 		ask(http.MethodPost, "/agent/v1/report", scopeAgent, "The ramdisk says how its job goes; the reply renews its lease.",
 			func(c echo.Context, in inventory.Report) (inventory.ReportReply, error) {
 				return e.Report(c.Request().Context(), bearer(c), in)

@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ type site struct {
 	boot, api *httptest.Server
 	image     image.Info
 	log       logBuffer
+	waiting   atomic.Int64 // orders asked for and not answered
 	mu        sync.Mutex
 	seen      []inventory.Observation
 }
@@ -112,7 +114,14 @@ func newSite(t testing.TB) *site {
 			s.mu.Unlock()
 			engine.Observe(o)
 		}}
-	s.boot, s.api = httptest.NewServer(s.Boot()), httptest.NewServer(s.API())
+	api := s.Server.API()
+	s.boot, s.api = httptest.NewServer(s.Boot()), httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/agent/v1/order" {
+			s.waiting.Add(1)
+			defer s.waiting.Add(-1)
+		}
+		api.ServeHTTP(w, r)
+	}))
 	t.Cleanup(s.boot.Close)
 	t.Cleanup(s.api.Close)
 	return s

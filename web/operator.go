@@ -25,6 +25,8 @@ type (
 		// ReadOnly says why the store takes no writes; "" it does.
 		ReadOnly string           `json:"readOnly,omitempty"`
 		Frozen   provision.Freeze `json:"frozen,omitzero"`
+		// Findings of the DHCP server, as another server on the segment.
+		Findings []string `json:"findings,omitempty"`
 	}
 	PlanRequest struct {
 		Files []inventory.File `json:"files"`
@@ -173,7 +175,7 @@ func (s *Server) machineRoutes() []route {
 	return []route{
 		show(apiRoot+"/machines", scopeOperator, "Every declared machine.",
 			func(echo.Context) ([]provision.View, error) { return listed(e.Views()), nil }),
-		{method: http.MethodGet, path: apiRoot + "/watch", scope: scopeOperator, answer: "text/event-stream", out: provision.View{},
+		{method: http.MethodGet, path: apiRoot + "/watch", scope: scopeOperator, answer: "text/event-stream", waits: true, out: provision.View{},
 			doc: "Server-sent events: first every machine, then each that changes.", handle: s.watch},
 		show(one, scopeOperator, "One machine.", known),
 		show(one+"/explain", scopeOperator, "The first missing step and the cure.",
@@ -222,6 +224,9 @@ func (s *Server) status() StatusReply {
 	v := StatusReply{Version: s.Version, Epoch: s.Engine.Store.Epoch(), Frozen: s.Engine.Frozen()}
 	if err := s.Engine.Store.Writable(); err != nil {
 		v.ReadOnly = err.Error()
+	}
+	if s.Findings != nil {
+		v.Findings = s.Findings()
 	}
 	return v
 }

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,8 @@ type route struct {
 	// body's limit, since the handler has one of its own.
 	answer string
 	stream bool
+	// waits: the answer is given when something happens.
+	waits bool
 }
 
 // Limits of a request's body: what a stranger may send, what a machine may say
@@ -85,6 +88,18 @@ func (s *Server) guard(r route) echo.HandlerFunc {
 		}
 		if !r.stream {
 			c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, bodyLimit[r.scope])
+		}
+		if r.waits {
+			ctx, cancel := context.WithCancel(c.Request().Context())
+			defer cancel()
+			go func() {
+				select {
+				case <-s.Stopping:
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
+			c.SetRequest(c.Request().WithContext(ctx))
 		}
 		return r.handle(c)
 	}

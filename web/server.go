@@ -28,8 +28,13 @@ type Server struct {
 	// ImageMaxSize bounds an unpacked image, bytes; 0 means the image store's default.
 	ImageMaxSize int64
 	Version      string
-	Observe      func(inventory.Observation)
-	Log          *slog.Logger
+	// Stopping, once closed, ends the answers that wait for something to happen,
+	// so that a server that stops waits for transfers alone. Nil: never.
+	Stopping <-chan struct{}
+	// Findings of the DHCP server; nil none.
+	Findings func() []string
+	Observe  func(inventory.Observation)
+	Log      *slog.Logger
 }
 
 // Paths below the boot listener's root.

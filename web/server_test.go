@@ -259,6 +259,33 @@ func TestWatchGivesAllThenEveryChange(t *testing.T) {
 	}
 }
 
+func TestStoppingEndsWhatWaits(t *testing.T) {
+	s := newSite(t)
+	stopping := make(chan struct{})
+	s.Stopping = stopping
+	s.declare(t, "first")
+	agent := s.claim(t)
+	next := s.watch(t)
+	next()
+	answered := make(chan int, 1)
+	go func() {
+		code, _, _ := s.send(t, "GET", "/agent/v1/order", agent, nil)
+		answered <- code
+	}()
+	await(t, "the long poll", func() bool { return s.waiting.Load() > 0 })
+	close(stopping)
+	deadline := time.After(10 * time.Second)
+	select {
+	case code := <-answered:
+		if code != http.StatusServiceUnavailable {
+			t.Errorf("the poll ended with %d", code)
+		}
+	case <-deadline:
+		t.Fatal("the poll still waits")
+	}
+	s.api.Close() // waits for the stream
+}
+
 func TestFilesAreRefusedWithEveryProblem(t *testing.T) {
 	s := newSite(t)
 	s.addImage(t)

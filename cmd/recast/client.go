@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"recast/inventory"
 	"recast/web"
@@ -127,11 +128,11 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	return nil
 }
 
-// isTerminal of a file.
-func isTerminal(f *os.File) bool {
-	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0
-}
+// machinePath of the API.
+func machinePath(name string) string { return "/api/v1/machines/" + url.PathEscape(name) }
+
+// isTerminal of a file; /dev/null is none.
+func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
 func since(t, now time.Time) string {
 	if t.IsZero() {

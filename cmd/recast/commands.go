@@ -19,8 +19,21 @@ func commands() []*cobra.Command {
 		machineVerb("abort", "Stop the attempt under way", "Stop the attempt under way. A machine whose disk was not touched goes back to it.", "aborted"),
 		machineVerb("inspect", "Netboot a machine and take its inventory", "Netboot a machine, take its inventory, and let it start its disk again. Nothing is written.", "will be inspected"),
 		machineVerb("adopt", "Believe what a machine's disk says recast wrote", "Netboot a machine and believe what its disk says recast wrote to it, as after the loss of the store.\nNothing is written.", "will be adopted"),
-		newServe(), newLab(), newSecret(), newImage(), newRamdisk(), newLogin(), newVersion(),
+		newServe(), newLab(), newSecret(), newImage(), newRamdisk(), newStore(), newLogin(), newVersion(),
+		newExitCodes(),
 	}
+}
+
+// newExitCodes is a help topic: a command that only has a text.
+func newExitCodes() *cobra.Command {
+	return &cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: fmt.Sprintf(`Scripts may rely on these exit codes:
+
+  %d  it was done
+  %d  it was not done; the reason is the last line on standard error
+  %d  the command line, or the configuration it names, is wrong
+  %d  plan --exit-code: there is something to do
+  %d  the server refused: bad files, an outdated plan, a wrong token, a state that forbids it
+  %d  no server answers`, exitOK, exitError, exitUsage, exitChanges, exitRefused, exitNoServer)}
 }
 
 func decodeBody(r io.Reader, v any) error {

@@ -22,8 +22,12 @@ type clientContext struct {
 	CADigest  inventory.Digest `json:"caDigest,omitempty"`
 }
 
-// localContext is the file a server leaves in its data folder for root.
-const localContext = "local.json"
+const (
+	// localContext is the file a server leaves in its data folder for root.
+	localContext = "local.json"
+	// currentContext is the file that names the context in use.
+	currentContext = "current"
+)
 
 func contextDir() (string, error) {
 	if dir := os.Getenv("RECAST_CONFIG_DIR"); dir != "" {
@@ -36,7 +40,15 @@ func contextDir() (string, error) {
 	return filepath.Join(base, "recast"), nil
 }
 
-// findContext reads the named context file, else the last login's, else that of
+// localData is where a server on this host has its data.
+func localData() string {
+	if dir := os.Getenv("RECAST_DATA"); dir != "" {
+		return dir
+	}
+	return defaultData
+}
+
+// findContext reads the named context file, else the current one, else that of
 // the server on this host, which only root can read.
 func findContext(name string) (clientContext, error) {
 	if name == "" {
@@ -49,17 +61,30 @@ func findContext(name string) (clientContext, error) {
 	if err != nil {
 		return clientContext{}, err
 	}
-	if name != "" {
-		return readContext(filepath.Join(dir, name+".json"))
+	if name == "" {
+		raw, err := os.ReadFile(filepath.Join(dir, currentContext))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return clientContext{}, fmt.Errorf("read context: %w", err)
+		}
+		name = strings.TrimSpace(string(raw))
 	}
-	c, err := readContext(filepath.Join(dir, "current.json"))
-	if !errors.Is(err, os.ErrNotExist) {
+	if name != "" {
+		c, err := readContext(filepath.Join(dir, name+".json"))
+		if errors.Is(err, os.ErrNotExist) {
+			return c, codeError{fmt.Errorf("there is no context %q; recast login --list lists them", name), exitUsage}
+		}
 		return c, err
 	}
-	if c, err := readContext(filepath.Join(defaultData, localContext)); err == nil {
+	c, err := readContext(filepath.Join(localData(), localContext))
+	switch {
+	case err == nil:
 		return c, nil
+	case errors.Is(err, os.ErrPermission):
+		return c, codeError{errors.New("the server on this host lets only root in without a login: use sudo, or recast login URL"), exitUsage}
+	case errors.Is(err, os.ErrNotExist):
+		return c, codeError{errors.New("no server is known: run recast login URL, or recast serve on this host as root, or recast lab up"), exitUsage}
 	}
-	return c, codeError{errors.New("no server is known: run recast login URL, or recast serve on this host as root, or recast lab up"), exitUsage}
+	return c, err
 }
 
 func readContext(path string) (clientContext, error) {
@@ -69,7 +94,7 @@ func readContext(path string) (clientContext, error) {
 		return c, fmt.Errorf("read context: %w", err)
 	}
 	if err := json.Unmarshal(raw, &c); err != nil {
-		return c, fmt.Errorf("read context %s: %w", path, err)
+		return c, fmt.Errorf("read context %s: %w; recast login URL writes it anew", path, err)
 	}
 	if c.TokenFile != "" {
 		token, err := os.ReadFile(c.TokenFile)

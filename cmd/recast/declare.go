@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -36,8 +35,10 @@ func newPlan() *cobra.Command {
 would do: which machines, from which generation to which, which disk by serial,
 what it holds, how many bytes. Nothing changes.
 
-PATH is a file, a folder of *.yaml, or - for standard input.`,
-		Args: arguments(cobra.MinimumNArgs(1)),
+PATH is a file, a folder of *.yaml, or - for standard input. Marks: ! writes a disk, ? looks
+first, . touches none.`,
+		Example: "  recast plan site/\n  recast plan --exit-code site/ || echo 'something is to do'",
+		Args:    arguments(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := clientOf(cmd)
 			if err != nil {
@@ -99,7 +100,8 @@ func newApply() *cobra.Command {
 		Long: `Make declared files the truth and let their machines start in their waves.
 
 On a terminal the plan is shown and confirmed. Elsewhere name the plan that was
-looked at with --plan, or say --yes.`,
+looked at with --plan, or say --yes. A plan whose inputs have moved since is refused.`,
+		Example: "  recast apply site/\n  recast apply --plan sha256:1f0c…\n  recast apply site/ --erase r1u05 --yes",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := clientOf(cmd)
 			if err != nil {
@@ -115,7 +117,9 @@ looked at with --plan, or say --yes.`,
 				if p, err = askPlan(cmd, c, args, f.erase); err != nil {
 					return err
 				}
-				printPlan(cmd.OutOrStdout(), p)
+				if err := show(cmd.OutOrStdout(), f.output, p, func(w io.Writer, _ bool) { printPlan(w, p) }); err != nil {
+					return err
+				}
 				if p.Empty() {
 					return nil
 				}
@@ -141,22 +145,43 @@ func apply(cmd *cobra.Command, c *client, digest inventory.Digest) error {
 	if err := c.call(cmd.Context(), http.MethodPost, "/api/v1/apply", web.ApplyRequest{Plan: digest}, &done); err != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "Applied %s. Watch it: recast get machines --watch\n", digest.Short())
+	// Standard error, so that the output of -o json stays JSON.
+	fmt.Fprintf(cmd.ErrOrStderr(), "Applied %s. Watch it: recast get machines --watch\n", digest.Short())
 	return nil
 }
 
 // confirm asks on a terminal; elsewhere it says how to answer beforehand.
 func confirm(cmd *cobra.Command, question string, digest inventory.Digest) error {
-	in, ok := cmd.InOrStdin().(*os.File)
-	if !ok || !isTerminal(in) {
-		return codeError{fmt.Errorf("nobody is there to ask: repeat with --yes, or apply what you saw: recast apply --plan %s", digest), exitUsage}
+	ok, err := askYes(cmd, question)
+	if err != nil {
+		return codeError{fmt.Errorf("%w: repeat with --yes, or apply what you saw: recast apply --plan %s", err, digest), exitUsage}
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "%s Only \"yes\" is a yes: ", question)
-	line, err := bufio.NewReader(in).ReadString('\n')
-	if err != nil || strings.TrimSpace(line) != "yes" {
+	if !ok {
 		return errors.New("not applied")
 	}
 	return nil
+}
+
+var errNobody = errors.New("nobody is there to ask")
+
+// askYes asks on a terminal; without one the error is errNobody.
+func askYes(cmd *cobra.Command, question string) (bool, error) {
+	in, ok := cmd.InOrStdin().(*os.File)
+	if !ok || !isTerminal(in) {
+		return false, errNobody
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "%s Only \"yes\" is a yes: ", question)
+	// Byte by byte: what follows the answer belongs to the next question.
+	var answer []byte
+	b := make([]byte, 1)
+	for {
+		n, err := in.Read(b)
+		if n == 1 && b[0] != '\n' {
+			answer = append(answer, b[0])
+			continue
+		}
+		return err == nil && strings.TrimSpace(string(answer)) == "yes", nil
+	}
 }
 
 func newRollback() *cobra.Command {
@@ -167,7 +192,8 @@ func newRollback() *cobra.Command {
 		Long: `Bring a group back to the generation before, or to the one named with --to.
 recast get generations lists those that are kept. The files on disk are not
 changed: the next apply of them brings their definition back.`,
-		Args: arguments(cobra.ExactArgs(1)),
+		Example: "  recast rollback rack1-compute\n  recast rollback rack1-compute --to 1f0c29",
+		Args:    arguments(cobra.ExactArgs(1)), ValidArgsFunction: completeGroups,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := clientOf(cmd)
 			if err != nil {
@@ -209,19 +235,15 @@ func resolveGeneration(cmd *cobra.Command, c *client, s string) (inventory.Diges
 	if err := c.call(cmd.Context(), http.MethodGet, "/api/v1/generations", nil, &kept); err != nil {
 		return "", err
 	}
-	var found []inventory.Digest
-	for _, g := range kept {
-		if strings.HasPrefix(g.Digest.Hex(), strings.TrimPrefix(s, "sha256:")) {
-			found = append(found, g.Digest)
-		}
+	all := make([]inventory.Digest, len(kept))
+	for i := range kept {
+		all[i] = kept[i].Digest
 	}
-	switch len(found) {
-	case 1:
-		return found[0], nil
-	case 0:
-		return "", fmt.Errorf("generation %q is not kept; recast get generations lists those that are", s)
+	d, err := byDigits(all, s)
+	if err != nil {
+		return "", fmt.Errorf("generation %q: %w; recast get generations lists those that are kept", s, err)
 	}
-	return "", fmt.Errorf("generation %q: %d begin so; give more digits", s, len(found))
+	return d, nil
 }
 
 func printPlan(w io.Writer, p provision.Plan) {

@@ -1,14 +1,11 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
-	"sort"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -25,22 +22,28 @@ func newGet() *cobra.Command {
 	var watch bool
 	cmd := &cobra.Command{
 		Use: "get KIND [NAME]", GroupID: "look", Short: "List what is declared and what is seen",
-		Long:      "List " + strings.Join(kindNames, ", ") + ".",
-		Args:      arguments(cobra.RangeArgs(1, 2)),
-		ValidArgs: kindNames,
+		Long: `List objects of a kind: ` + strings.Join(kindNames[:6], ", ") + `,
+` + strings.Join(kindNames[6:], ", ") + `.
+
+Groups, definitions and networks are the applied ones; images are those the server holds;
+discovered machines are undeclared ones, and orphans those that are declared no more. NAME is an
+object's name, or the first digits of a digest. -o wide shows more columns; with discovered, the
+YAML that declares each machine.`,
+		Example:           "  recast get machines -o wide\n  recast get machines --watch\n  recast get discovered -o wide",
+		Args:              arguments(cobra.RangeArgs(1, 2)),
+		ValidArgsFunction: completeKinds,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := clientOf(cmd)
-			if err != nil {
-				return err
-			}
-			name := ""
+			kind, name := kindOf(args[0]), ""
 			if len(args) == 2 {
 				name = args[1]
 			}
-			if watch {
-				return watchMachines(cmd, c, name)
+			if !watch {
+				return get(cmd, kind, name, output)
 			}
-			return get(cmd, c, kindOf(args[0]), name, output)
+			if kind != "machines" {
+				return codeError{fmt.Errorf("get %s --watch: only machines can be watched", kind), exitUsage}
+			}
+			return watchMachines(cmd, name)
 		},
 	}
 	addOutput(cmd, &output)
@@ -58,49 +61,94 @@ func kindOf(s string) string {
 	return s
 }
 
-func get(cmd *cobra.Command, c *client, kind, name, output string) error {
-	switch kind {
-	case "machines", "orphans":
-		return list(cmd, c, "/api/v1/"+kind, name, output, func(v provision.View) string { return v.Name }, machineRow)
-	case "groups", "definitions", "networks":
-		return getDeclared(cmd, c, kind, name, output)
-	case "generations":
-		return list(cmd, c, "/api/v1/generations", name, output, func(g provision.GenerationInfo) string { return g.Digest.Hex() }, generationRow)
-	case "rollouts":
-		return list(cmd, c, "/api/v1/rollouts", name, output, func(r provision.Rollout) string { return r.Group }, rolloutRow)
-	case "discovered":
-		return list(cmd, c, "/api/v1/discovered", name, output, func(d provision.Stray) string { return d.MAC.String() }, strayRow)
-	case "leases":
-		return list(cmd, c, "/api/v1/leases", name, output, func(l inventory.Lease) string { return l.Addr.String() }, leaseRow)
-	case "audit":
-		return list(cmd, c, "/api/v1/audit", name, output, func(a provision.AuditEntry) string { return a.Machine }, auditRow)
-	case "secrets":
-		return list(cmd, c, "/api/v1/secrets", name, output, func(s provision.SecretInfo) string { return s.Name }, secretRow)
-	case "images":
-		return list(cmd, c, "/api/v1/images", name, output, func(i image.Info) string { return i.Digest.Hex() }, imageRow)
-	}
-	return codeError{fmt.Errorf("get %q: want one of %s", kind, strings.Join(kindNames, ", ")), exitUsage}
+func unknownKind(verb, kind string, known []string) error {
+	return codeError{fmt.Errorf("%s %q: unknown kind; %s", verb, kind, inventory.DidYouMean(kind, known)), exitUsage}
 }
 
-// list fetches a list, keeps what the name (or the digits a digest begins with)
-// asks for, and shows it. A row function with nil gives the heading.
-func list[T any](cmd *cobra.Command, c *client, path, name, output string, nameOf func(T) string, row func(v *T, wide bool) []string) error {
-	var all, kept []T
-	if err := c.call(cmd.Context(), http.MethodGet, path, nil, &all); err != nil {
+func get(cmd *cobra.Command, kind, name, output string) error {
+	if !slices.Contains(kindNames, kind) {
+		return unknownKind("get", kind, kindNames)
+	}
+	c, err := clientOf(cmd)
+	if err != nil {
 		return err
 	}
+	l := listing{cmd, c, kind, name, output}
+	switch kind {
+	case "machines", "orphans":
+		return list(l, named(func(v provision.View) string { return v.Name }), machineRow)
+	case "generations":
+		return list(l, func(g provision.GenerationInfo, name string) bool { return isDigits(g.Digest, name) }, generationRow)
+	case "rollouts":
+		return list(l, named(func(r provision.Rollout) string { return r.Group }), rolloutRow)
+	case "discovered":
+		return getDiscovered(l)
+	case "leases":
+		return list(l, named(func(v inventory.Lease) string { return v.Addr.String() }), leaseRow)
+	case "audit":
+		return list(l, named(func(a provision.AuditEntry) string { return a.Machine }), auditRow)
+	case "secrets":
+		return list(l, named(func(s provision.SecretInfo) string { return s.Name }), secretRow)
+	case "images":
+		return list(l, func(i image.Info, name string) bool { return isDigits(i.Digest, name) }, imageRow)
+	}
+	var set inventory.Set
+	if err := c.call(cmd.Context(), http.MethodGet, "/api/v1/set", nil, &set); err != nil {
+		return err
+	}
+	switch kind {
+	case "groups":
+		return showList(l, values(set.Groups), named(func(g inventory.Group) string { return g.Name }), groupRow)
+	case "definitions":
+		return showList(l, values(set.Definitions), named(func(d inventory.Definition) string { return d.Name }), definitionRow)
+	}
+	return showList(l, values(set.Networks), named(func(n inventory.Network) string { return n.Name }), networkRow)
+}
+
+// listing is one question for a list.
+type listing struct {
+	cmd                *cobra.Command
+	c                  *client
+	kind, name, output string
+}
+
+func named[T any](nameOf func(T) string) func(T, string) bool {
+	return func(v T, name string) bool { return nameOf(v) == name }
+}
+
+func isDigits(d inventory.Digest, digits string) bool {
+	return strings.HasPrefix(d.Hex(), strings.TrimPrefix(digits, "sha256:"))
+}
+
+func values[T any](pointers []*T) []T {
+	out := make([]T, len(pointers))
+	for i, p := range pointers {
+		out[i] = *p
+	}
+	return out
+}
+
+// list fetches a list and shows it.
+func list[T any](l listing, is func(T, string) bool, row func(v *T, wide bool) []string) error {
+	var all []T
+	if err := l.c.call(l.cmd.Context(), http.MethodGet, "/api/v1/"+l.kind, nil, &all); err != nil {
+		return err
+	}
+	return showList(l, all, is, row)
+}
+
+// showList keeps what the name asks for, and shows it.
+func showList[T any](l listing, all []T, is func(T, string) bool, row func(v *T, wide bool) []string) error {
+	kept := []T{}
 	for _, v := range all {
-		if name == "" || strings.HasPrefix(nameOf(v), strings.TrimPrefix(name, "sha256:")) {
+		if l.name == "" || is(v, l.name) {
 			kept = append(kept, v)
 		}
 	}
-	if name != "" && len(kept) == 0 {
-		return fmt.Errorf("there is no %q; recast get %s lists what there is", name, path[strings.LastIndex(path, "/")+1:])
+	if l.name != "" && len(kept) == 0 {
+		return fmt.Errorf("get %s: there is no %q; recast get %s lists what there is", l.kind, l.name, l.kind)
 	}
-	if kept == nil {
-		kept = []T{}
-	}
-	return show(cmd.OutOrStdout(), output, kept, func(w io.Writer, wide bool) {
+	return show(l.cmd.OutOrStdout(), l.output, kept, func(w io.Writer, wide bool) {
 		lines := [][]string{row(nil, wide)}
 		for i := range kept {
 			lines = append(lines, row(&kept[i], wide))
@@ -109,211 +157,29 @@ func list[T any](cmd *cobra.Command, c *client, path, name, output string, nameO
 	})
 }
 
-func machineRow(v *provision.View, wide bool) []string {
-	if v == nil {
-		h := []string{"NAME", "PHASE", "STEP", "SYNC", "HEALTH", "EVIDENCE", "RUNNING", "WANTED", "PROGRESS"}
-		if wide {
-			h = append(h, "GROUP", "ATTEMPT", "DISK", "LAST SEEN", "WHY")
-		}
-		return h
+// getDiscovered shows, wide, the YAML that declares each machine.
+func getDiscovered(l listing) error {
+	is := named(func(d provision.Stray) string { return d.MAC.String() })
+	if l.output != "wide" {
+		return list(l, is, strayRow)
 	}
-	now := time.Now()
-	st := v.Status
-	evidence := "-"
-	if !st.Evidence.At.IsZero() {
-		evidence = fmt.Sprintf("%s, %s ago", st.Evidence.Level, since(st.Evidence.At, now))
-	}
-	r := []string{v.Name, string(st.Phase), dash(string(st.Step)), string(v.Sync), string(st.Health), evidence,
-		shortOr(st.Running, "-"), shortOr(v.Wanted, "-"), progressText(st, now)}
-	if wide {
-		disk := "-"
-		if st.Disk != nil {
-			disk = st.Disk.Serial
-		}
-		r = append(r, dash(v.Group), fmt.Sprint(st.Attempt), disk, dash(st.LastSeen), whyText(*v))
-	}
-	return r
-}
-
-// whyText is the one line that says why a machine is not done.
-func whyText(v provision.View) string {
-	switch {
-	case v.Status.Hold != nil:
-		return "held: " + v.Status.Hold.Reason
-	case v.Status.LastError != "":
-		return v.Status.LastError
-	case v.Waiting != "":
-		return v.Waiting
-	}
-	return dash(v.SyncWhy)
-}
-
-func progressText(st provision.Status, now time.Time) string {
-	p := st.Progress
-	if p == nil || p.Total == 0 {
-		return "-"
-	}
-	text := fmt.Sprintf("%d%% of %s", p.Done*100/p.Total, size(p.Total))
-	if p.Rate > 0 {
-		left := time.Duration(float64(p.Total-p.Done)/p.Rate) * time.Second
-		text += fmt.Sprintf(", %s/s, %s left", size(int64(p.Rate)), left)
-	}
-	return text
-}
-
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-func generationRow(g *provision.GenerationInfo, _ bool) []string {
-	if g == nil {
-		return []string{"GENERATION", "GROUP", "KEPT SINCE", "IMAGE", "RUNNING ON"}
-	}
-	return []string{g.Digest.Short(), g.Group, g.At.Format(time.DateTime), g.Resolved.Image.Digest.Short(), dash(strings.Join(g.Machines, ","))}
-}
-
-func rolloutRow(r *provision.Rollout, _ bool) []string {
-	if r == nil {
-		return []string{"GROUP", "PLAN", "BY", "SINCE", "MACHINES", "STOPPED"}
-	}
-	return []string{r.Group, r.Plan.Short(), r.By, r.At.Format(time.DateTime), fmt.Sprint(len(r.Machines)), dash(r.Stopped)}
-}
-
-func strayRow(d *provision.Stray, wide bool) []string {
-	if d == nil {
-		h := []string{"MAC", "NETWORK", "SEEN", "MODEL", "SERIAL", "CPUS", "MEMORY", "DISKS"}
-		return h
-	}
-	var disks []string
-	for _, disk := range d.Facts.Disks {
-		disks = append(disks, fmt.Sprintf("%s %s", disk.Serial, size(disk.Size)))
-	}
-	v := d.Facts.SystemVendor
-	return []string{d.MAC.String(), dash(d.Network), since(d.At, time.Now()) + " ago", dash(v.ProductName), dash(v.SerialNumber),
-		fmt.Sprint(d.Facts.CPU.Count), size(d.Facts.Memory.Total), dash(strings.Join(disks, ", "))}
-}
-
-func leaseRow(l *inventory.Lease, _ bool) []string {
-	if l == nil {
-		return []string{"ADDRESS", "MAC", "MACHINE", "NETWORK", "STATE", "EXPIRES"}
-	}
-	return []string{l.Addr.String(), l.MAC.String(), dash(l.Machine), l.Network, string(l.State), l.Expires.Format(time.DateTime)}
-}
-
-func auditRow(a *provision.AuditEntry, _ bool) []string {
-	if a == nil {
-		return []string{"SEQ", "AT", "WHO", "WHAT", "MACHINE", "PLAN", "ERASE", "DETAIL"}
-	}
-	return []string{fmt.Sprint(a.Seq), a.At.Format(time.DateTime), a.Who, a.What, dash(a.Machine), shortOr(a.Plan, "-"), dash(strings.Join(a.Erase, ",")), dash(a.Detail)}
-}
-
-func secretRow(s *provision.SecretInfo, _ bool) []string {
-	if s == nil {
-		return []string{"NAME", "VERSION", "SET", "BY"}
-	}
-	return []string{s.Name, fmt.Sprint(s.Version), s.At.Format(time.DateTime), dash(s.By)}
-}
-
-func imageRow(i *image.Info, wide bool) []string {
-	if i == nil {
-		return []string{"DIGEST", "SIZE", "PACKED", "ADDED", "STATE", "SOURCE"}
-	}
-	state := "whole"
-	if i.Damaged != "" {
-		state = "damaged: " + i.Damaged
-	}
-	digest := i.Digest.Short()
-	if wide {
-		digest = i.Digest.String()
-	}
-	return []string{digest, size(i.Size), size(i.PackSize), i.Added.Format(time.DateTime), state, dash(i.Source)}
-}
-
-// getDeclared shows objects of the Set in force.
-func getDeclared(cmd *cobra.Command, c *client, kind, name, output string) error {
-	var set inventory.Set
-	if err := c.call(cmd.Context(), http.MethodGet, "/api/v1/set", nil, &set); err != nil {
+	var all []provision.Stray
+	if err := l.c.call(l.cmd.Context(), http.MethodGet, "/api/v1/discovered", nil, &all); err != nil {
 		return err
 	}
-	var all []any
-	lines := [][]string{}
-	add := func(n string, v any, cells ...string) {
-		if name == "" || n == name {
-			all = append(all, v)
-			lines = append(lines, append([]string{n}, cells...))
-		}
-	}
-	var heading []string
-	switch kind {
-	case "groups":
-		heading = []string{"NAME", "SELECT", "DEFINITION", "PINNED TO", "ROLLOUT"}
-		for _, g := range set.Groups {
-			var sel []string
-			for k, v := range g.Select {
-				sel = append(sel, k+"="+v)
-			}
-			sort.Strings(sel)
-			add(g.Name, g, strings.Join(sel, ","), g.Definition, shortOr(g.Generation, "-"), fmt.Sprintf("canary %d", g.Rollout.Canary))
-		}
-	case "definitions":
-		heading = []string{"NAME", "IMAGE", "BOOT", "CONFIG"}
-		for _, d := range set.Definitions {
-			add(d.Name, d, d.Image, string(d.Every), string(d.Config.Format))
-		}
-	case "networks":
-		heading = []string{"NAME", "SUBNET", "DHCP", "UNKNOWN"}
-		for _, n := range set.Networks {
-			add(n.Name, n, n.Subnet.String(), string(n.DHCP), string(n.Unknown))
-		}
-	}
-	if name != "" && len(all) == 0 {
-		return fmt.Errorf("there is no %q; recast get %s lists what there is", name, kind)
-	}
-	return show(cmd.OutOrStdout(), output, all, func(w io.Writer, _ bool) { rows(w, append([][]string{heading}, lines...)) })
-}
-
-// stream follows the server's events until the context ends or f says stop.
-func (c *client) stream(cmd *cobra.Command, f func(provision.View) (stop bool)) error {
-	resp, err := c.do(cmd.Context(), http.MethodGet, "/api/v1/watch", nil, "")
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, 16<<20)
-	for lines.Scan() {
-		data, ok := strings.CutPrefix(lines.Text(), "data: ")
-		if !ok {
+	found := false
+	for _, d := range all {
+		if l.name != "" && !is(d, l.name) {
 			continue
 		}
-		var v provision.View
-		if err := json.Unmarshal([]byte(data), &v); err != nil {
-			return fmt.Errorf("read the server's events: %w", err)
+		if found {
+			fmt.Fprintln(l.cmd.OutOrStdout(), "---")
 		}
-		if f(v) {
-			return nil
-		}
+		found = true
+		fmt.Fprint(l.cmd.OutOrStdout(), d.YAML)
 	}
-	if cmd.Context().Err() != nil {
-		return nil
+	if l.name != "" && !found {
+		return fmt.Errorf("get discovered: there is no %q; recast get discovered lists what there is", l.name)
 	}
-	return codeError{fmt.Errorf("the server ended the stream: %w", io.ErrUnexpectedEOF), exitNoServer}
-}
-
-func watchMachines(cmd *cobra.Command, c *client, name string) error {
-	last := map[string]string{}
-	return c.stream(cmd, func(v provision.View) bool {
-		if name != "" && v.Name != name {
-			return false
-		}
-		line := fmt.Sprintf("%s  %s/%s  %s  %s  %s", v.Name, v.Status.Phase, dash(string(v.Status.Step)), v.Sync, progressText(v.Status, time.Now()), whyText(v))
-		if last[v.Name] != line {
-			last[v.Name] = line
-			fmt.Fprintln(cmd.OutOrStdout(), time.Now().Format(time.TimeOnly), line)
-		}
-		return false
-	})
+	return nil
 }

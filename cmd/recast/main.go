@@ -7,11 +7,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"recast/inventory"
 )
 
 // version is set by the linker.
@@ -21,7 +25,7 @@ var version = "dev"
 const (
 	exitOK       = 0
 	exitError    = 1 // the command did not do what it was asked
-	exitUsage    = 2 // the command line is wrong
+	exitUsage    = 2 // the command line, or the configuration it names, is wrong
 	exitChanges  = 3 // plan --exit-code: the plan is not empty
 	exitRefused  = 4 // the server refused: bad files, an outdated plan, a missing right
 	exitNoServer = 5 // the server does not answer
@@ -44,25 +48,34 @@ func main() {
 func run(ctx context.Context, args []string) int {
 	cmd := newRoot()
 	cmd.SetArgs(args)
-	err := cmd.ExecuteContext(ctx)
+	return exitCode(cmd.ExecuteContext(ctx), os.Stderr)
+}
+
+// exitCode prints an error and gives its code.
+func exitCode(err error, w io.Writer) int {
 	var coded codeError
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &coded):
 		if coded.error.Error() != "" {
-			fmt.Fprintln(os.Stderr, "recast:", coded.error)
+			fmt.Fprintln(w, "recast:", coded.error)
 		}
 		return coded.code
 	}
-	fmt.Fprintln(os.Stderr, "recast:", err)
+	fmt.Fprintln(w, "recast:", err)
+	if strings.HasPrefix(err.Error(), "unknown command") { // cobra's own
+		return exitUsage
+	}
 	return exitError
 }
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "recast",
-		Short:         "Re-image machines from declared definitions",
+		Use:   "recast",
+		Short: "Re-image machines from declared definitions",
+		Long: `recast re-images machines from declared definitions: write YAML, look at the plan, apply it, and
+every machine boots into exactly that state. recast lab up shows all of it on this machine.`,
 		SilenceErrors: true, SilenceUsage: true,
 		Version: version,
 	}
@@ -72,8 +85,27 @@ func newRoot() *cobra.Command {
 	})
 	root.AddGroup(&cobra.Group{ID: "declare", Title: "Declare and roll out:"}, &cobra.Group{ID: "look", Title: "Look:"},
 		&cobra.Group{ID: "machine", Title: "One machine:"}, &cobra.Group{ID: "server", Title: "Server and lab:"})
+	root.SetCompletionCommandGroupID("server")
 	root.AddCommand(commands()...)
 	return root
+}
+
+// parent makes a command of commands say so when it is called with another.
+func parent(cmd *cobra.Command, children ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(children...)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		var known []string
+		for _, c := range cmd.Commands() {
+			if c.IsAvailableCommand() {
+				known = append(known, c.Name())
+			}
+		}
+		return codeError{fmt.Errorf("unknown command %q for %q; %s", args[0], cmd.CommandPath(), inventory.DidYouMean(args[0], known)), exitUsage}
+	}
+	return cmd
 }
 
 // arguments wraps cobra's argument checks, so that a wrong count is a usage error.

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,8 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
-	"strings"
+	"reflect"
 	"sync"
 	"syscall"
 	"time"
@@ -41,21 +38,30 @@ func newServe() *cobra.Command {
 		Use: "serve", GroupID: "server", Short: "Run the server",
 		Long: `Run the server: DHCP, TFTP, boot scripts, images and the API.
 
-Nothing is answered on any network until a Network is declared and applied. Data
-stand under ` + defaultData + `; ` + defaultConfig + ` overrides the defaults.`,
-		Args: arguments(cobra.NoArgs),
+Nothing is answered on any network until a Network is declared and applied. Data stand under
+` + defaultData + `; ` + defaultConfig + ` overrides the defaults, and --print-config shows what is in
+force. At first start a CA, a key file and the operator's token are made.
+
+SIGTERM stops it once transfers have finished, SIGHUP reads the configuration's log level and the
+host's interfaces again. Sockets passed in by systemd are used by their names: boot, agent, operator.`,
+		Example: "  recast serve --print-config > /etc/recast/recast.yaml\n  recast serve --data /srv/recast",
+		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := readConfig(path, cmd.Flags().Changed("config"))
-			if err != nil {
-				return err
+			read := func() (config, error) {
+				c, err := readConfig(path, cmd.Flags().Changed("config"))
+				if data != "" {
+					c.Data = data
+				}
+				return c, err
 			}
-			if data != "" {
-				c.Data = data
+			c, err := read()
+			if err != nil {
+				return codeError{err, exitUsage}
 			}
 			if printConfig {
 				return yaml.NewEncoder(cmd.OutOrStdout()).Encode(c)
 			}
-			return serve(cmd.Context(), c)
+			return serve(cmd.Context(), c, read)
 		},
 	}
 	cmd.Flags().StringVar(&path, "config", defaultConfig, "configuration file")
@@ -64,12 +70,12 @@ stand under ` + defaultData + `; ` + defaultConfig + ` overrides the defaults.`,
 	return cmd
 }
 
-func newLogger(level string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("log.level %q: want debug, info, warn or error", level)
+func logLevel(level string) (l slog.Level, err error) {
+	switch level {
+	case "debug", "info", "warn", "error":
+		return l, l.UnmarshalText([]byte(level))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+	return l, fmt.Errorf("log.level %q: want debug, info, warn or error", level)
 }
 
 // openStore opens the file store, or the cluster where endpoints are named.
@@ -77,12 +83,15 @@ func openStore(ctx context.Context, c config) (store.Store, error) {
 	if len(c.Store.Endpoints) > 0 {
 		return store.OpenEtcd(ctx, store.EtcdOptions{Endpoints: c.Store.Endpoints})
 	}
-	return store.OpenBolt(filepath.Join(c.Data, "recast.db"), store.BoltOptions{})
+	return store.OpenBolt(c.storeFile(), store.BoltOptions{})
 }
 
 // server is everything that runs, wired.
 type server struct {
 	config
+	// reread gives the configuration anew, for SIGHUP.
+	reread  func() (config, error)
+	level   slog.LevelVar
 	log     *slog.Logger
 	store   store.Store
 	images  *image.Store
@@ -94,12 +103,14 @@ type server struct {
 	token   string
 }
 
-func serve(ctx context.Context, c config) (err error) {
-	log, err := newLogger(c.Log.Level)
+func serve(ctx context.Context, c config, reread func() (config, error)) (err error) {
+	s := &server{config: c, reread: reread}
+	level, err := logLevel(c.Log.Level)
 	if err != nil {
 		return err
 	}
-	s := &server{config: c, log: log}
+	s.level.Set(level)
+	s.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &s.level}))
 	if err := s.open(ctx); err != nil {
 		return errors.Join(err, s.close())
 	}
@@ -114,7 +125,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	if s.store, err = openStore(ctx, s.config); err != nil {
 		return err
 	}
-	if s.images, err = image.Open(filepath.Join(s.Data, "images"), image.Options{MaxSize: s.Images.MaxSize, Log: s.log,
+	if s.images, err = image.Open(filepath.Join(s.Data, "images"), image.Options{MaxSize: int64(s.Images.MaxSize), Log: s.log,
 		OnChange: func(d inventory.Digest) {
 			if s.engine != nil {
 				s.engine.Mend(d)
@@ -152,7 +163,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Observe: s.engine.Observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
 		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.engine.Observe, Log: s.log},
-		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: s.Images.MaxSize, Version: version,
+		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.dhcp.Findings, Version: version,
 		Observe: s.engine.Observe, Log: s.log}
 	return nil
 }
@@ -173,6 +184,7 @@ const drain = 30 * time.Second
 func (s *server) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	s.web.Stopping = ctx.Done()
 	passed := passedSockets()
 	apiListeners, err := s.listen(passed, "agent", s.Agent)
 	if err != nil {
@@ -187,7 +199,6 @@ func (s *server) run(ctx context.Context) error {
 		return err
 	}
 	api := web.NewHTTP(s.web.API(), s.log)
-	// HTTP/1.1 only: one long poll per connection is all an agent needs.
 	api.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.certificates()}
 	boot := web.NewHTTP(s.web.Boot(), s.log)
 
@@ -210,11 +221,9 @@ func (s *server) run(ctx context.Context) error {
 	start("DHCP", func() error { return s.dhcp.Run(ctx) })
 	stopTFTP := s.followNetworks(ctx, &work)
 	defer stopTFTP()
-	if err := s.leaveContext(append(operator, apiListeners...)); err != nil {
-		cancel()
-		return err
+	if err = s.leaveContext(append(operator, apiListeners...)); err == nil {
+		s.announce(apiListeners, operator, bootListeners)
 	}
-	s.announce(apiListeners, operator, bootListeners)
 
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -222,10 +231,7 @@ func (s *server) run(ctx context.Context) error {
 	for err == nil {
 		select {
 		case <-hup:
-			s.log.Info("SIGHUP: networks and interfaces are read again")
-			if err := s.dhcp.Update(s.engine.Set()); err != nil {
-				s.log.Warn("not every network is served", "err", err)
-			}
+			s.reload()
 			continue
 		case err = <-failed:
 			s.log.Error("stopping", "err", err)
@@ -244,66 +250,6 @@ func (s *server) run(ctx context.Context) error {
 	return err
 }
 
-// followNetworks tells DHCP of every new Set, and runs TFTP while there is a
-// Network to serve.
-func (s *server) followNetworks(ctx context.Context, work *sync.WaitGroup) (stop func()) {
-	var mu sync.Mutex
-	var cancel context.CancelFunc
-	stop = func() {
-		mu.Lock()
-		defer mu.Unlock()
-		if cancel != nil {
-			cancel()
-			cancel = nil
-		}
-	}
-	s.engine.OnSet(func(set *inventory.Set) {
-		ifaces, err := dhcp.Interfaces()
-		if err != nil {
-			s.log.Warn("interfaces cannot be listed", "err", err)
-		}
-		for _, line := range dhcp.Describe(set, ifaces) {
-			s.log.Info(line)
-		}
-		if err := s.dhcp.Update(set); err != nil {
-			s.log.Warn("not every network is served", "err", err)
-		}
-		serves := false
-		for _, n := range set.Networks {
-			serves = serves || n.DHCP != inventory.DHCPOff
-		}
-		if !serves {
-			stop()
-			return
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		if cancel != nil || ctx.Err() != nil {
-			return
-		}
-		var tctx context.Context
-		tctx, cancel = context.WithCancel(ctx)
-		work.Go(func() {
-			if err := s.tftp.Run(tctx); err != nil {
-				s.log.Error("TFTP is not served", "err", err)
-			}
-		})
-	})
-	return stop
-}
-
-func (s *server) listen(passed sockets, name, addr string) ([]net.Listener, error) {
-	ls, err := passed.listeners(name)
-	if err != nil || len(ls) > 0 {
-		return ls, err
-	}
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("listen for %s: %w; change %q in the configuration", name, err, name)
-	}
-	return []net.Listener{l}, nil
-}
-
 func (s *server) announce(api, operator, boot []net.Listener) {
 	for _, l := range api {
 		s.log.Info("listening", "for", "agents and operators", "addr", l.Addr())
@@ -314,92 +260,7 @@ func (s *server) announce(api, operator, boot []net.Listener) {
 	for _, l := range boot {
 		s.log.Info("listening", "for", "machines (scripts, ramdisk, images)", "addr", l.Addr())
 	}
-	s.log.Info("serving", "version", version, "data", s.Data, "token", filepath.Join(s.Data, "operator.token"))
-}
-
-// leaveContext writes what the CLI of root on this host needs.
-func (s *server) leaveContext(listeners []net.Listener) error {
-	if len(listeners) == 0 {
-		return nil
-	}
-	addr := listeners[0].Addr().(*net.TCPAddr).AddrPort()
-	host := addr.Addr().Unmap()
-	if host.IsUnspecified() {
-		host = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	token, err := filepath.Abs(filepath.Join(s.Data, "operator.token"))
-	if err != nil {
-		return err
-	}
-	ca := s.engine.Authority()
-	if err := os.WriteFile(filepath.Join(s.Data, "ca.pem"), ca.PEM(), 0o644); err != nil {
-		return fmt.Errorf("write the CA certificate: %w", err)
-	}
-	return saveContext(filepath.Join(s.Data, localContext), clientContext{Name: "local",
-		URL: "https://" + netip.AddrPortFrom(host, addr.Port()).String(), CAPEM: string(ca.PEM()), CADigest: ca.Digest(), TokenFile: token})
-}
-
-// certificates issues one for the addresses of this host, again when a client
-// comes in on a new one.
-func (s *server) certificates() func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	var mu sync.Mutex
-	var cert *tls.Certificate
-	have := map[netip.Addr]bool{}
-	return func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		local, _ := netip.ParseAddrPort(h.Conn.LocalAddr().String())
-		addr := local.Addr().Unmap()
-		if cert != nil && have[addr] {
-			return cert, nil
-		}
-		have[addr] = true
-		for _, a := range localAddrs() {
-			have[a] = true
-		}
-		addrs := make([]netip.Addr, 0, len(have))
-		for a := range have {
-			addrs = append(addrs, a)
-		}
-		names := []string{"localhost"}
-		if host, err := os.Hostname(); err == nil {
-			names = append(names, host)
-		}
-		c, err := s.engine.Authority().Issue(names, addrs, time.Now())
-		if err != nil {
-			return nil, err
-		}
-		cert = &c
-		return cert, nil
-	}
-}
-
-func localAddrs() []netip.Addr {
-	var out []netip.Addr
-	addrs, _ := net.InterfaceAddrs()
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			out = append(out, p.Addr().Unmap())
-		}
-	}
-	return out
-}
-
-// address is ours on a Network: that of the interface in its subnet.
-func (s *server) address(network string) (netip.Addr, bool) {
-	if s.engine == nil {
-		return netip.Addr{}, false
-	}
-	n := s.engine.Set().Network(network)
-	if n == nil {
-		return netip.Addr{}, false
-	}
-	for _, a := range localAddrs() {
-		if n.Subnet.Contains(a) {
-			return a, true
-		}
-	}
-	return netip.Addr{}, false
+	s.log.Info("serving", "version", version, "data", s.Data, "token", filepath.Join(s.Data, "operator.token"), "ca", s.engine.Authority().Digest())
 }
 
 // ramdiskFiles looks each time, so that a ramdisk built while the server runs
@@ -416,37 +277,21 @@ func (s *server) ramdiskFiles(arch inventory.Arch) provision.RamdiskFiles {
 	return provision.RamdiskFiles{Kernel: web.RamdiskPath + "vmlinuz", Initrd: web.RamdiskPath + "initrd.img"}
 }
 
-// operatorToken reads the token, or makes it at first start.
-func operatorToken(path string) (string, error) {
-	raw, err := os.ReadFile(path)
-	if err == nil {
-		if token := strings.TrimSpace(string(raw)); len(token) >= 32 {
-			return token, nil
-		}
-		return "", fmt.Errorf("read the operator's token: %s holds no token; remove it to have a new one made", path)
-	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("read the operator's token: %w", err)
-	}
-	var b [32]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return "", err
-	}
-	token := hex.EncodeToString(b[:])
-	if err := writePrivate(path, []byte(token+"\n")); err != nil {
-		return "", fmt.Errorf("write the operator's token: %w", err)
-	}
-	return token, nil
-}
-
-func portOf(addr string) (int, error) {
-	_, port, err := net.SplitHostPort(addr)
+// reload takes up what may change while the server runs.
+func (s *server) reload() {
+	c, err := s.reread()
 	if err != nil {
-		return 0, fmt.Errorf("address %q: want [host]:port", addr)
+		s.log.Error("SIGHUP: the configuration in force stays", "err", err)
+		return
 	}
-	n, err := strconv.Atoi(port)
-	if err != nil || n < 1 || n > 65535 {
-		return 0, fmt.Errorf("address %q: the port must be 1-65535", addr)
+	level, err := logLevel(c.Log.Level)
+	if err == nil {
+		s.level.Set(level)
 	}
-	return n, nil
+	s.config.Log = c.Log
+	if !reflect.DeepEqual(c, s.config) {
+		s.log.Warn("SIGHUP: only log.level is taken up; the rest of the configuration needs a restart")
+	}
+	s.log.Info("SIGHUP: configuration, networks and interfaces are read again", "level", level)
+	s.serveSet(s.engine.Set())
 }

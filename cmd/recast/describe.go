@@ -1,0 +1,275 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"recast/image"
+	"recast/inventory"
+	"recast/provision"
+	"recast/web"
+)
+
+// describeKinds that describe knows.
+var describeKinds = []string{"machine", "group", "definition", "image", "network", "discovered"}
+
+func newDescribe() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use: "describe [KIND] NAME", GroupID: "look", Short: "Show everything about one object",
+		Long: `Show everything about a machine, or about a ` + strings.Join(describeKinds[1:], ", ") + `: what is
+declared, who uses it, what is seen. A discovered machine is named by its MAC, and shown with the
+YAML that declares it.`,
+		Example:           "  recast describe r1u05\n  recast describe network rack1\n  recast describe discovered 52:54:00:00:00:09",
+		Args:              arguments(cobra.RangeArgs(1, 2)),
+		ValidArgsFunction: completeDescribe,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, name := "machine", args[len(args)-1]
+			if len(args) == 2 {
+				kind = strings.TrimSuffix(args[0], "s")
+			}
+			if !slices.Contains(describeKinds, kind) {
+				return unknownKind("describe", args[0], describeKinds)
+			}
+			c, err := clientOf(cmd)
+			if err != nil {
+				return err
+			}
+			d, err := describe(cmd, c, kind, name)
+			if err != nil {
+				return err
+			}
+			return show(cmd.OutOrStdout(), output, d.value, func(w io.Writer, _ bool) { d.print(w) })
+		},
+	}
+	addOutput(cmd, &output)
+	return cmd
+}
+
+// description is one object, and how people see it.
+type description struct {
+	value any
+	print func(io.Writer)
+}
+
+func describe(cmd *cobra.Command, c *client, kind, name string) (description, error) {
+	ask := func(path string, out any) error {
+		return c.call(cmd.Context(), http.MethodGet, "/api/v1/"+path, nil, out)
+	}
+	if kind == "machine" {
+		var v provision.View
+		err := c.call(cmd.Context(), http.MethodGet, machinePath(name), nil, &v)
+		return description{v, func(w io.Writer) { printView(w, v) }}, err
+	}
+	if kind == "discovered" {
+		var all []provision.Stray
+		err := ask("discovered", &all)
+		for _, d := range all {
+			if d.MAC.String() == strings.ToLower(name) {
+				return description{d, func(w io.Writer) { printStray(w, d) }}, nil
+			}
+		}
+		return description{}, orNone(err, kind, name, "discovered")
+	}
+	var set inventory.Set
+	if err := ask("set", &set); err != nil {
+		return description{}, err
+	}
+	switch kind {
+	case "group":
+		for _, g := range set.Groups {
+			if g.Name == name {
+				var views []provision.View
+				var rollouts []provision.Rollout
+				if err := ask("machines", &views); err != nil {
+					return description{}, err
+				}
+				err := ask("rollouts", &rollouts)
+				return description{g, func(w io.Writer) { printGroup(w, g, views, rollouts) }}, err
+			}
+		}
+	case "definition":
+		for _, d := range set.Definitions {
+			if d.Name == name {
+				return description{d, func(w io.Writer) { printDefinition(w, d, set.Groups) }}, nil
+			}
+		}
+	case "image":
+		for _, i := range set.Images {
+			if i.Name == name {
+				var here []image.Info
+				err := ask("images", &here)
+				return description{i, func(w io.Writer) { printImage(w, i, here, set.Definitions) }}, err
+			}
+		}
+	case "network":
+		for _, n := range set.Networks {
+			if n.Name == name {
+				var leases []inventory.Lease
+				var st web.StatusReply
+				if err := ask("leases", &leases); err != nil {
+					return description{}, err
+				}
+				err := ask("status", &st)
+				return description{n, func(w io.Writer) { printNetwork(w, n, leases, st.Findings) }}, err
+			}
+		}
+	}
+	return description{}, orNone(nil, kind, name, kind+"s")
+}
+
+func orNone(err error, kind, name, list string) error {
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("there is no %s %q; recast get %s lists what there is", kind, name, list)
+}
+
+// line prints "Name:  value", aligned.
+func line(w io.Writer, name, format string, args ...any) {
+	fmt.Fprintf(w, "%-12s %s\n", name+":", strings.TrimSpace(fmt.Sprintf(format, args...)))
+}
+
+// heads prints a table's row as lines.
+func heads(w io.Writer, heading, row []string) {
+	for i, h := range heading {
+		line(w, h[:1]+strings.ToLower(h[1:]), "%s", row[i])
+	}
+}
+
+func printGroup(w io.Writer, g *inventory.Group, views []provision.View, rollouts []provision.Rollout) {
+	heads(w, groupRow(nil, true), groupRow(g, true))
+	for _, r := range rollouts {
+		if r.Group == g.Name {
+			line(w, "Rollout", "plan %s by %s, %s ago, %d machines", r.Plan.Short(), r.By, since(r.At, time.Now()), len(r.Machines))
+			if r.Stopped != "" {
+				line(w, "Stopped", "%s", r.Stopped)
+			}
+		}
+	}
+	for _, v := range views {
+		if v.Group == g.Name {
+			line(w, "  machine", "%s  %s  %s  %s", v.Name, v.Status.Phase, v.Sync, whyText(v))
+		}
+	}
+}
+
+func printDefinition(w io.Writer, d *inventory.Definition, groups []*inventory.Group) {
+	heads(w, definitionRow(nil, true), definitionRow(d, true))
+	if len(d.Select.Hints) > 0 {
+		line(w, "Disk", "%s", pairs(d.Select.Hints))
+	}
+	if d.Select.MinSize > 0 {
+		line(w, "Min size", "%s", size(d.Select.MinSize))
+	}
+	if d.Select.MaxSize > 0 {
+		line(w, "Max size", "%s", size(d.Select.MaxSize))
+	}
+	for _, g := range groups {
+		if g.Definition == d.Name {
+			line(w, "  group", "%s", g.Name)
+		}
+	}
+	if d.Config.UserData != "" {
+		fmt.Fprintf(w, "User data:\n")
+		for l := range strings.Lines(d.Config.UserData) {
+			fmt.Fprintf(w, "  %s", l)
+		}
+	}
+}
+
+func printImage(w io.Writer, i *inventory.Image, here []image.Info, definitions []*inventory.Definition) {
+	line(w, "Name", "%s", i.Name)
+	line(w, "Type", "%s, %s", i.Type, i.Arch)
+	line(w, "Digest", "%s", i.Digest)
+	line(w, "Source", "%s", dash(i.Source))
+	state := "not here: recast image add SOURCE"
+	for _, h := range here {
+		if h.Digest == i.Digest {
+			state = fmt.Sprintf("whole, %s unpacked, %s packed, added %s", size(h.Size), size(h.PackSize), h.Added.Format(time.DateTime))
+			if h.Damaged != "" {
+				state = "damaged: " + h.Damaged + "; recast image add SOURCE mends it"
+			}
+		}
+	}
+	line(w, "Our copy", "%s", state)
+	for _, d := range definitions {
+		if d.Image == i.Name {
+			line(w, "  definition", "%s", d.Name)
+		}
+	}
+}
+
+func printNetwork(w io.Writer, n *inventory.Network, leases []inventory.Lease, findings []string) {
+	heads(w, networkRow(nil, true), networkRow(n, true))
+	for _, f := range findings {
+		line(w, "Finding", "%s", f)
+	}
+	for _, l := range leases {
+		if l.Network == n.Name {
+			line(w, "  lease", "%s  %s  %s  %s", l.Addr, l.MAC, dash(l.Machine), l.State)
+		}
+	}
+}
+
+func printStray(w io.Writer, d provision.Stray) {
+	line(w, "MAC", "%s", d.MAC)
+	line(w, "Network", "%s", dash(d.Network))
+	line(w, "Address", "%s", d.Addr)
+	line(w, "Seen", "%s ago", since(d.At, time.Now()))
+	printFacts(w, &d.Facts)
+	fmt.Fprintf(w, "\nTo declare it:\n\n%s", d.YAML)
+}
+
+func printView(w io.Writer, v provision.View) {
+	st, now := v.Status, time.Now()
+	line(w, "Name", "%s", v.Name)
+	line(w, "Group", "%s", dash(v.Group))
+	line(w, "Phase", "%s %s, for %s", st.Phase, st.Step, since(st.Since, now))
+	line(w, "Sync", "%s %s", v.Sync, v.SyncWhy)
+	line(w, "Health", "%s", st.Health)
+	line(w, "Evidence", "%s, %s ago, %s", st.Evidence.Level, since(st.Evidence.At, now), dash(st.Evidence.Detail))
+	line(w, "Running", "%s", shortOr(st.Running, "unknown"))
+	line(w, "Wanted", "%s", shortOr(v.Wanted, "-"))
+	line(w, "Attempt", "%d, ramdisk restarts %d", st.Attempt, st.Restarts)
+	line(w, "Power", "%s", dash(st.Power))
+	if st.Disk != nil {
+		line(w, "Disk", "%s, serial %s, %s", st.Disk.Name, dash(st.Disk.Serial), size(st.Disk.Size))
+	}
+	if st.Hold != nil {
+		line(w, "Hold", "by %s: %s", st.Hold.Owner, st.Hold.Reason)
+	}
+	if v.Waiting != "" {
+		line(w, "Waiting", "%s", v.Waiting)
+	}
+	if st.LastError != "" {
+		line(w, "Last error", "%s", st.LastError)
+	}
+	if st.NextAction != "" {
+		line(w, "Next", "%s", st.NextAction)
+	}
+	if len(st.Findings) > 0 {
+		line(w, "Findings", "%s", strings.Join(st.Findings, "; "))
+	}
+	line(w, "Last seen", "%s, %s ago", dash(st.LastSeen), since(st.LastSeenAt, now))
+	if st.Facts != nil {
+		printFacts(w, st.Facts)
+	}
+}
+
+func printFacts(w io.Writer, f *inventory.Facts) {
+	line(w, "Hardware", "%s %s, serial %s; %d × %s; %s; boots by %s", f.SystemVendor.Manufacturer, f.SystemVendor.ProductName,
+		dash(f.SystemVendor.SerialNumber), f.CPU.Count, f.CPU.ModelName, size(f.Memory.Total), f.Boot.Mode)
+	for _, d := range f.Disks {
+		line(w, "  disk", "%s %s serial %s, %s, %s", d.Name, d.Model, dash(d.Serial), size(d.Size), dash(d.Holds))
+	}
+	for _, n := range f.Interfaces {
+		line(w, "  nic", "%s %s %s link %t", n.Name, n.MAC, n.Driver, n.HasCarrier)
+	}
+}

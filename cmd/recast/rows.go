@@ -1,0 +1,211 @@
+package main
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"recast/image"
+	"recast/inventory"
+	"recast/provision"
+)
+
+// The rows of tables: a row function with nil gives the heading.
+
+func machineRow(v *provision.View, wide bool) []string {
+	if v == nil {
+		h := []string{"NAME", "PHASE", "STEP", "SYNC", "HEALTH", "EVIDENCE", "RUNNING", "WANTED", "PROGRESS"}
+		if wide {
+			h = append(h, "GROUP", "ATTEMPT", "DISK", "LAST SEEN", "WHY")
+		}
+		return h
+	}
+	now := time.Now()
+	st := v.Status
+	evidence := "-"
+	if !st.Evidence.At.IsZero() {
+		evidence = fmt.Sprintf("%s, %s ago", st.Evidence.Level, since(st.Evidence.At, now))
+	}
+	r := []string{v.Name, string(st.Phase), dash(string(st.Step)), string(v.Sync), string(st.Health), evidence,
+		shortOr(st.Running, "-"), shortOr(v.Wanted, "-"), progressText(st, now)}
+	if wide {
+		disk := "-"
+		if st.Disk != nil {
+			disk = st.Disk.Serial
+		}
+		r = append(r, dash(v.Group), fmt.Sprint(st.Attempt), disk, dash(st.LastSeen), whyText(*v))
+	}
+	return r
+}
+
+// whyText is the one line that says why a machine is not done.
+func whyText(v provision.View) string {
+	switch {
+	case v.Status.Hold != nil:
+		return "held: " + v.Status.Hold.Reason
+	case v.Status.LastError != "":
+		return v.Status.LastError
+	case v.Waiting != "":
+		return v.Waiting
+	}
+	return dash(v.SyncWhy)
+}
+
+func progressText(st provision.Status, now time.Time) string {
+	p := st.Progress
+	if p == nil || p.Total == 0 {
+		return "-"
+	}
+	text := fmt.Sprintf("%d%% of %s", p.Done*100/p.Total, size(p.Total))
+	if p.Rate > 0 {
+		left := time.Duration(float64(p.Total-p.Done)/p.Rate) * time.Second
+		text += fmt.Sprintf(", %s/s, %s left", size(int64(p.Rate)), left)
+	}
+	return text
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func generationRow(g *provision.GenerationInfo, wide bool) []string {
+	if g == nil {
+		return []string{"GENERATION", "GROUP", "KEPT SINCE", "IMAGE", "RUNNING ON"}
+	}
+	return []string{digestText(g.Digest, wide), g.Group, g.At.Format(time.DateTime), g.Resolved.Image.Digest.Short(), dash(strings.Join(g.Machines, ","))}
+}
+
+func rolloutRow(r *provision.Rollout, _ bool) []string {
+	if r == nil {
+		return []string{"GROUP", "PLAN", "BY", "SINCE", "MACHINES", "STOPPED"}
+	}
+	return []string{r.Group, r.Plan.Short(), r.By, r.At.Format(time.DateTime), fmt.Sprint(len(r.Machines)), dash(r.Stopped)}
+}
+
+func strayRow(d *provision.Stray, _ bool) []string {
+	if d == nil {
+		return []string{"MAC", "NETWORK", "SEEN", "MODEL", "SERIAL", "CPUS", "MEMORY", "DISKS"}
+	}
+	var disks []string
+	for _, disk := range d.Facts.Disks {
+		disks = append(disks, fmt.Sprintf("%s %s", disk.Serial, size(disk.Size)))
+	}
+	v := d.Facts.SystemVendor
+	return []string{d.MAC.String(), dash(d.Network), since(d.At, time.Now()) + " ago", dash(v.ProductName), dash(v.SerialNumber),
+		fmt.Sprint(d.Facts.CPU.Count), size(d.Facts.Memory.Total), dash(strings.Join(disks, ", "))}
+}
+
+func leaseRow(l *inventory.Lease, _ bool) []string {
+	if l == nil {
+		return []string{"ADDRESS", "MAC", "MACHINE", "NETWORK", "STATE", "EXPIRES"}
+	}
+	return []string{l.Addr.String(), l.MAC.String(), dash(l.Machine), l.Network, string(l.State), l.Expires.Format(time.DateTime)}
+}
+
+func auditRow(a *provision.AuditEntry, _ bool) []string {
+	if a == nil {
+		return []string{"SEQ", "AT", "WHO", "WHAT", "MACHINE", "PLAN", "ERASE", "DETAIL"}
+	}
+	return []string{fmt.Sprint(a.Seq), a.At.Format(time.DateTime), a.Who, a.What, dash(a.Machine), shortOr(a.Plan, "-"), dash(strings.Join(a.Erase, ",")), dash(a.Detail)}
+}
+
+func secretRow(s *provision.SecretInfo, _ bool) []string {
+	if s == nil {
+		return []string{"NAME", "VERSION", "SET", "BY"}
+	}
+	return []string{s.Name, fmt.Sprint(s.Version), s.At.Format(time.DateTime), dash(s.By)}
+}
+
+func imageRow(i *image.Info, wide bool) []string {
+	if i == nil {
+		return []string{"DIGEST", "SIZE", "PACKED", "ADDED", "STATE", "SOURCE"}
+	}
+	state := "whole"
+	if i.Damaged != "" {
+		state = "damaged: " + i.Damaged
+	}
+	return []string{digestText(i.Digest, wide), size(i.Size), size(i.PackSize), i.Added.Format(time.DateTime), state, dash(i.Source)}
+}
+
+func digestText(d inventory.Digest, wide bool) string {
+	if wide {
+		return d.String()
+	}
+	return d.Short()
+}
+
+func networkRow(n *inventory.Network, wide bool) []string {
+	if n == nil {
+		h := []string{"NAME", "SUBNET", "DHCP", "UNKNOWN"}
+		if wide {
+			h = append(h, "POOL", "GATEWAY", "DNS", "LEASE")
+		}
+		return h
+	}
+	r := []string{n.Name, n.Subnet.String(), string(n.DHCP), string(n.Unknown)}
+	if wide {
+		pool, gateway, dns := "-", "-", make([]string, len(n.DNS))
+		if n.Pool != nil {
+			pool = fmt.Sprintf("%s-%s", n.Pool.First, n.Pool.Last)
+		}
+		if n.Gateway.IsValid() {
+			gateway = n.Gateway.String()
+		}
+		for i, a := range n.DNS {
+			dns[i] = a.String()
+		}
+		r = append(r, pool, gateway, dash(strings.Join(dns, ",")), n.LeaseTime.String())
+	}
+	return r
+}
+
+func definitionRow(d *inventory.Definition, wide bool) []string {
+	if d == nil {
+		h := []string{"NAME", "IMAGE", "BOOT", "CONFIG"}
+		if wide {
+			h = append(h, "EVIDENCE", "WIPE", "ATTEMPTS", "HEALTH DEADLINE")
+		}
+		return h
+	}
+	r := []string{d.Name, d.Image, string(d.Every), string(d.Config.Format)}
+	if wide {
+		r = append(r, d.Evidence.String(), string(d.Wipe), fmt.Sprint(d.Attempts), d.HealthDeadline.String())
+	}
+	return r
+}
+
+func groupRow(g *inventory.Group, wide bool) []string {
+	if g == nil {
+		h := []string{"NAME", "SELECT", "DEFINITION", "PINNED TO"}
+		if wide {
+			h = append(h, "CANARY", "MAX UNAVAILABLE", "MAX FAILURES")
+		}
+		return h
+	}
+	r := []string{g.Name, pairs(g.Select), g.Definition, shortOr(g.Generation, "-")}
+	if wide {
+		r = append(r, fmt.Sprint(g.Rollout.Canary), share(g.Rollout.MaxUnavailable), share(g.Rollout.MaxFailures))
+	}
+	return r
+}
+
+func share(v inventory.IntOrPercent) string {
+	if v.Percent {
+		return fmt.Sprintf("%d%%", v.Value)
+	}
+	return fmt.Sprint(v.Value)
+}
+
+// pairs of a map, in order.
+func pairs(m map[string]string) string {
+	out := make([]string, 0, len(m))
+	for k, v := range m {
+		out = append(out, k+"="+v)
+	}
+	sort.Strings(out)
+	return strings.Join(out, ",")
+}
