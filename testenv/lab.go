@@ -89,7 +89,7 @@ func Supervise(ctx context.Context, dir string, settings LabSettings, log *slog.
 		return err
 	}
 	defer func() { err = errors.Join(err, rack.Close(), os.Remove(filepath.Join(dir, labStateFile))) }()
-	yaml := rack.YAML(RackDeclare{Image: settings.Image, Canary: "1", UserData: labUserData})
+	yaml := rack.YAML(RackDeclare{Image: settings.Image, UserData: labUserData})
 	if err := os.WriteFile(LabYAML(dir), []byte(yaml), 0o644); err != nil {
 		return fmt.Errorf("write the lab's declarations: %w", err)
 	}
