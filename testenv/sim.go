@@ -31,6 +31,9 @@ type SimulatedOptions struct {
 	BMC            RackBMC
 	User, Password string
 	Faults         BMCFaults
+	// Sessions at once that the BMC has; 0 as few as real ones. A killed server
+	// leaves its own open, and they take a minute or more to end.
+	Sessions int
 	// Pace is how long each stage of a start takes, and each change of a disk;
 	// 0 as fast as the host is.
 	Pace time.Duration
@@ -98,9 +101,9 @@ func NewSimulated(o SimulatedOptions) (*Simulated, error) {
 	var err error
 	switch o.BMC {
 	case BMCIPMI:
-		s.IPMI, err = NewIPMI(IPMIOptions{User: o.User, Password: o.Password, Machine: s, Faults: o.Faults})
+		s.IPMI, err = NewIPMI(IPMIOptions{Sessions: o.Sessions, User: o.User, Password: o.Password, Machine: s, Faults: o.Faults})
 	case BMCRedfish:
-		s.Redfish, err = NewRedfish(RedfishOptions{User: o.User, Password: o.Password, UUID: o.UUID, Machine: s, Faults: o.Faults})
+		s.Redfish, err = NewRedfish(RedfishOptions{Sessions: o.Sessions, User: o.User, Password: o.Password, UUID: o.UUID, Machine: s, Faults: o.Faults})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("build simulated machine %q: %w", o.Name, err)

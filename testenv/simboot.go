@@ -221,7 +221,7 @@ func (s *Simulated) ramdisk(b *simBoot, script simScript) {
 		return
 	}
 	a := agent.Agent{Args: args, Machine: simHardware{s, b}, BootID: rand.Text(), Workers: 2,
-		ReportEvery: 100 * time.Millisecond, Pause: func(int) time.Duration { return simRetry },
+		ReportEvery: 25 * time.Millisecond, Pause: func(int) time.Duration { return simRetry },
 		Log: func(format string, args ...any) { s.Options.Log(s.Options.Name+": agent: "+format, args...) }}
 	out, err := a.Run(b.ctx)
 	switch {

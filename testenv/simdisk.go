@@ -180,6 +180,14 @@ func (o simOpenDisk) change(off, n int64, zero bool, do func() error) error {
 	return do()
 }
 
+// ReadAt takes its time, so that reading back is a stage that one can meet.
+func (o simOpenDisk) ReadAt(b []byte, off int64) (int, error) {
+	if o.disk.Pace > 0 {
+		time.Sleep(o.disk.Pace) // the disk's own speed
+	}
+	return o.Disk.ReadAt(b, off)
+}
+
 func (o simOpenDisk) WriteAt(b []byte, off int64) (n int, err error) {
 	err = o.change(off, int64(len(b)), false, func() error {
 		n, err = o.Disk.WriteAt(b, off)

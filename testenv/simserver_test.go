@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -146,8 +145,8 @@ func simFreeAddr(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// start the server and wait until its API answers.
-func (s *simServer) start() {
+// launch the server and wait for nothing.
+func (s *simServer) launch() {
 	s.t.Helper()
 	s.cmd = exec.Command(s.bin, "serve", "--config", s.config)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
@@ -156,6 +155,13 @@ func (s *simServer) start() {
 	done := make(chan struct{})
 	s.done = done
 	go func(cmd *exec.Cmd) { defer close(done); _ = cmd.Wait() }(s.cmd)
+}
+
+// start the server and wait until its API answers.
+func (s *simServer) start() {
+	s.t.Helper()
+	s.launch()
+	done := s.done
 	s.await("the server answers", 60*time.Second, func() bool {
 		select {
 		case <-done:
@@ -475,5 +481,3 @@ func (s *simServer) awaitActive(name string, within time.Duration) (v simView) {
 		time.Sleep(15 * time.Millisecond)
 	}
 }
-
-var errSimGone = errors.New("the server is away")
