@@ -2,7 +2,6 @@ package web
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -137,7 +136,10 @@ func (s *Server) operatorRoutes() []route {
 				return info, refuse(http.StatusUnprocessableEntity, err)
 			}),
 		act(http.MethodDelete, apiRoot+"/secrets/:name", "Remove a secret.", func(c echo.Context) error {
-			return refuse(http.StatusNotFound, e.Secrets().Remove(c.Request().Context(), c.Param("name")))
+			if _, ok := e.Secrets().Version(c.Param("name")); !ok {
+				return refuse(http.StatusNotFound, fmt.Errorf("there is no secret %q; recast secret list lists them", c.Param("name")))
+			}
+			return refuse(http.StatusConflict, e.Secrets().Remove(c.Request().Context(), c.Param("name")))
 		}),
 	}
 	return append(append(routes, s.machineRoutes()...), s.imageRoutes()...)
@@ -209,10 +211,10 @@ func (s *Server) machineRoutes() []route {
 					return PowerReply{}, refuse(http.StatusBadRequest, fmt.Errorf("power %q: want status, on, off or cycle", in.Verb))
 				}
 				if in.Verb != "status" && provision.Busy(v.Status.Phase) {
-					return PowerReply{}, refuse(http.StatusConflict, fmt.Errorf("an attempt is under way (%s); recast abort %s stops it", v.Status.Step, v.Name))
+					return PowerReply{}, refuse(http.StatusConflict, fmt.Errorf("power %s: an attempt is under way (%s); recast abort %s stops it", v.Name, v.Status.Step, v.Name))
 				}
 				if v.Machine == nil || v.Machine.BMC == nil {
-					return PowerReply{}, refuse(http.StatusConflict, errors.New("it has no BMC: a person has to press its button"))
+					return PowerReply{}, refuse(http.StatusConflict, fmt.Errorf("power %s: it has no BMC: a person has to press its button", v.Name))
 				}
 				p, err := e.Power(c.Request().Context(), c.Param("name"), who(c), in.Verb, in.Soft)
 				return PowerReply{p}, refuse(http.StatusBadGateway, err)

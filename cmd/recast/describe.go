@@ -133,13 +133,17 @@ func orNone(err error, kind, name, list string) error {
 
 // line prints "Name:  value", aligned.
 func line(w io.Writer, name, format string, args ...any) {
-	fmt.Fprintf(w, "%-12s %s\n", name+":", strings.TrimSpace(fmt.Sprintf(format, args...)))
+	fmt.Fprintf(w, "%-17s %s\n", name+":", strings.TrimSpace(fmt.Sprintf(format, args...)))
 }
 
 // heads prints a table's row as lines.
 func heads(w io.Writer, heading, row []string) {
 	for i, h := range heading {
-		line(w, h[:1]+strings.ToLower(h[1:]), "%s", row[i])
+		name := h[:1] + strings.ToLower(h[1:])
+		if h == "DHCP" || h == "DNS" {
+			name = h
+		}
+		line(w, name, "%s", row[i])
 	}
 }
 
@@ -231,10 +235,10 @@ func printView(w io.Writer, v provision.View) {
 	st, now := v.Status, time.Now()
 	line(w, "Name", "%s", v.Name)
 	line(w, "Group", "%s", dash(v.Group))
-	line(w, "Phase", "%s %s, for %s", st.Phase, st.Step, since(st.Since, now))
-	line(w, "Sync", "%s %s", v.Sync, v.SyncWhy)
+	line(w, "Phase", "%s", phaseText(st, now))
+	line(w, "Sync", "%s", joined(": ", string(v.Sync), v.SyncWhy))
 	line(w, "Health", "%s", st.Health)
-	line(w, "Evidence", "%s, %s ago, %s", st.Evidence.Level, since(st.Evidence.At, now), dash(st.Evidence.Detail))
+	line(w, "Evidence", "%s", joined(", ", st.Evidence.Level.String(), ago(st.Evidence.At, now), st.Evidence.Detail))
 	line(w, "Running", "%s", shortOr(st.Running, "unknown"))
 	line(w, "Wanted", "%s", shortOr(v.Wanted, "-"))
 	line(w, "Attempt", "%d, ramdisk restarts %d", st.Attempt, st.Restarts)
@@ -257,10 +261,31 @@ func printView(w io.Writer, v provision.View) {
 	if len(st.Findings) > 0 {
 		line(w, "Findings", "%s", strings.Join(st.Findings, "; "))
 	}
-	line(w, "Last seen", "%s, %s ago", dash(st.LastSeen), since(st.LastSeenAt, now))
+	line(w, "Last seen", "%s", joined(", ", dash(st.LastSeen), ago(st.LastSeenAt, now)))
 	if st.Facts != nil {
 		printFacts(w, st.Facts)
 	}
+}
+
+// joined leaves out what is empty.
+func joined(by string, parts ...string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), by)
+}
+
+// ago is "" for a time that never was.
+func ago(t, now time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return since(t, now) + " ago"
+}
+
+func phaseText(st provision.Status, now time.Time) string {
+	text := joined(", ", string(st.Phase), string(st.Step))
+	if !st.Since.IsZero() {
+		text += " for " + since(st.Since, now)
+	}
+	return text
 }
 
 func printFacts(w io.Writer, f *inventory.Facts) {

@@ -27,26 +27,33 @@ type labFlags struct {
 	name, root string
 }
 
+const (
+	defaultLabName = "lab"
+	defaultLabRoot = "/var/lib/recast-lab"
+)
+
 func (f *labFlags) dir() string { return filepath.Join(f.root, f.name) }
 
 func newLab() *cobra.Command {
-	cmd := &cobra.Command{Use: "lab", GroupID: "server", Short: "A virtual rack on this machine, to try everything"}
+	cmd := &cobra.Command{Use: "lab", GroupID: "server", Short: "A virtual rack on this machine, to try everything",
+		Long: `A virtual rack on this machine: a network namespace with two QEMU machines behind virtual BMCs
+and a recast server of its own. The host's network is left alone. It needs root and some Debian
+packages, which lab up names where they are missing.`}
 	var f labFlags
-	cmd.PersistentFlags().StringVar(&f.name, "name", "lab", "name of the lab; several may run at once")
-	cmd.PersistentFlags().StringVar(&f.root, "root", "/var/lib/recast-lab", "folder that holds labs and what they have cached")
-	cmd.AddCommand(newLabUp(&f), newLabDown(&f), newLabStatus(&f), newLabConsole(&f), newLabSupervise(&f))
-	return cmd
+	cmd.PersistentFlags().StringVar(&f.name, "name", defaultLabName, "name of the lab; several may run at once")
+	cmd.PersistentFlags().StringVar(&f.root, "root", defaultLabRoot, "folder that holds labs and what they have cached")
+	return parent(cmd, newLabUp(&f), newLabDown(&f), newLabStatus(&f), newLabConsole(&f), newLabSupervise(&f))
 }
 
 func newLabUp(f *labFlags) *cobra.Command {
 	var kind, kernel string
 	cmd := &cobra.Command{
 		Use: "up", Short: "Build a rack, a server and an image, and deploy the machines",
-		Long: `Build a virtual rack in a network namespace of its own: two QEMU machines, one BIOS
-behind IPMI, one UEFI behind Redfish; start a server in it, ingest an image, apply a
-definition, and show the machines until both are active. The host's network is left
-alone. On a running lab it goes on watching.`,
-		Args: arguments(cobra.NoArgs),
+		Long: `Build a virtual rack in a network namespace of its own: two QEMU machines, one BIOS behind IPMI,
+one UEFI behind Redfish; start a server in it, ingest an image, apply a definition, and show the
+machines until both are active. On a running lab it goes on watching.`,
+		Example: "  sudo recast lab up\n  sudo recast lab up --os tiny --name second",
+		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return labUp(cmd, f, testenv.OSKind(kind), kernel)
 		},
@@ -57,17 +64,30 @@ alone. On a running lab it goes on watching.`,
 }
 
 func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) error {
+	if kind != testenv.OSDebian && kind != testenv.OSTiny {
+		return codeError{fmt.Errorf("lab up --os %q: want %s or %s", kind, testenv.OSDebian, testenv.OSTiny), exitUsage}
+	}
+	if err := inventory.CheckName(f.name); err != nil {
+		return codeError{fmt.Errorf("lab up --name: %w", err), exitUsage}
+	}
 	if missing := testenv.LabMissing(kind); len(missing) > 0 {
 		return fmt.Errorf("a lab needs what is not here:\n  %s", strings.Join(missing, "\n  "))
 	}
+	// The supervisor has a folder of its own to work in, and so may who pastes.
+	root, err := filepath.Abs(f.root)
+	if err != nil {
+		return err
+	}
+	f.root = root
 	ctx, out := cmd.Context(), cmd.OutOrStdout()
 	running, alive, err := testenv.ReadLab(f.dir())
 	switch {
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return err
-	case alive && running.OS != kind:
-		return fmt.Errorf("lab %q runs with --os %s, not %s; recast lab down ends it, --name starts another", f.name, running.OS, kind)
 	case alive:
+		if err := sameLab(running, kind); err != nil {
+			return err
+		}
 		fmt.Fprintf(out, "Lab %q is running; watching it.\n", f.name)
 	default:
 		if err == nil { // its supervisor was killed: clear what it left
@@ -97,6 +117,15 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 	}
 	printNext(out, f, running)
 	return nil
+}
+
+// sameLab refuses to go on with a lab that was asked to be another.
+func sameLab(running testenv.LabState, kind testenv.OSKind) error {
+	if running.OS == kind {
+		return nil
+	}
+	return codeError{fmt.Errorf("lab %q runs with --os %s, not %s; recast lab down --name %s ends it, another --name starts another",
+		running.Name, running.OS, kind, running.Name), exitRefused}
 }
 
 // prepareLab makes image and ramdisk, each cached by its inputs.
@@ -248,25 +277,46 @@ func declareLab(cmd *cobra.Command, c *client, f *labFlags, s testenv.LabState) 
 }
 
 func printNext(out io.Writer, f *labFlags, s testenv.LabState) {
+	fmt.Fprintln(out, "\nBoth machines run what was declared. To try next:")
+	for _, line := range nextCommands(f, s) {
+		fmt.Fprintln(out, "  "+line)
+	}
+}
+
+// nextCommands to try in a lab, as they can be pasted into a shell: look,
+// understand, change, bring back, end.
+func nextCommands(f *labFlags, s testenv.LabState) []string {
 	self := s.Recast
 	if rel, err := filepath.Rel(mustGetwd(), self); err == nil && !strings.HasPrefix(rel, "..") {
 		self = "./" + rel
 	}
-	sudo := "sudo "
-	base := fmt.Sprintf("%s%s --context %s", sudo, self, testenv.LabContext(f.dir()))
-	lab := fmt.Sprintf("%s%s lab --name %s", sudo, self, f.name)
-	if f.root != "/var/lib/recast-lab" {
-		lab += " --root " + f.root
+	ask := fmt.Sprintf("sudo %s --context %s", shellWord(self), shellWord(testenv.LabContext(f.dir())))
+	lab := fmt.Sprintf("sudo %s lab down", shellWord(self))
+	if f.name != defaultLabName {
+		lab += " --name " + shellWord(f.name)
 	}
-	yaml := testenv.LabYAML(f.dir())
-	fmt.Fprintf(out, `
-Both machines run what was declared. To try next:
-  %s get machines -o wide
-  %s explain %s
-  sudo sed -i 's/runs what was declared/was changed/' %s && %s apply %s --yes
-  %s rollback lab --yes
-  %s down
-`, base, base, s.Machines[0].Name, yaml, base, yaml, base, lab)
+	if f.root != defaultLabRoot {
+		lab += " --root " + shellWord(f.root)
+	}
+	yaml := shellWord(testenv.LabYAML(f.dir()))
+	return []string{
+		ask + " get machines -o wide",
+		ask + " explain " + s.Machines[0].Name,
+		fmt.Sprintf("sudo sed -i 's/runs what was declared/was changed/' %s && %s apply %s --yes", yaml, ask, yaml),
+		ask + " rollback lab --yes",
+		lab,
+	}
+}
+
+// shellWord quotes what a shell would not take as one word.
+func shellWord(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-:=@", r)
+	}
+	if s != "" && strings.TrimFunc(s, plain) == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 func mustGetwd() string {
@@ -278,7 +328,10 @@ func mustGetwd() string {
 }
 
 func newLabDown(f *labFlags) *cobra.Command {
-	return &cobra.Command{Use: "down", Short: "End a lab and clear everything it left", Args: arguments(cobra.NoArgs),
+	return &cobra.Command{Use: "down", Short: "End a lab and clear everything it left",
+		Long: `End a lab: its machines, BMCs, server, namespace and folder. It also clears what a killed lab
+left behind. What was built for it stays cached.`,
+		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if os.Geteuid() != 0 {
 				return errors.New("lab down needs root (run it with sudo)")
@@ -295,7 +348,9 @@ func newLabDown(f *labFlags) *cobra.Command {
 
 func newLabStatus(f *labFlags) *cobra.Command {
 	var output string
-	cmd := &cobra.Command{Use: "status", Short: "Show a lab", Args: arguments(cobra.NoArgs),
+	cmd := &cobra.Command{Use: "status", Short: "Show a lab",
+		Long: "Show whether a lab runs, where its server answers, and its machines.",
+		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, alive, err := testenv.ReadLab(f.dir())
 			if errors.Is(err, os.ErrNotExist) {
@@ -322,7 +377,9 @@ func newLabStatus(f *labFlags) *cobra.Command {
 }
 
 func newLabConsole(f *labFlags) *cobra.Command {
-	return &cobra.Command{Use: "console MACHINE", Short: "Open a machine's serial console; ctrl-] ends it", Args: arguments(cobra.ExactArgs(1)),
+	return &cobra.Command{Use: "console MACHINE", Short: "Open a machine's serial console; ctrl-] ends it",
+		Long: "Open the serial console of a lab's machine: firmware, boot loader, ramdisk and system. ctrl-]\nends it, the machine runs on.",
+		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, alive, err := testenv.ReadLab(f.dir())
 			if err != nil || !alive {

@@ -69,9 +69,9 @@ func newPower() *cobra.Command {
 		Use: "power status|on|off|cycle MACHINE...", GroupID: "machine", Short: "Read or change a machine's power",
 		Long: `Read or change a machine's power through its BMC. While an attempt is under way the power is
 recast's: recast abort first.`,
-		Example:   "  recast power status r1u05 r1u06\n  recast power off --soft r1u05",
-		ValidArgs: []string{"status", "on", "off", "cycle"}, ValidArgsFunction: completePower,
-		Args: arguments(cobra.MinimumNArgs(2)),
+		Example:           "  recast power status r1u05 r1u06\n  recast power off --soft r1u05",
+		ValidArgsFunction: completePower,
+		Args:              arguments(cobra.MinimumNArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := clientOf(cmd)
 			if err != nil {

@@ -43,7 +43,8 @@ Nothing is answered on any network until a Network is declared and applied. Data
 force. At first start a CA, a key file and the operator's token are made.
 
 SIGTERM stops it once transfers have finished, SIGHUP reads the configuration's log level and the
-host's interfaces again. Sockets passed in by systemd are used by their names: boot, agent, operator.`,
+host's interfaces again. Sockets passed in by systemd are used by their names: boot, agent,
+operator.`,
 		Example: "  recast serve --print-config > /etc/recast/recast.yaml\n  recast serve --data /srv/recast",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -39,7 +39,7 @@ A running server holds its file, and these commands refuse to touch it.`}
 		Use: "backup FILE|-", Short: "Write every record to a file",
 		Long: `Write every record to a file that does not exist yet, or to standard output, with a digest that
 restore checks. It holds the sealed secrets.`,
-		Example: "  systemctl stop recast && recast store backup recast-$(date +%F).backup; systemctl start recast",
+		Example: "  systemctl stop recast && recast store backup recast.backup; systemctl start recast",
 		Args:    arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := ours(cmd)

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"recast/inventory"
+	"recast/provision"
+	"recast/testenv"
+)
+
+// What lab up prints last is pasted: each line must be one that a shell and
+// recast understand, and what sed looks for must be in the file.
+func TestNextCommandsOfALabWorkAsPasted(t *testing.T) {
+	for _, f := range []*labFlags{{defaultLabName, defaultLabRoot}, {"second", "/tmp/it's a lab"}} {
+		s := testenv.LabState{LabSettings: testenv.LabSettings{Recast: "/opt/my tools/recast"}, Machines: []testenv.LabMachine{{Name: "m1"}}}
+		lines := nextCommands(f, s)
+		if len(lines) != 5 {
+			t.Errorf("%d commands: %q", len(lines), lines)
+		}
+		// A stand-in for sudo prints each word that it got on a line of its own.
+		bin := t.TempDir()
+		script := "#!/bin/sh\nshift 0\nprintf '%s\\n' \"$@\" >>\"$WORDS\"\necho == >>\"$WORDS\"\n"
+		if err := os.WriteFile(filepath.Join(bin, "sudo"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range lines {
+			words := filepath.Join(t.TempDir(), "words")
+			sh := exec.Command("/bin/sh", "-euc", line)
+			sh.Env = []string{"PATH=" + bin + ":/usr/bin:/bin", "WORDS=" + words}
+			if out, err := sh.CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v %s", line, err, out)
+			}
+			raw, err := os.ReadFile(words)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, call := range strings.Split(strings.TrimSuffix(string(raw), "==\n"), "==\n") {
+				args := strings.Split(strings.TrimSuffix(call, "\n"), "\n")
+				switch args[0] {
+				case "sed":
+					if args[1] != "-i" || args[3] != testenv.LabYAML(f.dir()) {
+						t.Errorf("%q", args)
+					}
+				case "/opt/my tools/recast":
+					cmd, rest, err := newRoot().Find(args[1:])
+					if err == nil {
+						err = cmd.ParseFlags(rest)
+					}
+					if err == nil && cmd.Args != nil {
+						err = cmd.Args(cmd, cmd.Flags().Args())
+					}
+					if err != nil || !cmd.Runnable() {
+						t.Errorf("%q: %v", args, err)
+					}
+				default:
+					t.Errorf("%q runs %q", line, args[0])
+				}
+			}
+		}
+	}
+}
+
+func TestLabSaysExactlyWhatIsMissing(t *testing.T) {
+	if os.Geteuid() == 0 {
+		// As nobody, by a process of its own.
+		t.Setenv("PATH", t.TempDir())
+	}
+	text, code := recast(t, nil, "lab", "up", "--root", t.TempDir())
+	if code != exitError || !strings.Contains(text, "a lab needs what is not here:\n") {
+		t.Fatalf("%d %s", code, text)
+	}
+	if os.Geteuid() != 0 && !strings.Contains(text, "run it with sudo") {
+		t.Errorf("%s", text)
+	}
+	if os.Geteuid() == 0 && !strings.Contains(text, "\n  mmdebstrap: apt-get install mmdebstrap") {
+		t.Errorf("%s", text)
+	}
+	for flag, want := range map[string]string{"--os=windows": "want debian or tiny", "--name=../x": "bad name"} {
+		if text, code := recast(t, nil, "lab", "up", flag); code != exitUsage || !strings.Contains(text, want) {
+			t.Errorf("%s: %d %s", flag, code, text)
+		}
+	}
+}
+
+func views() (testenv.LabState, map[string]provision.View) {
+	s := testenv.LabState{Machines: []testenv.LabMachine{{Name: "m1", Firmware: "bios", BMC: "ipmi"}, {Name: "m2", Firmware: "uefi", BMC: "redfish"}}}
+	return s, map[string]provision.View{
+		"m1": {Name: "m1", Status: provision.Status{Machine: "m1", Phase: provision.Deploying, Step: provision.StepWriting,
+			Progress: &provision.Progress{Done: 1 << 29, Total: 1 << 30, Rate: 1 << 28}}},
+		"m2": {Name: "m2", Waiting: "wave not open", Status: provision.Status{Machine: "m2", Phase: provision.Available}},
+	}
+}
+
+func TestLabPictureStaysInPlace(t *testing.T) {
+	s, v := views()
+	var out bytes.Buffer
+	n := draw(&out, s, v, 0, 3*time.Second)
+	first := out.String()
+	if n != 3 || strings.Count(first, "\n") != 3 || strings.Contains(first, "\x1b[3A") ||
+		!strings.Contains(first, "50% of 1.0 GiB, 256.0 MiB/s, 2s left") || !strings.Contains(first, "wave not open") {
+		t.Errorf("%d %q", n, first)
+	}
+	out.Reset()
+	if draw(&out, s, v, n, 4*time.Second); !strings.HasPrefix(out.String(), "\x1b[3A") || strings.Count(out.String(), "\x1b[2K") != 3 {
+		t.Errorf("%q", out.String())
+	}
+}
+
+func TestLabLinesAreFew(t *testing.T) {
+	_, v := views()
+	var out bytes.Buffer
+	last := map[string]string{}
+	m := v["m1"]
+	for done := int64(0); done <= 1<<30; done += 1 << 20 {
+		m.Status.Progress = &provision.Progress{Done: done, Total: 1 << 30}
+		printLine(&out, m, last)
+	}
+	if n := strings.Count(out.String(), "\n"); n != 11 {
+		t.Errorf("%d lines:\n%s", n, out.String())
+	}
+	if strings.Contains(out.String(), "\x1b") {
+		t.Errorf("not plain: %q", out.String())
+	}
+}
+
+// A lab that runs is watched; with other settings it is refused.
+func TestRunningLabIsNotRebuiltWithOtherSettings(t *testing.T) {
+	running := testenv.LabState{LabSettings: testenv.LabSettings{Name: "lab", OS: testenv.OSTiny, Image: inventory.DigestOf(nil)}}
+	if err := sameLab(running, testenv.OSTiny); err != nil {
+		t.Error(err)
+	}
+	if err := sameLab(running, testenv.OSDebian); err == nil || !strings.Contains(err.Error(), "recast lab down") || !strings.Contains(err.Error(), "--name") {
+		t.Errorf("%v", err)
+	}
+}
