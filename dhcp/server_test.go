@@ -22,12 +22,11 @@ import (
 // of the tap.
 type rig struct {
 	*Server
-	t     testing.TB
-	mem   *memStore
-	boot  *booter
-	tap   *wireTap
-	link  *link
-	clock time.Time
+	t    testing.TB
+	mem  *memStore
+	boot *booter
+	tap  *wireTap
+	link *link
 
 	mu   sync.Mutex
 	seen []inventory.Observation

@@ -323,7 +323,8 @@ func (b *RedfishBMC) reset(w http.ResponseWriter, r *http.Request) {
 		redfishError(w, http.StatusBadRequest, "Base.1.8.MalformedJSON", "The request body was not valid JSON.")
 		return
 	}
-	verb, do := "", func(context.Context) error { return nil }
+	var verb string
+	var do func(context.Context) error
 	on := b.machine.Powered()
 	switch action.ResetType {
 	case "On":
