@@ -85,6 +85,10 @@ func (c *client) do(ctx context.Context, method, path string, body io.Reader, mi
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
+		var unknown x509.UnknownAuthorityError
+		if errors.As(err, &unknown) {
+			return nil, codeError{fmt.Errorf("ask %s: its certificate is not by the CA that was pinned: either another server answers there, or somebody is in between; recast login %s pins a new one", c.ctx.URL, c.ctx.URL), exitNoServer}
+		}
 		return nil, codeError{fmt.Errorf("ask %s: %w; is the server running?", c.ctx.URL, err), exitNoServer}
 	}
 	if resp.StatusCode < 300 {
