@@ -64,7 +64,8 @@ type simServer struct {
 	dir    string
 	data   string
 	config string
-	boot   string // host:port
+	boot   string // host:port as the machines reach it
+	listen string // and where it listens
 	api    string
 	bin    string
 
@@ -81,7 +82,7 @@ const (
 	simSecret            = "sim-bmc"
 )
 
-func newSimServer(t *testing.T) *simServer {
+func newSimServer(t *testing.T, change ...func(*simServer)) *simServer {
 	t.Helper()
 	if _, err := exec.LookPath("go"); err != nil && os.Getenv("RECAST_BIN") == "" {
 		t.Skip("needs go in the PATH, or RECAST_BIN=/path/to/recast")
@@ -93,13 +94,17 @@ func newSimServer(t *testing.T) *simServer {
 	dir := t.TempDir()
 	s := &simServer{t: t, dir: dir, data: filepath.Join(dir, "data"), config: filepath.Join(dir, "recast.yaml"),
 		boot: simFreeAddr(t), api: simFreeAddr(t), bin: bin}
+	s.listen = s.boot
+	for _, f := range change {
+		f(s)
+	}
 	ramdisk := filepath.Join(dir, "ramdisk")
 	simMust(t, os.MkdirAll(ramdisk, 0o755))
 	// The agent of a simulated machine is this process; only the fetch is real.
 	for _, f := range []string{"vmlinuz", "initrd.img"} {
 		simMust(t, os.WriteFile(filepath.Join(ramdisk, f), bytes.Repeat([]byte(f), 1000), 0o644))
 	}
-	simMust(t, os.WriteFile(s.config, fmt.Appendf(nil, "data: %s\nboot: %s\nagent: %s\nramdisk: %s\nsoftOff: -1s\n", s.data, s.boot, s.api, ramdisk), 0o644))
+	simMust(t, os.WriteFile(s.config, fmt.Appendf(nil, "data: %s\nboot: %s\nagent: %s\nramdisk: %s\nsoftOff: -1s\n", s.data, s.listen, s.api, ramdisk), 0o644))
 	if s.log, err = os.Create(filepath.Join(dir, "server.log")); err != nil {
 		t.Fatal(err)
 	}
