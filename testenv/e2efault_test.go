@@ -1,0 +1,189 @@
+package testenv
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"recast/inventory"
+)
+
+// storyOne is a rack of the one machine that starts fastest.
+func storyOne() []RackMachine { return RackDefault()[:1] }
+
+// TestDamagedImageStartsNoMachine flips one bit of the pack where it lies.
+func TestDamagedImageStartsNoMachine(t *testing.T) {
+	s := newStory(t, storySetup{Machines: storyOne()})
+	img := s.image("first")
+	s.ready(img)
+
+	var images []struct {
+		Digest, Pack inventory.Digest
+		PackSize     int64
+		Damaged      string
+	}
+	s.ask(&images, "image", "list")
+	pack, err := os.OpenFile(filepath.Join(s.server.Data, "images", "blobs", images[0].Pack.Hex()), os.O_RDWR, 0)
+	s.must(err)
+	defer pack.Close()
+	var b [1]byte
+	at := images[0].PackSize / 2
+	_, err = pack.ReadAt(b[:], at)
+	s.must(err)
+	b[0] ^= 0x10
+	_, err = pack.WriteAt(b[:], at)
+	s.must(err)
+
+	s.declare(RackDeclare{Image: img.Digest, UserData: storyWord("one")})
+	p := s.apply("--erase", "r1u01")
+	v := s.await("r1u01", "failed", 5*time.Minute, func(v storyView) bool { return v.Status.Phase == "failed" })
+	if !strings.Contains(v.Status.LastError, "the image is damaged") || v.Status.FailedImage != img.Digest || !strings.Contains(v.Status.NextAction, "recast image add") {
+		t.Errorf("%v; want it to name the image, and the cure", v)
+	}
+	s.checkUnbootable("r1u01")
+	if s.ask(&images, "image", "list"); images[0].Damaged == "" {
+		t.Errorf("the image is not shown as damaged: %+v", images)
+	}
+
+	here := s.here("r1u01")
+	s.recast("image", "add", img.Path)
+	s.active(p, 5*time.Minute) // by itself
+	s.checkRunning(p.Entries[0], here, img, "one")
+	s.checkDisk("r1u01", img, storySays("r1u01", "one"))
+}
+
+// slowWrites makes writing last long enough to be cut off in the middle; 30 s
+// for the kernel's patience with a disk are not reached.
+const slowWrites = 3 * osMiB
+
+// kill is kill -9 of the server, and its start again.
+func (s *story) kill() {
+	s.t.Helper()
+	s.server.Kill()
+	s.watch.forget() // what it shows from here on, the new one says
+	s.serve()
+}
+
+// blank switches a machine off and fills its disk anew, so that the next
+// deployment has every byte to write.
+func (s *story) blank(name string) {
+	s.t.Helper()
+	n := s.Node(name)
+	s.must(n.PowerOff(s.t.Context()))
+	s.must(os.Remove(n.Disks[0].Path))
+	s.must(rackFillDisk(s.t.Context(), n.Disks[0].Path, n.Disks[0].Size))
+}
+
+// inStep awaits a step of a machine, fresh from the server.
+func (s *story) inStep(name, step string, within time.Duration) storyView {
+	s.t.Helper()
+	return s.await(name, step, within, func(v storyView) bool { return v.Status.Step == step || v.Status.Phase == "failed" })
+}
+
+// TestMachineArrivesThoughTheServerIsKilled kills the server with the machine's
+// claim under way and in the middle of the write: twice each, twenty times in a
+// long run. The machine arrives in its first attempt, and one write is all that
+// its disk sees.
+func TestMachineArrivesThoughTheServerIsKilled(t *testing.T) {
+	rounds, takes := 1, 8*time.Minute
+	if os.Getenv("RECAST_LONG") != "" {
+		rounds, takes = 10, time.Hour
+	}
+	s := newStory(t, storySetup{Machines: storyOne(), Takes: takes})
+	img := s.image("first")
+	s.ready(img)
+	kills := map[string]int{}
+	for round := range rounds {
+		word := "round" + string(rune('a'+round))
+		s.declare(RackDeclare{Image: img.Digest, UserData: storyWord(word)})
+		here, begun, wrote := s.here("r1u01"), time.Now(), s.written("r1u01")
+		p := s.apply("--erase", "r1u01")
+		// Once while loader, kernel and ramdisk are on their way, once when the agent
+		// is about to claim.
+		s.inStep("r1u01", "claiming", 3*time.Minute)
+		for _, until := range []string{"", `recast agent`} {
+			if until != "" {
+				s.says("r1u01", here, until, 3*time.Minute)
+			}
+			v := s.await("r1u01", "to be killed under", time.Minute, func(storyView) bool { return true })
+			if v.Status.Step == "claiming" {
+				kills["claiming"]++
+			}
+			s.kill()
+		}
+		s.slowDisk("r1u01", slowWrites)
+		for done := int64(2 * osMiB); done <= 8*osMiB; done += 6 * osMiB {
+			s.await("r1u01", "writing", 4*time.Minute, func(v storyView) bool {
+				return v.Status.Step == "writing" && v.Status.Progress != nil && v.Status.Progress.Written > done
+			})
+			kills["writing"]++
+			s.kill()
+		}
+		s.slowDisk("r1u01", 0)
+		s.active(p, 5*time.Minute)
+		s.checkRunning(p.Entries[0], here, img, word)
+		s.checkDisk("r1u01", img, storySays("r1u01", word))
+		v := s.await("r1u01", "still active", time.Minute, func(v storyView) bool { return v.Status.Phase == "active" })
+		if v.Status.Attempt != 1 {
+			t.Errorf("it took %d attempts", v.Status.Attempt)
+		}
+		// A second erase would be followed by a second write.
+		if wrote = s.written("r1u01") - wrote; wrote > img.Size+8*osMiB {
+			t.Errorf("%d bytes written for an image of %d", wrote, img.Size)
+		}
+		if n := strings.Count(s.console("r1u01", here), "MiB are on the disk already"); n != 1 {
+			t.Errorf("the ramdisk began to write %d times", n)
+		}
+		if n := s.count("r1u01", begun, "may erase"); n != 1 {
+			t.Errorf("%d write intents", n)
+		}
+		s.blank("r1u01")
+	}
+	if kills["claiming"] < 2*rounds || kills["writing"] < 2*rounds {
+		t.Errorf("the server was killed %v times", kills)
+	}
+}
+
+// TestPowerFailsInMidWrite cuts the power twice: it comes back by itself the
+// first time, the second time the server has to notice.
+func TestPowerFailsInMidWrite(t *testing.T) {
+	s := newStory(t, storySetup{Machines: storyOne()})
+	img := s.image("first")
+	s.ready(img)
+	s.declare(RackDeclare{Image: img.Digest, UserData: storyWord("one"), Spec: "  deadlines: {writing: 40s}\n"})
+	begun := time.Now()
+	p := s.apply("--erase", "r1u01")
+	n := s.Node("r1u01")
+	writes := func(more int64) {
+		t.Helper()
+		s.slowDisk("r1u01", slowWrites)
+		s.await("r1u01", "in the middle of the write", 3*time.Minute, func(v storyView) bool {
+			return v.Status.Step == "writing" && v.Status.Progress != nil && v.Status.Progress.Written > more
+		})
+	}
+	s.inStep("r1u01", "claiming", 3*time.Minute)
+	writes(6 * osMiB)
+	s.must(n.PowerOff(t.Context()))
+	s.checkUnbootable("r1u01")
+
+	here := s.here("r1u01")
+	s.must(n.PowerOn(t.Context())) // the disk is first in its order, and starts nothing
+	s.await("r1u01", "in the ramdisk again", 3*time.Minute, func(v storyView) bool { return v.Status.Restarts == 1 })
+	writes(4 * osMiB)
+	if text := s.console("r1u01", here); strings.Contains(text, "recast-tiny") || strings.Contains(text, "GRUB") {
+		t.Error("the half-written disk was started")
+	}
+	s.must(n.PowerOff(t.Context()))
+	s.checkUnbootable("r1u01")
+
+	s.await("r1u01", "in its second attempt", 3*time.Minute, func(v storyView) bool { return v.Status.Attempt == 2 })
+	here = s.here("r1u01")
+	s.active(p, 5*time.Minute)
+	s.checkRunning(p.Entries[0], here, img, "one")
+	s.checkDisk("r1u01", img, storySays("r1u01", "one"))
+	if n := s.count("r1u01", begun, "no byte moved"); n != 1 {
+		t.Errorf("the reason of the second attempt stands %d times in the timeline", n)
+	}
+}
