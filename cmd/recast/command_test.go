@@ -345,6 +345,23 @@ func TestPrintedConfigurationReadsBack(t *testing.T) {
 	}
 }
 
+func TestImageProgressSaysBytesRateAndTimeLeft(t *testing.T) {
+	for _, c := range []struct {
+		n, total int64
+		took     time.Duration
+		want     string
+	}{
+		{1 << 20, 0, 0, "1.0 MiB"},
+		{1 << 30, 4 << 30, 10 * time.Second, "25% of 4.0 GiB, 102.4 MiB/s, 30s left"},
+		{4 << 30, 4 << 30, 10 * time.Second, "100% of 4.0 GiB, 409.6 MiB/s"},
+		{3 << 20, 0, 2 * time.Second, "3.0 MiB, 1.5 MiB/s"},
+	} {
+		if got := progressLine(c.n, c.total, c.took); got != c.want {
+			t.Errorf("%d of %d in %s: %q, want %q", c.n, c.total, c.took, got, c.want)
+		}
+	}
+}
+
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte("images: {maxSize: 100GiB}\nlog: {level: debug}\n"))
 	f.Add([]byte("store:\n  endpoints: [a, *b]\n"))

@@ -5,8 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"recast/image"
 	"recast/inventory"
@@ -107,12 +105,20 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 	if err != nil {
 		return err
 	}
-	if !alive {
+	// A lab up that was interrupted may have left the lab undeclared.
+	var set inventory.Set
+	if err := c.call(ctx, http.MethodGet, "/api/v1/set", nil, &set); err != nil {
+		return err
+	}
+	if len(set.Machines) == 0 {
 		if err := declareLab(cmd, c, f, running); err != nil {
 			return err
 		}
 	}
 	if err := watchLab(cmd, c, running); err != nil {
+		if ctx.Err() != nil {
+			return errors.New("stopped watching; the lab runs on: recast lab up watches again, recast lab down ends it")
+		}
 		return err
 	}
 	printNext(out, f, running)
@@ -274,188 +280,4 @@ func declareLab(cmd *cobra.Command, c *client, f *labFlags, s testenv.LabState) 
 		return nil
 	}
 	return apply(cmd, c, p.Digest)
-}
-
-func printNext(out io.Writer, f *labFlags, s testenv.LabState) {
-	fmt.Fprintln(out, "\nBoth machines run what was declared. To try next:")
-	for _, line := range nextCommands(f, s) {
-		fmt.Fprintln(out, "  "+line)
-	}
-}
-
-// nextCommands to try in a lab, as they can be pasted into a shell: look,
-// understand, change, bring back, end.
-func nextCommands(f *labFlags, s testenv.LabState) []string {
-	self := s.Recast
-	if rel, err := filepath.Rel(mustGetwd(), self); err == nil && !strings.HasPrefix(rel, "..") {
-		self = "./" + rel
-	}
-	ask := fmt.Sprintf("sudo %s --context %s", shellWord(self), shellWord(testenv.LabContext(f.dir())))
-	lab := fmt.Sprintf("sudo %s lab down", shellWord(self))
-	if f.name != defaultLabName {
-		lab += " --name " + shellWord(f.name)
-	}
-	if f.root != defaultLabRoot {
-		lab += " --root " + shellWord(f.root)
-	}
-	yaml := shellWord(testenv.LabYAML(f.dir()))
-	return []string{
-		ask + " get machines -o wide",
-		ask + " explain " + s.Machines[0].Name,
-		fmt.Sprintf("sudo sed -i 's/runs what was declared/was changed/' %s && %s apply %s --yes", yaml, ask, yaml),
-		ask + " rollback lab --yes",
-		lab,
-	}
-}
-
-// shellWord quotes what a shell would not take as one word.
-func shellWord(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-:=@", r)
-	}
-	if s != "" && strings.TrimFunc(s, plain) == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
-
-func mustGetwd() string {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "/"
-	}
-	return dir
-}
-
-func newLabDown(f *labFlags) *cobra.Command {
-	return &cobra.Command{Use: "down", Short: "End a lab and clear everything it left",
-		Long: `End a lab: its machines, BMCs, server, namespace and folder. It also clears what a killed lab
-left behind. What was built for it stays cached.`,
-		Args: arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if os.Geteuid() != 0 {
-				return errors.New("lab down needs root (run it with sudo)")
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
-			defer cancel()
-			if err := testenv.DownLab(ctx, f.dir(), f.name); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "Lab %q is gone.\n", f.name)
-			return nil
-		}}
-}
-
-func newLabStatus(f *labFlags) *cobra.Command {
-	var output string
-	cmd := &cobra.Command{Use: "status", Short: "Show a lab",
-		Long: "Show whether a lab runs, where its server answers, and its machines.",
-		Args: arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, alive, err := testenv.ReadLab(f.dir())
-			if errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("there is no lab %q; recast lab up makes one", f.name)
-			}
-			if err != nil {
-				return err
-			}
-			return show(cmd.OutOrStdout(), output, s, func(w io.Writer, _ bool) {
-				state := "running"
-				if !alive {
-					state = "its supervisor is gone; recast lab down clears the rest"
-				}
-				fmt.Fprintf(w, "lab %s: %s, %s, supervisor %d\nserver https://%s, context %s\n", s.Name, state, s.OS, s.PID, s.Operator, testenv.LabContext(f.dir()))
-				lines := [][]string{{"MACHINE", "FIRMWARE", "BMC", "ADDRESS", "DISK"}}
-				for _, m := range s.Machines {
-					lines = append(lines, []string{m.Name, m.Firmware, m.BMC, m.IP, m.Disk})
-				}
-				rows(w, lines)
-			})
-		}}
-	addOutput(cmd, &output)
-	return cmd
-}
-
-func newLabConsole(f *labFlags) *cobra.Command {
-	return &cobra.Command{Use: "console MACHINE", Short: "Open a machine's serial console; ctrl-] ends it",
-		Long: "Open the serial console of a lab's machine: firmware, boot loader, ramdisk and system. ctrl-]\nends it, the machine runs on.",
-		Args: arguments(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, alive, err := testenv.ReadLab(f.dir())
-			if err != nil || !alive {
-				return fmt.Errorf("lab %q does not run; recast lab up starts it", f.name)
-			}
-			for _, m := range s.Machines {
-				if m.Name == args[0] {
-					conn, err := testenv.DialConsole(cmd.Context(), m.Dir)
-					if err != nil {
-						return fmt.Errorf("open the console of %s: %w; is it powered on?", m.Name, err)
-					}
-					return attach(conn)
-				}
-			}
-			return fmt.Errorf("lab %q has no machine %q", f.name, args[0])
-		}}
-}
-
-// detachKey is ctrl-], as telnet has it.
-const detachKey = 0x1d
-
-func attach(conn net.Conn) error {
-	defer conn.Close()
-	if fd := int(os.Stdin.Fd()); term.IsTerminal(fd) {
-		old, err := term.MakeRaw(fd)
-		if err != nil {
-			return err
-		}
-		defer term.Restore(fd, old)
-	}
-	done := make(chan error, 2)
-	go func() { _, err := io.Copy(os.Stdout, conn); done <- err }()
-	go func() {
-		b := make([]byte, 256)
-		for {
-			n, err := os.Stdin.Read(b)
-			for i := range n {
-				if b[i] == detachKey {
-					done <- nil
-					return
-				}
-			}
-			if n > 0 {
-				if _, err := conn.Write(b[:n]); err != nil {
-					done <- err
-					return
-				}
-			}
-			if err != nil {
-				return // no more input; the output goes on
-			}
-		}
-	}()
-	return <-done
-}
-
-// newLabSupervise is the process that owns a lab; lab up starts it.
-func newLabSupervise(f *labFlags) *cobra.Command {
-	var s testenv.LabSettings
-	var dir, kind, digest string
-	cmd := &cobra.Command{Use: "supervise", Hidden: true, Args: arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var err error
-			if s.Image, err = inventory.ParseDigest(digest); err != nil {
-				return err
-			}
-			if s.Recast, err = os.Executable(); err != nil {
-				return err
-			}
-			s.Name, s.OS = f.name, testenv.OSKind(kind)
-			return testenv.Supervise(cmd.Context(), dir, s, slog.New(slog.NewTextHandler(os.Stderr, nil)))
-		}}
-	cmd.Flags().StringVar(&dir, "dir", "", "the lab's folder")
-	cmd.Flags().StringVar(&kind, "os", "", "operating system")
-	cmd.Flags().StringVar(&digest, "image", "", "digest of the image")
-	cmd.Flags().StringVar(&s.Source, "source", "", "file of the image")
-	cmd.Flags().StringVar(&s.Ramdisk, "ramdisk", "", "folder of the ramdisk")
-	return cmd
 }

@@ -100,15 +100,29 @@ func views() (testenv.LabState, map[string]provision.View) {
 func TestLabPictureStaysInPlace(t *testing.T) {
 	s, v := views()
 	var out bytes.Buffer
-	n := draw(&out, s, v, 0, 3*time.Second)
+	n := draw(&out, s, v, 0, 3*time.Second, 100)
 	first := out.String()
 	if n != 3 || strings.Count(first, "\n") != 3 || strings.Contains(first, "\x1b[3A") ||
 		!strings.Contains(first, "50% of 1.0 GiB, 256.0 MiB/s, 2s left") || !strings.Contains(first, "wave not open") {
 		t.Errorf("%d %q", n, first)
 	}
 	out.Reset()
-	if draw(&out, s, v, n, 4*time.Second); !strings.HasPrefix(out.String(), "\x1b[3A") || strings.Count(out.String(), "\x1b[2K") != 3 {
+	if draw(&out, s, v, n, 4*time.Second, 100); !strings.HasPrefix(out.String(), "\x1b[3A") || strings.Count(out.String(), "\x1b[2K") != 3 {
 		t.Errorf("%q", out.String())
+	}
+}
+
+func TestLabPictureIsNeverWiderThanTheTerminal(t *testing.T) {
+	s, v := views()
+	m := v["m1"]
+	m.Status.Progress, m.Status.LastError = nil, strings.Repeat("ä very long reason ", 20)
+	v["m1"] = m
+	var out bytes.Buffer
+	draw(&out, s, v, 0, time.Second, 60)
+	for l := range strings.Lines(strings.ReplaceAll(out.String(), "\x1b[2K", "")) {
+		if n := len([]rune(strings.TrimSuffix(l, "\n"))); n >= 60 {
+			t.Errorf("%d columns: %q", n, l)
+		}
 	}
 }
 

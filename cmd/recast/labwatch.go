@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"recast/provision"
 	"recast/testenv"
@@ -35,7 +37,11 @@ func watchLab(cmd *cobra.Command, c *client, s testenv.LabState) error {
 			}
 		}
 		if live {
-			drawn = draw(out, s, views, drawn, time.Since(start))
+			width, _, err := term.GetSize(int(file.Fd()))
+			if err != nil || width < 20 {
+				width = 80
+			}
+			drawn = draw(out, s, views, drawn, time.Since(start), width)
 		} else {
 			printLine(out, v, last)
 		}
@@ -53,8 +59,9 @@ func watchLab(cmd *cobra.Command, c *client, s testenv.LabState) error {
 	return failed
 }
 
-// draw replaces the lines drawn before.
-func draw(w io.Writer, s testenv.LabState, views map[string]provision.View, before int, elapsed time.Duration) int {
+// draw replaces the lines drawn before. No line is wider than the terminal: one
+// that wraps would push the picture down.
+func draw(w io.Writer, s testenv.LabState, views map[string]provision.View, before int, elapsed time.Duration, width int) int {
 	var b strings.Builder
 	if before > 0 {
 		fmt.Fprintf(&b, "\x1b[%dA", before)
@@ -62,7 +69,8 @@ func draw(w io.Writer, s testenv.LabState, views map[string]provision.View, befo
 	fmt.Fprintf(&b, "\x1b[2K%s\n", elapsed.Round(time.Second))
 	for _, m := range s.Machines {
 		v := views[m.Name]
-		fmt.Fprintf(&b, "\x1b[2K%-8s %-5s %-8s %-10s %-12s %s\n", m.Name, m.Firmware, m.BMC, v.Status.Phase, v.Status.Step, note(v))
+		line := []rune(fmt.Sprintf("%-8s %-5s %-8s %-10s %-12s %s", m.Name, m.Firmware, m.BMC, v.Status.Phase, v.Status.Step, note(v)))
+		fmt.Fprintf(&b, "\x1b[2K%s\n", string(line[:min(len(line), width-1)]))
 	}
 	_, _ = io.WriteString(w, b.String())
 	return len(s.Machines) + 1
@@ -92,4 +100,55 @@ func note(v provision.View) string {
 		return v.Waiting
 	}
 	return v.Status.LastSeen
+}
+
+func printNext(out io.Writer, f *labFlags, s testenv.LabState) {
+	fmt.Fprintln(out, "\nBoth machines run what was declared. To try next:")
+	for _, line := range nextCommands(f, s) {
+		fmt.Fprintln(out, "  "+line)
+	}
+}
+
+// nextCommands to try in a lab, as they can be pasted into a shell: look,
+// understand, change, bring back, end.
+func nextCommands(f *labFlags, s testenv.LabState) []string {
+	self := s.Recast
+	if rel, err := filepath.Rel(mustGetwd(), self); err == nil && !strings.HasPrefix(rel, "..") {
+		self = "./" + rel
+	}
+	ask := fmt.Sprintf("sudo %s --context %s", shellWord(self), shellWord(testenv.LabContext(f.dir())))
+	lab := fmt.Sprintf("sudo %s lab down", shellWord(self))
+	if f.name != defaultLabName {
+		lab += " --name " + shellWord(f.name)
+	}
+	if f.root != defaultLabRoot {
+		lab += " --root " + shellWord(f.root)
+	}
+	yaml := shellWord(testenv.LabYAML(f.dir()))
+	return []string{
+		ask + " get machines -o wide",
+		ask + " explain " + s.Machines[0].Name,
+		fmt.Sprintf("sudo sed -i 's/runs what was declared/was changed/' %s && %s apply %s --yes", yaml, ask, yaml),
+		ask + " rollback lab --yes",
+		lab,
+	}
+}
+
+// shellWord quotes what a shell would not take as one word.
+func shellWord(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-:=@", r)
+	}
+	if s != "" && strings.TrimFunc(s, plain) == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+func mustGetwd() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "/"
+	}
+	return dir
 }
