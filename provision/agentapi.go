@@ -2,6 +2,7 @@ package provision
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -27,34 +28,33 @@ func refused(format string, args ...any) error {
 // Claim answers an armed machine's first word. The grant is durable before it
 // is given.
 func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr) (inventory.ClaimReply, error) {
+	if c.BootID == "" || len(c.BootID) > maxWord || len(c.UUID) > maxWord || len(c.Serial) > maxWord {
+		return inventory.ClaimReply{}, refused("claim: bootID, uuid and serial have at most %d bytes, and bootID is not empty", maxWord)
+	}
 	decl := e.Set().MachineByMAC(c.MAC)
 	if decl == nil {
 		return inventory.ClaimReply{}, refused("claim: no machine declares %s", c.MAC)
+	}
+	net := e.Set().NetworkOf(remote)
+	if net == nil {
+		return inventory.ClaimReply{}, refused("claim: %s is on no declared network", remote)
+	}
+	lease, err := e.leaseOf(ctx, net.Name, remote)
+	if err != nil {
+		return inventory.ClaimReply{}, err
 	}
 	m := e.machine(decl.Name)
 	twin := e.twin(decl.Name, c.UUID)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e.mu.RLock()
-	lease := e.leases[remote].Machine
-	e.mu.RUnlock()
-	net := e.Set().NetworkOf(remote)
 	d := decideClaim(claimQuestion{Key: e.key, Machine: decl, State: m.state, Claim: c, Remote: remote,
-		Lease: lease, Authoritative: net != nil && net.DHCP == inventory.DHCPAuthoritative, Twin: twin, Now: e.Now()})
-	var err error
+		Lease: lease, Authoritative: net.DHCP == inventory.DHCPAuthoritative, Twin: twin, Now: e.Now()})
 	switch d.Verdict {
 	case ClaimGrant:
 		err = e.handleLocked(ctx, m, Claimed{Claim: d.Claim, Resume: d.Resume})
 	case ClaimRepeat:
 	case ClaimHold:
-		err = e.handleLocked(ctx, m, Suspected{Reason: d.Reason})
-		if twin != "" {
-			e.work.Go(func() {
-				if err := e.handle(e.background(), e.machine(twin), Suspected{Reason: d.Reason}); err != nil {
-					e.Log.Warn("hold not recorded", "machine", twin, "err", err)
-				}
-			})
-		}
+		err = e.suspect(ctx, m, twin, d.Reason)
 		fallthrough
 	default:
 		m.history.saw(e.Now(), "claim refused: "+d.Reason)
@@ -65,6 +65,51 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 	}
 	return inventory.ClaimReply{Machine: decl.Name, Token: e.key.AgentToken(m.state.Intent),
 		LeaseSeconds: e.leaseLeft(m)}, nil
+}
+
+// maxWord bounds what a machine says of itself and we keep: SMBIOS strings, boot
+// ids, host names.
+const maxWord = 256
+
+// suspect holds a machine whose lock is held, and its twin.
+func (e *Engine) suspect(ctx context.Context, m *machine, twin, reason string) error {
+	err := e.handleLocked(ctx, m, Suspected{Reason: reason})
+	if twin != "" {
+		e.spawn(func() {
+			if err := e.handle(e.background(), e.machine(twin), Suspected{Reason: reason}); err != nil {
+				e.Log.Warn("hold not recorded", "machine", twin, "err", err)
+			}
+		})
+	}
+	return err
+}
+
+// leaseOf is the machine that holds the lease of an address now, "" none. What
+// was watched may be a moment late, the lease itself is durable before its ACK.
+func (e *Engine) leaseOf(ctx context.Context, network string, addr netip.Addr) (string, error) {
+	holds := func(l inventory.Lease) bool {
+		return l.Machine != "" && l.State == inventory.LeaseBound && e.Now().Before(l.Expires)
+	}
+	e.mu.RLock()
+	l := e.leases[addr]
+	e.mu.RUnlock()
+	if holds(l) {
+		return l.Machine, nil
+	}
+	r, err := e.Store.Get(ctx, inventory.LeasePrefix+network+"/"+addr.String())
+	if errors.Is(err, store.ErrNotFound) {
+		return "", nil
+	}
+	if err == nil {
+		err = json.Unmarshal(r.Value, &l)
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the lease of %s: %w", addr, err)
+	}
+	if !holds(l) {
+		return "", nil
+	}
+	return l.Machine, nil
 }
 
 // leaseLeft is what remains of the durable lease, whole seconds.
@@ -127,10 +172,27 @@ func (e *Engine) Inventory(ctx context.Context, token string, facts inventory.Fa
 	if err != nil {
 		return inventory.Order{}, err
 	}
+	m.mu.Unlock()
+	if err := checkFacts(facts); err != nil {
+		return inventory.Order{}, err
+	}
+	// Both of two that started in one moment have claimed by now.
+	twin := e.twin(m.name, facts.SystemVendor.UUID)
+	if m, err = e.agent(token); err != nil {
+		return inventory.Order{}, err
+	}
 	defer m.mu.Unlock()
 	s := m.state
 	if s.Status.Step == StepInspecting && Busy(s.Status.Phase) {
-		d, err := e.decideDisk(m.name, s, facts)
+		if c, v := s.Intent.Claim, facts.SystemVendor; c.UUID != v.UUID || c.Serial != v.SerialNumber {
+			return inventory.Order{}, errors.Join(refused("inventory: UUID %q serial %q is not what claimed %s", v.UUID, v.SerialNumber, m.name),
+				e.suspect(ctx, m, "", fmt.Sprintf("%s was claimed with UUID %q serial %q, its inventory says %q %q", m.name, c.UUID, c.Serial, v.UUID, v.SerialNumber)))
+		}
+		if twin != "" {
+			reason := fmt.Sprintf("%s and %s say the same UUID %s", m.name, twin, facts.SystemVendor.UUID)
+			return inventory.Order{}, errors.Join(refused("inventory: %s", reason), e.suspect(ctx, m, twin, reason))
+		}
+		d, err := e.decideDisk(ctx, m.name, s, facts)
 		if err != nil {
 			return inventory.Order{}, err
 		}
@@ -141,12 +203,27 @@ func (e *Engine) Inventory(ctx context.Context, token string, facts inventory.Fa
 	return e.order(ctx, m)
 }
 
-func (e *Engine) decideDisk(name string, s State, facts inventory.Facts) (DiskDecision, error) {
+// maxFacts bounds an inventory, as the store's records are bounded.
+const maxFacts = 512 << 10
+
+func checkFacts(facts inventory.Facts) error {
+	raw, err := json.Marshal(facts)
+	if err != nil {
+		return err
+	}
+	if len(raw) > maxFacts {
+		return refused("the inventory has %d bytes, at most %d are kept", len(raw), maxFacts)
+	}
+	return nil
+}
+
+func (e *Engine) decideDisk(ctx context.Context, name string, s State, facts inventory.Facts) (DiskDecision, error) {
 	decl := e.Set().Machine(name)
 	if decl == nil {
 		return DiskDecision{Verdict: DiskRefuse, Reason: "the machine is not declared any more"}, nil
 	}
-	q := diskQuestion{Machine: decl, Intent: s.Intent, Attempt: s.Status.Attempt, Known: s.Status.Disk, Volume: configRoom}
+	q := diskQuestion{Machine: decl, Intent: s.Intent, Attempt: s.Status.Attempt, Known: s.Status.Disk,
+		Unfinished: s.Status.Unfinished, Volume: configRoom}
 	if s.Intent.Generation != "" {
 		gen, err := e.generation(s.Intent.Generation)
 		if err != nil {
@@ -159,7 +236,48 @@ func (e *Engine) decideDisk(name string, s State, facts inventory.Facts) (DiskDe
 		}
 		q.ImageSize, q.BlockSize = f.Size, f.BlockSize
 	}
-	return decideDisk(q, facts), nil
+	if s.Intent.Purpose != PurposeDeploy {
+		return decideDisk(q, facts), nil
+	}
+	return e.decideWrite(ctx, q, s, facts)
+}
+
+// decideWrite makes everything that the job will need before anything may be
+// erased for it: what cannot be made is a reason, not a machine without a system.
+func (e *Engine) decideWrite(ctx context.Context, q diskQuestion, s State, facts inventory.Facts) (DiskDecision, error) {
+	volume, err := e.volume(ctx, q.Machine.Name, s)
+	switch {
+	case err == nil:
+		q.Volume = int64(len(volume.Bytes))
+	case errors.Is(err, ErrUnavailable) || ctx.Err() != nil:
+		return DiskDecision{}, err
+	default:
+		return DiskDecision{Verdict: DiskRefuse, Reason: err.Error()}, nil
+	}
+	d := decideDisk(q, facts)
+	if d.Verdict != DiskWrite {
+		return d, nil
+	}
+	gen, err := e.generation(s.Intent.Generation)
+	if err != nil {
+		return d, err
+	}
+	digest := gen.Resolved.Image.Digest
+	if f, _ := e.imageFacts(digest); f.Damaged != "" {
+		return DiskDecision{Verdict: DiskDamaged, Image: digest, Reason: f.Damaged}, nil
+	}
+	m, err := e.Images.Manifest(digest)
+	if errors.Is(err, image.ErrDamaged) {
+		_ = e.Images.Check(ctx, digest, -1) // marks it, so that mending it is seen
+		return DiskDecision{Verdict: DiskDamaged, Image: digest, Reason: err.Error()}, nil
+	}
+	if err != nil {
+		return d, err
+	}
+	if m.Layout.Scheme != "gpt" {
+		return DiskDecision{Verdict: DiskRefuse, Reason: fmt.Sprintf("image %s has no GPT, so that it cannot get a config partition", digest.Short())}, nil
+	}
+	return d, nil
 }
 
 // order is what the machine's present boot shall do now. The lock is held.
@@ -181,7 +299,7 @@ func (e *Engine) order(ctx context.Context, m *machine) (inventory.Order, error)
 	case Busy(st.Phase) && st.Step != StepStarting:
 		// Another attempt has begun; a BMC will cut the power, else it goes by itself.
 		return inventory.Order{Kind: inventory.OrderReboot, Reason: fmt.Sprintf("attempt %d begins: %s", st.Attempt, st.LastError)}, nil
-	case st.Phase == Failed && in.Write != nil && in.Write.Erased && st.Running == "":
+	case st.Phase == Failed && st.Unfinished:
 		return inventory.Order{Kind: inventory.OrderPowerOff, Reason: st.LastError}, nil
 	}
 	reason := st.LastError
@@ -323,7 +441,8 @@ func (e *Engine) ConfigVolume(ctx context.Context, token string) ([]byte, error)
 		return nil, err
 	}
 	defer m.mu.Unlock()
-	if m.state.Intent.Write == nil || !m.state.Intent.Live {
+	st, in := m.state.Status, m.state.Intent
+	if in.Write == nil || !in.Live || st.Step != StepWriting && st.Step != StepVerifying {
 		return nil, refused("there is no write intent")
 	}
 	v, err := e.volume(ctx, m.name, m.state)
@@ -342,11 +461,21 @@ func (e *Engine) Report(ctx context.Context, token string, r inventory.Report) (
 	}
 	defer m.mu.Unlock()
 	in := m.state.Intent
+	r.Error = clip(r.Error, 4*maxWord)
 	if in.Fence != r.Fence || m.state.Status.Attempt != r.Attempt || in.Claim.BootID != r.BootID {
 		return inventory.ReportReply{Abort: true, Reason: "a newer attempt has begun"}, nil
 	}
 	if !in.Live && m.state.Status.Step != StepStarting {
 		return inventory.ReportReply{Abort: true, Reason: "the intent has ended: " + m.state.Status.LastError}, nil
+	}
+	if r.Step == inventory.AgentDone {
+		gen, err := e.generation(in.Generation)
+		if err != nil {
+			return inventory.ReportReply{}, err
+		}
+		if want := gen.Resolved.Image.Digest; r.ReadBack != want {
+			r.Step, r.Error = inventory.AgentFailed, fmt.Sprintf("the disk reads back as %q, not as image %s", r.ReadBack.Short(), want.Short())
+		}
 	}
 	if err := e.handleLocked(ctx, m, Reported{Report: r, Damaged: damaged}); err != nil {
 		return inventory.ReportReply{}, err
@@ -385,7 +514,22 @@ func (e *Engine) Booted(ctx context.Context, token string, r inventory.BootRepor
 		!sameToken(token, e.key.ReportToken(e.Store.Epoch(), r.Machine, r.Generation, r.Attempt)) {
 		return refused("the token does not speak for machine %q, generation %s, attempt %d", r.Machine, r.Generation.Short(), r.Attempt)
 	}
+	r.BootID, r.Hostname = clip(r.BootID, maxWord), clip(r.Hostname, maxWord)
 	return e.handle(ctx, m, Running{Report: r})
+}
+
+// clip bounds a machine's words about itself and keeps them on one line.
+func clip(s string, n int) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '\ufffd' {
+			return ' '
+		}
+		return r
+	}, s)
+	if len(s) > n {
+		s = strings.ToValidUTF8(s[:n], "") + "…"
+	}
+	return s
 }
 
 // Stray is an undeclared machine's inventory.

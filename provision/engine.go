@@ -76,6 +76,7 @@ type Engine struct {
 	wake    chan struct{} // schedule now
 	changes *broadcast
 	work    sync.WaitGroup
+	ended   bool // Run waits for the last of work; nothing joins it any more
 	runCtx  context.Context
 	dials   chan struct{} // one token per BMC conversation under way
 }
@@ -283,8 +284,12 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.runCtx = ctx
 	e.mu.Unlock()
 	defer e.work.Wait()
-	e.work.Add(1)
-	go func() { defer e.work.Done(); e.watchLeases(ctx) }()
+	defer func() {
+		e.mu.Lock()
+		e.ended = true
+		e.mu.Unlock()
+	}()
+	e.spawn(func() { e.watchLeases(ctx) })
 	e.resume(ctx)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -432,6 +437,16 @@ func sameDurable(a, b State) bool {
 		return s
 	}
 	return reflect.DeepEqual(plain(a.Status), plain(b.Status)) && reflect.DeepEqual(a.Intent, b.Intent)
+}
+
+// spawn runs work that Run waits for. Once Run has ended there is no such work:
+// what is cut off is taken up at the next start.
+func (e *Engine) spawn(f func()) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if !e.ended {
+		e.work.Go(f)
+	}
 }
 
 // background is the context of work that outlives the request that caused it.

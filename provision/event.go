@@ -16,6 +16,7 @@ type Started struct {
 	Rendered   inventory.Digest
 	Epoch      string
 	Erase      bool
+	Consent    *Consent // what Erase is about; nil: nothing was known then
 	Plan       inventory.Digest
 	By         string
 }

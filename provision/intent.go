@@ -36,17 +36,33 @@ type Intent struct {
 	// Boots counts the claims granted under this fence. The nonce of the next
 	// claim is derived from it.
 	Boots int `json:"boots"`
-	// Erase: the operator named the machine, so its disk may hold something.
-	Erase bool `json:"erase,omitempty"`
+	// Erase: the operator named the machine, so its disk may hold something. What
+	// was named is in Consent.
+	Erase   bool     `json:"erase,omitempty"`
+	Consent *Consent `json:"consent,omitempty"`
 	// Live is false once the intent ended, whichever way.
 	Live  bool        `json:"live"`
 	Claim *ClaimState `json:"claim,omitempty"`
 	Write *WriteState `json:"write,omitempty"`
+	// Earlier is the disk that an earlier attempt of this intent might write.
+	Earlier *inventory.DiskID `json:"earlier,omitempty"`
 	// Rearmed: the boot override was already set a second time in this attempt.
 	Rearmed bool             `json:"rearmed,omitempty"`
 	Plan    inventory.Digest `json:"plan,omitempty"`
 	By      string           `json:"by,omitempty"`
 	Created time.Time        `json:"created"`
+}
+
+// Consent is what the operator saw of the disk when naming its machine for an
+// erase. A nil one saw nothing, and is about the first disk that is chosen.
+type Consent struct {
+	Disk  inventory.DiskID `json:"disk"`
+	Holds string           `json:"holds,omitempty"`
+}
+
+// covers says whether this disk, with what it holds now, is what was named.
+func (c *Consent) covers(d inventory.DiskFacts, holds string) bool {
+	return c == nil || c.Disk.Matches(d) == nil && c.Holds == holds
 }
 
 // ClaimState is the boot that holds the lease.

@@ -116,13 +116,14 @@ func plan(in planInput) (Plan, error) {
 }
 
 // digestPlan covers what an operator approves: what is applied, over what, to
-// which machines, on which disks; not the byte counts or texts that move by
-// themselves.
+// which machines, on which disks, holding what; not the byte counts or texts
+// that move by themselves.
 func digestPlan(p Plan) inventory.Digest {
 	var b strings.Builder
 	fmt.Fprintf(&b, "candidate %s\napplied %s\nerase %q\n", p.Candidate, p.Applied, p.Erase)
 	for _, e := range p.Entries {
-		fmt.Fprintf(&b, "%s %s %s>%s %s>%s %q %t\n", e.Kind, e.Machine, e.From, e.To, e.FromRendered, e.ToRendered, e.Disk, e.NeedsErase)
+		fmt.Fprintf(&b, "%s %s %s %s>%s %s>%s %q %q %t %t\n", e.Kind, e.Group, e.Machine, e.From, e.To, e.FromRendered, e.ToRendered,
+			e.Disk, e.Holds, e.NeedsErase, e.Blocked != "")
 	}
 	return inventory.DigestOf([]byte(b.String()))
 }
@@ -132,7 +133,8 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	to, rendered := w.Generation.Digest, w.Rendered.Digest
 	e := Entry{Machine: m.Name, Group: w.Group.Name, To: to, ToRendered: rendered,
 		From: st.Running, FromRendered: st.RunningRendered}
-	if Busy(st.Phase) && st.Wanted == to && st.WantedRendered == rendered {
+	if deploying := s.Intent == nil || s.Intent.Purpose == PurposeDeploy; Busy(st.Phase) && deploying &&
+		st.Wanted == to && st.WantedRendered == rendered {
 		e.Kind, e.Why = EntryObserve, fmt.Sprintf("%s is under way: %s", st.Phase, st.Step)
 		return e, true
 	}
@@ -200,11 +202,12 @@ func planDisk(e *Entry, m *inventory.Machine, w Wanted, s State, image ImageFact
 		return
 	}
 	intent := &Intent{Machine: m.Name, Purpose: PurposeDeploy, Generation: e.To, Rendered: e.ToRendered, Erase: erase}
-	d := decideDisk(diskQuestion{Machine: m, Intent: intent, Known: s.Status.Disk, Select: sel,
+	d := decideDisk(diskQuestion{Machine: m, Intent: intent, Known: s.Status.Disk, Unfinished: s.Status.Unfinished, Select: sel,
 		ImageSize: image.Size, BlockSize: image.BlockSize, Volume: configRoom}, *facts)
 	if d.Disk != (inventory.DiskID{}) {
 		e.Disk = fmt.Sprintf("%s (%s, %d bytes)", diskName(d.Disk), d.Disk.Name, d.Disk.Size)
 		e.Holds = d.Holds
+		e.disk = &d.Disk
 	}
 	switch d.Verdict {
 	case DiskAdopt:

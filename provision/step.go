@@ -135,12 +135,16 @@ func (t *transition) started(ev Started) {
 	}
 	var fence int64
 	var claim *ClaimState
-	if t.Intent != nil {
-		fence = t.Intent.Fence
-		claim = t.Intent.Claim // its lease may still run: see begin
+	consent := ev.Consent
+	if old := t.Intent; old != nil {
+		fence = old.Fence
+		claim = old.Claim // its lease may still run: see begin
+		if consent == nil && ev.Erase && old.Erase && old.Plan == ev.Plan {
+			consent = old.Consent // another turn of one plan: it is about the same disk
+		}
 	}
 	t.Intent = &Intent{Machine: t.Status.Machine, Purpose: ev.Purpose, Epoch: ev.Epoch,
-		Generation: ev.Generation, Rendered: ev.Rendered, Fence: fence, Erase: ev.Erase,
+		Generation: ev.Generation, Rendered: ev.Rendered, Fence: fence, Erase: ev.Erase, Consent: consent,
 		Live: true, Claim: claim, Plan: ev.Plan, By: ev.By, Created: t.now}
 	if ev.Purpose == PurposeDeploy {
 		t.phase(Deploying)
@@ -184,8 +188,8 @@ func (t *transition) await() {
 func (t *transition) fence() {
 	t.Intent.Fence++
 	t.Intent.Boots, t.Intent.Claim = 0, nil
-	if t.Intent.Write != nil && t.Intent.Write.Attempt != t.Status.Attempt {
-		t.Intent.Write = nil
+	if w := t.Intent.Write; w != nil && w.Attempt != t.Status.Attempt {
+		t.Intent.Earlier, t.Intent.Write = &w.Disk, nil
 	}
 }
 
@@ -209,9 +213,17 @@ func (t *transition) bmcDone(ev BMCDone) {
 		return
 	}
 	t.line("bmc", "%s: done", ev.Action)
+	switch ev.Action {
+	case ActOff:
+		t.Status.Power = "off"
+	case ActOn:
+		t.Status.Power = "on"
+	}
+	if t.held() {
+		return
+	}
 	switch t.Status.Step {
 	case StepStopping:
-		t.Status.Power = "off"
 		t.fence()
 		t.enter(StepArming, "")
 		t.actions = append(t.actions, ActArm)
@@ -219,7 +231,6 @@ func (t *transition) bmcDone(ev BMCDone) {
 		t.enter(StepPowering, "")
 		t.actions = append(t.actions, ActOn)
 	case StepPowering:
-		t.Status.Power = "on"
 		t.enter(StepBooting, "its firmware asks for a network boot")
 	}
 }
@@ -238,7 +249,9 @@ func (t *transition) bootServed(ev BootServed) {
 		return
 	}
 	switch t.Status.Step {
-	case StepArming, StepPowering, StepBooting, StepAwaitingPerson:
+	// Not while it is being armed: it was seen off, so that it was somebody else
+	// who asked, and the machine must still be switched on.
+	case StepPowering, StepBooting, StepAwaitingPerson:
 		t.enter(StepClaiming, "the ramdisk starts and claims the machine")
 	}
 }
@@ -277,12 +290,13 @@ func (t *transition) inspected(ev Inspected) {
 		}
 		if w := t.Intent.Write; w == nil || w.Attempt != t.Status.Attempt {
 			t.Intent.Write = &WriteState{Disk: d.Disk, Holds: d.Holds, At: t.now, Attempt: t.Status.Attempt}
-		} else if w.Disk != d.Disk {
+		} else if !sameDisk(w.Disk, d.Disk) {
 			t.fail(fmt.Sprintf("the disk changed within an attempt: %s was to be written, now it is %s", diskName(w.Disk), diskName(d.Disk)), false)
 			return
 		}
-		disk := d.Disk
-		t.Status.Disk = &disk
+		if t.Intent.Erase && t.Intent.Consent == nil {
+			t.Intent.Consent = &Consent{Disk: d.Disk, Holds: d.Holds}
+		}
 		// From here the disk may be erased: nothing is known to run any more.
 		t.Status.Running, t.Status.RunningRendered = "", ""
 		t.Status.Evidence = Evidence{Level: inventory.E0, Generation: t.Status.Wanted, At: t.now}
@@ -290,6 +304,8 @@ func (t *transition) inspected(ev Inspected) {
 		t.line("step", "may erase %s (%s)", diskName(d.Disk), orBlank(d.Holds))
 	case DiskAdopt:
 		t.adopt(d)
+	case DiskDamaged:
+		t.damaged(d.Image, d.Reason)
 	case DiskLook:
 		t.Intent.Live = false
 		t.settle()
@@ -304,6 +320,12 @@ func (t *transition) inspected(ev Inspected) {
 	}
 }
 
+// sameDisk compares all but the name, which a restart may change.
+func sameDisk(a, b inventory.DiskID) bool {
+	a.Name, b.Name = "", ""
+	return a == b
+}
+
 func orBlank(holds string) string {
 	if holds == "" {
 		return "blank"
@@ -315,7 +337,7 @@ func orBlank(holds string) string {
 func (t *transition) adopt(d DiskDecision) {
 	t.Intent.Live = false
 	disk := d.Disk
-	t.Status.Disk = &disk
+	t.Status.Disk, t.Status.Unfinished = &disk, false
 	t.Status.Running, t.Status.RunningRendered = d.Marker.Generation, d.Marker.Rendered
 	t.Status.Attempt, t.Status.RunningAttempt = d.Marker.Attempt, d.Marker.Attempt
 	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: d.Marker.Generation, At: t.now, Detail: "the disk's own config volume"}
@@ -342,6 +364,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 	if r.Erased && !w.Erased {
 		w.Erased = true
 		t.Intent.Write = &w
+		t.Status.Disk, t.Status.Unfinished = &w.Disk, true
 		t.line("step", "the disk is being overwritten")
 	}
 	switch r.Step {
@@ -349,10 +372,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 		// It says that it stopped: its lease need not run out.
 		t.renewed(Renewed{Until: t.now.Add(-LeaseGrace)})
 		if damaged != "" {
-			t.stop("the image is damaged: " + r.Error)
-			t.Status.FailedImage = damaged
-			t.Status.NextAction = "recast image add SOURCE mends it; this machine then begins again by itself"
-			t.line("error", "the image %s is damaged here: %s", damaged.Short(), r.Error)
+			t.damaged(damaged, r.Error)
 			return
 		}
 		t.fail("the ramdisk: "+r.Error, true)
@@ -362,6 +382,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 		}
 		t.Status.Running, t.Status.RunningRendered = t.Status.Wanted, t.Status.WantedRendered
 		t.Status.RunningAttempt = t.Status.Attempt
+		t.Status.Disk, t.Status.Unfinished = &w.Disk, false
 		t.holds(fmt.Sprintf("generation %s, written by recast in attempt %d", t.Status.Wanted.Short(), t.Status.Attempt))
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
 			Detail: "read back " + r.ReadBack.Short()}

@@ -9,6 +9,9 @@ import (
 
 // rearm sets the override once more in an attempt, not for ever.
 func (t *transition) rearm(why string) {
+	if t.held() {
+		return
+	}
 	if t.Intent.Rearmed || !t.p.HasBMC {
 		t.fail("no network boot: "+why, true)
 		return
@@ -31,7 +34,7 @@ func (t *transition) ticked() {
 	switch t.Status.Step {
 	case StepStopping:
 		if !t.p.HasBMC {
-			t.await()
+			t.begin() // the lease of its earlier boot may have to run out still
 			return
 		}
 		t.fail(fmt.Sprintf("not seen off after %s%s", waited, last), true)
@@ -69,6 +72,40 @@ func (t *transition) fail(reason string, again bool) {
 	t.stop(reason)
 }
 
+// held ends an attempt that has come to touch the power of a machine that
+// somebody has put on hold since. What writes goes on to its end.
+func (t *transition) held() bool {
+	h := t.Status.Hold
+	if h == nil {
+		return false
+	}
+	t.end(fmt.Sprintf("held by %s: %s", h.Owner, h.Reason))
+	t.Status.NextAction = fmt.Sprintf("recast release %s, then: recast retry %s", t.Status.Machine, t.Status.Machine)
+	return true
+}
+
+// end an attempt by somebody's word: the machine is what it was, unless its
+// disk was erased.
+func (t *transition) end(reason string) {
+	if t.Status.Unfinished {
+		t.stop(reason + " after its disk was erased")
+		return
+	}
+	t.Intent.Live = false
+	t.settle()
+	t.Status.LastError = reason
+}
+
+// damaged: trying again is useless until the image is mended.
+func (t *transition) damaged(image inventory.Digest, why string) {
+	t.stop("the image is damaged: " + why)
+	t.line("error", "the image %s is damaged here: %s", image.Short(), why)
+	if t.Status.Phase == Failed {
+		t.Status.FailedImage = image
+		t.Status.NextAction = "recast image add SOURCE mends it; this machine then begins again by itself"
+	}
+}
+
 // stop makes the machine failed, with what to do next.
 func (t *transition) stop(reason string) {
 	t.Intent.Live = false
@@ -88,13 +125,13 @@ func (t *transition) aborted(ev Aborted) {
 		return
 	}
 	t.line("operator", "aborted by %s", ev.By)
-	if t.Intent.Write != nil && t.Intent.Write.Erased {
-		t.stop("aborted by " + ev.By + " after its disk was erased")
-		return
+	t.end("aborted by " + ev.By)
+	if t.p.HasBMC {
+		t.actions = append(t.actions, ActClear)
+		if t.Status.Power == "off" && t.Status.Phase != Failed {
+			t.Status.NextAction = "the attempt left it off: recast power on " + t.Status.Machine
+		}
 	}
-	t.Intent.Live = false
-	t.settle()
-	t.Status.LastError = "aborted by " + ev.By
 }
 
 func (t *transition) suspected(ev Suspected) {
@@ -106,19 +143,15 @@ func (t *transition) suspected(ev Suspected) {
 	t.Status.NextAction = fmt.Sprintf("find out why, then: recast release %s", t.Status.Machine)
 }
 
-// mended lets a machine that failed for a damaged image begin again; the
-// attempts it spent were not its fault.
+// mended ends the wait for an image. The rollout gives the machine its next
+// turn, so that a hold, a freeze or a newer plan is heeded.
 func (t *transition) mended() {
-	if t.Status.Phase != Failed || t.Intent == nil || t.Intent.Purpose != PurposeDeploy {
+	if t.Status.Phase != Failed || t.Status.FailedImage == "" {
 		return
 	}
-	t.Intent.Live = true
-	t.phase(Deploying)
-	t.Status.Attempt++
-	t.Status.Restarts, t.Status.LastError, t.Status.Health = 0, "", Progressing
-	t.Status.FailedImage = ""
 	t.line("phase", "the image is whole again")
-	t.begin()
+	t.phase(Available)
+	t.Status.FailedImage, t.Status.LastError, t.Status.Health = "", "", HealthUnknown
 }
 
 func diskName(d inventory.DiskID) string {

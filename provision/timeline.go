@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
 
 	"recast/inventory"
+	"recast/ipxe"
 	"recast/store"
 )
 
@@ -130,13 +132,28 @@ func (e *Engine) Observe(o inventory.Observation) {
 	}
 	m.history.saw(o.Time, text)
 	e.changes.send(name)
-	if o.Kind == inventory.SawScript && o.Error == "" {
-		e.work.Go(func() {
-			if err := e.handle(e.background(), m, BootServed{}); err != nil {
+	if o.Kind == inventory.SawScript && o.Error == "" && e.fromItself(name, o.Remote) {
+		local := strings.HasPrefix(o.Detail, string(ipxe.SpecLocal))
+		e.spawn(func() {
+			if err := e.handle(e.background(), m, BootServed{Local: local}); err != nil {
 				e.Log.Warn("boot not recorded", "machine", name, "err", err)
 			}
 		})
 	}
+}
+
+// fromItself tells whether a script was fetched from the machine's own address,
+// as far as that can be known. Anybody may name a hardware address in a URL, and
+// that must not move the machine's deadlines.
+func (e *Engine) fromItself(name string, remote netip.Addr) bool {
+	net := e.Set().NetworkOf(remote)
+	if net == nil || net.DHCP != inventory.DHCPAuthoritative {
+		return net != nil || !remote.IsValid()
+	}
+	ctx, cancel := context.WithTimeout(e.background(), time.Second)
+	defer cancel()
+	owner, err := e.leaseOf(ctx, net.Name, remote)
+	return err == nil && owner == name
 }
 
 // whose machine an observation is about, "" unknown.
@@ -170,8 +187,12 @@ func (e *Engine) watchLeases(ctx context.Context) {
 			}
 			continue
 		}
+		fresh := map[netip.Addr]inventory.Lease{} // until the snapshot is whole
 		for ev := range w.Events {
 			if ev.Synced {
+				e.mu.Lock()
+				e.leases, fresh = fresh, nil
+				e.mu.Unlock()
 				continue
 			}
 			var l inventory.Lease
@@ -181,6 +202,10 @@ func (e *Engine) watchLeases(ctx context.Context) {
 					e.Log.Warn("lease left out", "key", ev.Key, "err", err)
 					continue
 				}
+			}
+			if fresh != nil {
+				fresh[l.Addr] = l
+				continue
 			}
 			e.mu.Lock()
 			if ev.Deleted {

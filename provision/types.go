@@ -119,13 +119,16 @@ type Status struct {
 	Hold     *Hold    `json:"hold,omitempty"`
 	Findings []string `json:"findings,omitempty"`
 
-	Disk     *inventory.DiskID `json:"disk,omitempty"` // the disk last written
-	Facts    *inventory.Facts  `json:"facts,omitempty"`
-	FactsAt  time.Time         `json:"factsAt,omitzero"`
-	Progress *Progress         `json:"progress,omitempty"` // kept in memory only
-	BootID   string            `json:"bootID,omitempty"`   // of the operating system's last report
-	Power    string            `json:"power,omitempty"`    // as last seen: on, off, unknown
-	Restarts int               `json:"restarts,omitempty"` // of the ramdisk within this attempt
+	Disk *inventory.DiskID `json:"disk,omitempty"` // the disk last written
+	// Unfinished: Disk was erased and not written to its end, so that it cannot
+	// say by itself that it is ours.
+	Unfinished bool             `json:"unfinished,omitempty"`
+	Facts      *inventory.Facts `json:"facts,omitempty"`
+	FactsAt    time.Time        `json:"factsAt,omitzero"`
+	Progress   *Progress        `json:"progress,omitempty"` // kept in memory only
+	BootID     string           `json:"bootID,omitempty"`   // of the operating system's last report
+	Power      string           `json:"power,omitempty"`    // as last seen: on, off, unknown
+	Restarts   int              `json:"restarts,omitempty"` // of the ramdisk within this attempt
 }
 
 // EntryKind is what a Plan would do with one machine.
@@ -152,6 +155,8 @@ type Entry struct {
 	// Disk in words: by serial where the inventory is known, else the hints.
 	Disk  string `json:"disk,omitempty"`
 	Holds string `json:"holds,omitempty"` // what is on it, as last seen
+	// disk is the one in question, where the inventory is known.
+	disk *inventory.DiskID
 	// NeedsErase: it will not be written unless named with --erase.
 	NeedsErase  bool  `json:"needsErase,omitempty"`
 	FetchBytes  int64 `json:"fetchBytes,omitempty"`

@@ -15,9 +15,7 @@ import (
 // outcome back. Actions of one machine are done one after the other.
 func (e *Engine) act(ctx context.Context, m *machine, a Action) {
 	before := m.state // the caller holds the machine's lock
-	e.work.Add(1)
-	go func() {
-		defer e.work.Done()
+	e.spawn(func() {
 		err := e.persist(ctx, m, a, before)
 		if ctx.Err() != nil {
 			return // shutting down: the action is repeated at the next start
@@ -35,7 +33,7 @@ func (e *Engine) act(ctx context.Context, m *machine, a Action) {
 		if err := e.handleLocked(ctx, m, done); err != nil {
 			e.Log.Warn("outcome of a BMC action not recorded", "machine", m.name, "action", a, "err", err)
 		}
-	}()
+	})
 }
 
 // sameTry tells whether two states belong to one attempt of one intent.
