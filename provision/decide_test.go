@@ -1,0 +1,203 @@
+package provision
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"recast/inventory"
+	"recast/ipxe"
+)
+
+// armed is a machine whose ramdisk may claim it.
+func armed() State {
+	return State{
+		Status: Status{Machine: "m1", Phase: Deploying, Step: StepClaiming, Attempt: 1},
+		Intent: &Intent{Machine: "m1", Purpose: PurposeDeploy, Epoch: "e", Fence: 3, Live: true},
+	}
+}
+
+func claimed() State {
+	s := armed()
+	s.Status.Step = StepWriting
+	s.Intent.Boots = 1
+	s.Intent.Claim = &ClaimState{BootID: "b1", UUID: "u1", Serial: "S", Addr: netip.MustParseAddr("10.0.0.5"), Until: t0.Add(time.Minute)}
+	return s
+}
+
+func TestClaimVerdicts(t *testing.T) {
+	key := Key{1}
+	const first, second = 0, 1 // nonces by the claims granted before
+	for _, c := range []struct {
+		name   string
+		state  State
+		nonce  int
+		change func(*claimQuestion)
+		want   ClaimVerdict
+		reason string
+		resume bool
+	}{
+		{name: "the armed machine", state: armed(), want: ClaimGrant},
+		{name: "no intent", state: State{}, want: ClaimRefuse, reason: "nothing is armed"},
+		{name: "an intent that ended", state: armed(), change: func(q *claimQuestion) { q.State.Intent.Live = false }, want: ClaimRefuse, reason: "nothing is armed"},
+		{name: "a held machine", state: armed(), change: func(q *claimQuestion) { q.State.Status.Hold = &Hold{Reason: "ann looks at it"} }, want: ClaimRefuse, reason: "ann looks at it"},
+		{name: "not yet off", state: armed(), change: func(q *claimQuestion) { q.State.Status.Step = StepStopping }, want: ClaimRefuse, reason: "no boot is armed"},
+		{name: "already starting its disk", state: armed(), change: func(q *claimQuestion) { q.State.Status.Step = StepStarting }, want: ClaimRefuse, reason: "no boot is armed"},
+		{name: "a made-up nonce", state: armed(), change: func(q *claimQuestion) { q.Claim.Nonce = "00" }, want: ClaimRefuse, reason: "is not the armed one"},
+		{name: "the nonce of an older fence", state: armed(), change: func(q *claimQuestion) { q.State.Intent.Fence++ }, want: ClaimRefuse, reason: "is not the armed one"},
+		{name: "the nonce of another epoch", state: armed(), change: func(q *claimQuestion) { q.State.Intent.Epoch = "f" }, want: ClaimRefuse, reason: "is not the armed one"},
+		{name: "a later nonce before its time", state: armed(), nonce: second, want: ClaimRefuse, reason: "is not the armed one"},
+		{name: "another serial than declared", state: armed(), change: func(q *claimQuestion) { q.Machine.Serial = "T" }, want: ClaimHold, reason: `declared with serial "T"`},
+		{name: "another UUID than declared", state: armed(), change: func(q *claimQuestion) { q.Machine.UUID = "u2" }, want: ClaimHold, reason: `declared with UUID "u2"`},
+		{name: "the declared UUID in capitals", state: armed(), change: func(q *claimQuestion) { q.Machine.UUID = "U1" }, want: ClaimGrant},
+		{name: "a twin", state: armed(), change: func(q *claimQuestion) { q.Twin = "m2" }, want: ClaimHold, reason: "m1 and m2 say the same UUID"},
+		{name: "from somebody else's lease", state: armed(), change: func(q *claimQuestion) { q.Authoritative, q.Lease = true, "m2" }, want: ClaimRefuse, reason: "is not its lease"},
+		{name: "from its own lease", state: armed(), change: func(q *claimQuestion) { q.Authoritative, q.Lease = true, "m1" }, want: ClaimGrant},
+		{name: "the reply was lost", state: claimed(), want: ClaimRepeat},
+		{name: "the nonce used by another boot", state: claimed(), change: func(q *claimQuestion) { q.Claim.BootID = "b2" }, want: ClaimRefuse, reason: "was used already"},
+		{name: "the nonce used from elsewhere", state: claimed(), change: func(q *claimQuestion) { q.Remote = netip.MustParseAddr("10.0.0.9") }, want: ClaimRefuse, reason: "was used already"},
+		{name: "the ramdisk started again", state: claimed(), nonce: second, change: func(q *claimQuestion) { q.Claim.BootID = "b2" }, want: ClaimGrant, resume: true},
+		{name: "another machine goes on", state: claimed(), nonce: second, change: func(q *claimQuestion) { q.Claim.BootID, q.Claim.Serial = "b2", "T" }, want: ClaimHold, reason: "a second machine claims"},
+		{name: "started too often", state: claimed(), nonce: second, change: func(q *claimQuestion) { q.State.Status.Restarts = MaxRestarts }, want: ClaimRefuse, reason: "started the ramdisk 4 times"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			q := claimQuestion{Key: key, Machine: &inventory.Machine{Name: "m1"}, State: c.state, Remote: netip.MustParseAddr("10.0.0.5"), Now: t0,
+				Claim: inventory.Claim{BootID: "b1", UUID: "u1", Serial: "S"}}
+			if c.state.Intent != nil {
+				q.Claim.Nonce = key.Nonce(c.state.Intent, c.nonce)
+			}
+			if c.change != nil {
+				c.change(&q)
+			}
+			got := decideClaim(q)
+			if got.Verdict != c.want || got.Resume != c.resume || !strings.Contains(got.Reason, c.reason) || (c.reason == "") != (got.Reason == "") {
+				t.Errorf("got %s %q resume %t, want %s %q resume %t", got.Verdict, got.Reason, got.Resume, c.want, c.reason, c.resume)
+			}
+			if got.Verdict == ClaimGrant && (got.Claim.BootID != q.Claim.BootID || !got.Claim.Until.Equal(t0.Add(LeaseTime))) {
+				t.Errorf("granted %+v", got.Claim)
+			}
+		})
+	}
+}
+
+func TestUUIDsThatManyBoardsShareProveNothing(t *testing.T) {
+	for uuid, want := range map[string]bool{
+		"": false, "not a uuid": false,
+		"00000000-0000-0000-0000-000000000000": false,
+		"FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF": false,
+		"03000200-0400-0500-0006-000700080009": false,
+		"7265636a-7374-4c61-8b00-000000000001": true,
+	} {
+		if got := usableUUID(uuid); got != want {
+			t.Errorf("%q: %t, want %t", uuid, got, want)
+		}
+	}
+}
+
+func TestBootAnswersTheLocalDiskInEveryDoubt(t *testing.T) {
+	ramdisk := RamdiskFiles{Kernel: "/ramdisk/vmlinuz", Initrd: "/ramdisk/initrd.img"}
+	decl := &inventory.Machine{Name: "m1"}
+	for _, c := range []struct {
+		name   string
+		q      bootQuestion
+		want   ipxe.SpecKind
+		reason string
+	}{
+		{"armed", bootQuestion{Machine: decl, State: armed(), Ramdisk: ramdisk}, ipxe.SpecRamdisk, "deploy, attempt 1"},
+		{"writing", bootQuestion{Machine: decl, State: claimed(), Ramdisk: ramdisk}, ipxe.SpecRamdisk, "deploy, attempt 1"},
+		{"no ramdisk", bootQuestion{Machine: decl, State: armed()}, ipxe.SpecLocal, "no ramdisk"},
+		{"nothing to do", bootQuestion{Machine: decl, Ramdisk: ramdisk}, ipxe.SpecLocal, "nothing to do"},
+		{"held", bootQuestion{Machine: decl, State: State{Status: Status{Step: StepBooting, Hold: &Hold{Reason: "ann"}}, Intent: armed().Intent}, Ramdisk: ramdisk}, ipxe.SpecLocal, "held: ann"},
+		{"another store's intent", bootQuestion{Machine: decl, State: armed(), Epoch: "f", Ramdisk: ramdisk}, ipxe.SpecLocal, "another store"},
+		{"still being stopped", bootQuestion{Machine: decl, State: State{Status: Status{Phase: Deploying, Step: StepStopping}, Intent: armed().Intent}, Ramdisk: ramdisk}, ipxe.SpecLocal, "deploying, stopping"},
+		{"written", bootQuestion{Machine: decl, State: State{Status: Status{Phase: Deploying, Step: StepStarting}, Intent: armed().Intent}, Ramdisk: ramdisk}, ipxe.SpecLocal, "deploying, starting"},
+		{"a stranger", bootQuestion{Unknown: inventory.UnknownIgnore, Ramdisk: ramdisk}, ipxe.SpecIgnore, "not declared"},
+		{"a stranger on a network of disks", bootQuestion{Unknown: inventory.UnknownLocal, Ramdisk: ramdisk}, ipxe.SpecLocal, "not declared"},
+		{"a stranger to be discovered", bootQuestion{Unknown: inventory.UnknownDiscover, Ramdisk: ramdisk}, ipxe.SpecRamdisk, "discovery"},
+		{"a stranger that was seen", bootQuestion{Unknown: inventory.UnknownDiscover, Seen: t0.Add(-time.Minute), Ramdisk: ramdisk}, ipxe.SpecLocal, "its inventory is known"},
+		{"an empty one that was seen", bootQuestion{Unknown: inventory.UnknownDiscover, Seen: t0.Add(-time.Minute), Empty: true, Ramdisk: ramdisk}, ipxe.SpecRamdisk, "discovery"},
+		{"seen long ago", bootQuestion{Unknown: inventory.UnknownDiscover, Seen: t0.Add(-time.Hour), Ramdisk: ramdisk}, ipxe.SpecRamdisk, "discovery"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			q := c.q
+			q.Now, q.AgentURL, q.CA = t0, "https://10.0.0.1:8443", imgA
+			q.Client.MAC = "52:54:00:00:00:05"
+			if q.Epoch == "" {
+				q.Epoch = "e"
+			}
+			got := boot(q)
+			if got.Kind != c.want || !strings.Contains(got.Reason, c.reason) {
+				t.Fatalf("got %s %q, want %s %q", got.Kind, got.Reason, c.want, c.reason)
+			}
+			key := false
+			for _, a := range got.Args {
+				key = key || strings.HasPrefix(a, "recast.nonce=") || strings.HasPrefix(a, "recast.discover=")
+			}
+			if key != (got.Kind == ipxe.SpecRamdisk) {
+				t.Errorf("%s with %q", got.Kind, got.Args)
+			}
+			if diff := cmp.Diff(got, boot(q)); diff != "" {
+				t.Errorf("the same question has two answers:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {
+	target := RolloutTarget{To: genA, Rendered: rendA}
+	turn := target
+	turn.Started = true
+	state := func(p Phase, running inventory.Digest) State {
+		return State{Status: Status{Phase: p, Running: running, RunningRendered: rendA}}
+	}
+	held := state(Available, "")
+	held.Status.Hold = &Hold{Owner: "ann", Reason: "memory test"}
+	all := inventory.Rollout{MaxUnavailable: inventory.IntOrPercent{Value: 100, Percent: true}, MaxFailures: inventory.IntOrPercent{Value: 1}}
+	two := all
+	two.MaxUnavailable = inventory.IntOrPercent{Value: 2}
+	canary := all
+	canary.Canary = 1
+	quarter := all
+	quarter.MaxUnavailable = inventory.IntOrPercent{Value: 25, Percent: true}
+	pending := map[string]RolloutTarget{"a": target, "b": target, "c": target}
+	for _, c := range []struct {
+		name    string
+		targets map[string]RolloutTarget
+		states  map[string]State
+		policy  inventory.Rollout
+		frozen  string
+		blocked string
+		start   []string
+		waiting map[string]string
+		stopped string
+		done    bool
+	}{
+		{name: "all at once", targets: pending, policy: all, start: []string{"a", "b", "c"}},
+		{name: "frozen before all", targets: map[string]RolloutTarget{"a": target}, states: map[string]State{"a": held}, policy: all, frozen: "maintenance", blocked: "no image", waiting: map[string]string{"a": "frozen: maintenance"}},
+		{name: "held before the wave", targets: map[string]RolloutTarget{"a": target}, states: map[string]State{"a": held}, policy: canary, blocked: "no image", waiting: map[string]string{"a": "held by ann: memory test"}},
+		{name: "the canary first", targets: pending, policy: canary, start: []string{"a"}, waiting: map[string]string{"b": "waits for the canary: 0 of 1 active", "c": "waits for the canary: 0 of 1 active"}},
+		{name: "after the canary", targets: map[string]RolloutTarget{"a": turn, "b": target}, states: map[string]State{"a": state(Active, genA)}, policy: canary, start: []string{"b"}},
+		{name: "a canary of another generation", targets: map[string]RolloutTarget{"a": turn, "b": target}, states: map[string]State{"a": state(Active, genB)}, policy: canary, waiting: map[string]string{"b": "waits for the canary: 0 of 1 active"}},
+		{name: "room for two", targets: pending, policy: two, start: []string{"a", "b"}, waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away"}},
+		{name: "one is away already", targets: map[string]RolloutTarget{"a": turn, "b": target, "c": target}, states: map[string]State{"a": state(Deploying, "")}, policy: two, start: []string{"b"}, waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away"}},
+		{name: "a quarter of three is one", targets: pending, policy: quarter, start: []string{"a"}, waiting: map[string]string{"b": "maxUnavailable: 1 of the group are away", "c": "maxUnavailable: 1 of the group are away"}},
+		{name: "the failure budget is spent", targets: map[string]RolloutTarget{"a": turn, "b": target}, states: map[string]State{"a": state(Failed, "")}, policy: all, waiting: map[string]string{"b": "failure budget spent: 1 of 1 machines failed"}, stopped: "failure budget spent: 1 of 1 machines failed"},
+		{name: "something else forbids it", targets: map[string]RolloutTarget{"a": target}, policy: all, blocked: "the image is damaged", waiting: map[string]string{"a": "the image is damaged"}},
+		{name: "failed and not yet its turn again", targets: map[string]RolloutTarget{"a": turn}, states: map[string]State{"a": state(Failed, "")}, policy: all, stopped: "failure budget spent: 1 of 1 machines failed", done: true},
+		{name: "done", targets: map[string]RolloutTarget{"a": turn}, states: map[string]State{"a": state(Active, genA)}, policy: all, done: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := admit(Rollout{Machines: c.targets}, c.policy, c.states, c.frozen, func(string) string { return c.blocked })
+			if c.waiting == nil {
+				c.waiting = map[string]string{}
+			}
+			want := Admission{Start: c.start, Waiting: c.waiting, Stopped: c.stopped, Done: c.done}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
