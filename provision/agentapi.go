@@ -424,14 +424,21 @@ func (e *Engine) volume(ctx context.Context, name string, s State) (target.Volum
 	if err != nil {
 		return target.Volume{}, err
 	}
-	return target.Render(target.Input{Rendered: rendered, Format: gen.Resolved.Config.Format,
+	var missing error
+	v, err := target.Render(target.Input{Rendered: rendered, Format: gen.Resolved.Config.Format,
 		Image: gen.Resolved.Image.Digest, Machine: decl, Attempt: s.Status.Attempt,
 		Secrets: func(secret string) (string, bool) {
-			v, err := e.secrets.Get(ctx, secret)
+			// The version that the generation names, whatever was set since.
+			v, err := e.secrets.GetVersion(ctx, secret, gen.Resolved.Secrets[secret])
+			missing = errors.Join(missing, err)
 			return string(v), err == nil
 		},
 		Report: &target.Reporter{URL: agentURL(addr, e.AgentPort), CAPEM: string(e.authority.PEM()),
 			Token: e.key.ReportToken(in.Epoch, name, in.Generation, s.Status.Attempt)}})
+	if missing != nil {
+		return target.Volume{}, missing
+	}
+	return v, err
 }
 
 // ConfigVolume gives the config volume to the boot that has a job.

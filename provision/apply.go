@@ -92,7 +92,8 @@ func (e *Engine) loadSet(ctx context.Context) error {
 	set := inventory.EmptySet()
 	cur, rev, err := e.current.Get(ctx, currentName)
 	if errors.Is(err, store.ErrNotFound) {
-		return e.install(set, 0)
+		e.install(set, 0)
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("read the applied set: %w", err)
@@ -100,17 +101,18 @@ func (e *Engine) loadSet(ctx context.Context) error {
 	if set, _, err = e.getSet(ctx, cur.Digest); err != nil {
 		return err
 	}
-	return e.install(set, rev)
+	e.mu.Lock()
+	e.planInForce = cur.Plan
+	e.mu.Unlock()
+	e.install(set, rev)
+	return nil
 }
 
 // install makes a Set the one in force, in memory.
-func (e *Engine) install(set *inventory.Set, rev int64) error {
-	wanted, err := e.resolveAll(set)
-	if err != nil {
-		return err
-	}
+func (e *Engine) install(set *inventory.Set, rev int64) {
+	wanted, unresolved := e.resolveAll(set)
 	e.mu.Lock()
-	e.set, e.setRev, e.wanted = set, rev, wanted
+	e.set, e.setRev, e.wanted, e.unresolved = set, rev, wanted, unresolved
 	tell := e.networks
 	e.mu.Unlock()
 	if tell != nil {
@@ -118,7 +120,6 @@ func (e *Engine) install(set *inventory.Set, rev int64) error {
 	}
 	e.changes.send(AllMachines)
 	e.nudge()
-	return nil
 }
 
 // OnSet is told of the Set in force, now and whenever it changes.
@@ -141,19 +142,21 @@ func (e *Engine) resolver(set *inventory.Set) *resolver {
 	return &resolver{set: set, version: e.secrets.Version, kept: e.generation}
 }
 
-func (e *Engine) resolveAll(set *inventory.Set) (map[string]Wanted, error) {
+// resolveAll tells what every machine shall run, or why that cannot be told (a
+// secret that is gone): then nothing is done to it, and all others go on.
+func (e *Engine) resolveAll(set *inventory.Set) (map[string]Wanted, map[string]string) {
 	r := e.resolver(set)
-	out := make(map[string]Wanted, len(set.Machines))
+	out, unresolved := make(map[string]Wanted, len(set.Machines)), map[string]string{}
 	for _, m := range set.Machines {
 		w, ok, err := r.wanted(m)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
+		switch {
+		case err != nil:
+			unresolved[m.Name] = err.Error()
+		case ok:
 			out[m.Name] = w
 		}
 	}
-	return out, nil
+	return out, unresolved
 }
 
 // generation that was kept.
@@ -273,10 +276,18 @@ func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string)
 	if p.Digest != digest {
 		return p, fmt.Errorf("apply %s: %w: now it would be %s; look at it with recast plan PATH", digest.Short(), ErrPlanMoved, p.Digest.Short())
 	}
-	if err := e.keepGenerations(ctx, set); err != nil {
+	ran, err := e.keepGenerations(ctx, set)
+	if err != nil {
 		return p, err
 	}
 	now := e.Now()
+	// Before the pointer, which makes them true all at once.
+	rolling := e.newRollouts(p, who, now)
+	for _, name := range sortedKeys(rolling) {
+		if err := e.putRollout(ctx, rolling[name]); err != nil {
+			return p, err
+		}
+	}
 	e.mu.RLock()
 	rev := e.setRev
 	e.mu.RUnlock()
@@ -284,30 +295,39 @@ func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string)
 	if err != nil {
 		return p, err
 	}
-	audit, err := e.audit(ctx, AuditEntry{Who: who, What: "apply", Plan: digest, Set: p.Candidate, Erase: rec.Plan.Erase, At: now})
+	audit, err := e.audit(ctx, AuditEntry{Who: who, What: "apply", Plan: digest, Set: p.Candidate, Erase: rec.Plan.Erase, Generations: ran, At: now})
 	if err != nil {
 		return p, err
 	}
 	newRev, err := e.durable(ctx, cur, audit)
-	if errors.Is(err, store.ErrConflict) {
-		return p, fmt.Errorf("apply %s: %w: somebody else applied in the meantime", digest.Short(), ErrPlanMoved)
-	}
 	if err != nil {
+		// It may have happened, or somebody else's did: the store knows.
+		if again := errors.Join(e.loadSet(ctx), e.loadRollouts(ctx)); again != nil {
+			e.Log.Warn("applied set not read again", "err", again)
+		}
+		if errors.Is(err, store.ErrConflict) {
+			return p, fmt.Errorf("apply %s: %w: somebody else applied in the meantime", digest.Short(), ErrPlanMoved)
+		}
 		return p, fmt.Errorf("apply: %w", err)
 	}
-	if err := e.install(set, newRev); err != nil {
-		return p, err
-	}
-	return p, e.startRollouts(ctx, p, who, now)
+	e.mu.Lock()
+	e.rolling, e.planInForce = rolling, digest
+	e.mu.Unlock()
+	e.install(set, newRev)
+	e.dropRollouts(ctx)
+	return p, nil
 }
 
-func (e *Engine) keepGenerations(ctx context.Context, set *inventory.Set) error {
+// keepGenerations of every group, for rollback, and name them.
+func (e *Engine) keepGenerations(ctx context.Context, set *inventory.Set) (map[string]inventory.Digest, error) {
+	ran := map[string]inventory.Digest{}
 	r := e.resolver(set)
 	for _, g := range set.Groups {
 		gen, err := r.generation(g)
 		if err != nil {
-			return err
+			return nil, err
 		}
+		ran[g.Name] = gen.Digest
 		e.mu.RLock()
 		_, have := e.kept[gen.Digest]
 		e.mu.RUnlock()
@@ -316,55 +336,133 @@ func (e *Engine) keepGenerations(ctx context.Context, set *inventory.Set) error 
 		}
 		op, err := e.generations.PutOp(gen.Digest.Hex(), generationRecord{Canonical: gen.Canonical, Group: g.Name, At: e.Now()}, store.Any)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if _, err := e.durable(ctx, op); err != nil {
-			return fmt.Errorf("keep generation %s: %w", gen.Digest.Short(), err)
+			return nil, fmt.Errorf("keep generation %s: %w", gen.Digest.Short(), err)
 		}
 		e.mu.Lock()
 		e.kept[gen.Digest] = gen
 		e.mu.Unlock()
 	}
-	return nil
+	return ran, nil
 }
 
-// startRollouts replaces each touched group's rollout by the plan's.
-func (e *Engine) startRollouts(ctx context.Context, p Plan, who string, now time.Time) error {
+// newRollouts is what a plan starts, by group. A plan replaces every rollout
+// before it, with whatever was allowed there and had not happened yet; only what
+// is under way is taken over.
+func (e *Engine) newRollouts(p Plan, who string, now time.Time) map[string]Rollout {
 	erase := map[string]bool{}
 	for _, name := range p.Erase {
 		erase[name] = true
 	}
 	groups := map[string]Rollout{}
-	for _, en := range p.Entries {
-		if en.Kind == EntryObserve || en.Blocked != "" {
-			continue
-		}
+	put := func(en Entry, t RolloutTarget) {
 		r, ok := groups[en.Group]
 		if !ok {
 			r = Rollout{Group: en.Group, Plan: p.Digest, By: who, At: now, Machines: map[string]RolloutTarget{}}
 		}
-		r.Machines[en.Machine] = RolloutTarget{Kind: en.Kind, To: en.To, Rendered: en.ToRendered, Erase: erase[en.Machine]}
+		r.Machines[en.Machine] = t
 		groups[en.Group] = r
 	}
-	for _, name := range sortedKeys(groups) {
-		if err := e.saveRollout(ctx, groups[name]); err != nil {
-			return err
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, en := range p.Entries {
+		switch {
+		case en.Blocked != "":
+		case en.Kind == EntryObserve:
+			if t, ok := e.rolling[en.Group].Machines[en.Machine]; ok && t.Started && t.To == en.To && t.Rendered == en.ToRendered {
+				put(en, t)
+			}
+		default:
+			t := RolloutTarget{Kind: en.Kind, To: en.To, Rendered: en.ToRendered, Erase: erase[en.Machine]}
+			if t.Erase && en.disk != nil {
+				t.Consent = &Consent{Disk: *en.disk, Holds: en.Holds}
+			}
+			put(en, t)
 		}
 	}
-	e.nudge()
+	return groups
+}
+
+// rolloutPart is how many machines of a rollout stand in one record, some 500
+// bytes each.
+const rolloutPart = 2000
+
+// putRollout makes a rollout durable, and nothing else. The plan stands in its
+// records' names, so that they can be written before the plan is in force.
+func (e *Engine) putRollout(ctx context.Context, r Rollout) error {
+	names := sortedKeys(r.Machines)
+	for n := 0; n == 0 || n*rolloutPart < len(names); n++ {
+		part := r
+		part.Machines = map[string]RolloutTarget{}
+		for _, name := range names[n*rolloutPart : min((n+1)*rolloutPart, len(names))] {
+			part.Machines[name] = r.Machines[name]
+		}
+		op, err := e.rollouts.PutOp(fmt.Sprintf("%s.%s.%03d", r.Plan.Hex()[:16], r.Group, n), part, store.Any)
+		if err != nil {
+			return err
+		}
+		if _, err := e.durable(ctx, op); err != nil {
+			return fmt.Errorf("record the rollout of %q: %w", r.Group, err)
+		}
+	}
 	return nil
 }
 
+// saveRollout records where a rollout has come to. applyMu is held.
 func (e *Engine) saveRollout(ctx context.Context, r Rollout) error {
-	op, err := e.rollouts.PutOp(r.Group, r, store.Any)
-	if err != nil {
+	if err := e.putRollout(ctx, r); err != nil {
 		return err
-	}
-	if _, err := e.durable(ctx, op); err != nil {
-		return fmt.Errorf("record the rollout of %q: %w", r.Group, err)
 	}
 	e.mu.Lock()
 	e.rolling[r.Group] = r
 	e.mu.Unlock()
 	return nil
+}
+
+// loadRollouts takes those of the plan in force; others permit nothing.
+func (e *Engine) loadRollouts(ctx context.Context) error {
+	rows, _, err := e.rollouts.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list rollouts: %w", err)
+	}
+	rolling := map[string]Rollout{}
+	for _, row := range rows {
+		r := row.Value
+		have, ok := rolling[r.Group]
+		switch {
+		case r.Plan != e.inForce() || ok && r.At.Before(have.At):
+		case !ok || r.At.After(have.At):
+			rolling[r.Group] = r
+		default: // another part
+			for name, t := range r.Machines {
+				have.Machines[name] = t
+			}
+		}
+	}
+	e.mu.Lock()
+	e.rolling = rolling
+	e.mu.Unlock()
+	return nil
+}
+
+// inForce is the plan that was applied last.
+func (e *Engine) inForce() inventory.Digest {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.planInForce
+}
+
+// dropRollouts removes those of other plans. What stays for now does no harm.
+func (e *Engine) dropRollouts(ctx context.Context) {
+	rows, _, err := e.rollouts.List(ctx)
+	for _, row := range rows {
+		if err == nil && row.Value.Plan != e.inForce() {
+			err = e.rollouts.Delete(ctx, row.Name, row.Revision)
+		}
+	}
+	if err != nil {
+		e.Log.Debug("old rollouts are left for later", "err", err)
+	}
 }

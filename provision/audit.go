@@ -23,8 +23,10 @@ type AuditEntry struct {
 	Plan    inventory.Digest `json:"plan,omitempty"`
 	Set     inventory.Digest `json:"set,omitempty"`
 	Erase   []string         `json:"erase,omitempty"`
-	Detail  string           `json:"detail,omitempty"`
-	Before  inventory.Digest `json:"before,omitempty"` // hash of the entry before
+	// Generations that the groups run by what was applied.
+	Generations map[string]inventory.Digest `json:"generations,omitempty"`
+	Detail      string                      `json:"detail,omitempty"`
+	Before      inventory.Digest            `json:"before,omitempty"` // hash of the entry before
 }
 
 // audit makes the write that appends an entry. The caller holds applyMu, and

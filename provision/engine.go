@@ -57,21 +57,26 @@ type Engine struct {
 	freezes     store.Table[Freeze]
 	discovered  store.Table[Stray]
 
-	// applyMu makes apply, rollback and freeze one at a time.
+	// applyMu makes apply, rollback, freeze and the scheduler one at a time: each
+	// reads what is applied and writes rollouts.
 	applyMu sync.Mutex
 
-	mu       sync.RWMutex
-	set      *inventory.Set
-	setRev   int64
-	wanted   map[string]Wanted
-	kept     map[inventory.Digest]inventory.Generation
-	machines map[string]*machine
-	rolling  map[string]Rollout
-	waiting  map[string]string // machine → first failing reason
-	strays   map[inventory.MAC]Stray
-	leases   map[netip.Addr]inventory.Lease
-	frozen   Freeze
-	networks func(*inventory.Set) // told of every new Set
+	mu     sync.RWMutex
+	set    *inventory.Set
+	setRev int64
+	wanted map[string]Wanted
+	// unresolved is why it cannot be told what a machine shall run.
+	unresolved map[string]string
+	// planInForce is the plan that was applied last; rolling are its rollouts.
+	planInForce inventory.Digest
+	kept        map[inventory.Digest]inventory.Generation
+	machines    map[string]*machine
+	rolling     map[string]Rollout
+	waiting     map[string]string // machine → first failing reason
+	strays      map[inventory.MAC]Stray
+	leases      map[netip.Addr]inventory.Lease
+	frozen      Freeze
+	networks    func(*inventory.Set) // told of every new Set
 
 	wake    chan struct{} // schedule now
 	changes *broadcast
@@ -152,7 +157,23 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		return nil, err
 	}
 	copy(e.key[:], raw)
+	e.secrets.inUse = e.secretUser
 	return e, e.load(ctx)
+}
+
+// secretUser names who needs a secret by what is applied, "" nobody.
+func (e *Engine) secretUser(name string) string {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, m := range e.set.Machines {
+		if m.BMC != nil && m.BMC.Credentials == name {
+			return "machine " + m.Name
+		}
+		if w, ok := e.wanted[m.Name]; ok && w.Generation.Resolved.Secrets[name] > 0 {
+			return "group " + w.Group.Name
+		}
+	}
+	return ""
 }
 
 func (e *Engine) load(ctx context.Context) error {
@@ -173,12 +194,8 @@ func (e *Engine) load(ctx context.Context) error {
 	if err := e.loadMachines(ctx); err != nil {
 		return err
 	}
-	rollouts, _, err := e.rollouts.List(ctx)
-	if err != nil {
-		return fmt.Errorf("list rollouts: %w", err)
-	}
-	for _, row := range rollouts {
-		e.rolling[row.Name] = row.Value
+	if err := e.loadRollouts(ctx); err != nil {
+		return err
 	}
 	if e.frozen, _, err = e.freezes.Get(ctx, freezeName); err != nil && !errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("read the freeze: %w", err)
@@ -318,7 +335,11 @@ func (e *Engine) resume(ctx context.Context) {
 	for _, m := range e.list() {
 		m.mu.Lock()
 		e.repeat(ctx, m)
+		image := m.state.Status.FailedImage
 		m.mu.Unlock()
+		if image != "" {
+			e.Mend(image) // it may have been mended while nobody listened
+		}
 	}
 }
 

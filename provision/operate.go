@@ -70,27 +70,10 @@ func (e *Engine) Retry(ctx context.Context, name, who string) error {
 		if Busy(s.Status.Phase) {
 			return s, fmt.Errorf("an attempt is under way (%s); recast abort %s stops it", s.Status.Step, name)
 		}
-		e.mu.RLock()
-		g := e.set.GroupOf(name)
-		var r Rollout
-		var ok bool
-		if g != nil {
-			r, ok = e.rolling[g.Name]
-		}
-		e.mu.RUnlock()
-		t, in := r.Machines[name]
-		if !ok || !in {
-			return s, fmt.Errorf("no applied plan says what to do with it; recast plan PATH shows what apply would do")
-		}
-		machines := make(map[string]RolloutTarget, len(r.Machines))
-		for k, v := range r.Machines {
-			machines[k] = v
-		}
-		t.Started = false
-		machines[name] = t
-		r.Machines, r.Stopped = machines, ""
-		if err := e.saveRollout(ctx, r); err != nil {
+		if ok, err := e.again(ctx, name); err != nil {
 			return s, err
+		} else if !ok {
+			return s, fmt.Errorf("no applied plan says what to do with it; recast plan PATH shows what apply would do")
 		}
 		if s.Status.Phase == Failed {
 			s.Status.Phase, s.Status.Step, s.Status.NextAction = Available, StepNone, ""
@@ -258,7 +241,8 @@ func (e *Engine) SetSecret(ctx context.Context, name string, value []byte, who s
 	e.mu.RLock()
 	set, rev := e.set, e.setRev
 	e.mu.RUnlock()
-	return info, e.install(set, rev)
+	e.install(set, rev)
+	return info, nil
 }
 
 // Authority is the CA.

@@ -92,17 +92,8 @@ func (e *Engine) previous(ctx context.Context, g *inventory.Group) (inventory.Di
 		if log[i].What != "apply" {
 			continue
 		}
-		set, _, err := e.getSet(ctx, log[i].Set)
-		if err != nil {
-			return "", err
-		}
-		old := set.Group(g.Name)
-		if old == nil {
-			continue
-		}
-		gen, err := (&resolver{set: set, version: e.secrets.Version, kept: e.generation}).generation(old)
-		if err == nil && gen.Digest != now.Digest {
-			return gen.Digest, nil
+		if old := log[i].Generations[g.Name]; old != "" && old != now.Digest {
+			return old, nil
 		}
 	}
 	return "", fmt.Errorf("roll back %q: it has run no other generation", g.Name)

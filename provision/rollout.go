@@ -27,6 +27,8 @@ type RolloutTarget struct {
 	To       inventory.Digest `json:"to"`
 	Rendered inventory.Digest `json:"rendered"`
 	Erase    bool             `json:"erase,omitempty"`
+	// Consent is what the plan showed of the disk that Erase is about.
+	Consent *Consent `json:"consent,omitempty"`
 	// Started: it had its turn. Only an operator's retry gives it another.
 	Started bool `json:"started,omitempty"`
 }

@@ -15,6 +15,8 @@ type Freeze struct {
 
 // schedule starts what the rollouts admit.
 func (e *Engine) schedule(ctx context.Context) {
+	e.applyMu.Lock()
+	defer e.applyMu.Unlock()
 	e.mu.RLock()
 	names := sortedKeys(e.rolling)
 	frozen := e.frozen.Reason
@@ -33,18 +35,22 @@ func (e *Engine) schedule(ctx context.Context) {
 				states[m] = known.snapshot()
 			}
 		}
-		a := admit(r, g.Rollout, states, frozen, func(m string) string { return e.blocked(r.Machines[m], m) })
+		a := admit(r, g.Rollout, states, frozen, func(m string) string { return e.blocked(r, m) })
 		for m, why := range a.Waiting {
 			waiting[m] = why
 		}
+		var started []string
 		for _, m := range a.Start {
 			if err := e.start(ctx, r, m); err != nil {
 				waiting[m] = err.Error()
 				e.Log.Warn("machine not started", "machine", m, "err", err)
+				continue
 			}
+			started = append(started, m)
 		}
-		if a.Stopped != r.Stopped || len(a.Start) > 0 {
-			r = e.markStarted(r, a)
+		if a.Stopped != r.Stopped || len(started) > 0 {
+			r = r.marked(started, true)
+			r.Stopped = a.Stopped
 			if err := e.saveRollout(ctx, r); err != nil {
 				e.Log.Warn("rollout not recorded", "group", r.Group, "err", err)
 			}
@@ -55,34 +61,55 @@ func (e *Engine) schedule(ctx context.Context) {
 	e.mu.Unlock()
 }
 
-// markStarted copies the rollout with the turns that were given.
-func (e *Engine) markStarted(r Rollout, a Admission) Rollout {
+// marked is a copy in which the machines had their turn, or have it before them.
+func (r Rollout) marked(names []string, started bool) Rollout {
 	machines := make(map[string]RolloutTarget, len(r.Machines))
 	for name, t := range r.Machines {
 		machines[name] = t
 	}
-	for _, name := range a.Start {
+	for _, name := range names {
 		t := machines[name]
-		if m, ok := e.known(name); ok {
-			if in := m.snapshot().Intent; in != nil && in.Plan == r.Plan {
-				t.Started = true
-			}
-		}
+		t.Started = started
 		machines[name] = t
 	}
-	r.Machines, r.Stopped = machines, a.Stopped
+	r.Machines = machines
 	return r
+}
+
+// again gives a machine another turn in its rollout; false where it stands in
+// none. applyMu is held.
+func (e *Engine) again(ctx context.Context, name string) (bool, error) {
+	e.mu.RLock()
+	g := e.set.GroupOf(name)
+	var r Rollout
+	if g != nil {
+		r = e.rolling[g.Name]
+	}
+	e.mu.RUnlock()
+	if _, ok := r.Machines[name]; !ok {
+		return false, nil
+	}
+	r = r.marked([]string{name}, false)
+	r.Stopped = ""
+	return true, e.saveRollout(ctx, r)
 }
 
 // blocked is the last part of the admission check: things outside the rollout
 // that forbid a start now.
-func (e *Engine) blocked(t RolloutTarget, machine string) string {
+func (e *Engine) blocked(r Rollout, machine string) string {
+	t := r.Machines[machine]
 	e.mu.RLock()
 	w, ok := e.wanted[machine]
+	why := e.unresolved[machine]
 	decl := e.set.Machine(machine)
 	e.mu.RUnlock()
-	if !ok || decl == nil {
+	switch {
+	case why != "":
+		return why
+	case !ok || decl == nil:
 		return "it is not declared any more"
+	case w.Group.Name != r.Group:
+		return fmt.Sprintf("it is in group %q now: recast plan again", w.Group.Name)
 	}
 	if w.Generation.Digest != t.To || w.Rendered.Digest != t.Rendered {
 		return "its definition changed after the plan: recast plan again"
@@ -105,7 +132,7 @@ func (e *Engine) blocked(t RolloutTarget, machine string) string {
 func (e *Engine) start(ctx context.Context, r Rollout, name string) error {
 	t := r.Machines[name]
 	ev := Started{Purpose: PurposeDeploy, Generation: t.To, Rendered: t.Rendered,
-		Epoch: e.Store.Epoch(), Erase: t.Erase, Plan: r.Plan, By: r.By}
+		Epoch: e.Store.Epoch(), Erase: t.Erase, Consent: t.Consent, Plan: r.Plan, By: r.By}
 	return e.handle(ctx, e.machine(name), ev)
 }
 
@@ -121,7 +148,14 @@ func (e *Engine) Mend(d inventory.Digest) {
 		if s.Status.Phase != Failed || s.Status.FailedImage != d {
 			continue
 		}
-		if err := e.handle(e.background(), m, Mended{}); err != nil {
+		ctx := e.background()
+		e.applyMu.Lock()
+		_, err := e.again(ctx, m.name) // first: a crash now must not cost it its turn
+		e.applyMu.Unlock()
+		if err == nil {
+			err = e.handle(ctx, m, Mended{})
+		}
+		if err != nil {
 			e.Log.Warn("machine not restarted", "machine", m.name, "err", err)
 		}
 	}

@@ -19,7 +19,9 @@ import (
 )
 
 // sealed is a secret at rest: age to the key file, so that a copy of the store
-// alone gives nothing away.
+// alone gives nothing away. Each version is kept beside the newest, as NAME@N,
+// since a generation names the version it was made with. A removed secret keeps
+// its number and no box: its next value is another version.
 type sealed struct {
 	Version int       `json:"version"`
 	Box     []byte    `json:"box"`
@@ -40,6 +42,9 @@ type Secrets struct {
 	identity *age.X25519Identity
 	table    store.Table[sealed]
 	store    store.Store
+
+	// inUse says who needs a secret, "" nobody.
+	inUse func(name string) string
 
 	mu   sync.RWMutex
 	info map[string]SecretInfo // names and versions, for planning without I/O
@@ -64,6 +69,9 @@ func OpenSecrets(ctx context.Context, s store.Store, keyFile string) (*Secrets, 
 		return nil, fmt.Errorf("list secrets: %w", err)
 	}
 	for _, row := range rows {
+		if strings.Contains(row.Name, "@") || len(row.Value.Box) == 0 {
+			continue
+		}
 		x.info[row.Name] = SecretInfo{Name: row.Name, Version: row.Value.Version, At: row.Value.At, By: row.Value.By}
 	}
 	return x, nil
@@ -134,7 +142,11 @@ func (x *Secrets) put(ctx context.Context, name string, value []byte, by string,
 	if err != nil {
 		return SecretInfo{}, err
 	}
-	if _, err := x.store.Commit(ctx, op); err != nil {
+	keep, err := x.table.PutOp(versionName(name, row.Version), row, store.Any)
+	if err != nil {
+		return SecretInfo{}, err
+	}
+	if _, err := x.store.Commit(ctx, op, keep); err != nil {
 		return SecretInfo{}, fmt.Errorf("store secret %q: %w", name, err)
 	}
 	info := SecretInfo{Name: name, Version: row.Version, At: now, By: by}
@@ -144,11 +156,33 @@ func (x *Secrets) put(ctx context.Context, name string, value []byte, by string,
 	return info, nil
 }
 
-// Get opens a secret.
+func versionName(name string, version int) string { return fmt.Sprintf("%s@%d", name, version) }
+
+// GetVersion opens one version of a secret.
+func (x *Secrets) GetVersion(ctx context.Context, name string, version int) ([]byte, error) {
+	b, err := x.open(ctx, versionName(name, version))
+	if errors.Is(err, errNoSecret) {
+		return nil, fmt.Errorf("version %d of secret %q is not kept any more: set it anew and plan again: %w", version, name, err)
+	}
+	return b, err
+}
+
+// errNoSecret: there is no such secret, or no such version of it.
+var errNoSecret = errors.New("the secret is not set")
+
+// Get opens the newest version of a secret.
 func (x *Secrets) Get(ctx context.Context, name string) ([]byte, error) {
-	row, _, err := x.table.Get(ctx, name)
-	if errors.Is(err, store.ErrNotFound) {
+	b, err := x.open(ctx, name)
+	if errors.Is(err, errNoSecret) {
 		return nil, fmt.Errorf("secret %q is not set: recast secret set %s", name, name)
+	}
+	return b, err
+}
+
+func (x *Secrets) open(ctx context.Context, name string) ([]byte, error) {
+	row, _, err := x.table.Get(ctx, name)
+	if errors.Is(err, store.ErrNotFound) || err == nil && len(row.Box) == 0 {
+		return nil, errNoSecret
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read secret %q: %w", name, err)
@@ -181,13 +215,33 @@ func (x *Secrets) List() []SecretInfo {
 	return out
 }
 
-// Remove deletes a secret.
+// Remove deletes a secret in all its versions. One that is needed stays.
 func (x *Secrets) Remove(ctx context.Context, name string) error {
 	if _, ok := x.Version(name); !ok || strings.HasPrefix(name, internalPrefix) {
 		return fmt.Errorf("remove secret %q: it is not set", name)
 	}
-	if _, err := x.store.Commit(ctx, x.table.DeleteOp(name, store.Any)); err != nil {
+	if x.inUse != nil {
+		if who := x.inUse(name); who != "" {
+			return fmt.Errorf("remove secret %q: %s needs it", name, who)
+		}
+	}
+	row, rev, err := x.table.Get(ctx, name)
+	if err != nil {
 		return fmt.Errorf("remove secret %q: %w", name, err)
+	}
+	last := row.Version
+	row.Box = nil
+	op, err := x.table.PutOp(name, row, rev)
+	if err != nil {
+		return err
+	}
+	if _, err := x.store.Commit(ctx, op); err != nil {
+		return fmt.Errorf("remove secret %q: %w", name, err)
+	}
+	for v := 1; v <= last; v++ {
+		if _, err := x.store.Commit(ctx, x.table.DeleteOp(versionName(name, v), store.Any)); err != nil {
+			return fmt.Errorf("remove version %d of secret %q: %w", v, name, err)
+		}
 	}
 	x.mu.Lock()
 	delete(x.info, name)

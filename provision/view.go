@@ -51,6 +51,8 @@ func (e *Engine) View(name string) (View, bool) {
 	decl := e.set.Machine(name)
 	w, declared := e.wanted[name]
 	waiting := e.waiting[name]
+	unresolved := e.unresolved[name]
+	group := e.set.GroupOf(name)
 	e.mu.RUnlock()
 	m, known := e.known(name)
 	if decl == nil && !known {
@@ -68,6 +70,9 @@ func (e *Engine) View(name string) (View, bool) {
 		v.Wanted, v.WantedRendered = w.Generation.Digest, w.Rendered.Digest
 	}
 	v.Sync, v.SyncWhy = synced(v.Status, w, declared)
+	if unresolved != "" && group != nil {
+		v.Group, v.Waiting, v.SyncWhy = group.Name, unresolved, unresolved
+	}
 	return v, true
 }
 
