@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -326,6 +327,42 @@ func TestApplyOnATerminalShowsThePlanAndAsks(t *testing.T) {
 		if code != c.code || !strings.Contains(text, `Apply this plan? Only "yes" is a yes: `) || !strings.Contains(text, "\nPlan sha256:") || !strings.Contains(text, c.want) {
 			t.Errorf("%q: %d %s", c.typed, code, text)
 		}
+	}
+}
+
+// What was looked at is what is applied, or nothing is.
+func TestOutdatedPlanIsRefused(t *testing.T) {
+	workplace(t)
+	digests := map[string]int{}
+	for _, line := range []string{"recast secret set rack1-bmc <<< admin:pw", "recast freeze", "recast apply site.yaml --yes"} {
+		runStep(t, line, digests, func(string) bool { return true })
+	}
+	var plans []string
+	for _, name := range []string{"r1u07", "r1u08"} {
+		raw, err := os.ReadFile("site.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := name + ".yaml"
+		if err := os.WriteFile(file, bytes.Replace(raw, []byte("r1u06"), []byte(name), 1), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		text, code := recast(t, nil, "plan", file, "-o", "json")
+		var p struct{ Digest string }
+		if err := json.Unmarshal([]byte(text), &p); err != nil || code != exitOK {
+			t.Fatalf("%d %v %s", code, err, text)
+		}
+		plans = append(plans, p.Digest)
+	}
+	if text, code := recast(t, nil, "apply", "--plan", plans[1]); code != exitOK {
+		t.Fatalf("%d %s", code, text)
+	}
+	text, code := recast(t, nil, "apply", "--plan", plans[0])
+	if code != exitRefused || !strings.Contains(text, "the plan is out of date") || !strings.Contains(text, "recast plan PATH") {
+		t.Errorf("%d %s", code, text)
+	}
+	if text, _ := recast(t, nil, "get", "machines"); !strings.Contains(text, "r1u08") || strings.Contains(text, "r1u07") {
+		t.Errorf("%s", text)
 	}
 }
 

@@ -205,11 +205,20 @@ var varying = []struct {
 	{regexp.MustCompile(`([^ \n]) {2,}`), "$1  "},
 }
 
-func plain(text string) string {
+var anyDigest = regexp.MustCompile(`\b([0-9a-f]{12})([0-9a-f]{52})?\b`)
+
+// plain replaces what varies. A digest, whole or short, is called by the order
+// in which it was first shown, so that the same one has the same name.
+func plain(text string, digests map[string]int) string {
 	for _, v := range varying {
 		text = v.pattern.ReplaceAllString(text, v.with)
 	}
-	return text
+	return anyDigest.ReplaceAllStringFunc(text, func(d string) string {
+		if digests[d[:12]] == 0 {
+			digests[d[:12]] = len(digests) + 1
+		}
+		return fmt.Sprintf("#%d", digests[d[:12]])
+	})
 }
 
 // A session is a file of commands, each with what a person sees. Beside recast
@@ -232,13 +241,14 @@ func TestSessions(t *testing.T) {
 			}
 			workplace(t)
 			var got strings.Builder
+			digests := map[string]int{}
 			for _, step := range regexp.MustCompile(`(?m)^(\$ |# ).*\n`).FindAllString(string(raw), -1) {
 				if strings.HasPrefix(step, "#") {
 					got.WriteString(step)
 					continue
 				}
 				want := string(raw)
-				shown := runStep(t, strings.TrimSpace(step[2:]), func(shown string) bool {
+				shown := runStep(t, strings.TrimSpace(step[2:]), digests, func(shown string) bool {
 					return *update || strings.HasPrefix(want[min(len(got.String()), len(want)):], step+shown)
 				})
 				got.WriteString(step + shown)
@@ -258,7 +268,7 @@ func TestSessions(t *testing.T) {
 
 var quoted = regexp.MustCompile(`'[^']*'|\S+`)
 
-func runStep(t *testing.T, line string, right func(string) bool) string {
+func runStep(t *testing.T, line string, digests map[string]int, right func(string) bool) string {
 	t.Helper()
 	line, stdin, _ := strings.Cut(line, " <<< ")
 	words := quoted.FindAllString(line, -1)
@@ -289,7 +299,7 @@ func runStep(t *testing.T, line string, right func(string) bool) string {
 	deadline := time.Now().Add(5 * time.Second)
 	for {
 		text, code := recast(t, strings.NewReader(stdin+"\n"), words[1:]...)
-		text = plain(text)
+		text = plain(text, digests)
 		if code != exitOK {
 			text += fmt.Sprintf("exit %d\n", code)
 		}

@@ -70,7 +70,7 @@ is never touched: move it away first. For a cluster, restore into a data folder 
 				return err
 			}
 			if len(c.Store.Endpoints) > 0 {
-				return codeError{errors.New("restore into a file, with --data FOLDER, then: recast store copy FOLDER/recast.db etcd:ENDPOINT,..."), exitUsage}
+				return codeError{errors.New("restore into a file, with --data FOLDER, then: recast store copy FOLDER/recast.db etcd:ENDPOINT"), exitUsage}
 			}
 			in := cmd.InOrStdin()
 			if args[0] != "-" {
