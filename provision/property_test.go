@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"testing"
 	"time"
 
@@ -18,11 +19,18 @@ type walk struct {
 	p     Params
 	s     State
 	now   time.Time
-	trail []string
+	trail []trailLine
 	boots int
 	// allowed is the disk that the write intent of an attempt names, by intent and
 	// attempt.
 	allowed map[string]inventory.DiskID
+}
+
+type trailLine struct {
+	at    time.Time
+	ev    Event
+	phase Phase
+	step  StepName
 }
 
 func newWalk(seed uint64) *walk {
@@ -146,18 +154,22 @@ func frozen(t *testing.T, s State) string {
 func (w *walk) step(t *testing.T) {
 	ev := w.event()
 	w.now = w.now.Add(time.Duration(w.r.Int64N(int64(pick(w.r, time.Second, time.Minute, 25*time.Minute)))))
-	prev, before := w.s, frozen(t, w.s)
+	prev, before := w.s, ""
+	sample := w.r.IntN(16) == 0 // a deep copy is dear
+	if sample {
+		before = frozen(t, prev)
+	}
 	next, actions, lines, err := Step(w.p, w.s, w.now, ev)
-	w.trail = append(w.trail, fmt.Sprintf("%s %T %+v → %s/%s", w.now.Format("15:04:05"), ev, ev, next.Status.Phase, next.Status.Step))
+	w.trail = append(w.trail, trailLine{w.now, ev, next.Status.Phase, next.Status.Step})
 	bad := func(format string, args ...any) {
 		t.Helper()
 		from := max(0, len(w.trail)-25)
 		for _, l := range w.trail[from:] {
-			t.Log(l)
+			t.Logf("%s %T %+v → %s/%s", l.at.Format("15:04:05"), l.ev, l.ev, l.phase, l.step)
 		}
 		t.Fatalf(format, args...)
 	}
-	if frozen(t, prev) != before {
+	if sample && frozen(t, prev) != before {
 		bad("Step changed the state it was given")
 	}
 	if err != nil {
@@ -165,7 +177,7 @@ func (w *walk) step(t *testing.T) {
 		if !errors.As(err, &impossible) || impossible.Phase != prev.Status.Phase || impossible.Step != prev.Status.Step {
 			bad("the error is %v, want an ImpossibleError with phase and step", err)
 		}
-		if frozen(t, next) != before || len(actions)+len(lines) > 0 {
+		if !reflect.DeepEqual(next, prev) || len(actions)+len(lines) > 0 {
 			bad("an impossible event changed something")
 		}
 		return
