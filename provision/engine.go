@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"recast/bmc"
@@ -95,10 +96,14 @@ type machine struct {
 	name string
 
 	mu        sync.Mutex
-	state     State
+	state     State // set by put alone
 	statusRev int64
 	intentRev int64
 	history   history
+
+	// shown is the state for whoever only looks. The boot path and all lists read
+	// it, since mu is held over commits and a store may take its time.
+	shown atomic.Pointer[State]
 
 	bmcMu  sync.Mutex    // one request in flight per BMC
 	orders chan struct{} // closed and renewed when the agent's order may have changed
@@ -217,7 +222,8 @@ func (e *Engine) loadMachines(ctx context.Context) error {
 	}
 	for _, row := range statuses {
 		m := e.machine(row.Name)
-		m.state.Status, m.statusRev = row.Value, row.Revision
+		m.put(State{Status: row.Value})
+		m.statusRev = row.Revision
 	}
 	intents, _, err := e.intents.List(ctx)
 	if err != nil {
@@ -226,31 +232,46 @@ func (e *Engine) loadMachines(ctx context.Context) error {
 	for _, row := range intents {
 		m := e.machine(row.Name)
 		intent := row.Value
-		m.state.Intent, m.intentRev = &intent, row.Revision
+		m.put(State{Status: m.state.Status, Intent: &intent})
+		m.intentRev = row.Revision
 	}
 	if err := e.loadTimelines(ctx); err != nil {
 		return err
 	}
 	now := e.Now()
 	for _, m := range e.machines {
-		in, st := m.state.Intent, &m.state.Status
-		if in != nil && in.Live && in.Epoch != e.Store.Epoch() {
-			// The store came back from a backup: what it permits is void.
-			in.Live = false
-			if Busy(st.Phase) {
-				st.Phase, st.Step, st.Deadline = Available, StepNone, time.Time{}
-				st.Running, st.RunningRendered, st.Health = "", "", HealthUnknown
-				st.LastError = "the store was restored from a backup in the middle of an attempt"
-			}
-		}
-		if st.Step == StepWriting || st.Step == StepVerifying {
-			// Progress is not durable, so judge it anew.
-			if d := now.Add(time.Minute); st.Deadline.Before(d) {
-				st.Deadline = d
-			}
-		}
+		m.put(loaded(m.state, e.Store.Epoch(), now))
 	}
 	return nil
+}
+
+// restartGrace is what every step has at least after a start of the server: while
+// it was away no machine could be heard and no BMC asked.
+const restartGrace = dialTime + powerTime
+
+// loaded is what a record means after a start.
+func loaded(s State, epoch string, now time.Time) State {
+	st := &s.Status
+	if in := s.Intent; in != nil && in.Epoch != epoch {
+		// The store came back from a backup: what it permits is void, and so is its
+		// word on a disk that cannot speak for itself.
+		void := *in
+		void.Live = false
+		s.Intent, st.Unfinished = &void, false
+		if Busy(st.Phase) {
+			st.Phase, st.Step, st.Deadline, st.NextAction = Available, StepNone, time.Time{}, ""
+			st.Running, st.RunningRendered, st.Health = "", "", HealthUnknown
+			st.LastError = "the store was restored from a backup in the middle of an attempt"
+		}
+	}
+	if Busy(st.Phase) && s.Intent == nil {
+		st.Phase, st.Step, st.Deadline, st.NextAction = Available, StepNone, time.Time{}, ""
+		st.LastError = "the store has lost its intent"
+	}
+	if d := now.Add(restartGrace); Busy(st.Phase) && !st.Deadline.IsZero() && st.Deadline.Before(d) {
+		st.Deadline = d
+	}
+	return s
 }
 
 // machine finds the engine's memory of a machine, making it where there is none.
@@ -265,7 +286,7 @@ func (e *Engine) machine(name string) *machine {
 	defer e.mu.Unlock()
 	if m = e.machines[name]; m == nil {
 		m = &machine{name: name, orders: make(chan struct{})}
-		m.state.Status = Status{Machine: name, Phase: Available, Health: HealthUnknown}
+		m.put(State{Status: Status{Machine: name, Phase: Available, Health: HealthUnknown}})
 		e.machines[name] = m
 	}
 	return m
@@ -279,19 +300,20 @@ func (e *Engine) known(name string) (*machine, bool) {
 	return m, ok
 }
 
+// snapshot is the state as it was last committed, without waiting for a commit
+// under way, and what was seen since. What its pointers lead to is never changed.
 func (m *machine) snapshot() State {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.current()
-}
-
-// current adds what was seen since the last commit. The lock is held.
-func (m *machine) current() State {
-	s := m.state
+	s := *m.shown.Load()
 	if text, at := m.history.lastSeen(); at.After(s.Status.LastSeenAt) {
 		s.Status.LastSeen, s.Status.LastSeenAt = text, at
 	}
 	return s
+}
+
+// put is the only way to a new state. The lock is held.
+func (m *machine) put(s State) {
+	m.state = s
+	m.shown.Store(&s)
 }
 
 // Run works until the context ends: it takes up what was under way, watches the
@@ -418,8 +440,12 @@ func (e *Engine) handle(ctx context.Context, m *machine, ev Event) error {
 }
 
 func (e *Engine) handleLocked(ctx context.Context, m *machine, ev Event) error {
+	if _, start := ev.(Started); start && m.state.Status.Hold != nil { // placed after whoever starts it looked
+		h := m.state.Status.Hold
+		return fmt.Errorf("start %q: held by %s: %s; recast release %s", m.name, h.Owner, h.Reason, m.name)
+	}
 	now := e.Now()
-	next, actions, lines, err := Step(e.params(m.name), m.current(), now, ev)
+	next, actions, lines, err := Step(e.params(m.name), m.snapshot(), now, ev)
 	var bug *ImpossibleError
 	if errors.As(err, &bug) {
 		e.Log.Error("impossible transition refused", "machine", m.name, "err", err)
@@ -429,7 +455,7 @@ func (e *Engine) handleLocked(ctx context.Context, m *machine, ev Event) error {
 		return err
 	}
 	if len(lines) == 0 && len(actions) == 0 && sameDurable(m.state, next) {
-		m.state = next // at the most progress moved, and only memory needs to know
+		m.put(next) // at the most progress moved, and only memory needs to know
 		e.changes.send(m.name)
 		return nil
 	}
@@ -507,7 +533,8 @@ func (e *Engine) commit(ctx context.Context, m *machine, next State, lines []Tim
 		e.reread(ctx, m)
 		return fmt.Errorf("record the state of %q: %w", m.name, err)
 	}
-	m.state, m.statusRev = next, rev
+	m.put(next)
+	m.statusRev = rev
 	if next.Intent != nil {
 		m.intentRev = rev
 	}
@@ -548,10 +575,12 @@ func (e *Engine) reread(ctx context.Context, m *machine) {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return
 	}
-	m.state.Status, m.statusRev = status, rev
+	next := State{Status: status, Intent: m.state.Intent}
+	m.statusRev = rev
 	if err == nil {
-		m.state.Intent, m.intentRev = &intent, intentRev
+		next.Intent, m.intentRev = &intent, intentRev
 	}
+	m.put(next)
 	e.Log.Warn("state read again: a commit was not known to have happened", "machine", m.name, "phase", status.Phase, "step", status.Step)
 	e.repeat(e.background(), m)
 }

@@ -28,7 +28,7 @@ func (e *Engine) operate(ctx context.Context, name, who, what, detail string, ch
 	m := e.machine(name)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	next, err := change(m.current())
+	next, err := change(m.snapshot())
 	if err != nil {
 		return fmt.Errorf("%s %q: %w", what, name, err)
 	}
@@ -185,6 +185,9 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 	m := e.machine(name)
 	m.bmcMu.Lock()
 	defer m.bmcMu.Unlock()
+	if s := m.snapshot(); verb != "status" && Busy(s.Status.Phase) {
+		return "", fmt.Errorf("power %q: an attempt has begun in the meantime (%s)", name, s.Status.Step)
+	}
 	ctx, cancel := context.WithTimeout(ctx, powerTime)
 	defer cancel()
 	var seen bmc.PowerState
@@ -213,7 +216,9 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 		return "", fmt.Errorf("power of %q: %w", name, err)
 	}
 	m.mu.Lock()
-	m.state.Status.Power = string(seen)
+	now := m.state
+	now.Status.Power = string(seen)
+	m.put(now)
 	m.mu.Unlock()
 	e.changes.send(name)
 	return string(seen), nil

@@ -208,18 +208,20 @@ func (t *transition) bmcDone(ev BMCDone) {
 	if expect[t.Status.Step] != ev.Action {
 		return // late: the machine has moved on
 	}
-	if ev.Err != "" {
-		t.fail(fmt.Sprintf("%s: %s", ev.Action, ev.Err), !ev.Final)
-		return
-	}
-	t.line("bmc", "%s: done", ev.Action)
-	switch ev.Action {
-	case ActOff:
-		t.Status.Power = "off"
-	case ActOn:
-		t.Status.Power = "on"
+	if ev.Err == "" {
+		t.line("bmc", "%s: done", ev.Action)
+		switch ev.Action {
+		case ActOff:
+			t.Status.Power = "off"
+		case ActOn:
+			t.Status.Power = "on"
+		}
 	}
 	if t.held() {
+		return
+	}
+	if ev.Err != "" {
+		t.fail(fmt.Sprintf("%s: %s", ev.Action, ev.Err), !ev.Final)
 		return
 	}
 	switch t.Status.Step {

@@ -27,8 +27,8 @@ func (e *Engine) act(ctx context.Context, m *machine, a Action) {
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if !sameTry(before, m.state) {
-			return // another attempt has begun: this outcome is not about it
+		if !sameTry(before, m.state, a) {
+			return // another step has begun: this outcome is not about it
 		}
 		if err := e.handleLocked(ctx, m, done); err != nil {
 			e.Log.Warn("outcome of a BMC action not recorded", "machine", m.name, "action", a, "err", err)
@@ -36,11 +36,21 @@ func (e *Engine) act(ctx context.Context, m *machine, a Action) {
 	})
 }
 
-// sameTry tells whether two states belong to one attempt of one intent.
-func sameTry(a, b State) bool {
-	return a.Intent == nil || b.Intent == nil ||
-		a.Intent.Created.Equal(b.Intent.Created) && a.Status.Attempt == b.Status.Attempt
+// sameTry tells whether what an action was begun for is still under way. Without
+// this, one that waited behind a slow BMC would switch a machine off that has
+// been aborted, or that is already writing.
+func sameTry(before, now State, a Action) bool {
+	switch {
+	case before.Intent == nil || now.Intent == nil:
+		return false
+	case !before.Intent.Created.Equal(now.Intent.Created) || before.Status.Attempt != now.Status.Attempt:
+		return false
+	}
+	return a == ActClear || Busy(now.Status.Phase) &&
+		before.Status.Step == now.Status.Step && before.Status.Since.Equal(now.Status.Since)
 }
+
+var errStale = errors.New("what it was for is over")
 
 // persist repeats an action until its step's deadline while the BMC is busy,
 // restarting or out of reach: what passes by itself must not cost an attempt.
@@ -52,7 +62,7 @@ func (e *Engine) persist(ctx context.Context, m *machine, a Action, before State
 	ctx, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
 	for pause := time.Second; ; pause = min(2*pause, 15*time.Second) {
-		err := e.once(ctx, m, a)
+		err := e.once(ctx, m, a, before)
 		passes := errors.Is(err, bmc.ErrBusy) || errors.Is(err, bmc.ErrUnreachable) || errors.Is(err, bmc.ErrTimeout)
 		if err == nil || !passes || ctx.Err() != nil {
 			return err
@@ -65,14 +75,14 @@ func (e *Engine) persist(ctx context.Context, m *machine, a Action, before State
 			again.Stop()
 			return err
 		}
-		if s := m.snapshot(); !sameTry(before, s) || a != ActClear && s.Status.Step != before.Status.Step {
+		if !sameTry(before, m.snapshot(), a) {
 			return err
 		}
 	}
 }
 
 // once does an action in one conversation.
-func (e *Engine) once(ctx context.Context, m *machine, a Action) error {
+func (e *Engine) once(ctx context.Context, m *machine, a Action, before State) error {
 	m.bmcMu.Lock()
 	defer m.bmcMu.Unlock()
 	select {
@@ -80,6 +90,12 @@ func (e *Engine) once(ctx context.Context, m *machine, a Action) error {
 		defer func() { <-e.dials }()
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	switch s := m.snapshot(); {
+	case !sameTry(before, s, a):
+		return errStale
+	case s.Status.Hold != nil && a != ActClear:
+		return fmt.Errorf("held by %s: %s", s.Status.Hold.Owner, s.Status.Hold.Reason)
 	}
 	return e.withBMC(ctx, m.name, func(ctx context.Context, c bmc.Client) error { return e.doAction(ctx, m, c, a) })
 }
