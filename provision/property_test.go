@@ -184,6 +184,12 @@ func (w *walk) step(t *testing.T) {
 	}
 	w.s = next
 	st, in, old := next.Status, next.Intent, prev.Intent
+	if _, is := ev.(Claimed); is {
+		switch prev.Status.Step {
+		case StepNone, StepStopping, StepStarting:
+			bad("a claim is taken while %s/%s: no ramdisk may run", prev.Status.Phase, prev.Status.Step)
+		}
+	}
 	busy := Busy(st.Phase)
 	switch {
 	case busy && st.Deadline.IsZero():
@@ -246,6 +252,9 @@ func (w *walk) step(t *testing.T) {
 	if busy && (st.Step == StepWriting || st.Step == StepVerifying) {
 		if in.Write.Attempt != st.Attempt {
 			bad("attempt %d writes under the intent of attempt %d", st.Attempt, in.Write.Attempt)
+		}
+		if seen, is := ev.(Inspected); is && seen.Decision.Disk != in.Write.Disk {
+			bad("the inventory chose %s, the write intent names %s", seen.Decision.Disk.Serial, in.Write.Disk.Serial)
 		}
 		if st.Running != "" {
 			bad("something runs on a disk that may be erased")

@@ -104,7 +104,7 @@ func newSimServer(t *testing.T, change ...func(*simServer)) *simServer {
 	for _, f := range []string{"vmlinuz", "initrd.img"} {
 		simMust(t, os.WriteFile(filepath.Join(ramdisk, f), bytes.Repeat([]byte(f), 1000), 0o644))
 	}
-	simMust(t, os.WriteFile(s.config, fmt.Appendf(nil, "data: %s\nboot: %s\nagent: %s\nramdisk: %s\nsoftOff: -1s\n", s.data, s.listen, s.api, ramdisk), 0o644))
+	simMust(t, os.WriteFile(s.config, fmt.Appendf(nil, "data: %s\nboot: %s\nagent: %s\nramdisk: %s\nsoftOff: 1ms\n", s.data, s.listen, s.api, ramdisk), 0o644))
 	if s.log, err = os.Create(filepath.Join(dir, "server.log")); err != nil {
 		t.Fatal(err)
 	}
