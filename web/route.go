@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/labstack/echo/v4"
 )
@@ -88,6 +89,7 @@ func (s *Server) guard(r route) echo.HandlerFunc {
 		}
 		if !r.stream {
 			c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, bodyLimit[r.scope])
+			hurry(c.Response(), c.Request())
 		}
 		if r.waits {
 			ctx, cancel := context.WithCancel(c.Request().Context())
@@ -102,6 +104,19 @@ func (s *Server) guard(r route) echo.HandlerFunc {
 			c.SetRequest(c.Request().WithContext(ctx))
 		}
 		return r.handle(c)
+	}
+}
+
+// bodyTime is how long a request's body may take. It ends with the body: a long
+// poll behind it is not cut short.
+const bodyTime = 30 * time.Second
+
+// hurry keeps a body that trickles from holding a connection for ever. The server
+// lifts the deadline itself where it begins to listen behind the body.
+func hurry(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		// A writer without deadlines is no connection.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
 	}
 }
 

@@ -52,7 +52,10 @@ func (s *Server) Boot() http.Handler {
 	mux.Handle(ImagesPath, http.StripPrefix(strings.TrimSuffix(ImagesPath, "/"), s.Images))
 	mux.Handle(RamdiskPath, s.ramdisk())
 	mux.Handle("/boot/", s.Scripts)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		hurry(w, r) // nothing here has a body to send
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // ramdisk serves its files without listings.
