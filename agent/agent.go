@@ -124,6 +124,8 @@ type session struct {
 	// over is the fence and attempt of the last job that ended here: it is never
 	// begun a second time.
 	over *[2]int64
+	// machine is who the claim's reply says we are.
+	machine string
 }
 
 // introduce claims or discovers and returns the first order.
@@ -147,6 +149,7 @@ func (s *session) introduce(ctx context.Context, facts inventory.Facts) (invento
 		})
 		if err == nil {
 			s.lease.Renew(sent, reply.LeaseSeconds)
+			s.machine = reply.Machine
 			s.Log("this machine is %s", printable(reply.Machine))
 		}
 		return err
@@ -285,6 +288,9 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 }
 
 func (s *session) write(ctx context.Context, job inventory.Job, progress *Progress) (Result, error) {
+	if job.Machine != s.machine {
+		return Result{}, fmt.Errorf("the job is for %q, this machine is %q", printable(job.Machine), printable(s.machine))
+	}
 	disk, err := s.Machine.OpenDisk(ctx, job.Disk)
 	if err != nil {
 		return Result{}, err

@@ -162,7 +162,29 @@ func (j *writer) zero(ctx context.Context, off, end int64) error {
 	return nil
 }
 
+// discardPart bounds one discard, so that the lease is looked at in between.
+const discardPart = 4 << 30
+
+func (j *writer) discard(ctx context.Context, off, end int64) error {
+	for off < end {
+		if err := j.guard(ctx); err != nil {
+			return err
+		}
+		n := min(end-off, discardPart)
+		if err := j.Disk.Discard(off, n); err != nil {
+			return err
+		}
+		off += n
+	}
+	return nil
+}
+
 func (j *writer) identify(context.Context) error {
+	switch j.Job.Wipe {
+	case inventory.WipeTable, inventory.WipeDiscard, "":
+	default:
+		return fmt.Errorf("the job's wipe %q is not known to this agent", j.Job.Wipe)
+	}
 	id, err := j.Disk.Identity()
 	if err != nil {
 		return err
@@ -271,7 +293,7 @@ func (j *writer) erase(ctx context.Context) error {
 			gap = j.table.ConfigStart
 		}
 		if gap > to {
-			if err := j.Disk.Discard(to, gap-to); err != nil {
+			if err := j.discard(ctx, to, gap); err != nil {
 				return fmt.Errorf("discard the space behind the image: %w", err)
 			}
 		}
