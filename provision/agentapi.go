@@ -550,8 +550,12 @@ type Stray struct {
 	YAML string `json:"yaml,omitempty"`
 }
 
-// Empty tells that no disk holds anything.
+// empty tells that no disk holds anything. A machine that shows no disk may have
+// one behind a controller that the ramdisk does not know: any doubt is its disk.
 func (d Stray) empty() bool {
+	if len(d.Facts.Disks) == 0 {
+		return false
+	}
 	for _, disk := range d.Facts.Disks {
 		if disk.Holds != "" {
 			return false
@@ -567,22 +571,66 @@ func (e *Engine) Discover(ctx context.Context, token string, facts inventory.Fac
 	if !sameToken(token, e.key.DiscoveryToken(e.Store.Epoch(), mac)) {
 		return inventory.Order{}, refused("the discovery token is not that of %s", mac)
 	}
+	if err := checkFacts(facts); err != nil {
+		return inventory.Order{}, err
+	}
+	have, old, room := e.strayRoom(mac)
+	switch since := e.Now().Sub(have.At); {
+	case !room:
+		return inventory.Order{}, refused("%d undeclared machines are known, and no more are kept: declare them, or set unknown: ignore", maxStrays)
+	case !have.At.IsZero() && since >= 0 && since < strayPause:
+		return e.discoveryOrder(have), nil // it was heard a moment ago
+	}
 	d := Stray{MAC: mac, Addr: remote, Facts: facts, At: e.Now()}
 	if n := e.Set().NetworkOf(remote); n != nil {
 		d.Network = n.Name
 	}
-	op, err := e.discovered.PutOp(strings.ReplaceAll(mac.String(), ":", "-"), d, store.Any)
+	op, err := e.discovered.PutOp(strayName(mac), d, store.Any)
 	if err != nil {
 		return inventory.Order{}, err
 	}
-	if _, err := e.durable(ctx, op); err != nil {
+	ops := []store.Op{op}
+	if old != "" {
+		ops = append(ops, e.discovered.DeleteOp(strayName(old), store.Any))
+	}
+	if _, err := e.durable(ctx, ops...); err != nil {
 		return inventory.Order{}, fmt.Errorf("record the discovery: %w", err)
 	}
 	e.mu.Lock()
 	e.strays[mac] = d
+	delete(e.strays, old)
 	e.mu.Unlock()
 	e.changes.send(AllMachines)
 	return e.discoveryOrder(d), nil
+}
+
+// Anybody on a Network that discovers can get a token for any hardware address:
+// what strangers may leave in the store is bounded in number and in rate.
+const (
+	maxStrays  = 4096
+	strayPause = 10 * time.Second
+	// strayOld: after this time without a word a stranger makes room for another.
+	strayOld = 24 * time.Hour
+)
+
+func strayName(mac inventory.MAC) string { return strings.ReplaceAll(mac.String(), ":", "-") }
+
+// strayRoom is what is known of a stranger, which other one has to go for it (""
+// none), and whether its inventory may be kept.
+func (e *Engine) strayRoom(mac inventory.MAC) (have Stray, old inventory.MAC, room bool) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	have, known := e.strays[mac]
+	if known || len(e.strays) < maxStrays {
+		return have, "", true
+	}
+	last := e.Now().Add(-strayOld)
+	for other, s := range e.strays {
+		if s.At.Before(last) || e.set.MachineByMAC(other) != nil {
+			return have, other, true
+		}
+	}
+	return have, "", false
 }
 
 // discoveryOrder: a machine with something on a disk goes back to it; an empty
