@@ -1,0 +1,304 @@
+package provision
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"recast/inventory"
+	"recast/ipxe"
+)
+
+// seen gives a machine an inventory and nothing else.
+func (s *site) seen(name string, facts inventory.Facts) {
+	m := s.machine(name)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.state
+	now.Status.Facts, now.Status.FactsAt = &facts, s.Now()
+	if err := s.commit(s.t.Context(), m, now, nil); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestAnOldConsentDoesNotComeBack: an erase that was allowed by a plan, and had
+// not happened when another plan came, is not allowed any more.
+func TestAnOldConsentDoesNotComeBack(t *testing.T) {
+	s := newSite(t, 1)
+	if err := s.Freeze(t.Context(), "ann", "wait"); err != nil {
+		t.Fatal(err)
+	}
+	s.apply(s.yaml(true), "m1") // may be erased, and cannot start yet
+	s.seen("m1", testFacts(1, testUUID(1)))
+	s.apply(strings.Replace(s.yaml(true), "hostname: x", "hostname: y", 1)) // nobody is named: blocked
+	s.apply(s.yaml(true))                                                   // what the first plan was about, blocked as well
+	for range 2 {
+		if r := s.Rollouts(); len(r) != 0 {
+			t.Fatalf("%+v may still start", r)
+		}
+		s.restart()
+	}
+}
+
+// TestConsentIsAboutTheDiskThatWasShown, and about what it held.
+func TestConsentIsAboutTheDiskThatWasShown(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(strings.Replace(s.yaml(true), "{rack: r}, definition", "{rack: none}, definition", 1)) // declared, in no group
+	s.seen("m1", testFacts(1, testUUID(1)))
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	reply, err := s.Claim(t.Context(), inventory.Claim{Nonce: s.nonce(1), MAC: testMAC(1), UUID: testUUID(1), Serial: "SN1", BootID: "b"}, testAddr(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	facts := testFacts(1, testUUID(1))
+	facts.Disks[0].Serial = "the spare"
+	o, err := s.Inventory(t.Context(), reply.Token, facts)
+	if err != nil || o.Kind != inventory.OrderLocal {
+		t.Fatalf("order %+v, %v", o, err)
+	}
+	if st := s.machine("m1").snapshot().Status; !strings.Contains(st.LastError, "D1") || st.NextAction == "" {
+		t.Errorf("it says %q, next %q", st.LastError, st.NextAction)
+	}
+}
+
+// TestRolloutOfAnotherPlanStartsNothing: what a crash left between the rollouts
+// and the pointer is no permission.
+func TestRolloutOfAnotherPlanStartsNothing(t *testing.T) {
+	s := newSite(t, 1)
+	if err := s.putRollout(t.Context(), Rollout{Group: "g", Plan: genA, At: time.Now(),
+		Machines: map[string]RolloutTarget{"m1": {Kind: EntryWrite, To: genA, Erase: true}}}); err != nil {
+		t.Fatal(err)
+	}
+	s.restart()
+	if r := s.Rollouts(); len(r) != 0 {
+		t.Errorf("rollouts %+v", r)
+	}
+}
+
+func TestSecretsKeepTheVersionsThatGenerationsName(t *testing.T) {
+	s := newSite(t, 1)
+	x := s.Secrets()
+	for _, v := range []string{"one", "two"} {
+		if _, err := s.SetSecret(t.Context(), "pw", []byte(v), "ann"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.restart()
+	x = s.Secrets()
+	if b, err := x.GetVersion(t.Context(), "pw", 1); err != nil || string(b) != "one" {
+		t.Errorf("version 1 is %q, %v", b, err)
+	}
+	if n := len(x.List()); n != 2 {
+		t.Errorf("%d secrets are listed, want pw and rack-bmc", n)
+	}
+	if err := x.Remove(t.Context(), "pw"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.GetVersion(t.Context(), "pw", 1); err == nil {
+		t.Error("a removed secret can be read")
+	}
+	s.restart()
+	if _, ok := s.Secrets().Version("pw"); ok {
+		t.Error("a removed secret is back after a restart")
+	}
+	// The same number for another value would be the same generation.
+	if info, err := s.SetSecret(t.Context(), "pw", []byte("three"), "ann"); err != nil || info.Version != 3 {
+		t.Errorf("set anew: version %d, %v", info.Version, err)
+	}
+	s.apply(s.yaml(true))
+	if err := s.Secrets().Remove(t.Context(), "rack-bmc"); err == nil {
+		t.Error("the password of a declared BMC was removed")
+	}
+}
+
+// TestAMissingSecretStopsItsMachinesAndNotTheServer.
+func TestAMissingSecretStopsItsMachinesAndNotTheServer(t *testing.T) {
+	s := newSite(t, 1)
+	if _, err := s.SetSecret(t.Context(), "pw", []byte("one"), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Freeze(t.Context(), "ann", "wait"); err != nil {
+		t.Fatal(err)
+	}
+	s.apply(strings.Replace(s.yaml(true), "hostname: x", "hostname: x\\npassword: ${secret.pw}", 1))
+	s.Secrets().inUse = nil
+	if err := s.Secrets().Remove(t.Context(), "pw"); err != nil {
+		t.Fatal(err)
+	}
+	s.restart()
+	if v, _ := s.View("m1"); !strings.Contains(v.Waiting, "pw") || v.Sync != SyncUnknown {
+		t.Errorf("m1 waits for %q, %s", v.Waiting, v.Sync)
+	}
+}
+
+// TestDoneIsBelievedOnlyWithTheImagesDigest, and the configuration is for whoever writes.
+func TestDoneIsBelievedOnlyWithTheImagesDigest(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	token, o, err := s.boot(1, "b1", testUUID(1))
+	if err != nil || o.Kind != inventory.OrderWrite {
+		t.Fatal(o, err)
+	}
+	report := inventory.Report{BootID: "b1", Fence: o.Job.Fence, Attempt: o.Job.Attempt, Step: inventory.AgentDone, Erased: true, ReadBack: genA}
+	if _, err := s.Report(t.Context(), token, report); err != nil {
+		t.Fatal(err)
+	}
+	st := s.machine("m1").snapshot().Status
+	if st.Step == StepStarting || st.Running != "" || st.Attempt != 2 || !strings.Contains(st.LastError, "reads back") {
+		t.Errorf("%s/%s attempt %d: %s", st.Phase, st.Step, st.Attempt, st.LastError)
+	}
+	if _, err := s.ConfigVolume(t.Context(), token); err == nil {
+		t.Error("a boot without a job reads the configuration")
+	}
+}
+
+// TestADeclarationThatChangedIsARefusalAndNoErase.
+func TestADeclarationThatChangedIsARefusalAndNoErase(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	s.apply(strings.Replace(s.yaml(true), "network: n}]", "network: n, ip: 10.0.0.77}]", 1), "m1")
+	_, o, err := s.boot(1, "b1", testUUID(1))
+	if err != nil || o.Kind == inventory.OrderWrite {
+		t.Fatalf("order %+v, %v", o, err)
+	}
+	if in := s.machine("m1").snapshot().Intent; in.Write != nil {
+		t.Error("a write intent stands")
+	}
+}
+
+func TestClaimComesFromANetworkAndWithItsFacts(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	c := inventory.Claim{Nonce: s.nonce(1), MAC: testMAC(1), UUID: testUUID(1), Serial: "SN1", BootID: "b"}
+	var refused *RefusedError
+	if _, err := s.Claim(t.Context(), c, netip.MustParseAddr("192.0.2.9")); !errors.As(err, &refused) {
+		t.Errorf("from outside: %v", err)
+	}
+	none := c
+	none.BootID = ""
+	if _, err := s.Claim(t.Context(), none, testAddr(1)); !errors.As(err, &refused) {
+		t.Errorf("without a boot id: %v", err)
+	}
+	reply, err := s.Claim(t.Context(), c, testAddr(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	facts := testFacts(1, testUUID(1))
+	facts.SystemVendor.SerialNumber = "another"
+	if o, err := s.Inventory(t.Context(), reply.Token, facts); !errors.As(err, &refused) {
+		t.Errorf("another machine's inventory: %+v, %v", o, err)
+	}
+	if st := s.machine("m1").snapshot().Status; st.Hold == nil {
+		t.Error("it is not held")
+	}
+}
+
+// TestBootPathDoesNotWaitForACommit: the lock stands for a store that hangs.
+func TestBootPathDoesNotWaitForACommit(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	m := s.machine("m1")
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.BootSpec(t.Context(), ipxe.Client{MAC: testMAC(1), Remote: testAddr(1)})
+		s.Views()
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the boot answer waits for a commit")
+	}
+}
+
+// TestAMendedImageStartsNothingThatIsHeld.
+func TestAMendedImageStartsNothingThatIsHeld(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	if err := s.Abort(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	m := s.machine("m1")
+	m.mu.Lock()
+	now := m.state
+	now.Status.Phase, now.Status.FailedImage = Failed, s.image
+	now.Status.Hold = &Hold{Owner: "ann", Reason: "look"}
+	err := s.commit(t.Context(), m, now, nil)
+	m.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Mend(s.image)
+	s.schedule(t.Context())
+	if v, _ := s.View("m1"); Busy(v.Status.Phase) || !strings.HasPrefix(v.Waiting, "held") {
+		t.Fatalf("%s, waiting %q", v.Status.Phase, v.Waiting)
+	}
+	if err := s.Release(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	s.await("m1", Deploying, StepBooting)
+}
+
+// TestOldActionIsDropped: an action whose step is over must not reach the BMC.
+func TestOldActionIsDropped(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	m := s.machine("m1")
+	before := m.snapshot()
+	before.Status.Step = StepStopping
+	calls := len(s.bmcs["10.9.0.1"].Calls())
+	if err := s.once(t.Context(), m, ActOff, before); !errors.Is(err, errStale) {
+		t.Errorf("the old power off: %v", err)
+	}
+	if now := len(s.bmcs["10.9.0.1"].Calls()); now != calls || !s.bmcs["10.9.0.1"].Powered() {
+		t.Errorf("%d calls, were %d", now, calls)
+	}
+}
+
+// TestStrangersAreBounded in number and in rate.
+func TestStrangersAreBounded(t *testing.T) {
+	s := newSite(t, 1)
+	facts := testFacts(7, "")
+	mac := inventory.MAC("02:00:00:00:00:01")
+	token := s.key.DiscoveryToken(s.Store.Epoch(), mac)
+	if _, err := s.Discover(t.Context(), token, facts, testAddr(9)); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.RLock()
+	first := s.strays[mac].At
+	s.mu.RUnlock()
+	if _, err := s.Discover(t.Context(), token, facts, testAddr(9)); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	if at := s.strays[mac].At; !at.Equal(first) {
+		t.Error("it was written twice in one moment")
+	}
+	for i := len(s.strays); i < maxStrays; i++ {
+		m := inventory.MACOf([]byte{2, 1, 0, 0, byte(i >> 8), byte(i)})
+		s.strays[m] = Stray{MAC: m, At: time.Now()}
+	}
+	s.mu.Unlock()
+	other := inventory.MAC("02:00:00:00:00:02")
+	var refused *RefusedError
+	if _, err := s.Discover(t.Context(), s.key.DiscoveryToken(s.Store.Epoch(), other), facts, testAddr(9)); !errors.As(err, &refused) {
+		t.Errorf("one too many: %v", err)
+	}
+	if (Stray{}).empty() {
+		t.Error("a machine that shows no disk is taken for an empty one")
+	}
+}
