@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -125,8 +126,9 @@ func (s *story) written(name string) int64 {
 	return stats[0].WriteBytes
 }
 
-// slowDisk limits what a machine writes, from now until it is switched off; 0 ends it.
-func (s *story) slowDisk(name string, bytesPerSecond int64) {
+// slowDisk limits what a machine reads and writes, in bytes per second, from now
+// until it is switched off; 0 is no limit.
+func (s *story) slowDisk(name string, read, write int64) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
 	defer cancel()
@@ -137,5 +139,18 @@ func (s *story) slowDisk(name string, bytesPerSecond int64) {
 		s.t.Fatalf("%s is off", name)
 	}
 	s.must(m.run.qmp.execute(ctx, "block_set_io_throttle", map[string]any{"device": qemuDriveID(0),
-		"bps": 0, "bps_rd": 0, "bps_wr": bytesPerSecond, "iops": 0, "iops_rd": 0, "iops_wr": 0}, nil))
+		"bps": 0, "bps_rd": read, "bps_wr": write, "iops": 0, "iops_rd": 0, "iops_wr": 0}, nil))
+}
+
+// flip changes one bit of a file.
+func (s *story) flip(path string, at int64) {
+	s.t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	s.must(err)
+	var b [1]byte
+	_, err = f.ReadAt(b[:], at)
+	s.must(err)
+	b[0] ^= 0x10
+	_, err = f.WriteAt(b[:], at)
+	s.must(errors.Join(err, f.Close()))
 }

@@ -25,16 +25,7 @@ func TestDamagedImageStartsNoMachine(t *testing.T) {
 		Damaged      string
 	}
 	s.ask(&images, "image", "list")
-	pack, err := os.OpenFile(filepath.Join(s.server.Data, "images", "blobs", images[0].Pack.Hex()), os.O_RDWR, 0)
-	s.must(err)
-	defer pack.Close()
-	var b [1]byte
-	at := images[0].PackSize / 2
-	_, err = pack.ReadAt(b[:], at)
-	s.must(err)
-	b[0] ^= 0x10
-	_, err = pack.WriteAt(b[:], at)
-	s.must(err)
+	s.flip(filepath.Join(s.server.Data, "images", "blobs", images[0].Pack.Hex()), images[0].PackSize/2)
 
 	s.declare(RackDeclare{Image: img.Digest, UserData: storyWord("one")})
 	p := s.apply("--erase", "r1u01")
@@ -54,9 +45,35 @@ func TestDamagedImageStartsNoMachine(t *testing.T) {
 	s.checkDisk("r1u01", img, storySays("r1u01", "one"))
 }
 
-// slowWrites makes writing last long enough to be cut off in the middle; 30 s
-// for the kernel's patience with a disk are not reached.
-const slowWrites = 3 * osMiB
+// slowly makes writing, or reading back, last long enough for something to happen
+// in the middle, and no request as long as the 30 s that the kernel waits.
+const slowly = 3 * osMiB
+
+// TestDiskThatKeepsOtherBytesIsFoundOut changes one bit on the disk between the
+// write and the end of the read-back.
+func TestDiskThatKeepsOtherBytesIsFoundOut(t *testing.T) {
+	s := newStory(t, storySetup{Machines: storyOne()})
+	img := s.image("first")
+	s.ready(img)
+	s.declare(RackDeclare{Image: img.Digest, UserData: storyWord("one")})
+	p := s.apply("--erase", "r1u01")
+	s.inStep("r1u01", "writing", 3*time.Minute)
+	s.slowDisk("r1u01", slowly, 0)
+	s.inStep("r1u01", "verifying", 3*time.Minute)
+	f, _, layout := s.layout(img.Path)
+	f.Close()
+	root := layout.Partitions[len(layout.Partitions)-1]
+	s.flip(s.Node("r1u01").Disks[0].Path, root.End-3*osMiB) // not read back yet
+	v := s.await("r1u01", "found out", 2*time.Minute, func(v storyView) bool { return v.Status.Attempt == 2 || v.Status.Phase == "active" })
+	if !strings.Contains(v.Status.LastError, "read") {
+		t.Errorf("%v; want that the disk does not read back as written", v)
+	}
+	s.checkUnbootable("r1u01")
+	here := s.here("r1u01")
+	s.active(p, 5*time.Minute)
+	s.checkRunning(p.Entries[0], here, img, "one")
+	s.checkDisk("r1u01", img, storySays("r1u01", "one"))
+}
 
 // kill is kill -9 of the server, and its start again.
 func (s *story) kill() {
@@ -113,7 +130,7 @@ func TestMachineArrivesThoughTheServerIsKilled(t *testing.T) {
 			}
 			s.kill()
 		}
-		s.slowDisk("r1u01", slowWrites)
+		s.slowDisk("r1u01", 0, slowly)
 		for done := int64(2 * osMiB); done <= 8*osMiB; done += 6 * osMiB {
 			s.await("r1u01", "writing", 4*time.Minute, func(v storyView) bool {
 				return v.Status.Step == "writing" && v.Status.Progress != nil && v.Status.Progress.Written > done
@@ -121,7 +138,7 @@ func TestMachineArrivesThoughTheServerIsKilled(t *testing.T) {
 			kills["writing"]++
 			s.kill()
 		}
-		s.slowDisk("r1u01", 0)
+		s.slowDisk("r1u01", 0, 0)
 		s.active(p, 5*time.Minute)
 		s.checkRunning(p.Entries[0], here, img, word)
 		s.checkDisk("r1u01", img, storySays("r1u01", word))
@@ -158,7 +175,7 @@ func TestPowerFailsInMidWrite(t *testing.T) {
 	n := s.Node("r1u01")
 	writes := func(more int64) {
 		t.Helper()
-		s.slowDisk("r1u01", slowWrites)
+		s.slowDisk("r1u01", 0, slowly)
 		s.await("r1u01", "in the middle of the write", 3*time.Minute, func(v storyView) bool {
 			return v.Status.Step == "writing" && v.Status.Progress != nil && v.Status.Progress.Written > more
 		})

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -39,7 +40,10 @@ func (s *story) checkRunning(e storyEntry, since int64, img OSImage, word string
 // behind IPMI and UEFI behind Redfish, from powered-off machines and an empty
 // store: deploy, change, roll back, lose what can be lost.
 func TestRackIsDeployedChangedAndRolledBack(t *testing.T) {
-	s := newStory(t, storySetup{Takes: 15 * time.Minute})
+	machines := RackDefault()
+	// A second disk, which the hint does not fit.
+	machines[1].Disks = append(machines[1].Disks, RackDisk{Size: 32 * osMiB, Bus: BusNVMe})
+	s := newStory(t, storySetup{Machines: machines, Takes: 15 * time.Minute})
 	both := []string{"r1u01", "r1u02"}
 	first := s.image("first")
 	second := s.image("second")
@@ -59,6 +63,11 @@ func TestRackIsDeployedChangedAndRolledBack(t *testing.T) {
 		for _, e := range p.Entries {
 			s.checkRunning(e, here[e.Machine], img, word)
 			s.checkDisk(e.Machine, img, storySays(e.Machine, word))
+		}
+		other, err := os.ReadFile(s.Node("r1u02").Disks[1].Path)
+		s.must(err)
+		if len(bytes.Trim(other, "\xa5")) != 0 {
+			s.t.Error("the disk that the hint does not fit was written")
 		}
 	}
 
