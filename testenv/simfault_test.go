@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -99,7 +100,7 @@ func TestFaultsEndNamedAndTouchNoDisk(t *testing.T) {
 		{name: "hint matches two disks", change: func(o *SimulatedOptions) {
 			o.Disks = append(o.Disks, inventory.DiskID{Serial: o.Serial + "-1", Size: simDiskSize})
 		}, reason: "choose a disk"},
-		{name: "disk too small", change: func(o *SimulatedOptions) { o.Disks[0].Size = 8 << 20 }, spec: simDeclare{Hint: "maxSize: 64MiB"}, reason: "the image with its configuration needs"},
+		{name: "disk too small", change: func(o *SimulatedOptions) { o.Disks[0].Size = simImageSize + 1<<20 }, spec: simDeclare{Hint: "maxSize: 64MiB"}, reason: "the image with its configuration needs"},
 		{name: "hint matches no disk", spec: simDeclare{Hint: "serial: OTHER"}, reason: "choose a disk"},
 		{name: "BMC hangs", change: func(o *SimulatedOptions) { o.Faults.Hang = true }, reason: "power off"},
 	} {
@@ -309,10 +310,12 @@ func TestAFlippedBitOnTheWireIsFetchedAgain(t *testing.T) {
 		mu.Lock()
 		flips, limit = 0, c.flips
 		mu.Unlock()
-		// The first MiB of the image is on the disk after a first write: spoil it,
-		// so that there is something to fetch.
-		raw := bytes.Repeat([]byte{0xA5}, simDiskSize)
-		simMust(t, os.WriteFile(s.machines[0].Disks[0].Path, raw, 0o600))
+		// The image is on the disk after a first write: spoil its middle, so that
+		// there is something to fetch, and the disk still says whose it is.
+		disk, err := os.OpenFile(s.machines[0].Disks[0].Path, os.O_WRONLY, 0)
+		simMust(t, err)
+		_, err = disk.WriteAt(bytes.Repeat([]byte{0xA5}, simImageSize-2<<20), 1<<20)
+		simMust(t, errors.Join(err, disk.Close()))
 		s.apply(simDeclare{Image: image, UserData: fmt.Sprintf("#cloud-config\nhostname: flips%d\n", c.flips)})
 		v := s.awaitActive("m01", 60*time.Second)
 		mu.Lock()
