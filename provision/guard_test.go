@@ -80,14 +80,13 @@ func TestRolloutOfAnotherPlanStartsNothing(t *testing.T) {
 
 func TestSecretsKeepTheVersionsThatGenerationsName(t *testing.T) {
 	s := newSite(t, 1)
-	x := s.Secrets()
 	for _, v := range []string{"one", "two"} {
 		if _, err := s.SetSecret(t.Context(), "pw", []byte(v), "ann"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s.restart()
-	x = s.Secrets()
+	x := s.Secrets()
 	if b, err := x.GetVersion(t.Context(), "pw", 1); err != nil || string(b) != "one" {
 		t.Errorf("version 1 is %q, %v", b, err)
 	}

@@ -102,7 +102,6 @@ type story struct {
 	*Rack
 	server *RackServer
 	yaml   string // the operator's file
-	last   inventory.Digest
 	watch  *storyWatch
 }
 
