@@ -58,6 +58,7 @@ func (e *Engine) persist(ctx context.Context, m *machine, a Action, before State
 	left := powerTime
 	if d := before.Status.Deadline; a != ActClear && !d.IsZero() {
 		left = d.Sub(e.Now())
+		left -= min(left/5, 2*time.Second) // so that the BMC's own reason is told, not that time is over
 	}
 	ctx, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
