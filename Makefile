@@ -52,7 +52,7 @@ lab: need-root need-go setup build ## build a virtual rack and deploy it (sudo);
 
 test: need-root need-go setup build ## every test, the ones that boot machines included (sudo)
 	@$(AS_USER) $(GO) mod download
-	@$(AS_ROOT) $(GO) run testenv/runtests.go -p 2 -timeout 30m ./...; status=$$?; $(GIVE); exit $$status
+	@$(AS_ROOT) $(GO) run testenv/runtests.go -p 2 -timeout 60m ./...; status=$$?; $(GIVE); exit $$status
 
 test-long: need-root need-go setup build ## the soaks too; keeps the result in testenv/LAST-LONG-RUN.txt (sudo)
 	@$(AS_USER) $(GO) mod download
