@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -150,7 +151,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	}
 	if s.engine, err = provision.Open(ctx, provision.Config{Store: s.store, Images: s.images,
 		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, AgentPort: agentPort, BootPort: bootPort,
-		Ramdisk: s.ramdiskFiles, SoftOff: s.SoftOff, Log: s.log}); err != nil {
+		Ramdisk: s.ramdiskFiles, SoftOff: cmp.Or(s.SoftOff, -1), Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
 	if s.token, err = operatorToken(filepath.Join(s.Data, "operator.token")); err != nil {
