@@ -198,6 +198,10 @@ func TestPowerFailsInMidWrite(t *testing.T) {
 	s.await("r1u01", "in its second attempt", 3*time.Minute, func(v storyView) bool { return v.Status.Attempt == 2 })
 	here = s.here("r1u01")
 	s.active(p, 5*time.Minute)
+	// Under a fence of its own it is a first boot, not the first attempt's third.
+	if v := s.inStep("r1u01", "", time.Minute); v.Status.Restarts != 0 {
+		t.Errorf("%v; its ramdisk started again %d times", v, v.Status.Restarts)
+	}
 	s.checkRunning(p.Entries[0], here, img, "one")
 	s.checkDisk("r1u01", img, storySays("r1u01", "one"))
 	if n := s.count("r1u01", begun, "no byte moved"); n != 1 {
