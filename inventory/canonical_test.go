@@ -79,22 +79,22 @@ func TestCanonicalRefusesWhatHasNoSingleSpelling(t *testing.T) {
 		v    any
 		want string
 	}{
-		"lone surrogate":          {json.RawMessage(`"\ud83d"`), "half a surrogate pair"},
-		"surrogates swapped":      {json.RawMessage(`"\ude00\ud83d"`), "half a surrogate pair"},
-		"bytes that are not text": {"a\xffb", "not UTF-8"},
+		"lone surrogate":          {json.RawMessage(`"\ud83d"`), "invalid surrogate pair"},
+		"surrogates swapped":      {json.RawMessage(`"\ude00\ud83d"`), "invalid surrogate pair"},
+		"bytes that are not text": {"a\xffb", "invalid UTF-8"},
 		"raw bytes":               {json.RawMessage("\"a\xffb\""), ""},
-		"name twice":              {json.RawMessage(`{"a":1,"\u0061":2}`), `"a" is given twice`},
+		"name twice":              {json.RawMessage(`{"a":1,"\u0061":2}`), `duplicate object member name "a"`},
 		"whole number":            {json.RawMessage(`9007199254740993`), "too precise"},
 		"Go's whole number":       {int64(math.MaxInt64), "too precise"},
 		"huge number":             {json.RawMessage(`1e400`), "too large"},
-		"leading zero":            {json.RawMessage(`01`), "bad number"},
-		"text behind":             {json.RawMessage(`1 2`), "text behind"},
-		"control character":       {json.RawMessage("\"a\x01\""), "control character"},
-		"open string":             {json.RawMessage(`"a`), "without an end"},
-		"open object":             {json.RawMessage(`{"a":1`), "in an object"},
-		"trailing comma":          {json.RawMessage(`[1,]`), "not a JSON value"},
-		"nothing":                 {json.RawMessage(``), "not a JSON value"},
-		"deep":                    {json.RawMessage(strings.Repeat("[", 10000)), "nested too deep"},
+		"leading zero":            {json.RawMessage(`01`), "after top-level value"},
+		"text behind":             {json.RawMessage(`1 2`), "after top-level value"},
+		"control character":       {json.RawMessage("\"a\x01\""), "expecting non-control character"},
+		"open string":             {json.RawMessage(`"a`), "unexpected EOF"},
+		"open object":             {json.RawMessage(`{"a":1`), "unexpected EOF"},
+		"trailing comma":          {json.RawMessage(`[1,]`), "at start of value"},
+		"nothing":                 {json.RawMessage(``), "unexpected EOF"},
+		"deep":                    {json.RawMessage(strings.Repeat("[", 20000)), "exceeded max depth"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Canonical(in.v)
