@@ -57,7 +57,7 @@ func BenchmarkTenThousandMachines(b *testing.B) {
 	before := resident(b, server.Process.Pid)
 	start := time.Now()
 	ok("", "apply", site, "--yes")
-	b.ReportMetric(time.Since(start).Seconds(), "apply-s")
+	apply := time.Since(start)
 	if text := ok("", "get", "machines"); strings.Count(text, "\n") != machines+1 {
 		b.Fatalf("%d lines", strings.Count(text, "\n"))
 	}
@@ -69,6 +69,7 @@ func BenchmarkTenThousandMachines(b *testing.B) {
 		took += time.Since(start)
 		n++
 	}
+	b.ReportMetric(apply.Seconds(), "apply-s")
 	b.ReportMetric(took.Seconds()/float64(n), "plan-s")
 	b.ReportMetric(resident(b, server.Process.Pid)/(1<<20), "server-MiB")
 	b.ReportMetric((resident(b, server.Process.Pid)-before)/machines, "B/machine")
