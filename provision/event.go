@@ -29,9 +29,8 @@ type BMCDone struct {
 	Final bool
 }
 
-// BootServed: the machine asked what to boot and was given the ramdisk or its
-// own disk.
-type BootServed struct{ Local bool }
+// BootServed: the machine asked what to boot and was given the ramdisk.
+type BootServed struct{}
 
 // Claimed: the ramdisk presented the right nonce; see decideClaim.
 type Claimed struct {

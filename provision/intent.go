@@ -36,6 +36,8 @@ type Intent struct {
 	// Boots counts the claims granted under this fence. The nonce of the next
 	// claim is derived from it.
 	Boots int `json:"boots"`
+	// Asked: after the last claim a boot script was asked for again.
+	Asked bool `json:"asked,omitempty"`
 	// Erase: the operator named the machine, so its disk may hold something. What
 	// was named is in Consent.
 	Erase   bool     `json:"erase,omitempty"`

@@ -86,7 +86,7 @@ func (w *walk) event() Event {
 		}
 		return ev
 	case 4:
-		return BootServed{Local: r.IntN(2) == 0}
+		return BootServed{}
 	case 5:
 		return w.claim()
 	case 6:

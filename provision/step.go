@@ -51,7 +51,7 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 	case BMCDone:
 		t.bmcDone(ev)
 	case BootServed:
-		t.bootServed(ev)
+		t.bootServed()
 	case Claimed:
 		t.claimed(ev)
 	case Inspected:
@@ -187,7 +187,7 @@ func (t *transition) await() {
 // loses by its token, which names the fence.
 func (t *transition) fence() {
 	t.Intent.Fence++
-	t.Intent.Boots, t.Intent.Claim = 0, nil
+	t.Intent.Boots, t.Intent.Claim, t.Intent.Asked = 0, nil, false
 	if w := t.Intent.Write; w != nil && w.Attempt != t.Status.Attempt {
 		t.Intent.Earlier, t.Intent.Write = &w.Disk, nil
 	}
@@ -246,8 +246,8 @@ func mayBoot(step StepName) bool {
 	return false
 }
 
-func (t *transition) bootServed(ev BootServed) {
-	if ev.Local || !t.busy() {
+func (t *transition) bootServed() {
+	if !t.busy() {
 		return
 	}
 	switch t.Status.Step {
@@ -255,6 +255,22 @@ func (t *transition) bootServed(ev BootServed) {
 	// who asked, and the machine must still be switched on.
 	case StepPowering, StepBooting, StepAwaitingPerson:
 		t.enter(StepClaiming, "the ramdisk starts and claims the machine")
+	case StepClaiming, StepInspecting, StepWriting, StepVerifying:
+		// It restarted, and has to come as far as its claim again. Once for each
+		// claim: one that restarts for ever must not wait for ever.
+		if t.Intent.Asked {
+			return
+		}
+		t.Intent.Asked = true
+		t.line("seen", "it asked for its boot script again while %s", t.Status.Step)
+		t.prolong(t.now.Add(t.deadline(StepClaiming)))
+	}
+}
+
+// prolong moves the deadline away, never nearer.
+func (t *transition) prolong(until time.Time) {
+	if until.After(t.Status.Deadline) {
+		t.Status.Deadline = until
 	}
 }
 
@@ -264,6 +280,7 @@ func (t *transition) claimed(ev Claimed) {
 		return
 	}
 	t.Intent.Boots++
+	t.Intent.Asked = false
 	claim := ev.Claim
 	t.Intent.Claim = &claim
 	if ev.Resume {
@@ -422,7 +439,8 @@ func (t *transition) progress(r inventory.Report) {
 	if t.Status.Step != StepWriting && t.Status.Step != StepVerifying {
 		return
 	}
-	p := Progress{Done: r.Done, Total: r.Total, Fetched: r.Fetched, Written: r.Written}
+	t.Status.NextAction = ""
+	p := Progress{At: t.now, Done: r.Done, Total: r.Total, Fetched: r.Fetched, Written: r.Written}
 	if old := t.Status.Progress; old == nil || r.Done > old.Done || r.Fetched > old.Fetched || r.Written > old.Written || r.Done < old.Done {
 		t.Status.Deadline = t.now.Add(t.deadline(t.Status.Step))
 	}
@@ -466,8 +484,10 @@ func (t *transition) running(r inventory.BootReport) {
 	case t.Status.Phase == Active:
 		t.finding(fmt.Sprintf("the system reports generation %s, not %s", r.Generation.Short(), t.Status.Running.Short()))
 		t.Status.Health = Degraded
-	case t.busy() && t.Status.Step == StepBooting:
-		// The override was lost: it started its old disk instead of the network.
+	case t.busy() && fresh && (t.Status.Step == StepPowering || t.Status.Step == StepBooting || t.Status.Step == StepClaiming):
+		// It was seen off before, so that this is a new start, of its old disk instead
+		// of the network, or after a ramdisk that did not start. It may be up before
+		// the BMC shows it on.
 		t.rearm("it started from its disk although the network was armed")
 	}
 }

@@ -90,7 +90,7 @@ func (s *story) event(t *testing.T, line string) Event {
 			}
 		}
 	case "script":
-		return BootServed{Local: rest == "local"}
+		return BootServed{}
 	case "claim":
 		return Claimed{Claim: ClaimState{BootID: f[1], UUID: "u1", Until: s.now.Add(LeaseTime)}, Resume: len(f) > 2}
 	case "inventory":
@@ -126,6 +126,9 @@ func (s *story) event(t *testing.T, line string) Event {
 		}
 		r := inventory.BootReport{Machine: "m1", Generation: g, BootID: "b1", Hostname: "m1"}
 		fmt.Sscanf(f[2], "attempt=%d", &r.Attempt)
+		if len(f) > 3 {
+			r.BootID = f[3]
+		}
 		return Running{Report: r}
 	case "tick":
 		return Ticked{}
@@ -192,6 +195,9 @@ func (s *story) take(t *testing.T, out *strings.Builder, line string) {
 	}
 	if st.NextAction != "" {
 		fmt.Fprintf(out, " next %q", st.NextAction)
+	}
+	if left := st.Deadline.Sub(s.now); Busy(st.Phase) && left != s.params.Deadlines[string(st.Step)] && st.Step != StepStarting {
+		fmt.Fprintf(out, " in %s", left)
 	}
 	fmt.Fprintln(out)
 }

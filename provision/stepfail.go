@@ -50,6 +50,22 @@ func (t *transition) ticked() {
 		t.Status.Health = Degraded
 		t.Status.NextAction = fmt.Sprintf("look at its console; it becomes active when it reports; recast retry %s writes it anew", t.Status.Machine)
 	case StepWriting, StepVerifying:
+		// One that says nothing at all may be in its firmware's self-test.
+		heard := t.Status.Since
+		if p := t.Status.Progress; p != nil {
+			heard = p.At
+		}
+		quiet := t.now.Sub(heard).Round(time.Second)
+		if back := heard.Add(t.deadline(StepBooting)); quiet > silence && t.now.Before(back) {
+			t.line("seen", "nothing was heard from the ramdisk for %s: it may have restarted", quiet)
+			t.Status.NextAction = "it comes back with a request for its boot script"
+			t.prolong(back)
+			return
+		}
+		if quiet > silence {
+			t.fail(fmt.Sprintf("nothing was heard from the ramdisk for %s while %s%s", quiet, t.Status.Step, last), true)
+			return
+		}
 		t.fail(fmt.Sprintf("no byte moved while %s for %s%s", t.Status.Step, t.deadline(t.Status.Step), last), true)
 	case StepAwaitingPerson:
 		t.fail(fmt.Sprintf("nobody power-cycled it within %s%s", waited, last), false)
@@ -57,6 +73,9 @@ func (t *transition) ticked() {
 		t.fail(fmt.Sprintf("still %s after %s%s", t.Status.Step, waited, last), true)
 	}
 }
+
+// silence of an agent that works: it reports every second.
+const silence = time.Minute
 
 // fail ends an attempt: the next one where the budget allows it and trying
 // again can help, else the machine is failed.

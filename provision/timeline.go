@@ -132,10 +132,9 @@ func (e *Engine) Observe(o inventory.Observation) {
 	}
 	m.history.saw(o.Time, text)
 	e.changes.send(name)
-	if o.Kind == inventory.SawScript && o.Error == "" && e.fromItself(name, o.Remote) {
-		local := strings.HasPrefix(o.Detail, string(ipxe.SpecLocal))
+	if o.Kind == inventory.SawScript && o.Error == "" && strings.HasPrefix(o.Detail, string(ipxe.SpecRamdisk)) && e.fromItself(name, o.Remote) {
 		e.spawn(func() {
-			if err := e.handle(e.background(), m, BootServed{Local: local}); err != nil {
+			if err := e.handle(e.background(), m, BootServed{}); err != nil {
 				e.Log.Warn("boot not recorded", "machine", name, "err", err)
 			}
 		})

@@ -79,11 +79,12 @@ type Hold struct {
 
 // Progress of the step that moves bytes.
 type Progress struct {
-	Done    int64   `json:"done"`
-	Total   int64   `json:"total"`
-	Rate    float64 `json:"rate"` // bytes per second over the last seconds
-	Fetched int64   `json:"fetched"`
-	Written int64   `json:"written"`
+	At      time.Time `json:"at"` // of the last report
+	Done    int64     `json:"done"`
+	Total   int64     `json:"total"`
+	Rate    float64   `json:"rate"` // bytes per second over the last seconds
+	Fetched int64     `json:"fetched"`
+	Written int64     `json:"written"`
 }
 
 // Status is the observed side of one machine. One writer: the engine.
