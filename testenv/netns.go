@@ -35,10 +35,11 @@ type Net struct {
 	Name string
 	Addr netip.Prefix // the bridge's first address
 
-	starts chan func()
-	stop   chan struct{}
-	ended  chan struct{}
-	once   sync.Once
+	starts  chan func()
+	adverts func() // ends them
+	stop    chan struct{}
+	ended   chan struct{}
+	once    sync.Once
 }
 
 // NewNet makes the namespace name with a bridge that has the address addr. A
@@ -65,12 +66,16 @@ func NewNet(name string, addr netip.Prefix) (*Net, error) {
 	if err := <-ready; err != nil {
 		return nil, errors.Join(err, netnsDelete(name))
 	}
-	// Nobody speaks IPv6 here, and a bridge that solicits routers only fills captures.
+	// Nobody speaks IPv6 here but boot ROMs, and a bridge that solicits routers only
+	// fills captures.
 	err := n.Do(func() error {
 		return os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1\n"), 0o644)
 	})
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, errors.Join(fmt.Errorf("switch IPv6 off in %q: %w", name, err), n.Close())
+	}
+	if n.adverts, err = n.serveAdverts(); err != nil {
+		return nil, errors.Join(err, n.Close())
 	}
 	return n, nil
 }
@@ -203,6 +208,9 @@ func (n *Net) ip(commands ...string) error {
 func (n *Net) Close() error {
 	var err error
 	n.once.Do(func() {
+		if n.adverts != nil {
+			n.adverts()
+		}
 		close(n.stop)
 		<-n.ended
 		err = RemoveNet(n.Name)

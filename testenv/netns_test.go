@@ -166,3 +166,44 @@ func TestChildDiesWithItsParent(t *testing.T) {
 		t.Errorf("namespaces after RemoveNet: %v", names)
 	}
 }
+
+// The kernel's own IPv6 judges the answer: it drops one with a wrong checksum,
+// hop limit or sender.
+func TestNetAnswersRouterSolicitations(t *testing.T) {
+	n := netnsForTest(t)
+	host := n.Name + "-host"
+	for _, args := range [][]string{
+		{"netns", "add", host},
+		{"-n", n.Name, "link", "add", "veth0", "type", "veth", "peer", "name", "eth0", "netns", host},
+		{"-n", n.Name, "link", "set", "veth0", "master", NetBridge, "up"},
+	} {
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %q: %v: %s", args, err, out)
+		}
+		if args[0] == "netns" {
+			t.Cleanup(func() {
+				if err := RemoveNet(host); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	hops := func() (got string) {
+		err := NetDo(host, func() error {
+			raw, err := os.ReadFile("/proc/sys/net/ipv6/conf/eth0/hop_limit")
+			got = strings.TrimSpace(string(raw))
+			return err
+		})
+		if err != nil {
+			t.Skipf("needs IPv6 in the kernel (%v)", err)
+		}
+		return got
+	}
+	if got := hops(); got == fmt.Sprint(advertHopLimit) {
+		t.Fatalf("hop limit %s before anything was answered", got)
+	}
+	if out, err := exec.Command("ip", "-n", host, "link", "set", "eth0", "up").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	await(t, "the advertised hop limit", 20*time.Second, func() bool { return hops() == fmt.Sprint(advertHopLimit) })
+}
