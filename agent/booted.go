@@ -24,7 +24,8 @@ type reportConfig struct {
 	Token      string           `json:"token"`
 	Machine    string           `json:"machine"`
 	Generation inventory.Digest `json:"generation"`
-	Attempt    int              `json:"attempt"`
+	Rendered   inventory.Digest `json:"rendered"`
+	Write      string           `json:"write"`
 }
 
 func parseReportConfig(b []byte) (c reportConfig, ca inventory.Digest, err error) {
@@ -67,7 +68,7 @@ func ReportBooted(ctx context.Context, dir string, patience time.Duration, log f
 		return err
 	}
 	defer client.Close()
-	report := inventory.BootReport{Machine: c.Machine, Generation: c.Generation, Attempt: c.Attempt,
+	report := inventory.BootReport{Machine: c.Machine, Generation: c.Generation, Rendered: c.Rendered, Write: c.Write,
 		BootID: strings.TrimSpace(string(boot)), Hostname: host}
 	end := time.Now().Add(patience)
 	for n := 0; ; n++ {

@@ -246,7 +246,7 @@ func TestInstalledSystemReportsOnce(t *testing.T) {
 	cert := s.TLS.Certificates[0].Certificate[1]
 	for _, ca := range []string{s.ca.String(), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}))} {
 		dir := t.TempDir()
-		b, _ := json.Marshal(reportConfig{URL: s.URL, CA: ca, Token: "token-1", Machine: "m1", Generation: someCA, Attempt: 3})
+		b, _ := json.Marshal(reportConfig{URL: s.URL, CA: ca, Token: "token-1", Machine: "m1", Generation: someCA, Rendered: someCA, Write: "e.3"})
 		os.WriteFile(filepath.Join(dir, reportFile), b, 0o600)
 		fails = 1
 		if err := ReportBooted(t.Context(), dir, time.Minute, t.Logf); err != nil {
@@ -254,7 +254,7 @@ func TestInstalledSystemReportsOnce(t *testing.T) {
 		}
 		got := s.booted[len(s.booted)-1]
 		boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		if got.Machine != "m1" || got.Generation != someCA || got.Attempt != 3 || got.BootID != strings.TrimSpace(string(boot)) {
+		if got.Machine != "m1" || got.Generation != someCA || got.Rendered != someCA || got.Write != "e.3" || got.BootID != strings.TrimSpace(string(boot)) {
 			t.Errorf("reported %+v", got)
 		}
 	}

@@ -229,7 +229,7 @@ func TestDiskSaysWhatWasWrittenToIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := &inventory.Marker{Machine: "r1u05", Generation: inventory.DigestOf([]byte("generation")),
-			Rendered: inventory.DigestOf([]byte("rendered")), Image: inventory.DigestOf([]byte("image")), Attempt: 2}
+			Rendered: inventory.DigestOf([]byte("rendered")), Image: inventory.DigestOf([]byte("image")), Attempt: 2, Write: "e0.7"}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}

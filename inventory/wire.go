@@ -66,6 +66,9 @@ type Marker struct {
 	Rendered   Digest `json:"rendered"`
 	Image      Digest `json:"image"`
 	Attempt    int    `json:"attempt"`
+	// Write names the one write that made this disk: no two have the same, in no
+	// store.
+	Write string `json:"write,omitempty"`
 }
 
 type NICFacts struct {
@@ -253,9 +256,11 @@ type ReportReply struct {
 // BootReport is what the installed system says of itself, once per boot, with a
 // token that can do nothing else.
 type BootReport struct {
+	// What the disk was written with; the token speaks for exactly this.
 	Machine    string `json:"machine"`
 	Generation Digest `json:"generation"`
-	Attempt    int    `json:"attempt"`
+	Rendered   Digest `json:"rendered"`
+	Write      string `json:"write"`  // as in Marker
 	BootID     string `json:"bootID"` // /proc/sys/kernel/random/boot_id
 	Hostname   string `json:"hostname,omitempty"`
 }

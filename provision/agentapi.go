@@ -426,7 +426,7 @@ func (e *Engine) volume(ctx context.Context, name string, s State) (target.Volum
 	}
 	var missing error
 	v, err := target.Render(target.Input{Rendered: rendered, Format: gen.Resolved.Config.Format,
-		Image: gen.Resolved.Image.Digest, Machine: decl, Attempt: s.Status.Attempt,
+		Image: gen.Resolved.Image.Digest, Machine: decl, Attempt: s.Status.Attempt, Write: in.WriteName(),
 		Secrets: func(secret string) (string, bool) {
 			// The version that the generation names, whatever was set since.
 			v, err := e.secrets.GetVersion(ctx, secret, gen.Resolved.Secrets[secret])
@@ -434,7 +434,7 @@ func (e *Engine) volume(ctx context.Context, name string, s State) (target.Volum
 			return string(v), err == nil
 		},
 		Report: &target.Reporter{URL: agentURL(addr, e.AgentPort), CAPEM: string(e.authority.PEM()),
-			Token: e.key.ReportToken(in.Epoch, name, in.Generation, s.Status.Attempt)}})
+			Token: e.key.ReportToken(name, in.Generation, in.Rendered, in.WriteName())}})
 	if missing != nil {
 		return target.Volume{}, missing
 	}
@@ -516,13 +516,11 @@ func (e *Engine) checkImage(ctx context.Context, token string, frame int) invent
 
 // Booted takes the installed system's word about itself.
 func (e *Engine) Booted(ctx context.Context, token string, r inventory.BootReport) error {
-	m, ok := e.known(tokenMachine(token))
-	if !ok || m.name != r.Machine ||
-		!sameToken(token, e.key.ReportToken(e.Store.Epoch(), r.Machine, r.Generation, r.Attempt)) {
-		return refused("the token does not speak for machine %q, generation %s, attempt %d", r.Machine, r.Generation.Short(), r.Attempt)
+	if !sameToken(token, e.key.ReportToken(r.Machine, r.Generation, r.Rendered, r.Write)) {
+		return refused("the token does not speak for machine %q, generation %s, write %q", r.Machine, r.Generation.Short(), r.Write)
 	}
 	r.BootID, r.Hostname = clip(r.BootID, maxWord), clip(r.Hostname, maxWord)
-	return e.handle(ctx, m, Running{Report: r})
+	return e.handle(ctx, e.machine(r.Machine), Running{Report: r})
 }
 
 // clip bounds a machine's words about itself and keeps them on one line.

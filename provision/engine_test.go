@@ -219,11 +219,12 @@ func TestEngineBringsAMachineFromApplyToActive(t *testing.T) {
 	if spec, err := s.BootSpec(t.Context(), ipxe.Client{MAC: testMAC(1), Remote: testAddr(1)}); err != nil || spec.Kind != ipxe.SpecLocal {
 		t.Errorf("a machine that is written boots %+v, %v", spec, err)
 	}
-	said := inventory.BootReport{Machine: "m1", Generation: job.Generation, Attempt: 1, BootID: "os", Hostname: "m1"}
+	token, said := reporter(t, volume)
+	said.BootID, said.Hostname = "os", "m1"
 	if err := s.Booted(t.Context(), "m1.0000", said); err == nil {
 		t.Error("anybody may say what a machine runs")
 	}
-	if err := s.Booted(t.Context(), s.key.ReportToken(s.Store.Epoch(), "m1", job.Generation, 1), said); err != nil {
+	if err := s.Booted(t.Context(), token, said); err != nil {
 		t.Fatal(err)
 	}
 	v := s.await("m1", Active, StepNone)

@@ -55,7 +55,8 @@ type Reported struct {
 // Renewed prolongs the claim's lease.
 type Renewed struct{ Until time.Time }
 
-// Running: the installed system reported itself.
+// Running: the installed system reported itself, with the token of the write that
+// made it.
 type Running struct{ Report inventory.BootReport }
 
 // Ticked: time passed.

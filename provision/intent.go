@@ -89,6 +89,11 @@ type WriteState struct {
 	Erased bool `json:"erased,omitempty"`
 }
 
+// WriteName names the write that the intent's present fence permits: what is on
+// the disk afterwards says so. A restored store counts its fences anew, under an
+// epoch of its own.
+func (in *Intent) WriteName() string { return fmt.Sprintf("%s.%d", in.Epoch, in.Fence) }
+
 // LeaseTime is how long a claim lasts without a report.
 const LeaseTime = 5 * time.Minute
 
@@ -121,10 +126,12 @@ func (k Key) AgentToken(in *Intent) string {
 	return in.Machine + "." + k.sum("agent", in.Epoch, in.Machine, fmt.Sprint(in.Fence), fmt.Sprint(in.Boots), in.Claim.BootID)
 }
 
-// ReportToken lets the installed system say which generation it runs, and
-// nothing else.
-func (k Key) ReportToken(epoch, machine string, generation inventory.Digest, attempt int) string {
-	return machine + "." + k.sum("report", epoch, machine, string(generation), fmt.Sprint(attempt))
+// ReportToken lets the installed system say that what one write put on its disk
+// has booted, and nothing else. It holds for as long as the key does: the word of
+// a disk stays true when the store has come back from a backup, and permits
+// nothing.
+func (k Key) ReportToken(machine string, generation, rendered inventory.Digest, write string) string {
+	return machine + "." + k.sum("report", machine, string(generation), string(rendered), write)
 }
 
 // DiscoveryToken lets a ramdisk booted for discovery post one inventory and ask

@@ -136,8 +136,8 @@ func (w *walk) report() Event {
 }
 
 func (w *walk) running() Event {
-	return Running{inventory.BootReport{Machine: "m1", Generation: pick(w.r, genA, genB, w.s.Status.Running),
-		Attempt: pick(w.r, w.s.Status.Attempt, 1, 2), BootID: fmt.Sprint(w.r.IntN(3)), Hostname: "m1"}}
+	return Running{inventory.BootReport{Machine: "m1", Generation: pick(w.r, genA, genB, w.s.Status.Running), Rendered: rendA,
+		Write: pick(w.r, w.s.Status.RunningWrite, w.s.Status.RunningWrite, "e.1", "e.2"), BootID: fmt.Sprint(w.r.IntN(3)), Hostname: "m1"}}
 }
 
 func frozen(t *testing.T, s State) string {

@@ -358,7 +358,7 @@ func (t *transition) adopt(d DiskDecision) {
 	disk := d.Disk
 	t.Status.Disk, t.Status.Unfinished = &disk, false
 	t.Status.Running, t.Status.RunningRendered = d.Marker.Generation, d.Marker.Rendered
-	t.Status.Attempt, t.Status.RunningAttempt = d.Marker.Attempt, d.Marker.Attempt
+	t.Status.Attempt, t.Status.RunningWrite = d.Marker.Attempt, d.Marker.Write
 	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: d.Marker.Generation, At: t.now, Detail: "the disk's own config volume"}
 	t.phase(Active)
 	t.Status.Health = HealthUnknown
@@ -400,7 +400,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 			return
 		}
 		t.Status.Running, t.Status.RunningRendered = t.Status.Wanted, t.Status.WantedRendered
-		t.Status.RunningAttempt = t.Status.Attempt
+		t.Status.RunningWrite = t.Intent.WriteName()
 		t.Status.Disk, t.Status.Unfinished = &w.Disk, false
 		t.holds(fmt.Sprintf("generation %s, written by recast in attempt %d", t.Status.Wanted.Short(), t.Status.Attempt))
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
@@ -428,7 +428,7 @@ func (t *transition) holds(what string) {
 		if t.Intent.Write.Disk.Matches(d) == nil {
 			facts.Disks[i].Holds = what
 			facts.Disks[i].Recast = &inventory.Marker{Machine: t.Status.Machine, Generation: t.Status.Wanted,
-				Rendered: t.Status.WantedRendered, Attempt: t.Status.Attempt}
+				Rendered: t.Status.WantedRendered, Attempt: t.Status.Attempt, Write: t.Intent.WriteName()}
 		}
 	}
 	t.Status.Facts = &facts
@@ -459,37 +459,59 @@ func (t *transition) renewed(ev Renewed) {
 	t.Intent.Claim = &claim
 }
 
+// running takes the installed system's word. Its token proves that recast made
+// the disk it stands on, in that write.
 func (t *transition) running(r inventory.BootReport) {
-	fresh := r.BootID != t.Status.BootID
-	t.Status.BootID = r.BootID
+	st := &t.Status
+	fresh := r.BootID != st.BootID
+	st.BootID = r.BootID
 	if fresh {
-		t.line("seen", "the system reports generation %s (attempt %d), host name %q", r.Generation.Short(), r.Attempt, r.Hostname)
+		t.line("seen", "the system reports generation %s, host name %q", r.Generation.Short(), r.Hostname)
 	}
+	recorded := r.Generation == st.Running && r.Rendered == st.RunningRendered && r.Write == st.RunningWrite
+	wanted := r.Generation == st.Wanted && r.Rendered == st.WantedRendered
 	switch {
-	case t.Status.Step == StepStarting || (t.Status.Phase == Failed && t.Status.Running != ""):
-		if r.Generation != t.Status.Running || r.Attempt != t.Status.RunningAttempt {
-			t.finding(fmt.Sprintf("the system reports generation %s attempt %d, but %s attempt %d was written",
-				r.Generation.Short(), r.Attempt, t.Status.Running.Short(), t.Status.RunningAttempt))
-			return
-		}
-		if t.Status.Running != t.Status.Wanted || t.Status.RunningRendered != t.Status.WantedRendered {
-			// It failed before its disk was touched, and its old system is back: what
-			// is wanted still failed.
-			t.Status.LastSeen, t.Status.LastSeenAt = "its old system reported itself as "+r.Hostname, t.now
-			return
-		}
+	case st.Step == StepStarting && recorded:
 		t.seenRunning(r)
-	case t.Status.Phase == Active && r.Generation == t.Status.Running:
+	case st.Step == StepStarting:
+		t.finding(otherRuns(r, *st))
+	case t.busy():
+		if fresh && (st.Step == StepPowering || st.Step == StepBooting || st.Step == StepClaiming) {
+			// It was seen off before, so that this is a new start, of its old disk instead
+			// of the network, or after a ramdisk that did not start. It may be up before
+			// the BMC shows it on.
+			t.rearm("it started from its disk although the network was armed")
+		}
+	case st.Unfinished:
+		t.finding(fmt.Sprintf("its disk was erased and not written, but the system reports generation %s: it started from another disk", r.Generation.Short()))
+	case st.Phase == Failed && !wanted:
+		// It failed before its disk was touched, and its old system is back: what is
+		// wanted still failed.
+		st.LastSeen, st.LastSeenAt = "its old system reported itself as "+r.Hostname, t.now
+	case recorded:
 		t.seenRunning(r)
-	case t.Status.Phase == Active:
-		t.finding(fmt.Sprintf("the system reports generation %s, not %s", r.Generation.Short(), t.Status.Running.Short()))
-		t.Status.Health = Degraded
-	case t.busy() && fresh && (t.Status.Step == StepPowering || t.Status.Step == StepBooting || t.Status.Step == StepClaiming):
-		// It was seen off before, so that this is a new start, of its old disk instead
-		// of the network, or after a ramdisk that did not start. It may be up before
-		// the BMC shows it on.
-		t.rearm("it started from its disk although the network was armed")
+	default:
+		t.learn(r)
 	}
+}
+
+func otherRuns(r inventory.BootReport, st Status) string {
+	return fmt.Sprintf("the system reports generation %s of write %s, but generation %s of write %s is on record",
+		r.Generation.Short(), r.Write, st.Running.Short(), st.RunningWrite)
+}
+
+// learn believes a disk that knows better than the record: the store came back
+// from a backup, or another disk of ours was started.
+func (t *transition) learn(r inventory.BootReport) {
+	health := Healthy
+	if t.Status.Running != "" {
+		t.finding(otherRuns(r, t.Status))
+		health = Degraded
+	}
+	t.Status.Running, t.Status.RunningRendered, t.Status.RunningWrite = r.Generation, r.Rendered, r.Write
+	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: r.Generation, At: t.now, Detail: "the system's own word"}
+	t.activate(health)
+	t.Status.LastSeen, t.Status.LastSeenAt = "the system reported itself as "+r.Hostname, t.now
 }
 
 func (t *transition) seenRunning(r inventory.BootReport) {

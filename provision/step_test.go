@@ -96,7 +96,7 @@ func (s *story) event(t *testing.T, line string) Event {
 	case "inventory":
 		d := DiskDecision{Verdict: DiskVerdict(f[1]), Disk: disk("S1"), Reason: strings.Join(f[2:], " ")}
 		if d.Verdict == DiskAdopt {
-			d.Marker = inventory.Marker{Machine: "m1", Generation: genA, Rendered: rendA, Attempt: 1}
+			d.Marker = inventory.Marker{Machine: "m1", Generation: genA, Rendered: rendA, Attempt: 1, Write: "e.1"}
 		}
 		return Inspected{Decision: d}
 	case "report":
@@ -124,8 +124,7 @@ func (s *story) event(t *testing.T, line string) Event {
 		if f[1] == "b" {
 			g = genB
 		}
-		r := inventory.BootReport{Machine: "m1", Generation: g, BootID: "b1", Hostname: "m1"}
-		fmt.Sscanf(f[2], "attempt=%d", &r.Attempt)
+		r := inventory.BootReport{Machine: "m1", Generation: g, Rendered: rendA, Write: f[2], BootID: "b1", Hostname: "m1"}
 		if len(f) > 3 {
 			r.BootID = f[3]
 		}

@@ -97,7 +97,7 @@ type Status struct {
 	// current attempt works towards.
 	Running         inventory.Digest `json:"running,omitempty"`
 	RunningRendered inventory.Digest `json:"runningRendered,omitempty"`
-	RunningAttempt  int              `json:"runningAttempt,omitempty"` // that wrote it
+	RunningWrite    string           `json:"runningWrite,omitempty"` // names the write that made it
 	Wanted          inventory.Digest `json:"wanted,omitempty"`
 	WantedRendered  inventory.Digest `json:"wantedRendered,omitempty"`
 

@@ -173,7 +173,7 @@ c = json.loads(r'''%s''')
 with open("/proc/sys/kernel/random/boot_id") as f:
     boot = f.read().strip()
 body = json.dumps({"machine": c["machine"], "generation": c["generation"],
-    "attempt": c["attempt"], "bootID": boot, "hostname": socket.gethostname()}).encode()
+    "rendered": c["rendered"], "write": c["write"], "bootID": boot, "hostname": socket.gethostname()}).encode()
 tls = ssl.create_default_context(cadata=c["ca"])
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
 for n in range(70):
@@ -201,7 +201,7 @@ curl --silent --show-error --fail --noproxy '*' --max-time 20 --cacert /run/reca
 url = "%s/agent/v1/booted"
 header = "Content-Type: application/json"
 header = "Authorization: Bearer %s"
-data = "{\"machine\":\"%s\",\"generation\":\"%s\",\"attempt\":%d,\"bootID\":\"$(cat /proc/sys/kernel/random/boot_id)\",\"hostname\":\"$(uname -n)\"}"
+data = "{\"machine\":\"%s\",\"generation\":\"%s\",\"rendered\":\"%s\",\"write\":\"%s\",\"bootID\":\"$(cat /proc/sys/kernel/random/boot_id)\",\"hostname\":\"$(uname -n)\"}"
 END_OF_CONFIG
 sleep $((n < 60 ? n : 60))
 n=$((n + 1))
@@ -210,5 +210,5 @@ return 1
 }
 if command -v python3 >/dev/null; then report=with_python; else report=with_curl; fi
 $report </dev/null >/run/recast-report.log 2>&1 &
-`, config, strings.TrimSpace(r.CA), r.URL, r.Token, r.Machine, r.Generation, r.Attempt), nil
+`, config, strings.TrimSpace(r.CA), r.URL, r.Token, r.Machine, r.Generation, r.Rendered, r.Write), nil
 }

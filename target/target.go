@@ -41,6 +41,7 @@ type Input struct {
 	Image    inventory.Digest
 	Machine  *inventory.Machine
 	Attempt  int
+	Write    string // names the write that the volume is for
 	// Secrets returns a secret's value, false where there is none of that name.
 	Secrets func(name string) (string, bool)
 	// Report tells the installed system where to report itself; nil for nowhere.
@@ -51,7 +52,7 @@ type Input struct {
 type Reporter struct {
 	URL   string // of the agent API, https://HOST:PORT
 	CAPEM string // the only certificates to trust
-	Token string // can do nothing but report this machine, generation and attempt
+	Token string // can do nothing but report this machine, generation and write
 }
 
 // Volume is a ready-made file system.
@@ -68,7 +69,8 @@ type reportConfig struct {
 	Token      string           `json:"token"`
 	Machine    string           `json:"machine"`
 	Generation inventory.Digest `json:"generation"`
-	Attempt    int              `json:"attempt"`
+	Rendered   inventory.Digest `json:"rendered"`
+	Write      string           `json:"write"`
 }
 
 // Validate says what is wrong with a Definition's config before any machine
@@ -98,7 +100,7 @@ func Render(in Input) (Volume, error) {
 
 func render(in Input) (Volume, error) {
 	marker, err := encode(inventory.Marker{Machine: in.Rendered.Machine, Generation: in.Rendered.Generation,
-		Rendered: in.Rendered.Digest, Image: in.Image, Attempt: in.Attempt})
+		Rendered: in.Rendered.Digest, Image: in.Image, Attempt: in.Attempt, Write: in.Write})
 	if err != nil {
 		return Volume{}, err
 	}
@@ -106,7 +108,7 @@ func render(in Input) (Volume, error) {
 	var report *reportConfig
 	if in.Report != nil {
 		report = &reportConfig{URL: strings.TrimSuffix(in.Report.URL, "/"), CA: in.Report.CAPEM, Token: in.Report.Token,
-			Machine: in.Rendered.Machine, Generation: in.Rendered.Generation, Attempt: in.Attempt}
+			Machine: in.Rendered.Machine, Generation: in.Rendered.Generation, Rendered: in.Rendered.Digest, Write: in.Write}
 		if err := report.check(); err != nil {
 			return Volume{}, err
 		}
@@ -146,8 +148,8 @@ func (r *reportConfig) check() error {
 	if r.Token == "" || !plain(r.Token) {
 		return fmt.Errorf("reporter: the token is empty or has characters that do not belong into one")
 	}
-	if !plain(r.Machine) {
-		return fmt.Errorf("reporter: machine name %q has characters that do not belong into one", r.Machine)
+	if !plain(r.Machine) || !plain(r.Write) {
+		return fmt.Errorf("reporter: machine name %q or write %q has characters that do not belong into one", r.Machine, r.Write)
 	}
 	block, _ := pem.Decode([]byte(r.CA))
 	if block == nil || block.Type != "CERTIFICATE" || strings.ContainsAny(r.CA, "'\\$`\"") {

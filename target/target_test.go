@@ -50,7 +50,7 @@ func testInput() Input {
 			NICs: []inventory.RenderedNIC{{MAC: "52:54:00:00:00:05", Network: "rack1", IP: "10.20.0.15"},
 				{MAC: "52:54:00:00:01:05", Network: "storage"}},
 		},
-		Format: inventory.ConfigCloudInit, Image: inventory.DigestOf([]byte("image")), Attempt: 2,
+		Format: inventory.ConfigCloudInit, Image: inventory.DigestOf([]byte("image")), Attempt: 2, Write: "e0.7",
 		Machine: &inventory.Machine{Name: "r1u05"},
 		Secrets: func(name string) (string, bool) { return "s3cret", name == "root" },
 		Report:  &Reporter{URL: "https://10.20.0.1:8443/", CAPEM: testCA, Token: "tok.en-1_2"},
@@ -145,6 +145,7 @@ func TestRenderDependsOnEveryInput(t *testing.T) {
 	}
 	for name, change := range map[string]func(*Input){
 		"attempt":    func(in *Input) { in.Attempt++ },
+		"write":      func(in *Input) { in.Write = "e0.8" },
 		"generation": func(in *Input) { in.Rendered.Generation = inventory.DigestOf(nil) },
 		"user data":  func(in *Input) { in.Rendered.UserData += "x: y\n" },
 		"nic":        func(in *Input) { in.Rendered.NICs[0].MAC = "52:54:00:00:00:06" },
@@ -247,7 +248,7 @@ func TestVolumeIsReadByOthers(t *testing.T) {
 			if err := json.Unmarshal([]byte(read(MarkerFile)), &m); err != nil {
 				t.Fatal(err)
 			}
-			want := inventory.Marker{Machine: "r1u05", Generation: in.Rendered.Generation, Rendered: in.Rendered.Digest, Image: in.Image, Attempt: 2}
+			want := inventory.Marker{Machine: "r1u05", Generation: in.Rendered.Generation, Rendered: in.Rendered.Digest, Image: in.Image, Attempt: 2, Write: "e0.7"}
 			if diff := cmp.Diff(want, m); diff != "" {
 				t.Errorf("marker (-want +got):\n%s", diff)
 			}
@@ -286,7 +287,7 @@ ethernets:
 func vendorScript(t *testing.T, in Input) string {
 	t.Helper()
 	files, err := noCloud(in, &reportConfig{URL: in.Report.URL, CA: in.Report.CAPEM, Token: in.Report.Token,
-		Machine: in.Rendered.Machine, Generation: in.Rendered.Generation, Attempt: in.Attempt})
+		Machine: in.Rendered.Machine, Generation: in.Rendered.Generation, Rendered: in.Rendered.Digest, Write: in.Write})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -370,7 +371,7 @@ func TestInstalledSystemReports(t *testing.T) {
 			}
 			boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 			host, _ := os.Hostname()
-			want := inventory.BootReport{Machine: "r1u05", Generation: in.Rendered.Generation, Attempt: 2,
+			want := inventory.BootReport{Machine: "r1u05", Generation: in.Rendered.Generation, Rendered: in.Rendered.Digest, Write: "e0.7",
 				BootID: strings.TrimSpace(string(boot)), Hostname: host}
 			if diff := cmp.Diff(want, b); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)

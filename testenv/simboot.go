@@ -265,8 +265,8 @@ func (s *Simulated) system(b *simBoot, d *SimDisk) {
 func (s *Simulated) report(b *simBoot, raw []byte) error {
 	var c struct {
 		URL, CA, Token, Machine string
-		Generation              inventory.Digest
-		Attempt                 int
+		Generation, Rendered    inventory.Digest
+		Write                   string
 	}
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return err
@@ -280,7 +280,7 @@ func (s *Simulated) report(b *simBoot, raw []byte) error {
 		return err
 	}
 	defer client.Close()
-	r := inventory.BootReport{Machine: c.Machine, Generation: c.Generation, Attempt: c.Attempt, BootID: rand.Text(), Hostname: c.Machine}
+	r := inventory.BootReport{Machine: c.Machine, Generation: c.Generation, Rendered: c.Rendered, Write: c.Write, BootID: rand.Text(), Hostname: c.Machine}
 	for {
 		err := client.Booted(b.ctx, c.Token, r)
 		if err == nil {
