@@ -2,7 +2,6 @@ package dhcp
 
 import (
 	"context"
-	"encoding/json"
 	"net"
 	"net/netip"
 	"sort"
@@ -141,8 +140,8 @@ func (m *memStore) leases(t testing.TB) map[string]inventory.Lease {
 	defer m.mu.Unlock()
 	out := map[string]inventory.Lease{}
 	for k, r := range m.recs {
-		var l inventory.Lease
-		if err := json.Unmarshal(r.Value, &l); err != nil {
+		l, err := leaseRecords.Decode(r)
+		if err != nil {
 			t.Fatal(err)
 		}
 		out[strings.TrimPrefix(k, inventory.LeasePrefix)] = l

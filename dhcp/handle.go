@@ -2,7 +2,6 @@ package dhcp
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -308,7 +307,7 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 	}
 	if o.drop.IsValid() {
 		if r := t.byAddr[place{name, o.drop}]; r != nil && r.rev > 0 {
-			ops = append(ops, store.Op{Key: leaseKey(name, o.drop), If: r.rev})
+			ops = append(ops, leaseRecords.DeleteOp(leaseName(name, o.drop), r.rev))
 		} else {
 			t.remove(name, o.drop)
 		}
@@ -343,11 +342,11 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 		// one after the other, need one write.
 		l.Expires = l.Expires.Add(q.leaseTime() / 8)
 	}
-	value, err := json.Marshal(l)
+	op, err := leaseRecords.PutOp(leaseName(name, l.Addr), l, rev)
 	if err != nil {
 		panic(err) // strings and times only
 	}
-	return append(ops, store.Op{Key: leaseKey(name, l.Addr), Value: value, If: rev}), must
+	return append(ops, op), must
 }
 
 // committed installs what is now durable. The lock is held.

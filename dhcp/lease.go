@@ -1,7 +1,6 @@
 package dhcp
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"sort"
@@ -205,9 +204,9 @@ func (t *table) apply(e store.Event) error {
 		t.remove(p.network, p.addr)
 		return nil
 	}
-	var l inventory.Lease
-	if err := json.Unmarshal(e.Value, &l); err != nil {
-		return fmt.Errorf("read lease %q: %w", e.Key, err)
+	l, err := leaseRecords.Decode(e.Record)
+	if err != nil {
+		return fmt.Errorf("read lease: %w", err)
 	}
 	if l.Network != p.network || l.Addr != p.addr {
 		return fmt.Errorf("read lease %q: it names %s on %q", e.Key, l.Addr, l.Network)
@@ -233,9 +232,10 @@ func (t *table) all() []inventory.Lease {
 	return ls
 }
 
-func leaseKey(network string, a netip.Addr) string {
-	return inventory.LeasePrefix + network + "/" + a.String()
-}
+// leaseRecords knows how a lease stands in the store.
+var leaseRecords = store.NewTable[inventory.Lease](nil, inventory.LeasePrefix)
+
+func leaseName(network string, a netip.Addr) string { return network + "/" + a.String() }
 
 func parseLeaseKey(key string) (place, error) {
 	network, addr, ok := strings.Cut(strings.TrimPrefix(key, inventory.LeasePrefix), "/")

@@ -2,7 +2,6 @@ package dhcp
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -285,13 +284,13 @@ func TestTwoServersNeverGiveOneAddressTwice(t *testing.T) {
 	r.get()
 	// The other server writes between our decision and our commit.
 	other := inventory.Lease{Network: "rack1", Addr: netip.MustParseAddr("10.20.0.130"), MAC: macOther, State: inventory.LeaseBound, Expires: epoch.Add(time.Hour)}
-	value, err := json.Marshal(other)
+	op, err := leaseRecords.PutOp(leaseName("rack1", other.Addr), other, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.mem.mu.Lock()
 	r.mem.before = func() {
-		if _, err := r.mem.Commit(context.Background(), store.Op{Key: leaseKey("rack1", other.Addr), Value: value}); err != nil {
+		if _, err := r.mem.Commit(context.Background(), op); err != nil {
 			t.Error(err)
 		}
 	}
@@ -567,11 +566,11 @@ func TestWatchFollowsTheStore(t *testing.T) {
 	tab := newTable()
 	ev := func(rev int64, addr, mac string, deleted bool) store.Event {
 		l := inventory.Lease{Network: "rack1", Addr: netip.MustParseAddr(addr), MAC: inventory.MAC(mac), State: inventory.LeaseBound, Expires: epoch.Add(time.Hour)}
-		v, err := json.Marshal(l)
+		op, err := leaseRecords.PutOp(leaseName("rack1", l.Addr), l, store.Any)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return store.Event{Record: store.Record{Key: leaseKey("rack1", l.Addr), Value: v, Revision: rev}, Deleted: deleted}
+		return store.Event{Record: store.Record{Key: op.Key, Value: op.Value, Revision: rev}, Deleted: deleted}
 	}
 	apply := func(e store.Event) {
 		t.Helper()
@@ -621,7 +620,9 @@ func TestWatchFollowsTheStore(t *testing.T) {
 			t.Errorf("key %q was taken", key)
 		}
 	}
-	if err := tab.apply(store.Event{Record: store.Record{Key: leaseKey("rack1", netip.MustParseAddr("10.20.0.104")), Value: []byte("{"), Revision: 10}}); err == nil {
-		t.Error("a broken record was taken")
+	for _, value := range []string{"{", `{"v":2,"o":{"network":"rack1","addr":"10.20.0.104"}}`, `{"network":"rack1","addr":"10.20.0.104"}`} {
+		if err := tab.apply(store.Event{Record: store.Record{Key: inventory.LeasePrefix + "rack1/10.20.0.104", Value: []byte(value), Revision: 10}}); err == nil {
+			t.Errorf("the record %s was taken", value)
+		}
 	}
 }

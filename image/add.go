@@ -22,6 +22,9 @@ type AddOptions struct {
 	MaxSize int64            // of the unpacked image, bytes; 0 means the store's
 	// SourceSize of what is read, for Progress, bytes; 0 for unknown.
 	SourceSize int64
+	// Accept is asked once the image is whole and has the wanted digest, before it
+	// is kept; its error refuses the image. Nil accepts.
+	Accept func(Info) error
 	// Progress is told after each MiB of the unpacked image. Nil for nobody.
 	Progress func(Progress)
 }
@@ -156,6 +159,11 @@ func (s *Store) add(ctx context.Context, r io.Reader, o AddOptions) (_ Info, err
 	}
 	if err := f.Sync(); err != nil {
 		return Info{}, err
+	}
+	if o.Accept != nil {
+		if err := o.Accept(Info{Digest: digest, Size: m.Size, PackSize: m.PackSize, Source: o.Source}); err != nil {
+			return Info{}, err
+		}
 	}
 
 	s.change.Lock()

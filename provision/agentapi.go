@@ -96,12 +96,9 @@ func (e *Engine) leaseOf(ctx context.Context, network string, addr netip.Addr) (
 	if holds(l) {
 		return l.Machine, nil
 	}
-	r, err := e.Store.Get(ctx, inventory.LeasePrefix+network+"/"+addr.String())
+	l, _, err := e.leaseTable.Get(ctx, network+"/"+addr.String())
 	if errors.Is(err, store.ErrNotFound) {
 		return "", nil
-	}
-	if err == nil {
-		err = json.Unmarshal(r.Value, &l)
 	}
 	if err != nil {
 		return "", fmt.Errorf("read the lease of %s: %w", addr, err)

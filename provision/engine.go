@@ -57,6 +57,8 @@ type Engine struct {
 	current     store.Table[currentSet]
 	freezes     store.Table[Freeze]
 	discovered  store.Table[Stray]
+	leaseTable  store.Table[inventory.Lease] // only dhcp writes it
+	log         *auditLog
 
 	// applyMu makes apply, rollback, freeze and the scheduler one at a time: each
 	// reads what is applied and writes rollouts.
@@ -136,6 +138,8 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		current:     store.NewTable[currentSet](c.Store, "/recast/declared/"),
 		freezes:     store.NewTable[Freeze](c.Store, "/recast/freeze/"),
 		discovered:  store.NewTable[Stray](c.Store, "/recast/discovered/"),
+		leaseTable:  store.NewTable[inventory.Lease](c.Store, inventory.LeasePrefix),
+		log:         newAuditLog(c.Store),
 		kept:        map[inventory.Digest]inventory.Generation{},
 		machines:    map[string]*machine{},
 		rolling:     map[string]Rollout{},
@@ -440,6 +444,12 @@ func (e *Engine) handle(ctx context.Context, m *machine, ev Event) error {
 }
 
 func (e *Engine) handleLocked(ctx context.Context, m *machine, ev Event) error {
+	return e.handleWith(ctx, m, ev, nil)
+}
+
+// handleWith takes an event and commits with it what somebody said: lines of the
+// timeline, and writes.
+func (e *Engine) handleWith(ctx context.Context, m *machine, ev Event, said []TimelineEntry, more ...store.Op) error {
 	if _, start := ev.(Started); start && m.state.Status.Hold != nil { // placed after whoever starts it looked
 		h := m.state.Status.Hold
 		return fmt.Errorf("start %q: held by %s: %s; recast release %s", m.name, h.Owner, h.Reason, m.name)
@@ -454,12 +464,13 @@ func (e *Engine) handleLocked(ctx context.Context, m *machine, ev Event) error {
 	if err != nil {
 		return err
 	}
-	if len(lines) == 0 && len(actions) == 0 && sameDurable(m.state, next) {
+	lines = append(said, lines...)
+	if len(lines) == 0 && len(more) == 0 && len(actions) == 0 && sameDurable(m.state, next) {
 		m.put(next) // at the most progress moved, and only memory needs to know
 		e.changes.send(m.name)
 		return nil
 	}
-	if err := e.commit(ctx, m, next, lines); err != nil {
+	if err := e.commit(ctx, m, next, lines, more...); err != nil {
 		return err
 	}
 	for _, l := range lines {
@@ -549,16 +560,20 @@ func (e *Engine) commit(ctx context.Context, m *machine, next State, lines []Tim
 // commitTime is how long one commit may wait for the disk or the cluster.
 const commitTime = 30 * time.Second
 
+func (e *Engine) durable(ctx context.Context, ops ...store.Op) (int64, error) {
+	return durable(ctx, e.Store, ops...)
+}
+
 // durable commits. Whoever asked may hang up in the middle, but what was
 // written must be known to have been written: else the revisions in memory are
 // stale for good, and the machine stands still. So only our own deadline ends it.
-func (e *Engine) durable(ctx context.Context, ops ...store.Op) (int64, error) {
+func durable(ctx context.Context, s store.Store, ops ...store.Op) (int64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTime)
 	defer cancel()
-	return e.Store.Commit(ctx, ops...)
+	return s.Commit(ctx, ops...)
 }
 
 // reread takes a machine's records from the store after a commit that failed:

@@ -93,7 +93,7 @@ func TestSecretsKeepTheVersionsThatGenerationsName(t *testing.T) {
 	if n := len(x.List()); n != 2 {
 		t.Errorf("%d secrets are listed, want pw and rack-bmc", n)
 	}
-	if err := x.Remove(t.Context(), "pw"); err != nil {
+	if err := x.Remove(t.Context(), "pw", nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := x.GetVersion(t.Context(), "pw", 1); err == nil {
@@ -108,7 +108,7 @@ func TestSecretsKeepTheVersionsThatGenerationsName(t *testing.T) {
 		t.Errorf("set anew: version %d, %v", info.Version, err)
 	}
 	s.apply(s.yaml(true))
-	if err := s.Secrets().Remove(t.Context(), "rack-bmc"); err == nil {
+	if err := s.RemoveSecret(t.Context(), "rack-bmc", "ann"); err == nil {
 		t.Error("the password of a declared BMC was removed")
 	}
 }
@@ -124,7 +124,7 @@ func TestAMissingSecretStopsItsMachinesAndNotTheServer(t *testing.T) {
 	}
 	s.apply(strings.Replace(s.yaml(true), "hostname: x", "hostname: x\\npassword: ${secret.pw}", 1))
 	s.Secrets().inUse = nil
-	if err := s.Secrets().Remove(t.Context(), "pw"); err != nil {
+	if err := s.Secrets().Remove(t.Context(), "pw", nil); err != nil {
 		t.Fatal(err)
 	}
 	s.restart()

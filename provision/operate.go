@@ -2,11 +2,13 @@ package provision
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"time"
 
 	"recast/bmc"
+	"recast/image"
 	"recast/inventory"
 	"recast/store"
 )
@@ -16,6 +18,29 @@ const freezeName = "freeze"
 // operate records an operator's word on one machine: the audit entry and the
 // change stand in one transaction.
 func (e *Engine) operate(ctx context.Context, name, who, what, detail string, change func(State) (State, error)) error {
+	return e.said(ctx, name, who, what, detail, func(m *machine, said []TimelineEntry, audit store.Op) error {
+		next, err := change(m.snapshot())
+		if err != nil {
+			return fmt.Errorf("%s %q: %w", what, name, err)
+		}
+		return e.commit(ctx, m, next, said, audit)
+	})
+}
+
+// command is an operator's word that is an event of the machine; check says why
+// not. What was said and what came of it stand in one transaction.
+func (e *Engine) command(ctx context.Context, name, who, what string, check func(State) error, ev Event) error {
+	return e.said(ctx, name, who, what, "", func(m *machine, said []TimelineEntry, audit store.Op) error {
+		if err := check(m.snapshot()); err != nil {
+			return fmt.Errorf("%s %q: %w", what, name, err)
+		}
+		return e.handleWith(ctx, m, ev, said, audit)
+	})
+}
+
+// said makes the records of an operator's word, and lets do commit them with what
+// it changes. The machine's lock is held over that.
+func (e *Engine) said(ctx context.Context, name, who, what, detail string, do func(m *machine, said []TimelineEntry, audit store.Op) error) error {
 	e.applyMu.Lock()
 	defer e.applyMu.Unlock()
 	if e.Set().Machine(name) == nil {
@@ -28,15 +53,11 @@ func (e *Engine) operate(ctx context.Context, name, who, what, detail string, ch
 	m := e.machine(name)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	next, err := change(m.snapshot())
-	if err != nil {
-		return fmt.Errorf("%s %q: %w", what, name, err)
-	}
 	text := what + " by " + who
 	if detail != "" {
 		text += ": " + detail
 	}
-	return e.commit(ctx, m, next, []TimelineEntry{{Time: e.Now(), Kind: "operator", Text: text}}, audit)
+	return do(m, []TimelineEntry{{Time: e.Now(), Kind: "operator", Text: text}}, audit)
 }
 
 // Hold keeps recast from starting anything on a machine; ttl 0 means until released.
@@ -66,33 +87,43 @@ func (e *Engine) Release(ctx context.Context, name, who string) error {
 // Retry gives a failed machine, or one that waits for a person's word, another
 // turn in its rollout.
 func (e *Engine) Retry(ctx context.Context, name, who string) error {
-	return e.operate(ctx, name, who, "retry", "", func(s State) (State, error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx) // two transactions: whoever hangs up between them must not leave half
+	if err := e.operate(ctx, name, who, "retry", "", func(s State) (State, error) {
 		if Busy(s.Status.Phase) {
 			return s, fmt.Errorf("an attempt is under way (%s); recast abort %s stops it", s.Status.Step, name)
 		}
-		if ok, err := e.again(ctx, name); err != nil {
-			return s, err
-		} else if !ok {
+		if _, ok := e.rolloutOf(name); !ok {
 			return s, fmt.Errorf("no applied plan says what to do with it; recast plan PATH shows what apply would do")
 		}
 		if s.Status.Phase == Failed {
 			s.Status.Phase, s.Status.Step, s.Status.NextAction = Available, StepNone, ""
 		}
 		return s, nil
-	})
+	}); err != nil {
+		return err
+	}
+	// After the audit entry: a crash between them costs the turn, which another
+	// retry gives, and not the record of who gave it.
+	e.applyMu.Lock()
+	defer e.applyMu.Unlock()
+	if err := e.again(ctx, name); err != nil {
+		return fmt.Errorf("retry %q: %w", name, err)
+	}
+	e.nudge()
+	return nil
 }
 
 // Abort stops the attempt under way.
 func (e *Engine) Abort(ctx context.Context, name, who string) error {
-	if err := e.operate(ctx, name, who, "abort", "", func(s State) (State, error) {
+	return e.command(ctx, name, who, "abort", func(s State) error {
 		if !Busy(s.Status.Phase) {
-			return s, fmt.Errorf("nothing is under way")
+			return fmt.Errorf("nothing is under way")
 		}
-		return s, nil
-	}); err != nil {
-		return err
-	}
-	return e.handle(ctx, e.machine(name), Aborted{By: who})
+		return nil
+	}, Aborted{By: who})
 }
 
 // Look netboots a machine to take its inventory and nothing else.
@@ -109,20 +140,17 @@ func (e *Engine) begin(ctx context.Context, name, who, what string, purpose Purp
 	e.mu.RLock()
 	w := e.wanted[name]
 	e.mu.RUnlock()
-	if err := e.operate(ctx, name, who, what, "", func(s State) (State, error) {
+	return e.command(ctx, name, who, what, func(s State) error {
 		switch {
 		case Busy(s.Status.Phase):
-			return s, fmt.Errorf("an attempt is under way (%s)", s.Status.Step)
+			return fmt.Errorf("an attempt is under way (%s)", s.Status.Step)
 		case s.Status.Hold != nil:
-			return s, fmt.Errorf("it is held: %s; recast release %s", s.Status.Hold.Reason, name)
+			return fmt.Errorf("it is held: %s; recast release %s", s.Status.Hold.Reason, name)
 		case purpose == PurposeAdopt && w.Group == nil:
-			return s, fmt.Errorf("no group selects it")
+			return fmt.Errorf("no group selects it")
 		}
-		return s, nil
-	}); err != nil {
-		return err
-	}
-	return e.handle(ctx, e.machine(name), Started{Purpose: purpose, Generation: w.Generation.Digest,
+		return nil
+	}, Started{Purpose: purpose, Generation: w.Generation.Digest,
 		Rendered: w.Rendered.Digest, Epoch: e.Store.Epoch(), By: who})
 }
 
@@ -151,6 +179,12 @@ func (e *Engine) setFreeze(ctx context.Context, who, what string, f Freeze) erro
 		return err
 	}
 	if _, err := e.durable(ctx, op, audit); err != nil {
+		// It may have happened all the same.
+		if now, _, again := e.freezes.Get(context.WithoutCancel(ctx), freezeName); again == nil {
+			e.mu.Lock()
+			e.frozen = now
+			e.mu.Unlock()
+		}
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	e.mu.Lock()
@@ -232,23 +266,73 @@ func (e *Engine) Secrets() *Secrets { return e.secrets }
 func (e *Engine) SetSecret(ctx context.Context, name string, value []byte, who string) (SecretInfo, error) {
 	e.applyMu.Lock()
 	defer e.applyMu.Unlock()
-	info, err := e.secrets.Set(ctx, name, value, who, e.Now())
-	if err != nil {
-		return info, err
+	before, _ := e.secrets.Version(name)
+	info, err := e.secrets.Set(ctx, name, value, who, e.Now(), e.auditSecret(ctx, who, "secret set"))
+	e.resolveAgain(name, before)
+	return info, err
+}
+
+// RemoveSecret deletes a secret that nothing applied needs.
+func (e *Engine) RemoveSecret(ctx context.Context, name, who string) error {
+	e.applyMu.Lock()
+	defer e.applyMu.Unlock()
+	before, _ := e.secrets.Version(name)
+	err := e.secrets.Remove(ctx, name, e.auditSecret(ctx, who, "secret remove"))
+	e.resolveAgain(name, before)
+	return err
+}
+
+func (e *Engine) auditSecret(ctx context.Context, who, what string) auditWrite {
+	return func(name string, version int) (store.Op, error) {
+		return e.audit(ctx, AuditEntry{Who: who, What: what, Detail: fmt.Sprintf("%s version %d", name, version), At: e.Now()})
 	}
-	audit, err := e.audit(ctx, AuditEntry{Who: who, What: "secret set", Detail: fmt.Sprintf("%s version %d", name, info.Version), At: e.Now()})
-	if err == nil {
-		_, err = e.durable(ctx, audit)
-	}
-	if err != nil {
-		return info, err
+}
+
+// resolveAgain looks what every machine shall run, if the secret is another one
+// now. applyMu is held.
+func (e *Engine) resolveAgain(secret string, before int) {
+	if now, _ := e.secrets.Version(secret); now == before {
+		return
 	}
 	e.mu.RLock()
 	set, rev := e.set, e.setRev
 	e.mu.RUnlock()
 	e.install(set, rev)
-	return info, nil
 }
+
+// AcceptImage puts an image into the audit log before it is kept; for the image
+// store's Accept.
+func (e *Engine) AcceptImage(ctx context.Context, who string) func(image.Info) error {
+	return func(i image.Info) error {
+		return e.Record(ctx, AuditEntry{Who: who, What: "image add", Image: i.Digest, Detail: i.Source})
+	}
+}
+
+// RemoveImage deletes an image that nothing needs.
+func (e *Engine) RemoveImage(ctx context.Context, d inventory.Digest, who string) error {
+	if err := e.mayRemove(ctx, d, who); err != nil {
+		return err
+	}
+	// Without applyMu, which the image store's listener takes. An apply that comes
+	// between is one that came after: its machines wait for the image.
+	return e.Images.Remove(d)
+}
+
+func (e *Engine) mayRemove(ctx context.Context, d inventory.Digest, who string) error {
+	e.applyMu.Lock()
+	defer e.applyMu.Unlock()
+	info, err := e.Images.Info(d)
+	if err != nil {
+		return err
+	}
+	if user := e.ImageUser(d); user != "" {
+		return fmt.Errorf("remove image %s: %s %w", d.Short(), user, ErrInUse)
+	}
+	return e.record(ctx, AuditEntry{Who: who, What: "image remove", Image: d, Detail: info.Source})
+}
+
+// ErrInUse: what shall be removed is needed by somebody.
+var ErrInUse = errors.New("needs it")
 
 // Authority is the CA.
 func (e *Engine) Authority() *Authority { return e.authority }

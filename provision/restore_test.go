@@ -49,7 +49,7 @@ func (s *site) restore(backup []byte) {
 	if err := os.Remove(path); err != nil {
 		s.t.Fatal(err)
 	}
-	if _, err := store.Restore(s.t.Context(), bytes.NewReader(backup), path); err != nil {
+	if _, err := store.Restore(s.t.Context(), bytes.NewReader(backup), path, nil); err != nil {
 		s.t.Fatal(err)
 	}
 	s.open()

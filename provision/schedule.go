@@ -76,22 +76,27 @@ func (r Rollout) marked(names []string, started bool) Rollout {
 	return r
 }
 
-// again gives a machine another turn in its rollout; false where it stands in
-// none. applyMu is held.
-func (e *Engine) again(ctx context.Context, name string) (bool, error) {
+// rolloutOf finds the rollout that a machine stands in.
+func (e *Engine) rolloutOf(name string) (r Rollout, ok bool) {
 	e.mu.RLock()
-	g := e.set.GroupOf(name)
-	var r Rollout
-	if g != nil {
+	defer e.mu.RUnlock()
+	if g := e.set.GroupOf(name); g != nil {
 		r = e.rolling[g.Name]
 	}
-	e.mu.RUnlock()
-	if _, ok := r.Machines[name]; !ok {
-		return false, nil
+	_, ok = r.Machines[name]
+	return r, ok
+}
+
+// again gives a machine another turn in its rollout, if it stands in one.
+// applyMu is held.
+func (e *Engine) again(ctx context.Context, name string) error {
+	r, ok := e.rolloutOf(name)
+	if !ok {
+		return nil
 	}
 	r = r.marked([]string{name}, false)
 	r.Stopped = ""
-	return true, e.saveRollout(ctx, r)
+	return e.saveRollout(ctx, r)
 }
 
 // blocked is the last part of the admission check: things outside the rollout
@@ -150,7 +155,7 @@ func (e *Engine) Mend(d inventory.Digest) {
 		}
 		ctx := e.background()
 		e.applyMu.Lock()
-		_, err := e.again(ctx, m.name) // first: a crash now must not cost it its turn
+		err := e.again(ctx, m.name) // first: a crash now must not cost it its turn
 		e.applyMu.Unlock()
 		if err == nil {
 			err = e.handle(ctx, m, Mended{})

@@ -113,15 +113,18 @@ func readIdentity(path string) (*age.X25519Identity, error) {
 	return id, nil
 }
 
-// Set stores a new version of a secret.
-func (x *Secrets) Set(ctx context.Context, name string, value []byte, by string, now time.Time) (SecretInfo, error) {
+// auditWrite makes what is committed with a change of a secret; nil for nothing.
+type auditWrite func(name string, version int) (store.Op, error)
+
+// Set stores a new version of a secret, and with it what also makes.
+func (x *Secrets) Set(ctx context.Context, name string, value []byte, by string, now time.Time, also auditWrite) (SecretInfo, error) {
 	if !secretName.MatchString(name) {
 		return SecretInfo{}, fmt.Errorf("set secret %q: a name has lower-case letters, digits and hyphens", name)
 	}
-	return x.put(ctx, name, value, by, now)
+	return x.put(ctx, name, value, by, now, also)
 }
 
-func (x *Secrets) put(ctx context.Context, name string, value []byte, by string, now time.Time) (SecretInfo, error) {
+func (x *Secrets) put(ctx context.Context, name string, value []byte, by string, now time.Time, also auditWrite) (SecretInfo, error) {
 	var box bytes.Buffer
 	w, err := age.Encrypt(&box, x.identity.Recipient())
 	if err != nil {
@@ -146,14 +149,42 @@ func (x *Secrets) put(ctx context.Context, name string, value []byte, by string,
 	if err != nil {
 		return SecretInfo{}, err
 	}
-	if _, err := x.store.Commit(ctx, op, keep); err != nil {
+	ops := []store.Op{op, keep}
+	if also != nil {
+		op, err := also(name, row.Version)
+		if err != nil {
+			return SecretInfo{}, err
+		}
+		ops = append(ops, op)
+	}
+	if _, err := durable(ctx, x.store, ops...); err != nil {
+		x.reread(ctx, name)
 		return SecretInfo{}, fmt.Errorf("store secret %q: %w", name, err)
 	}
-	info := SecretInfo{Name: name, Version: row.Version, At: now, By: by}
+	return x.know(name, row), nil
+}
+
+// know remembers what stands in the store now.
+func (x *Secrets) know(name string, row sealed) SecretInfo {
+	info := SecretInfo{Name: name, Version: row.Version, At: row.At, By: row.By}
 	x.mu.Lock()
-	x.info[name] = info
-	x.mu.Unlock()
-	return info, nil
+	defer x.mu.Unlock()
+	if len(row.Box) == 0 {
+		delete(x.info, name)
+	} else {
+		x.info[name] = info
+	}
+	return info
+}
+
+// reread looks what a commit left that failed: where it was cut off by its
+// deadline it may have happened all the same.
+func (x *Secrets) reread(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if row, _, err := x.table.Get(ctx, name); err == nil {
+		x.know(name, row)
+	}
 }
 
 func versionName(name string, version int) string { return fmt.Sprintf("%s@%d", name, version) }
@@ -215,8 +246,9 @@ func (x *Secrets) List() []SecretInfo {
 	return out
 }
 
-// Remove deletes a secret in all its versions. One that is needed stays.
-func (x *Secrets) Remove(ctx context.Context, name string) error {
+// Remove deletes a secret in all its versions, and commits with it what also
+// makes. One that is needed stays.
+func (x *Secrets) Remove(ctx context.Context, name string, also auditWrite) error {
 	if _, ok := x.Version(name); !ok || strings.HasPrefix(name, internalPrefix) {
 		return fmt.Errorf("remove secret %q: it is not set", name)
 	}
@@ -229,23 +261,64 @@ func (x *Secrets) Remove(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("remove secret %q: %w", name, err)
 	}
-	last := row.Version
 	row.Box = nil
 	op, err := x.table.PutOp(name, row, rev)
 	if err != nil {
 		return err
 	}
-	if _, err := x.store.Commit(ctx, op); err != nil {
+	ops := []store.Op{op}
+	if also != nil {
+		op, err := also(name, row.Version)
+		if err != nil {
+			return err
+		}
+		ops = append(ops, op)
+	}
+	if _, err := durable(ctx, x.store, ops...); err != nil {
+		x.reread(ctx, name)
 		return fmt.Errorf("remove secret %q: %w", name, err)
 	}
-	for v := 1; v <= last; v++ {
-		if _, err := x.store.Commit(ctx, x.table.DeleteOp(versionName(name, v), store.Any)); err != nil {
-			return fmt.Errorf("remove version %d of secret %q: %w", v, name, err)
+	x.know(name, row)
+	if err := x.collect(ctx, nil); err != nil {
+		return fmt.Errorf("remove the versions of secret %q: %w; the next start of the server removes them", name, err)
+	}
+	return nil
+}
+
+// collect deletes versions: those of a removed secret, and those that are neither
+// the newest nor needed. A nil needed needs all.
+func (x *Secrets) collect(ctx context.Context, needed func(name string, version int) bool) error {
+	rows, _, err := x.table.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list secrets: %w", err)
+	}
+	newest := map[string]sealed{}
+	for _, row := range rows {
+		if !strings.Contains(row.Name, "@") {
+			newest[row.Name] = row.Value
 		}
 	}
-	x.mu.Lock()
-	delete(x.info, name)
-	x.mu.Unlock()
+	var ops []store.Op
+	for _, row := range rows {
+		name, _, version := strings.Cut(row.Name, "@")
+		now, ok := newest[name]
+		if !version || !ok || len(now.Box) > 0 && (needed == nil || row.Value.Version == now.Version || needed(name, row.Value.Version)) {
+			continue
+		}
+		ops = append(ops, x.table.DeleteOp(row.Name, row.Revision))
+	}
+	return deleteAll(ctx, x.store, ops)
+}
+
+// deleteAll commits deletes, as many at once as fit. Each stands for itself.
+func deleteAll(ctx context.Context, s store.Store, ops []store.Op) error {
+	for len(ops) > 0 {
+		n := min(len(ops), store.MaxOps)
+		if _, err := durable(ctx, s, ops[:n]...); err != nil {
+			return err
+		}
+		ops = ops[n:]
+	}
 	return nil
 }
 
@@ -258,7 +331,7 @@ func (x *Secrets) internal(ctx context.Context, name string, now time.Time, make
 	if err != nil {
 		return nil, fmt.Errorf("make %s: %w", name, err)
 	}
-	if _, err := x.put(ctx, internalPrefix+name, value, "", now); err != nil {
+	if _, err := x.put(ctx, internalPrefix+name, value, "", now, nil); err != nil {
 		return nil, err
 	}
 	return value, nil

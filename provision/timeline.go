@@ -197,7 +197,7 @@ func (e *Engine) watchLeases(ctx context.Context) {
 			var l inventory.Lease
 			if !ev.Deleted {
 				var err error
-				if err = json.Unmarshal(ev.Value, &l); err != nil {
+				if l, err = e.leaseTable.Decode(ev.Record); err != nil {
 					e.Log.Warn("lease left out", "key", ev.Key, "err", err)
 					continue
 				}

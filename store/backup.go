@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // A backup is lines of JSON: a header, one line per record by key, and a
@@ -203,8 +204,9 @@ func readLine(in *bufio.Reader) ([]byte, error) {
 // Restore makes a new store file at path from a backup, with an epoch of its
 // own: what was promised to machines before the backup was taken is void. It
 // never touches a store that exists. For a cluster, restore into a file and
-// Copy from there.
-func Restore(ctx context.Context, r io.Reader, path string) (int, error) {
+// Copy from there. What record adds, nil for nothing, is there from the first
+// moment.
+func Restore(ctx context.Context, r io.Reader, path string, record func(Store) error) (int, error) {
 	if _, err := os.Lstat(path); err == nil {
 		return 0, exists(path)
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -215,13 +217,37 @@ func Restore(ctx context.Context, r io.Reader, path string) (int, error) {
 		return 0, fmt.Errorf("restore store %q: %w", path, err)
 	}
 	m.state.Epoch = newEpoch()
-	switch err := createFile(path, m, false); {
+	switch err := restoreFile(path, m, record); {
 	case errors.Is(err, fs.ErrExist):
 		return 0, exists(path)
 	case err != nil:
 		return 0, fmt.Errorf("restore store %q: %w", path, err)
 	}
 	return m.records.count, nil
+}
+
+// restoreFile makes the file under another name, and gives it its own once it is
+// whole.
+func restoreFile(path string, m *image, record func(Store) error) error {
+	if record == nil {
+		return createFile(path, m, false)
+	}
+	fresh := path + ".restoring-" + newEpoch()
+	if err := createFile(fresh, m, false); err != nil {
+		return err
+	}
+	defer os.Remove(fresh)
+	s, err := OpenBolt(fresh, BoltOptions{MustExist: true})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(record(s), s.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(fresh, path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
 }
 
 func exists(path string) error {

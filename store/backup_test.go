@@ -59,7 +59,7 @@ func backup(t testing.TB, s Store) []byte {
 func restored(t testing.TB, b []byte) Store {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "new", "recast.db")
-	if _, err := Restore(ctx(t), bytes.NewReader(b), path); err != nil {
+	if _, err := Restore(ctx(t), bytes.NewReader(b), path, nil); err != nil {
 		t.Fatal(err)
 	}
 	s, err := OpenBolt(path, BoltOptions{MustExist: true})
@@ -100,7 +100,7 @@ func TestRestoreNeverTouchesAStore(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Restore(ctx(t), bytes.NewReader(b), path)
+	_, err := Restore(ctx(t), bytes.NewReader(b), path, nil)
 	expectErr(t, "restore", fs.ErrExist, err)
 	oneLine(t, err, path, "move it away")
 	content, err := os.ReadFile(path)
@@ -119,7 +119,7 @@ func TestHurtBackupIsRefusedAndLeavesNothing(t *testing.T) {
 	refuse := func(what string, b []byte) {
 		t.Helper()
 		path := filepath.Join(dir, "recast.db")
-		_, err := Restore(ctx(t), bytes.NewReader(b), path)
+		_, err := Restore(ctx(t), bytes.NewReader(b), path, nil)
 		if err == nil {
 			t.Fatalf("%s was restored", what)
 		}
@@ -147,9 +147,9 @@ func TestHurtBackupIsRefusedAndLeavesNothing(t *testing.T) {
 	refuse("one with a tail", append(bytes.Clone(whole), '\n'))
 	refuse("an endless line", bytes.Repeat([]byte("x"), 2*backupLine))
 
-	_, err := Restore(ctx(t), strings.NewReader(`{"recastBackup":2,"shape":"unknown"}`+"\n"), filepath.Join(dir, "recast.db"))
+	_, err := Restore(ctx(t), strings.NewReader(`{"recastBackup":2,"shape":"unknown"}`+"\n"), filepath.Join(dir, "recast.db"), nil)
 	expectErr(t, "a newer backup", ErrNewer, err)
-	_, err = Restore(ctx(t), strings.NewReader("-- SQL dump\n"), filepath.Join(dir, "recast.db"))
+	_, err = Restore(ctx(t), strings.NewReader("-- SQL dump\n"), filepath.Join(dir, "recast.db"), nil)
 	oneLine(t, err, "does not begin like a backup")
 }
 

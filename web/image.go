@@ -2,7 +2,6 @@ package web
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 
 	"github.com/labstack/echo/v4"
@@ -33,7 +32,7 @@ func (s *Server) imageRoutes() []route {
 // addImage streams: the body may be larger than memory.
 func (s *Server) addImage(c echo.Context) error {
 	ctx := c.Request().Context()
-	o := image.AddOptions{MaxSize: s.ImageMaxSize}
+	o := image.AddOptions{MaxSize: s.ImageMaxSize, Accept: s.Engine.AcceptImage(ctx, who(c))}
 	if c.Request().Header.Get(echo.HeaderContentType) == echo.MIMEApplicationJSON {
 		c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, bodyLimit[scopeKnock])
 		in, err := read[ImageSource](c)
@@ -68,10 +67,7 @@ func (s *Server) removeImage(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	if user := s.Engine.ImageUser(d); user != "" {
-		return refuse(http.StatusConflict, fmt.Errorf("remove image %s: %s needs it", d.Short(), user))
-	}
-	return s.Images.Remove(d)
+	return s.Engine.RemoveImage(c.Request().Context(), d, who(c))
 }
 
 func (s *Server) verifyImage(c echo.Context) error {

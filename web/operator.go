@@ -122,7 +122,7 @@ func (s *Server) operatorRoutes() []route {
 			func(echo.Context) ([]provision.Rollout, error) { return listed(e.Rollouts()), nil }),
 		show(apiRoot+"/leases", scopeOperator, "Addresses in use.",
 			func(echo.Context) ([]inventory.Lease, error) { return listed(e.Leases()), nil }),
-		show(apiRoot+"/audit", scopeOperator, "Who did what, oldest first.",
+		show(apiRoot+"/audit", scopeOperator, "Who did what, oldest first, and where the chain of hashes is broken.",
 			func(c echo.Context) ([]provision.AuditEntry, error) {
 				log, err := e.Audit(c.Request().Context())
 				return listed(log), err
@@ -139,7 +139,7 @@ func (s *Server) operatorRoutes() []route {
 			if _, ok := e.Secrets().Version(c.Param("name")); !ok {
 				return refuse(http.StatusNotFound, fmt.Errorf("there is no secret %q; recast secret list lists them", c.Param("name")))
 			}
-			return refuse(http.StatusConflict, e.Secrets().Remove(c.Request().Context(), c.Param("name")))
+			return refuse(http.StatusConflict, e.RemoveSecret(c.Request().Context(), c.Param("name"), who(c)))
 		}),
 	}
 	return append(append(routes, s.machineRoutes()...), s.imageRoutes()...)

@@ -63,7 +63,7 @@ func statusOf(err error) int {
 		return http.StatusForbidden
 	case isFiles:
 		return http.StatusUnprocessableEntity
-	case errors.Is(err, provision.ErrPlanMoved):
+	case errors.Is(err, provision.ErrPlanMoved), errors.Is(err, provision.ErrInUse):
 		return http.StatusConflict
 	case errors.Is(err, image.ErrNotFound):
 		return http.StatusNotFound

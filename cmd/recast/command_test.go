@@ -286,6 +286,10 @@ func TestStoreIsBackedUpRestoredAndCopied(t *testing.T) {
 		if err != nil || string(r.Value) != "2" || s.Epoch() == epoch {
 			t.Errorf("%s: %v %v epoch %s", file, r, err, s.Epoch())
 		}
+		log, _, err := s.List(t.Context(), "/recast/audit/")
+		if err != nil || len(log) == 0 || !strings.Contains(string(log[0].Value), `"what":"store restore"`) {
+			t.Errorf("%s: the audit log is %v, %v", file, log, err)
+		}
 		s.Close()
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -28,7 +29,9 @@ func newGet() *cobra.Command {
 Groups, definitions and networks are the applied ones; images are those the server holds;
 discovered machines are undeclared ones, and orphans those that are declared no more. NAME is an
 object's name, or the first digits of a digest. -o wide shows more columns; with discovered, the
-YAML that declares each machine.`,
+YAML that declares each machine. audit is who did what, oldest first (NAME: to one machine); it ends
+with an error that names each entry where the chain of hashes is broken, and -o wide shows the
+hashes: keep the newest elsewhere to see that nothing was cut off the end.`,
 		Example:           "  recast get machines -o wide\n  recast get machines --watch\n  recast get discovered -o wide",
 		Args:              arguments(cobra.RangeArgs(1, 2)),
 		ValidArgsFunction: completeKinds,
@@ -86,7 +89,7 @@ func get(cmd *cobra.Command, kind, name, output string) error {
 	case "leases":
 		return list(l, named(func(v inventory.Lease) string { return v.Addr.String() }), leaseRow)
 	case "audit":
-		return list(l, named(func(a provision.AuditEntry) string { return a.Machine }), auditRow)
+		return getAudit(l)
 	case "secrets":
 		return list(l, named(func(s provision.SecretInfo) string { return s.Name }), secretRow)
 	case "images":
@@ -155,6 +158,21 @@ func showList[T any](l listing, all []T, is func(T, string) bool, row func(v *T,
 		}
 		rows(w, lines)
 	})
+}
+
+// getAudit shows the audit log, and fails where its chain of hashes is broken.
+func getAudit(l listing) error {
+	var all []provision.AuditEntry
+	if err := l.c.call(l.cmd.Context(), http.MethodGet, "/api/v1/audit", nil, &all); err != nil {
+		return err
+	}
+	err := showList(l, all, named(func(a provision.AuditEntry) string { return a.Machine }), auditRow)
+	for _, a := range all {
+		if a.Broken != "" {
+			err = errors.Join(err, fmt.Errorf("the audit log was changed: entry %d: %s", a.Seq, a.Broken))
+		}
+	}
+	return err
 }
 
 // getDiscovered shows, wide, the YAML that declares each machine.

@@ -102,8 +102,9 @@ func (s *server) address(network string) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// operatorToken reads the token, or makes it at first start.
-func operatorToken(path string) (string, error) {
+// operatorToken reads the token, or makes it at first start. record is told
+// before there is a new one.
+func operatorToken(path string, record func() error) (string, error) {
 	raw, err := os.ReadFile(path)
 	if err == nil {
 		if token := strings.TrimSpace(string(raw)); len(token) >= 32 {
@@ -119,6 +120,9 @@ func operatorToken(path string) (string, error) {
 		return "", err
 	}
 	token := hex.EncodeToString(b[:])
+	if err := record(); err != nil {
+		return "", err
+	}
 	if err := writePrivate(path, []byte(token+"\n")); err != nil {
 		return "", fmt.Errorf("write the operator's token: %w", err)
 	}

@@ -106,11 +106,22 @@ func leaseRow(l *inventory.Lease, _ bool) []string {
 	return []string{l.Addr.String(), l.MAC.String(), dash(l.Machine), l.Network, string(l.State), l.Expires.Format(time.DateTime)}
 }
 
-func auditRow(a *provision.AuditEntry, _ bool) []string {
-	if a == nil {
-		return []string{"SEQ", "AT", "WHO", "WHAT", "MACHINE", "PLAN", "ERASE", "DETAIL"}
+func auditRow(a *provision.AuditEntry, wide bool) []string {
+	row := []string{"SEQ", "AT", "WHO", "WHAT", "ABOUT", "PLAN", "ERASE", "DETAIL"}
+	if a != nil {
+		about := a.Machine
+		if a.Image != "" {
+			about = "image " + a.Image.Short()
+		}
+		row = []string{fmt.Sprint(a.Seq), a.At.Format(time.DateTime), a.Who, a.What, dash(about), shortOr(a.Plan, "-"), dash(strings.Join(a.Erase, ",")), dash(a.Detail)}
 	}
-	return []string{fmt.Sprint(a.Seq), a.At.Format(time.DateTime), a.Who, a.What, dash(a.Machine), shortOr(a.Plan, "-"), dash(strings.Join(a.Erase, ",")), dash(a.Detail)}
+	switch {
+	case wide && a == nil:
+		row = append(row, "HASH")
+	case wide:
+		row = append(row, a.Hash.String())
+	}
+	return row
 }
 
 func secretRow(s *provision.SecretInfo, _ bool) []string {

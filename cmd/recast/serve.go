@@ -88,6 +88,15 @@ func openStore(ctx context.Context, c config) (store.Store, error) {
 	return store.OpenBolt(c.storeFile(), store.BoltOptions{})
 }
 
+// serverName is this server in the audit log and in the hold on a cluster.
+func serverName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "this host"
+	}
+	return fmt.Sprintf("recast serve@%s", host)
+}
+
 // server is everything that runs, wired.
 type server struct {
 	config
@@ -154,7 +163,9 @@ func (s *server) open(ctx context.Context) (err error) {
 		Ramdisk: s.ramdiskFiles, SoftOff: cmp.Or(s.SoftOff, -1), Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
-	if s.token, err = operatorToken(filepath.Join(s.Data, "operator.token")); err != nil {
+	if s.token, err = operatorToken(filepath.Join(s.Data, "operator.token"), func() error {
+		return s.engine.Record(ctx, provision.AuditEntry{Who: serverName(), What: "operator token made"})
+	}); err != nil {
 		return err
 	}
 	boot := ipxe.Boot{Have: s.loaders.Have}

@@ -201,6 +201,7 @@ var varying = []struct {
 	{regexp.MustCompile(`/tmp/\S*/00\d/`), "DIR/"},
 	{regexp.MustCompile(`by [^ @]+@127\.0\.0\.1`), "by WHO"},
 	{regexp.MustCompile(`[^ @]+@127\.0\.0\.1`), "WHO"},
+	{regexp.MustCompile(`recast serve@\S+`), "recast serve@HOST"},
 	{regexp.MustCompile(`(?m)[ ]+$`), ""},
 	{regexp.MustCompile(`([^ \n]) {2,}`), "$1  "},
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/user"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"recast/provision"
 	"recast/store"
 )
 
@@ -60,8 +62,9 @@ restore checks. It holds the sealed secrets.`,
 	restore := &cobra.Command{
 		Use: "restore FILE|-", Short: "Make the store anew from a backup",
 		Long: `Make the store anew from a backup, with an epoch of its own: what was promised to machines
-before is void, and nothing is written to a disk until a new plan is applied. A store that exists
-is never touched: move it away first. For a cluster, restore into a data folder and copy from there.`,
+before is void, and nothing is written to a disk until a new plan is applied. The audit log says
+who restored it. A store that exists is never touched: move it away first. For a cluster, restore
+into a data folder and copy from there.`,
 		Example: "  mv /var/lib/recast/recast.db /var/lib/recast/recast.db.old\n  recast store restore recast-2026-11-22.backup",
 		Args:    arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -84,7 +87,9 @@ is never touched: move it away first. For a cluster, restore into a data folder 
 			if err := os.MkdirAll(c.Data, 0o700); err != nil {
 				return fmt.Errorf("make the data folder: %w", err)
 			}
-			n, err := store.Restore(cmd.Context(), in, c.storeFile())
+			n, err := store.Restore(cmd.Context(), in, c.storeFile(), func(s store.Store) error {
+				return recordOffline(cmd.Context(), s, "store restore", "from "+args[0]+"; the epoch is a new one")
+			})
 			if err != nil {
 				return err
 			}
@@ -107,6 +112,9 @@ for a cluster. A copy that was interrupted goes on when it is repeated.`,
 				return errors.Join(err, from.Close())
 			}
 			n, err := store.Copy(cmd.Context(), from, to)
+			if err == nil {
+				err = recordOffline(cmd.Context(), to, "store copy", "from "+args[0])
+			}
 			if err := errors.Join(err, to.Close(), from.Close()); err != nil {
 				return err
 			}
@@ -133,6 +141,18 @@ func openStopped(ctx context.Context, name string, create bool) (store.Store, er
 		return store.OpenEtcd(ctx, store.EtcdOptions{Endpoints: strings.Split(endpoints, ",")})
 	}
 	return store.OpenBolt(name, store.BoltOptions{MustExist: !create, Timeout: 500 * time.Millisecond})
+}
+
+// recordOffline puts what was done to a stopped server's store into its audit log.
+func recordOffline(ctx context.Context, s store.Store, what, detail string) error {
+	who := "operator"
+	if u, err := user.Current(); err == nil {
+		who = u.Username
+	}
+	if host, err := os.Hostname(); err == nil {
+		who += "@" + host
+	}
+	return provision.RecordIn(ctx, s, provision.AuditEntry{At: time.Now(), Who: who, What: what, Detail: detail})
 }
 
 // backupTo writes a new file, 0600, that is whole or not there.
