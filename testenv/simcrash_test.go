@@ -193,8 +193,11 @@ func simPoints(t *testing.T) int {
 	if n, err := strconv.Atoi(os.Getenv("RECAST_KILLS")); err == nil {
 		return n
 	}
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		return 20
+	case os.Getenv("RECAST_LONG") != "":
+		return 2000
 	}
 	return 200
 }
