@@ -271,6 +271,7 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 	report.Step = inventory.AgentDone
 	if err == nil {
 		report.ReadBack, report.Table = result.Image, result.Table
+		report.BootOrder, report.BootEntry = result.BootOrder, result.BootEntry
 		report.Done = report.Total
 		s.Log("done: the disk reads back as image %s", result.Image.Short())
 	} else {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -139,7 +140,19 @@ func bootNumber(name string) (uint16, bool) {
 
 func bootName(n uint16) string { return fmt.Sprintf("Boot%04X-%s", n, globalVariable) }
 
-const bootOrder = "BootOrder-" + globalVariable
+const (
+	bootOrder   = "BootOrder-" + globalVariable
+	bootCurrent = "BootCurrent-" + globalVariable
+)
+
+// hexVariable is "" for a variable that cannot be read.
+func hexVariable(vars Variables, name string) string {
+	b, err := vars.Get(name)
+	if err != nil {
+		return ""
+	}
+	return hex.EncodeToString(b)
+}
 
 // setBootEntry makes the firmware start e from esp, before everything else. It
 // replaces the entries with e's label, which are ours, and touches no other.

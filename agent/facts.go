@@ -143,7 +143,7 @@ func (h Hardware) boot() inventory.BootFacts {
 	b := inventory.BootFacts{Mode: "bios"}
 	if _, err := os.Stat(h.Root + "/sys/firmware/efi"); err == nil {
 		b.Mode = "uefi"
-		v, err := VarFS(h.Root + efiVars).Get("SecureBoot-" + globalVariable)
+		v, err := VarFS(h.Root + EFIVars).Get("SecureBoot-" + globalVariable)
 		b.SecureBoot = err == nil && len(v) > 0 && v[0] == 1
 	}
 	return b
@@ -154,10 +154,11 @@ func (h Hardware) Variables() Variables {
 	if _, err := os.Stat(h.Root + "/sys/firmware/efi"); err != nil {
 		return nil
 	}
-	return VarFS(h.Root + efiVars)
+	return VarFS(h.Root + EFIVars)
 }
 
-const efiVars = "/sys/firmware/efi/efivars"
+// EFIVars is where a system has its efivarfs.
+const EFIVars = "/sys/firmware/efi/efivars"
 
 // notDisks are block devices that are no disks of the machine.
 var notDisks = regexp.MustCompile(`^(loop|ram|zram|sr|fd|dm-|md|nbd|mmcblk\d+boot|mmcblk\d+rpmb|nvme\d+c\d+n)`)

@@ -249,12 +249,13 @@ func TestInstalledSystemReportsOnce(t *testing.T) {
 		b, _ := json.Marshal(reportConfig{URL: s.URL, CA: ca, Token: "token-1", Machine: "m1", Generation: someCA, Rendered: someCA, Write: "e.3"})
 		os.WriteFile(filepath.Join(dir, reportFile), b, 0o600)
 		fails = 1
-		if err := ReportBooted(t.Context(), dir, time.Minute, t.Logf); err != nil {
+		vars := fakeVars{bootOrder: order(3, 0), bootCurrent: order(3)}
+		if err := ReportBooted(t.Context(), dir, vars, time.Minute, t.Logf); err != nil {
 			t.Fatal(err)
 		}
 		got := s.booted[len(s.booted)-1]
 		boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		if got.Machine != "m1" || got.Generation != someCA || got.Rendered != someCA || got.Write != "e.3" || got.BootID != strings.TrimSpace(string(boot)) {
+		if got.Machine != "m1" || got.Generation != someCA || got.Rendered != someCA || got.Write != "e.3" || got.BootOrder != "03000000" || got.BootCurrent != "0300" || got.BootID != strings.TrimSpace(string(boot)) {
 			t.Errorf("reported %+v", got)
 		}
 	}
@@ -265,7 +266,7 @@ func TestInstalledSystemReportsOnce(t *testing.T) {
 	b, _ := json.Marshal(reportConfig{URL: s.URL, CA: s.ca.String(), Token: "stale", Machine: "m1"})
 	os.WriteFile(filepath.Join(dir, reportFile), b, 0o600)
 	refused := new(StatusError)
-	if err := ReportBooted(t.Context(), dir, time.Minute, t.Logf); !errors.As(err, &refused) || refused.Code != http.StatusUnauthorized {
+	if err := ReportBooted(t.Context(), dir, VarFS(t.TempDir()), time.Minute, t.Logf); !errors.As(err, &refused) || refused.Code != http.StatusUnauthorized {
 		t.Errorf("error %v, want a refusal at once", err)
 	}
 }

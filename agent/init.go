@@ -69,7 +69,7 @@ func boot(ctx context.Context, c *console) (Outcome, error) {
 	mods.coldplug("/sys/devices")
 	// efivarfs may be a module, so that mount could not have it yet.
 	if _, err := os.Stat("/sys/firmware/efi"); err == nil {
-		if err := unix.Mount("efivarfs", efiVars, "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+		if err := unix.Mount("efivarfs", EFIVars, "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil && !errors.Is(err, unix.EBUSY) {
 			c.log("firmware variables cannot be mounted, no boot entry will be made: %v", err)
 		}
 	}

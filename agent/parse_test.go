@@ -182,8 +182,12 @@ func TestWriteSetsTheBootEntryOfTheWrittenDisk(t *testing.T) {
 	w := testWork(p, d, nil, s.URL)
 	vars := fakeVars{}
 	w.EFI, w.Job.EFI = vars, &inventory.EFIEntry{Label: "recast", Loader: `\EFI\BOOT\BOOTX64.EFI`}
-	if _, err := Write(t.Context(), w); err != nil {
+	r, err := Write(t.Context(), w)
+	if err != nil {
 		t.Fatal(err)
+	}
+	if r.BootOrder != "0000" || r.BootEntry != "" {
+		t.Errorf("boot order %q, error %q", r.BootOrder, r.BootEntry)
 	}
 	o, err := ParseLoadOption(vars[bootName(0)])
 	if err != nil {
@@ -192,6 +196,23 @@ func TestWriteSetsTheBootEntryOfTheWrittenDisk(t *testing.T) {
 	// Partition 1 begins at block 2048, and its GUID is sixteen ones.
 	if binary.LittleEndian.Uint64(o.Path[8:]) != 2048 || !bytes.Equal(o.Path[24:40], bytes.Repeat([]byte{1}, 16)) {
 		t.Errorf("device path %x", o.Path)
+	}
+}
+
+// readOnlyVars are those of a firmware that keeps nothing.
+type readOnlyVars struct{ fakeVars }
+
+func (readOnlyVars) Set(string, uint32, []byte) error { return fs.ErrPermission }
+
+func TestARefusedBootEntryIsToldAndFailsNoWrite(t *testing.T) {
+	p := packImage(t, gptImage(t, 6*MiB, 1))
+	s := serveBytes(t, p)
+	d, _ := diskFile(t, 12*MiB, 0)
+	w := testWork(p, d, nil, s.URL)
+	w.EFI, w.Job.EFI = readOnlyVars{fakeVars{}}, &inventory.EFIEntry{Label: "recast", Loader: `\EFI\BOOT\BOOTX64.EFI`}
+	r, err := Write(t.Context(), w)
+	if err != nil || r.Image != w.Job.Image.Digest || !strings.Contains(r.BootEntry, "write Boot0000") || r.BootOrder != "" {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 

@@ -45,6 +45,9 @@ type Result struct {
 	Image inventory.Digest
 	// Table is the digest over the disk's first and last MiB as read back.
 	Table inventory.Digest
+	// BootOrder of the firmware afterwards, in hex; BootEntry is why it has no entry
+	// of ours.
+	BootOrder, BootEntry string
 }
 
 // Progress is where a write is; reports read it while the write goes on.
@@ -538,14 +541,17 @@ func (j *writer) entry(context.Context) error {
 	}
 	esp, ok := systemPartition(j.table.First, j.size)
 	if !ok {
-		j.Log("no EFI system partition in the image: no boot entry made")
+		j.result.BootEntry = "the image has no EFI system partition"
+		j.Log("%s: no boot entry made", j.result.BootEntry)
 		return nil
 	}
 	text, err := setBootEntry(j.EFI, *j.Job.EFI, esp)
 	if err != nil {
+		j.result.BootEntry = err.Error()
 		j.Log("the firmware refuses the boot entry, it has to find %s by itself: %v", j.Job.EFI.Loader, err)
 		return nil
 	}
+	j.result.BootOrder = hexVariable(j.EFI, bootOrder)
 	j.Log("%s", text)
 	return nil
 }

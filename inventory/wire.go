@@ -244,6 +244,10 @@ type Report struct {
 	// Table is the digest of the first and last MiB as read back, which must be
 	// those that were rendered.
 	Table Digest `json:"table,omitempty"`
+	// BootOrder is the firmware's variable of that name as read back after our
+	// entry was set, in hex; "" under BIOS. BootEntry is why none was set.
+	BootOrder string `json:"bootOrder,omitempty"`
+	BootEntry string `json:"bootEntry,omitempty"`
 }
 
 // ReportReply renews the lease, or stops the agent.
@@ -263,6 +267,9 @@ type BootReport struct {
 	Write      string `json:"write"`  // as in Marker
 	BootID     string `json:"bootID"` // /proc/sys/kernel/random/boot_id
 	Hostname   string `json:"hostname,omitempty"`
+	// The firmware's variables of these names, in hex; "" where they cannot be read.
+	BootOrder   string `json:"bootOrder,omitempty"`
+	BootCurrent string `json:"bootCurrent,omitempty"`
 }
 
 // ObservationKind names one thing a server saw of a machine.

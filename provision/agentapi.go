@@ -465,7 +465,7 @@ func (e *Engine) Report(ctx context.Context, token string, r inventory.Report) (
 	}
 	defer m.mu.Unlock()
 	in := m.state.Intent
-	r.Error = clip(r.Error, 4*maxWord)
+	r.Error, r.BootEntry, r.BootOrder = clip(r.Error, 4*maxWord), clip(r.BootEntry, maxWord), clip(r.BootOrder, 4*maxWord)
 	if in.Fence != r.Fence || m.state.Status.Attempt != r.Attempt || in.Claim.BootID != r.BootID {
 		return inventory.ReportReply{Abort: true, Reason: "a newer attempt has begun"}, nil
 	}
@@ -517,6 +517,7 @@ func (e *Engine) Booted(ctx context.Context, token string, r inventory.BootRepor
 		return refused("the token does not speak for machine %q, generation %s, write %q", r.Machine, r.Generation.Short(), r.Write)
 	}
 	r.BootID, r.Hostname = clip(r.BootID, maxWord), clip(r.Hostname, maxWord)
+	r.BootOrder, r.BootCurrent = clip(r.BootOrder, 4*maxWord), clip(r.BootCurrent, maxWord)
 	return e.handle(ctx, e.machine(r.Machine), Running{Report: r})
 }
 

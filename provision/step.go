@@ -2,6 +2,8 @@ package provision
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"recast/inventory"
@@ -154,6 +156,9 @@ func (t *transition) started(ev Started) {
 	t.Status.Wanted, t.Status.WantedRendered = ev.Generation, ev.Rendered
 	t.Status.Attempt, t.Status.Restarts, t.Status.LastError = 1, 0, ""
 	t.Status.FailedImage = ""
+	if ev.Purpose == PurposeDeploy {
+		t.Status.Findings = nil // they are about what ends now; the timeline keeps them
+	}
 	t.Status.Health = Progressing
 	t.line("operator", "%s of generation %s started for %s", ev.Purpose, ev.Generation.Short(), ev.By)
 	t.begin()
@@ -402,6 +407,9 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 		t.Status.Running, t.Status.RunningRendered = t.Status.Wanted, t.Status.WantedRendered
 		t.Status.RunningWrite = t.Intent.WriteName()
 		t.Status.Disk, t.Status.Unfinished = &w.Disk, false
+		if t.Status.BootOrder = r.BootOrder; r.BootEntry != "" {
+			t.finding("the firmware has no boot entry for the disk: " + r.BootEntry)
+		}
 		t.holds(fmt.Sprintf("generation %s, written by recast in attempt %d", t.Status.Wanted.Short(), t.Status.Attempt))
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
 			Detail: "read back " + r.ReadBack.Short()}
@@ -509,6 +517,7 @@ func (t *transition) learn(r inventory.BootReport) {
 		health = Degraded
 	}
 	t.Status.Running, t.Status.RunningRendered, t.Status.RunningWrite = r.Generation, r.Rendered, r.Write
+	t.Status.BootOrder = ""
 	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: r.Generation, At: t.now, Detail: "the system's own word"}
 	t.activate(health)
 	t.Status.LastSeen, t.Status.LastSeenAt = "the system reported itself as "+r.Hostname, t.now
@@ -520,6 +529,10 @@ func (t *transition) seenRunning(r inventory.BootReport) {
 		level = inventory.E2
 	}
 	t.Status.Evidence = Evidence{Level: level, Generation: t.Status.Running, At: t.now, Detail: detail}
+	t.Status.Findings = dropFindings(t.Status.Findings, bootOrderPrefix)
+	if text := bootOrderFinding(t.Status.BootOrder, r.BootOrder, r.BootCurrent); text != "" {
+		t.finding(text)
+	}
 	t.activate(Healthy)
 	t.Status.LastSeen, t.Status.LastSeenAt = "the system reported itself as "+r.Hostname, t.now
 }
@@ -537,6 +550,11 @@ func (t *transition) activate(h Health) {
 func (t *transition) finding(text string) {
 	t.Status.Findings = addFinding(t.Status.Findings, text)
 	t.line("finding", "%s", text)
+}
+
+// dropFindings takes out those that begin so.
+func dropFindings(list []string, prefix string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(f string) bool { return strings.HasPrefix(f, prefix) })
 }
 
 func addFinding(list []string, text string) []string {

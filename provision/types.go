@@ -128,8 +128,10 @@ type Status struct {
 	FactsAt    time.Time        `json:"factsAt,omitzero"`
 	Progress   *Progress        `json:"progress,omitempty"` // kept in memory only
 	BootID     string           `json:"bootID,omitempty"`   // of the operating system's last report
-	Power      string           `json:"power,omitempty"`    // as last seen: on, off, unknown
-	Restarts   int              `json:"restarts,omitempty"` // of the ramdisk within this attempt
+	// BootOrder of the firmware, in hex, as the agent left it with the present disk.
+	BootOrder string `json:"bootOrder,omitempty"`
+	Power     string `json:"power,omitempty"`    // as last seen: on, off, unknown
+	Restarts  int    `json:"restarts,omitempty"` // of the ramdisk within this attempt
 }
 
 // EntryKind is what a Plan would do with one machine.
@@ -218,6 +220,7 @@ type Explanation struct {
 	State    string          `json:"state"`   // one line: where it is and since when
 	Missing  string          `json:"missing"` // the first missing step; "" nothing is missing
 	Causes   []string        `json:"causes,omitempty"`
+	Findings []string        `json:"findings,omitempty"`
 	Next     string          `json:"next"` // what happens next, or the command to run
 	Timeline []TimelineEntry `json:"timeline"`
 }

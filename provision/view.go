@@ -113,7 +113,7 @@ func (e *Engine) Explain(name string) (Explanation, error) {
 // explain is the pure half.
 func explain(v View, now time.Time) Explanation {
 	st := v.Status
-	x := Explanation{Machine: v.Name, State: string(st.Phase)}
+	x := Explanation{Machine: v.Name, State: string(st.Phase), Findings: st.Findings}
 	if st.Step != StepNone {
 		x.State += ", " + string(st.Step)
 	}

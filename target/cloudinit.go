@@ -172,8 +172,15 @@ import json, socket, ssl, sys, time, urllib.error, urllib.request
 c = json.loads(r'''%s''')
 with open("/proc/sys/kernel/random/boot_id") as f:
     boot = f.read().strip()
+def efi(name):
+    try:
+        with open("/sys/firmware/efi/efivars/" + name + "-8be4df61-93ca-11d2-aa0d-00e098032b8c", "rb") as f:
+            return f.read()[4:].hex()
+    except OSError:
+        return ""
 body = json.dumps({"machine": c["machine"], "generation": c["generation"],
-    "rendered": c["rendered"], "write": c["write"], "bootID": boot, "hostname": socket.gethostname()}).encode()
+    "rendered": c["rendered"], "write": c["write"], "bootID": boot, "hostname": socket.gethostname(),
+    "bootOrder": efi("BootOrder"), "bootCurrent": efi("BootCurrent")}).encode()
 tls = ssl.create_default_context(cadata=c["ca"])
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
 for n in range(70):
@@ -191,6 +198,9 @@ for n in range(70):
     time.sleep(min(2 ** n, 60))
 END_OF_PYTHON
 }
+efi() {
+od -An -v -tx1 "/sys/firmware/efi/efivars/$1-8be4df61-93ca-11d2-aa0d-00e098032b8c" 2>/dev/null | tr -d ' \n' | cut -c9-
+}
 with_curl() {
 cat >/run/recast-ca.pem <<'END_OF_CA'
 %s
@@ -201,7 +211,7 @@ curl --silent --show-error --fail --noproxy '*' --max-time 20 --cacert /run/reca
 url = "%s/agent/v1/booted"
 header = "Content-Type: application/json"
 header = "Authorization: Bearer %s"
-data = "{\"machine\":\"%s\",\"generation\":\"%s\",\"rendered\":\"%s\",\"write\":\"%s\",\"bootID\":\"$(cat /proc/sys/kernel/random/boot_id)\",\"hostname\":\"$(uname -n)\"}"
+data = "{\"machine\":\"%s\",\"generation\":\"%s\",\"rendered\":\"%s\",\"write\":\"%s\",\"bootID\":\"$(cat /proc/sys/kernel/random/boot_id)\",\"hostname\":\"$(uname -n)\",\"bootOrder\":\"$(efi BootOrder)\",\"bootCurrent\":\"$(efi BootCurrent)\"}"
 END_OF_CONFIG
 sleep $((n < 60 ? n : 60))
 n=$((n + 1))

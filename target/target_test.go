@@ -336,7 +336,12 @@ func TestInstalledSystemReports(t *testing.T) {
 			in := testInput()
 			in.Report.URL, in.Report.CAPEM = srv.URL, ca
 			dir := t.TempDir()
-			script := strings.NewReplacer("/run/", dir+"/", "/var/lib/cloud/", dir+"/cloud/").Replace(vendorScript(t, in))
+			for name, value := range map[string]string{"BootOrder": "\x07\x00\x00\x00\x03\x00\x00\x00", "BootCurrent": "\x06\x00\x00\x00\x03\x00"} {
+				if err := os.WriteFile(filepath.Join(dir, name+"-8be4df61-93ca-11d2-aa0d-00e098032b8c"), []byte(value), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			script := strings.NewReplacer("/sys/firmware/efi/efivars/", dir+"/", "/run/", dir+"/", "/var/lib/cloud/", dir+"/cloud/").Replace(vendorScript(t, in))
 			script = strings.Replace(script, "then report=with_python; else report=with_curl; fi", "then :; fi; "+way.force, 1)
 			// In the foreground, so that the test knows when it has ended.
 			script = strings.Replace(script, ".log 2>&1 &\n", ".log 2>&1\n", 1)
@@ -372,7 +377,7 @@ func TestInstalledSystemReports(t *testing.T) {
 			boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 			host, _ := os.Hostname()
 			want := inventory.BootReport{Machine: "r1u05", Generation: in.Rendered.Generation, Rendered: in.Rendered.Digest, Write: "e0.7",
-				BootID: strings.TrimSpace(string(boot)), Hostname: host}
+				BootID: strings.TrimSpace(string(boot)), Hostname: host, BootOrder: "03000000", BootCurrent: "0300"}
 			if diff := cmp.Diff(want, b); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}

@@ -25,7 +25,7 @@ var (
 		"crc32c_generic", "crct10dif_generic", "ext4"}
 	// The system's: network, the config volume, the power button.
 	osTinyModules = []string{"virtio_net", "e1000", "e1000e", "button", "evdev",
-		"vfat", "nls_cp437", "nls_ascii", "nls_utf8", "isofs"}
+		"vfat", "nls_cp437", "nls_ascii", "nls_utf8", "isofs", "efivarfs"}
 )
 
 const osTinyName = "recast-tiny"
@@ -73,6 +73,7 @@ mount -t tmpfs tmp /tmp
 mkdir -p /dev/pts /run/config
 mount -t devpts devpts /dev/pts
 for m in $(cat /lib/modules/order); do insmod /lib/modules/$m.ko; done
+mount -t efivarfs efivarfs /sys/firmware/efi/efivars 2>/dev/null
 acpid -c /etc/acpi -p /run/acpid.pid -l /run/acpid.log
 firmware=bios
 [ -d /sys/firmware/efi ] && firmware=uefi

@@ -45,7 +45,7 @@ func run(args []string) error {
 		}
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 		defer stop()
-		return agent.ReportBooted(ctx, *dir, *patience, func(format string, args ...any) {
+		return agent.ReportBooted(ctx, *dir, agent.VarFS(agent.EFIVars), *patience, func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "recast-agent: "+format+"\n", args...)
 		})
 	}

@@ -170,6 +170,9 @@ func printExplanation(w io.Writer, x provision.Explanation, n int) {
 	for _, c := range x.Causes {
 		fmt.Fprintf(w, "  perhaps: %s\n", c)
 	}
+	for _, f := range x.Findings {
+		fmt.Fprintf(w, "  finding: %s\n", f)
+	}
 	if x.Next != "" {
 		fmt.Fprintf(w, "  next:    %s\n", x.Next)
 	}
