@@ -41,6 +41,9 @@ type currentSet struct {
 	Plan   inventory.Digest `json:"plan,omitempty"`
 	By     string           `json:"by,omitempty"`
 	At     time.Time        `json:"at"`
+	// Ran are the generations that each group of the Set ran last, newest first,
+	// its present one included: what it can be rolled back to.
+	Ran map[string][]inventory.Digest `json:"ran,omitempty"`
 }
 
 // ErrPlanMoved: an input of the plan is not what it was.
@@ -102,7 +105,7 @@ func (e *Engine) loadSet(ctx context.Context) error {
 		return err
 	}
 	e.mu.Lock()
-	e.planInForce = cur.Plan
+	e.planInForce, e.ran = cur.Plan, cur.Ran
 	e.mu.Unlock()
 	e.install(set, rev)
 	return nil
@@ -212,6 +215,9 @@ func (e *Engine) planSet(ctx context.Context, set *inventory.Set, erase []string
 	if err != nil {
 		return p, err
 	}
+	// What is collected must not be what has no name yet.
+	e.applyMu.Lock()
+	defer e.applyMu.Unlock()
 	if _, _, err := e.putSet(ctx, raw); err != nil {
 		return p, err
 	}
@@ -227,6 +233,7 @@ func (e *Engine) planSet(ctx context.Context, set *inventory.Set, erase []string
 	if _, err := e.durable(ctx, op); err != nil {
 		return p, fmt.Errorf("store the plan: %w", err)
 	}
+	e.collect(ctx)
 	return p, nil
 }
 
@@ -260,7 +267,7 @@ func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string)
 	defer e.applyMu.Unlock()
 	rec, _, err := e.plans.Get(ctx, digest.Hex())
 	if errors.Is(err, store.ErrNotFound) {
-		return Plan{}, fmt.Errorf("apply %s: there is no such plan: make one with recast plan PATH", digest.Short())
+		return Plan{}, fmt.Errorf("apply %s: %w, or it was never made here: make one with recast plan PATH", digest.Short(), ErrPlanMoved)
 	}
 	if err != nil {
 		return Plan{}, fmt.Errorf("read the plan: %w", err)
@@ -276,7 +283,7 @@ func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string)
 	if p.Digest != digest {
 		return p, fmt.Errorf("apply %s: %w: now it would be %s; look at it with recast plan PATH", digest.Short(), ErrPlanMoved, p.Digest.Short())
 	}
-	ran, err := e.keepGenerations(ctx, set)
+	ran, err := e.storeGenerations(ctx, set)
 	if err != nil {
 		return p, err
 	}
@@ -290,8 +297,9 @@ func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string)
 	}
 	e.mu.RLock()
 	rev := e.setRev
+	history := ranNow(e.ran, ran)
 	e.mu.RUnlock()
-	cur, err := e.current.PutOp(currentName, currentSet{Digest: p.Candidate, Parts: parts, Plan: digest, By: who, At: now}, rev)
+	cur, err := e.current.PutOp(currentName, currentSet{Digest: p.Candidate, Parts: parts, Plan: digest, By: who, At: now, Ran: history}, rev)
 	if err != nil {
 		return p, err
 	}
@@ -311,15 +319,15 @@ func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string)
 		return p, fmt.Errorf("apply: %w", err)
 	}
 	e.mu.Lock()
-	e.rolling, e.planInForce = rolling, digest
+	e.rolling, e.planInForce, e.ran = rolling, digest, history
 	e.mu.Unlock()
 	e.install(set, newRev)
-	e.dropRollouts(ctx)
+	e.collect(ctx)
 	return p, nil
 }
 
-// keepGenerations of every group, for rollback, and name them.
-func (e *Engine) keepGenerations(ctx context.Context, set *inventory.Set) (map[string]inventory.Digest, error) {
+// storeGenerations of every group, for rollback, and name them.
+func (e *Engine) storeGenerations(ctx context.Context, set *inventory.Set) (map[string]inventory.Digest, error) {
 	ran := map[string]inventory.Digest{}
 	r := e.resolver(set)
 	for _, g := range set.Groups {
@@ -452,17 +460,4 @@ func (e *Engine) inForce() inventory.Digest {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	return e.planInForce
-}
-
-// dropRollouts removes those of other plans. What stays for now does no harm.
-func (e *Engine) dropRollouts(ctx context.Context) {
-	rows, _, err := e.rollouts.List(ctx)
-	for _, row := range rows {
-		if err == nil && row.Value.Plan != e.inForce() {
-			err = e.rollouts.Delete(ctx, row.Name, row.Revision)
-		}
-	}
-	if err != nil {
-		e.Log.Debug("old rollouts are left for later", "err", err)
-	}
 }

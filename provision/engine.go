@@ -63,6 +63,7 @@ type Engine struct {
 	// applyMu makes apply, rollback, freeze and the scheduler one at a time: each
 	// reads what is applied and writes rollouts.
 	applyMu sync.Mutex
+	swept   bool // every candidate is named by a plan; applyMu guards it
 
 	mu     sync.RWMutex
 	set    *inventory.Set
@@ -72,6 +73,7 @@ type Engine struct {
 	unresolved map[string]string
 	// planInForce is the plan that was applied last; rolling are its rollouts.
 	planInForce inventory.Digest
+	ran         map[string][]inventory.Digest // generations by group, newest first
 	kept        map[inventory.Digest]inventory.Generation
 	machines    map[string]*machine
 	rolling     map[string]Rollout
@@ -334,6 +336,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	}()
 	e.spawn(func() { e.watchLeases(ctx) })
 	e.resume(ctx)
+	e.applyMu.Lock()
+	e.collect(ctx) // what a crash left
+	e.applyMu.Unlock()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

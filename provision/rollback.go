@@ -19,7 +19,7 @@ func (e *Engine) Rollback(ctx context.Context, group string, to inventory.Digest
 	}
 	if to == "" {
 		var err error
-		if to, err = e.previous(ctx, g); err != nil {
+		if to, err = e.previous(g); err != nil {
 			return Plan{}, err
 		}
 	}
@@ -78,21 +78,15 @@ func (e *Engine) Generations(ctx context.Context) ([]GenerationInfo, error) {
 }
 
 // previous generation of a group: the newest other one that it ran.
-func (e *Engine) previous(ctx context.Context, g *inventory.Group) (inventory.Digest, error) {
+func (e *Engine) previous(g *inventory.Group) (inventory.Digest, error) {
 	now, err := e.resolver(e.Set()).generation(g)
 	if err != nil {
 		return "", err
 	}
-	log, err := e.Audit(ctx)
-	if err != nil {
-		return "", err
-	}
-	// The audit log knows the order in which Sets were applied.
-	for i := len(log) - 1; i >= 0; i-- {
-		if log[i].What != "apply" {
-			continue
-		}
-		if old := log[i].Generations[g.Name]; old != "" && old != now.Digest {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, old := range e.ran[g.Name] {
+		if old != now.Digest {
 			return old, nil
 		}
 	}

@@ -34,7 +34,8 @@ const (
 // OSOptions say which image to build, and from what.
 type OSOptions struct {
 	Kind OSKind
-	// CacheDir keeps images under the digest of their inputs.
+	// CacheDir keeps images under the digest of their inputs, for 30 days after
+	// their last use.
 	CacheDir string
 	// KernelDeb is Debian's linux-image package (tiny only); see FindKernelDeb.
 	KernelDeb string
@@ -92,7 +93,10 @@ func BuildOS(ctx context.Context, o OSOptions) (OSImage, error) {
 	name := fmt.Sprintf("os-%s-%x", o.Kind, h.Sum(nil)[:8])
 	path := filepath.Join(o.CacheDir, name+".img")
 	if img, err := osCached(path); err == nil {
-		return img, nil
+		if err := markUsed(path, time.Now()); err != nil {
+			return OSImage{}, err
+		}
+		return img, pruneCache(o.CacheDir, path, time.Now())
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return OSImage{}, fmt.Errorf("read cached %s: %w (remove %q to build it again)", o.Kind, err, path)
 	}
@@ -131,6 +135,9 @@ func BuildOS(ctx context.Context, o OSOptions) (OSImage, error) {
 	}
 	if err := os.Rename(built, path); err != nil {
 		return OSImage{}, fmt.Errorf("keep %s: %w", o.Kind, err)
+	}
+	if err := pruneCache(o.CacheDir, path, time.Now()); err != nil {
+		return OSImage{}, err
 	}
 	log.Info("built operating system", "kind", o.Kind, "variant", o.Variant, "size", img.Size,
 		"digest", img.Digest.Short(), "took", time.Since(start).Round(time.Second/10))

@@ -20,7 +20,7 @@ import (
 func newLabDown(f *labFlags) *cobra.Command {
 	return &cobra.Command{Use: "down", Short: "End a lab and clear everything it left",
 		Long: `End a lab: its machines, BMCs, server, namespace and folder. It also clears what a killed lab
-left behind. What was built for it stays cached.`,
+left behind. What was built for it stays cached for 30 days after its last use.`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if os.Geteuid() != 0 {
