@@ -253,7 +253,7 @@ type osModule struct {
 var osModuleDirs = []string{"arch/x86/crypto", "block", "crypto", "drivers/acpi", "drivers/ata", "drivers/block", "drivers/cdrom",
 	"drivers/input", "drivers/net", "drivers/net/ethernet/intel/e1000", "drivers/net/ethernet/intel/e1000e",
 	"drivers/nvme/host", "drivers/nvme/common", "drivers/pps", "drivers/ptp", "drivers/scsi", "drivers/virtio",
-	"fs", "fs/ext4", "fs/fat", "fs/isofs", "fs/jbd2", "fs/nls", "lib", "net/core"}
+	"fs", "fs/ext4", "fs/efivarfs", "fs/fat", "fs/isofs", "fs/jbd2", "fs/nls", "lib", "net/core"}
 
 func osReadKernel(ctx context.Context, deb string) (*osKernel, error) {
 	ctx, cancel := context.WithCancel(ctx)
