@@ -53,6 +53,10 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 	case ClaimGrant:
 		err = e.handleLocked(ctx, m, Claimed{Claim: d.Claim, Resume: d.Resume})
 	case ClaimRepeat:
+	case ClaimReplay:
+		err = e.handleLocked(ctx, m, Noticed{"a claim nonce was presented again, by another boot or from another address: somebody else has read its boot script"})
+		m.history.saw(e.Now(), fmt.Sprintf("claim from %s refused: %s", remote, d.Reason))
+		return inventory.ClaimReply{}, errors.Join(refused("claim: %s", d.Reason), err)
 	case ClaimHold:
 		err = e.suspect(ctx, m, twin, d.Reason)
 		fallthrough

@@ -16,6 +16,8 @@ const (
 	ClaimGrant  ClaimVerdict = "grant"
 	ClaimRepeat ClaimVerdict = "repeat" // the same boot asks again: the reply was lost
 	ClaimRefuse ClaimVerdict = "refuse"
+	// ClaimReplay: refuse, and a finding: somebody else has read the boot script.
+	ClaimReplay ClaimVerdict = "replay"
 	ClaimHold   ClaimVerdict = "hold" // it does not fit: refuse, and hold the machine
 )
 
@@ -66,7 +68,7 @@ func decideClaim(q claimQuestion) ClaimDecision {
 		if in.Claim.BootID == q.Claim.BootID && in.Claim.Addr == q.Remote {
 			return ClaimDecision{Verdict: ClaimRepeat, Claim: *in.Claim}
 		}
-		return refuse("the claim nonce of %s was used already, by the boot before this one", q.Machine.Name)
+		return ClaimDecision{Verdict: ClaimReplay, Reason: fmt.Sprintf("the claim nonce of %s was used already, by the boot before this one", q.Machine.Name)}
 	}
 	if !sameToken(q.Claim.Nonce, q.Key.Nonce(in, in.Boots)) {
 		return refuse("the claim nonce is not the armed one of %s", q.Machine.Name)

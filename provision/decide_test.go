@@ -57,8 +57,8 @@ func TestClaimVerdicts(t *testing.T) {
 		{name: "from somebody else's lease", state: armed(), change: func(q *claimQuestion) { q.Authoritative, q.Lease = true, "m2" }, want: ClaimRefuse, reason: "is not its lease"},
 		{name: "from its own lease", state: armed(), change: func(q *claimQuestion) { q.Authoritative, q.Lease = true, "m1" }, want: ClaimGrant},
 		{name: "the reply was lost", state: claimed(), want: ClaimRepeat},
-		{name: "the nonce used by another boot", state: claimed(), change: func(q *claimQuestion) { q.Claim.BootID = "b2" }, want: ClaimRefuse, reason: "was used already"},
-		{name: "the nonce used from elsewhere", state: claimed(), change: func(q *claimQuestion) { q.Remote = netip.MustParseAddr("10.0.0.9") }, want: ClaimRefuse, reason: "was used already"},
+		{name: "the nonce used by another boot", state: claimed(), change: func(q *claimQuestion) { q.Claim.BootID = "b2" }, want: ClaimReplay, reason: "was used already"},
+		{name: "the nonce used from elsewhere", state: claimed(), change: func(q *claimQuestion) { q.Remote = netip.MustParseAddr("10.0.0.9") }, want: ClaimReplay, reason: "was used already"},
 		{name: "the ramdisk started again", state: claimed(), nonce: second, change: func(q *claimQuestion) { q.Claim.BootID = "b2" }, want: ClaimGrant, resume: true},
 		{name: "another machine goes on", state: claimed(), nonce: second, change: func(q *claimQuestion) { q.Claim.BootID, q.Claim.Serial = "b2", "T" }, want: ClaimHold, reason: "a second machine claims"},
 		{name: "started too often", state: claimed(), nonce: second, change: func(q *claimQuestion) { q.State.Status.Restarts = MaxRestarts }, want: ClaimRefuse, reason: "started the ramdisk 4 times"},
@@ -158,6 +158,12 @@ func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {
 	all := inventory.Rollout{MaxUnavailable: inventory.IntOrPercent{Value: 100, Percent: true}, MaxFailures: inventory.IntOrPercent{Value: 1}}
 	two := all
 	two.MaxUnavailable = inventory.IntOrPercent{Value: 2}
+	patient := two
+	patient.MaxFailures = inventory.IntOrPercent{Value: 10}
+	one := patient
+	one.MaxUnavailable = inventory.IntOrPercent{Value: 1}
+	again := target
+	again.Again = true
 	canary := all
 	canary.Canary = 1
 	quarter := all
@@ -185,6 +191,16 @@ func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {
 		{name: "one is away already", targets: map[string]RolloutTarget{"a": turn, "b": target, "c": target}, states: map[string]State{"a": state(Deploying, "")}, policy: two, start: []string{"b"}, waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away"}},
 		{name: "a quarter of three is one", targets: pending, policy: quarter, start: []string{"a"}, waiting: map[string]string{"b": "maxUnavailable: 1 of the group are away", "c": "maxUnavailable: 1 of the group are away"}},
 		{name: "the failure budget is spent", targets: map[string]RolloutTarget{"a": turn, "b": target}, states: map[string]State{"a": state(Failed, "")}, policy: all, waiting: map[string]string{"b": "failure budget spent: 1 of 1 machines failed"}, stopped: "failure budget spent: 1 of 1 machines failed"},
+		{name: "a failed machine is away", targets: map[string]RolloutTarget{"a": turn, "b": target, "c": target}, states: map[string]State{"a": state(Failed, "")}, policy: patient, start: []string{"b"},
+			waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away, 1 of them failed: recast retry them, or take them out of the group"}},
+		{name: "failed machines leave no room for others", targets: map[string]RolloutTarget{"a": turn, "b": turn, "c": target}, states: map[string]State{"a": state(Failed, ""), "b": state(Failed, "")}, policy: patient,
+			waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away, 2 of them failed: recast retry them, or take them out of the group"}},
+		{name: "a retry needs no room", targets: map[string]RolloutTarget{"a": again, "b": turn, "c": turn, "d": target}, states: map[string]State{"b": state(Failed, ""), "c": state(Failed, "")}, policy: patient, start: []string{"a"},
+			waiting: map[string]string{"d": "maxUnavailable: 3 of the group are away, 2 of them failed: recast retry them, or take them out of the group"}},
+		{name: "a retry is stopped by no budget", targets: map[string]RolloutTarget{"a": again, "b": turn, "c": target}, states: map[string]State{"b": state(Failed, "")}, policy: all, start: []string{"a"},
+			waiting: map[string]string{"c": "failure budget spent: 1 of 1 machines failed"}, stopped: "failure budget spent: 1 of 1 machines failed"},
+		{name: "a new plan mends failed machines first", targets: pending, states: map[string]State{"c": state(Failed, "")}, policy: one, start: []string{"c"},
+			waiting: map[string]string{"a": "maxUnavailable: 1 of the group are away, 1 of them failed: recast retry them, or take them out of the group", "b": "maxUnavailable: 1 of the group are away, 1 of them failed: recast retry them, or take them out of the group"}},
 		{name: "something else forbids it", targets: map[string]RolloutTarget{"a": target}, policy: all, blocked: "the image is damaged", waiting: map[string]string{"a": "the image is damaged"}},
 		{name: "failed and not yet its turn again", targets: map[string]RolloutTarget{"a": turn}, states: map[string]State{"a": state(Failed, "")}, policy: all, stopped: "failure budget spent: 1 of 1 machines failed", done: true},
 		{name: "done", targets: map[string]RolloutTarget{"a": turn}, states: map[string]State{"a": state(Active, genA)}, policy: all, done: true},

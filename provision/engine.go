@@ -554,7 +554,7 @@ func (e *Engine) commit(ctx context.Context, m *machine, next State, lines []Tim
 	if next.Intent != nil {
 		m.intentRev = rev
 	}
-	m.history.add(true, entries...)
+	m.history.add(entries...)
 	close(m.orders)
 	m.orders = make(chan struct{})
 	e.changes.send(m.name)

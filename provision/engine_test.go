@@ -262,6 +262,16 @@ func TestOneNonceIsGrantedOnce(t *testing.T) {
 	if granted.Load() != 1 || refusals.Load() != 99 {
 		t.Errorf("%d grants and %d refusals", granted.Load(), refusals.Load())
 	}
+	s.restart()
+	findings := 0
+	for _, l := range s.Timeline("m1") {
+		if l.Kind == "finding" && strings.Contains(l.Text, "nonce") {
+			findings++
+		}
+	}
+	if v, _ := s.View("m1"); findings != 1 || len(v.Status.Findings) != 1 || v.Status.Hold != nil {
+		t.Errorf("%d lines, findings %q, hold %v", findings, v.Status.Findings, v.Status.Hold)
+	}
 }
 
 func TestTwinsAreBothHeldAndTheSecondIsNotWritten(t *testing.T) {

@@ -68,6 +68,9 @@ type Aborted struct{ By string }
 // Suspected: the machine's claims do not fit together; hands off.
 type Suspected struct{ Reason string }
 
+// Noticed: something that a person should know of, and that stops nothing.
+type Noticed struct{ Finding string }
+
 // Mended: the image that the machine failed for is whole again.
 type Mended struct{}
 
@@ -82,6 +85,7 @@ func (Running) event()    {}
 func (Ticked) event()     {}
 func (Aborted) event()    {}
 func (Suspected) event()  {}
+func (Noticed) event()    {}
 func (Mended) event()     {}
 
 // Action is what the engine shall do to the machine's BMC next. Each is safe to

@@ -100,7 +100,7 @@ func (w *walk) event() Event {
 	case 11:
 		return Renewed{Until: w.now.Add(LeaseTime)}
 	case 12:
-		return pick[Event](r, Aborted{By: "ann"}, Suspected{Reason: "two machines"})
+		return pick[Event](r, Aborted{By: "ann"}, Suspected{Reason: "two machines"}, Noticed{"a nonce was used twice"})
 	}
 	return Mended{}
 }

@@ -31,6 +31,9 @@ type RolloutTarget struct {
 	Consent *Consent `json:"consent,omitempty"`
 	// Started: it had its turn. Only an operator's retry gives it another.
 	Started bool `json:"started,omitempty"`
+	// Again: an operator's retry gave it this turn. It is away already, and its
+	// failure was looked at.
+	Again bool `json:"again,omitempty"`
 }
 
 // progress of one target, told from the machine's state alone.
@@ -79,8 +82,16 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 	}
 	sort.Strings(names)
 	count := map[targetState]int{}
+	away, failed := 0, 0 // failed ones give no service either, whoever's turn it is
 	for _, name := range names {
 		count[r.Machines[name].state(states[name])]++
+		switch phase := states[name].Status.Phase; {
+		case phase == Failed:
+			failed++
+			away++
+		case Busy(phase):
+			away++
+		}
 	}
 	a := Admission{Waiting: map[string]string{}, Done: count[targetPending]+count[targetRunning] == 0}
 
@@ -88,7 +99,7 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 	if count[targetFailed] >= budget {
 		a.Stopped = fmt.Sprintf("failure budget spent: %d of %d machines failed", count[targetFailed], budget)
 	}
-	room := max(1, policy.MaxUnavailable.Of(len(names))) - count[targetRunning]
+	most := max(1, policy.MaxUnavailable.Of(len(names)))
 	// The canaries are the first machines by name, so that everyone can tell
 	// beforehand which they are.
 	canaries := min(policy.Canary, len(names))
@@ -103,6 +114,8 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 			continue
 		}
 		reason := ""
+		again := r.Machines[name].Again
+		gone := again || states[name].Status.Phase == Failed // starting it takes nobody away
 		switch hold := states[name].Status.Hold; {
 		case frozen != "":
 			reason = "frozen: " + frozen
@@ -110,9 +123,12 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 			reason = fmt.Sprintf("held by %s: %s", hold.Owner, hold.Reason)
 		case i >= canaries && settled < canaries:
 			reason = fmt.Sprintf("waits for the canary: %d of %d active", settled, canaries)
-		case room <= 0:
-			reason = fmt.Sprintf("maxUnavailable: %d of the group are away", count[targetRunning]+len(a.Start))
-		case a.Stopped != "":
+		case away >= most && !gone:
+			reason = fmt.Sprintf("maxUnavailable: %d of the group are away", away)
+			if failed > 0 {
+				reason += fmt.Sprintf(", %d of them failed: recast retry them, or take them out of the group", failed)
+			}
+		case a.Stopped != "" && !again:
 			reason = a.Stopped
 		default:
 			reason = blocked(name)
@@ -122,7 +138,9 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 			continue
 		}
 		a.Start = append(a.Start, name)
-		room--
+		if states[name].Status.Phase != Failed {
+			away++
+		}
 	}
 	return a
 }

@@ -69,7 +69,7 @@ func (r Rollout) marked(names []string, started bool) Rollout {
 	}
 	for _, name := range names {
 		t := machines[name]
-		t.Started = started
+		t.Started, t.Again = started, !started
 		machines[name] = t
 	}
 	r.Machines = machines

@@ -70,6 +70,8 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 		t.aborted(ev)
 	case Suspected:
 		t.suspected(ev)
+	case Noticed:
+		t.finding(ev.Finding)
 	case Mended:
 		t.mended()
 	default:
@@ -205,8 +207,7 @@ func (t *transition) bmcDone(ev BMCDone) {
 	expect := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn}
 	if ev.Action == ActClear {
 		if ev.Err != "" {
-			t.Status.Findings = addFinding(t.Status.Findings, "the boot override still stands: "+ev.Err)
-			t.line("finding", "the boot override still stands: %s", ev.Err)
+			t.finding("the boot override still stands: " + ev.Err)
 		}
 		return
 	}
@@ -529,9 +530,11 @@ func (t *transition) seenRunning(r inventory.BootReport) {
 		level = inventory.E2
 	}
 	t.Status.Evidence = Evidence{Level: level, Generation: t.Status.Running, At: t.now, Detail: detail}
-	t.Status.Findings = dropFindings(t.Status.Findings, bootOrderPrefix)
-	if text := bootOrderFinding(t.Status.BootOrder, r.BootOrder, r.BootCurrent); text != "" {
-		t.finding(text)
+	if text := bootOrderFinding(t.Status.BootOrder, r.BootOrder, r.BootCurrent); text == "" || !slices.Contains(t.Status.Findings, text) {
+		t.Status.Findings = dropFindings(t.Status.Findings, bootOrderPrefix)
+		if text != "" {
+			t.finding(text)
+		}
 	}
 	t.activate(Healthy)
 	t.Status.LastSeen, t.Status.LastSeenAt = "the system reported itself as "+r.Hostname, t.now
@@ -547,7 +550,11 @@ func (t *transition) activate(h Health) {
 	}
 }
 
+// finding is told once for as long as it stands: some can be caused by strangers.
 func (t *transition) finding(text string) {
+	if slices.Contains(t.Status.Findings, text) {
+		return
+	}
 	t.Status.Findings = addFinding(t.Status.Findings, text)
 	t.line("finding", "%s", text)
 }
@@ -557,12 +564,8 @@ func dropFindings(list []string, prefix string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(f string) bool { return strings.HasPrefix(f, prefix) })
 }
 
+// addFinding keeps the last twenty.
 func addFinding(list []string, text string) []string {
-	for _, f := range list {
-		if f == text {
-			return list
-		}
-	}
 	out := append([]string(nil), list...)
 	if len(out) >= 20 {
 		out = out[1:]

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,7 +31,8 @@ func eventKey(machine string, seq int64) string {
 // packet seen never waits for a commit.
 type history struct {
 	mu      sync.Mutex
-	entries []TimelineEntry // durable ones have a number, seen ones have not
+	durable []TimelineEntry // the last keepDurable, as they stand in the store
+	packets []TimelineEntry // the last keepSeen; a flood of them pushes out no other
 	seq     int64
 	seen    string
 	seenAt  time.Time
@@ -44,27 +46,32 @@ func (h *history) lastSeen() (string, time.Time) {
 
 func (h *history) saw(at time.Time, text string) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.seen, h.seenAt = text, at
-	h.mu.Unlock()
-	h.add(false, TimelineEntry{Time: at, Kind: "seen", Text: text})
+	h.packets = last(keepSeen, append(h.packets, TimelineEntry{Time: at, Kind: "seen", Text: text}))
 }
 
-func (h *history) add(durable bool, entries ...TimelineEntry) {
+// add what was committed.
+func (h *history) add(entries ...TimelineEntry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.entries = append(h.entries, entries...)
-	if durable && len(entries) > 0 {
+	if len(entries) > 0 {
 		h.seq = entries[len(entries)-1].Seq
-	}
-	if over := len(h.entries) - keepDurable - keepSeen; over > 0 {
-		h.entries = append([]TimelineEntry(nil), h.entries[over:]...)
+		h.durable = last(keepDurable, append(h.durable, entries...))
 	}
 }
 
+func last(n int, entries []TimelineEntry) []TimelineEntry {
+	return entries[max(0, len(entries)-n):]
+}
+
+// list is both in the order of time; each is ordered already.
 func (h *history) list() []TimelineEntry {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return append([]TimelineEntry(nil), h.entries...)
+	out := slices.Concat(h.durable, h.packets)
+	slices.SortStableFunc(out, func(a, b TimelineEntry) int { return a.Time.Compare(b.Time) })
+	return out
 }
 
 // timelineOps numbers the lines and makes the writes that keep them, and the
@@ -102,7 +109,7 @@ func (e *Engine) loadTimelines(ctx context.Context) error {
 			e.Log.Warn("timeline entry left out", "key", r.Key, "err", err)
 			continue
 		}
-		e.machine(name).history.add(true, entry)
+		e.machine(name).history.add(entry)
 	}
 	return nil
 }
