@@ -178,9 +178,9 @@ func (s *session) obey(ctx context.Context, order inventory.Order) (Outcome, err
 		switch order.Kind {
 		case inventory.OrderLocal, inventory.OrderReboot, inventory.OrderPowerOff:
 			return Outcome{Kind: order.Kind, Reason: order.Reason}, nil
-		case inventory.OrderWrite:
-			if order.Job == nil {
-				return Outcome{}, errors.New("obey the server: an order to write without a job")
+		case inventory.OrderWrite, inventory.OrderWipe:
+			if order.Job == nil || string(order.Job.Kind) != string(order.Kind) {
+				return Outcome{}, fmt.Errorf("obey the server: an order to %s without such a job", order.Kind)
 			}
 			key := [2]int64{order.Job.Fence, int64(order.Job.Attempt)}
 			if s.over != nil && *s.over == key {
@@ -194,7 +194,10 @@ func (s *session) obey(ctx context.Context, order inventory.Order) (Outcome, err
 			if err != nil {
 				return Outcome{}, err
 			}
-			if done {
+			switch {
+			case done && order.Kind == inventory.OrderWipe:
+				return Outcome{Kind: inventory.OrderPowerOff, Reason: "the disk is wiped and read back"}, nil
+			case done:
 				return Outcome{Kind: inventory.OrderLocal, Reason: "the disk is written and read back"}, nil
 			}
 			s.over = &key
@@ -243,9 +246,14 @@ func (s *session) retry(ctx context.Context, what string, call func() error) err
 // job does one job and tells the server how it ended. done says that the disk
 // is right and the server knows it; an error ends the whole boot.
 func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err error) {
-	s.Log("writing image %s to disk %s %s", job.Image.Digest.Short(), job.Disk.Name, job.Disk.Serial)
 	progress := &Progress{}
-	progress.begin(inventory.AgentComparing, job.Image.Size)
+	if job.Kind == inventory.JobWipe {
+		s.Log("wiping disk %s %s", job.Disk.Name, job.Disk.Serial)
+		progress.begin(inventory.AgentWriting, job.Disk.Size)
+	} else {
+		s.Log("writing image %s to disk %s %s", job.Image.Digest.Short(), job.Disk.Name, job.Disk.Serial)
+		progress.begin(inventory.AgentComparing, job.Image.Size)
+	}
 
 	work, stop := context.WithCancelCause(ctx)
 	reported := make(chan struct{})
@@ -253,7 +261,7 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 		defer close(reported)
 		s.reportUntil(work, stop, job, progress)
 	}()
-	result, err := s.write(work, job, progress)
+	result, err := s.work(work, job, progress)
 	// The server's word outranks what it looked like from inside.
 	if cause := context.Cause(work); err != nil && cause != nil && ctx.Err() == nil {
 		err = cause
@@ -270,10 +278,14 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 	report := s.report(job, progress)
 	report.Step = inventory.AgentDone
 	if err == nil {
-		report.ReadBack, report.Table = result.Image, result.Table
 		report.BootOrder, report.BootEntry = result.BootOrder, result.BootEntry
+		report.ReadBack, report.Table, report.Blank = result.Image, result.Table, result.Blank
 		report.Done = report.Total
-		s.Log("done: the disk reads back as image %s", result.Image.Short())
+		if job.Kind == inventory.JobWipe {
+			s.Log("done: %d MiB of the disk read back as zeros", result.Blank/MiB)
+		} else {
+			s.Log("done: the disk reads back as image %s", result.Image.Short())
+		}
 	} else {
 		report.Step, report.Error = inventory.AgentFailed, err.Error()
 		if bad := new(BadFrameError); errors.As(err, &bad) {
@@ -288,7 +300,8 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 	return err == nil && rerr == nil, rerr
 }
 
-func (s *session) write(ctx context.Context, job inventory.Job, progress *Progress) (Result, error) {
+// work does what the job says to the disk it names.
+func (s *session) work(ctx context.Context, job inventory.Job, progress *Progress) (Result, error) {
 	if job.Machine != s.machine {
 		return Result{}, fmt.Errorf("the job is for %q, this machine is %q", printable(job.Machine), printable(s.machine))
 	}
@@ -296,7 +309,11 @@ func (s *session) write(ctx context.Context, job inventory.Job, progress *Progre
 	if err != nil {
 		return Result{}, err
 	}
-	result, err := Write(ctx, Work{
+	do := Write
+	if job.Kind == inventory.JobWipe {
+		do = Wipe
+	}
+	result, err := do(ctx, Work{
 		Job: job, Disk: disk, Config: s.client.Config, EFI: s.Machine.Variables(),
 		Lease: s.lease, Progress: progress, HTTP: s.images, Workers: s.Workers,
 		Log: s.Log, wait: s.wait,

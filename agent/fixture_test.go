@@ -216,7 +216,7 @@ func noWait(int) time.Duration { return 0 }
 func testWork(p *packed, d Disk, volume []byte, urls ...string) Work {
 	w := Work{
 		Job: inventory.Job{
-			Machine: "m1", Fence: 7, Attempt: 1, Image: p.job(urls...),
+			Kind: inventory.JobWrite, Machine: "m1", Fence: 7, Attempt: 1, Image: p.job(urls...),
 			Disk: inventory.DiskID{Serial: "S1", Size: d.Size(), LogicalBlockSize: 512},
 		},
 		Disk: d, Lease: aliveLease(), Progress: &Progress{}, Workers: 3, wait: noWait,

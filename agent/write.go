@@ -48,6 +48,8 @@ type Result struct {
 	// BootOrder of the firmware afterwards, in hex; BootEntry is why it has no entry
 	// of ours.
 	BootOrder, BootEntry string
+	// Blank is how many bytes were read back as zeros, of a wipe.
+	Blank int64
 }
 
 // Progress is where a write is; reports read it while the write goes on.
@@ -75,12 +77,47 @@ func (p *Progress) fill(r *inventory.Report) {
 // anywhere leaves a disk that does not boot, or the whole truth. Everything
 // that can fail without touching the disk is done first.
 func Write(ctx context.Context, w Work) (Result, error) {
-	if w.Progress == nil {
-		w.Progress = &Progress{}
+	if w.Job.Kind != inventory.JobWrite {
+		return Result{}, fmt.Errorf("write the disk: the job is to %q", w.Job.Kind)
 	}
 	if w.HTTP == nil {
 		w.HTTP = ImageHTTP()
 		defer w.HTTP.CloseIdleConnections()
+	}
+	j := newWriter(w)
+	j.source = source{http: w.HTTP, image: w.Job.Image, wait: w.wait, alive: w.Lease.Check,
+		fetched: func(n int64) { w.Progress.fetched.Add(n) }}
+	return j.run(ctx, []workStep{
+		{"check the disk", j.identify},
+		{"prepare", j.prepare},
+		{"compare the disk with the image", j.compare},
+		{"make the disk unbootable", j.erase},
+		{"write the image", j.body},
+		{"read the image back", j.readBack},
+		{"write the configuration", j.config},
+		{"write the partition table", j.tables},
+		{"set the firmware's boot entry", j.entry},
+	})
+}
+
+type workStep struct {
+	name string
+	do   func(context.Context) error
+}
+
+// run takes the steps in order; the first error ends the work.
+func (j *writer) run(ctx context.Context, steps []workStep) (Result, error) {
+	for _, step := range steps {
+		if err := step.do(ctx); err != nil {
+			return Result{}, fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	return j.result, nil
+}
+
+func newWriter(w Work) *writer {
+	if w.Progress == nil {
+		w.Progress = &Progress{}
 	}
 	if w.Workers <= 0 {
 		w.Workers = 4
@@ -91,31 +128,10 @@ func Write(ctx context.Context, w Work) (Result, error) {
 	if w.wait == nil {
 		w.wait = wait
 	}
-	j := &writer{Work: w, size: w.Disk.Size()}
-	j.source = source{http: w.HTTP, image: w.Job.Image, wait: w.wait, alive: w.Lease.Check,
-		fetched: func(n int64) { w.Progress.fetched.Add(n) }}
-	for _, step := range []struct {
-		name string
-		run  func(context.Context) error
-	}{
-		{"check the disk", j.identify},
-		{"prepare", j.prepare},
-		{"compare the disk with the image", j.compare},
-		{"make the disk unbootable", j.erase},
-		{"write the image", j.body},
-		{"read the image back", j.readBack},
-		{"write the configuration", j.config},
-		{"write the partition table", j.tables},
-		{"set the firmware's boot entry", j.entry},
-	} {
-		if err := step.run(ctx); err != nil {
-			return Result{}, fmt.Errorf("%s: %w", step.name, err)
-		}
-	}
-	return j.result, nil
+	return &writer{Work: w, size: w.Disk.Size()}
 }
 
-// writer is the state of one Write between its steps.
+// writer is the state of one Write, or Wipe, between its steps.
 type writer struct {
 	Work
 	size     int64 // of the disk

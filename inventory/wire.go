@@ -147,7 +147,8 @@ type OrderKind string
 
 const (
 	OrderWait     OrderKind = "wait"     // ask again: the reply was a long poll that ran out
-	OrderWrite    OrderKind = "write"    // do Job
+	OrderWrite    OrderKind = "write"    // do Job, which writes an image
+	OrderWipe     OrderKind = "wipe"     // do Job, which leaves zeros
 	OrderLocal    OrderKind = "local"    // reboot; the answer will be the local disk
 	OrderReboot   OrderKind = "reboot"   // reboot and ask again from the start
 	OrderPowerOff OrderKind = "poweroff" // power off
@@ -157,20 +158,30 @@ const (
 type Order struct {
 	Kind   OrderKind `json:"kind"`
 	Reason string    `json:"reason,omitempty"` // for the console
-	Job    *Job      `json:"job,omitempty"`    // with OrderWrite only
+	Job    *Job      `json:"job,omitempty"`    // with OrderWrite and OrderWipe only
 	// LeaseSeconds renews the lease, as in ClaimReply; 0 leaves it.
 	LeaseSeconds int `json:"leaseSeconds,omitempty"`
 }
 
+// JobKind is what a job does to the disk. An order and its job say the same, so
+// that neither an old agent nor a mixed-up answer takes one for the other.
+type JobKind string
+
+const (
+	JobWrite JobKind = "write" // Image and Config
+	JobWipe  JobKind = "wipe"  // zeros; nothing but Disk and Quick is set
+)
+
 // Job is a write intent as the agent gets it: everything it needs and nothing
 // it has to choose. It holds no secret.
 type Job struct {
-	Machine    string `json:"machine"`
-	Generation Digest `json:"generation"`
-	Rendered   Digest `json:"rendered"`
-	Epoch      string `json:"epoch"`
-	Fence      int64  `json:"fence"`
-	Attempt    int    `json:"attempt"`
+	Kind       JobKind `json:"kind"`
+	Machine    string  `json:"machine"`
+	Generation Digest  `json:"generation"`
+	Rendered   Digest  `json:"rendered"`
+	Epoch      string  `json:"epoch"`
+	Fence      int64   `json:"fence"`
+	Attempt    int     `json:"attempt"`
 
 	Disk  DiskID   `json:"disk"`
 	Image JobImage `json:"image"`
@@ -180,6 +191,8 @@ type Job struct {
 	Wipe   WipeMode   `json:"wipe"`
 	// EFI is the boot entry to create on a UEFI machine; ignored under BIOS.
 	EFI *EFIEntry `json:"efi,omitempty"`
+	// Quick, with JobWipe: zero only what makes the disk look used.
+	Quick bool `json:"quick,omitempty"`
 }
 
 // JobImage says where the bytes are. URLs are tried in order; each is plain
@@ -226,7 +239,8 @@ type Report struct {
 	Attempt int       `json:"attempt"`
 	Seq     int64     `json:"seq"` // rises by one with each report
 	Step    AgentStep `json:"step"`
-	// Done and Total count bytes of the unpacked image in this step.
+	// Done and Total count bytes in this step: of the unpacked image, or of the
+	// disk that is wiped.
 	Done  int64 `json:"done"`
 	Total int64 `json:"total"`
 	// Fetched counts bytes over the wire, Written bytes given to the disk.
@@ -248,6 +262,9 @@ type Report struct {
 	// entry was set, in hex; "" under BIOS. BootEntry is why none was set.
 	BootOrder string `json:"bootOrder,omitempty"`
 	BootEntry string `json:"bootEntry,omitempty"`
+	// Blank is how many bytes of the disk were read back as zeros after the flush,
+	// with AgentDone of a wipe.
+	Blank int64 `json:"blank,omitempty"`
 }
 
 // ReportReply renews the lease, or stops the agent.

@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -225,6 +226,9 @@ func (e *Engine) decideDisk(ctx context.Context, name string, s State, facts inv
 	}
 	q := diskQuestion{Machine: decl, Intent: s.Intent, Attempt: s.Status.Attempt, Known: s.Status.Disk,
 		Unfinished: s.Status.Unfinished, Volume: configRoom}
+	if s.Intent.Purpose == PurposeWipe {
+		return decideWipe(q, facts), nil
+	}
 	if s.Intent.Generation != "" {
 		gen, err := e.generation(s.Intent.Generation)
 		if err != nil {
@@ -294,9 +298,11 @@ func (e *Engine) order(ctx context.Context, m *machine) (inventory.Order, error)
 		if err != nil {
 			return inventory.Order{}, err
 		}
-		return inventory.Order{Kind: inventory.OrderWrite, Job: job, LeaseSeconds: left}, nil
+		return inventory.Order{Kind: inventory.OrderKind(job.Kind), Job: job, LeaseSeconds: left}, nil
 	case Busy(st.Phase) && st.Step == StepInspecting:
 		return inventory.Order{Kind: inventory.OrderWait, Reason: "send the inventory"}, nil
+	case in.Purpose == PurposeWipe && in.Write != nil && (st.Step == StepPowerOff || !in.Live):
+		return inventory.Order{Kind: inventory.OrderPowerOff, Reason: cmp.Or(st.LastError, "the disk is wiped")}, nil
 	case Busy(st.Phase) && st.Step != StepStarting:
 		// Another attempt has begun; a BMC will cut the power, else it goes by itself.
 		return inventory.Order{Kind: inventory.OrderReboot, Reason: fmt.Sprintf("attempt %d begins: %s", st.Attempt, st.LastError)}, nil
@@ -344,6 +350,9 @@ func (e *Engine) Order(ctx context.Context, token string) (inventory.Order, erro
 // job makes the write intent's job. The lock is held.
 func (e *Engine) job(ctx context.Context, name string, s State) (*inventory.Job, error) {
 	in := s.Intent
+	if in.Purpose == PurposeWipe {
+		return wipeJob(name, s), nil
+	}
 	gen, err := e.generation(in.Generation)
 	if err != nil {
 		return nil, err
@@ -361,7 +370,7 @@ func (e *Engine) job(ctx context.Context, name string, s State) (*inventory.Job,
 		return nil, err
 	}
 	return &inventory.Job{
-		Machine: name, Generation: in.Generation, Rendered: in.Rendered,
+		Kind: inventory.JobWrite, Machine: name, Generation: in.Generation, Rendered: in.Rendered,
 		Epoch: in.Epoch, Fence: in.Fence, Attempt: s.Status.Attempt,
 		Disk: in.Write.Disk,
 		Image: inventory.JobImage{Digest: info.Digest, Size: info.Size, Manifest: info.Manifest, Pack: info.Pack,
@@ -450,7 +459,7 @@ func (e *Engine) ConfigVolume(ctx context.Context, token string) ([]byte, error)
 	}
 	defer m.mu.Unlock()
 	st, in := m.state.Status, m.state.Intent
-	if in.Write == nil || !in.Live || st.Step != StepWriting && st.Step != StepVerifying {
+	if in.Purpose != PurposeDeploy || in.Write == nil || !in.Live || st.Step != StepWriting && st.Step != StepVerifying {
 		return nil, refused("there is no write intent")
 	}
 	v, err := e.volume(ctx, m.name, m.state)
@@ -476,7 +485,11 @@ func (e *Engine) Report(ctx context.Context, token string, r inventory.Report) (
 	if !in.Live && m.state.Status.Step != StepStarting {
 		return inventory.ReportReply{Abort: true, Reason: "the intent has ended: " + m.state.Status.LastError}, nil
 	}
-	if r.Step == inventory.AgentDone {
+	if r.Step == inventory.AgentDone && in.Purpose == PurposeWipe && in.Write != nil {
+		if why := wipeShort(in, r); why != "" {
+			r.Step, r.Error = inventory.AgentFailed, why
+		}
+	} else if r.Step == inventory.AgentDone {
 		gen, err := e.generation(in.Generation)
 		if err != nil {
 			return inventory.ReportReply{}, err

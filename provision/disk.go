@@ -11,6 +11,7 @@ type DiskVerdict string
 
 const (
 	DiskWrite  DiskVerdict = "write"  // erase and write it
+	DiskWipe   DiskVerdict = "wipe"   // zero it
 	DiskAdopt  DiskVerdict = "adopt"  // it already is what is wanted
 	DiskLook   DiskVerdict = "look"   // nothing: the intent was to look
 	DiskAsk    DiskVerdict = "ask"    // it holds something and nobody named the machine

@@ -376,7 +376,7 @@ func (e *Engine) resume(ctx context.Context) {
 
 // repeat the BMC action of the machine's step. Its lock is held.
 func (e *Engine) repeat(ctx context.Context, m *machine) {
-	again := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn}
+	again := map[StepName]Action{StepStopping: ActOff, StepPowerOff: ActOff, StepArming: ActArm, StepPowering: ActOn}
 	if a, ok := again[m.state.Status.Step]; ok && Busy(m.state.Status.Phase) && e.hasBMC(m.name) {
 		e.act(ctx, m, a)
 	}

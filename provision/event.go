@@ -17,6 +17,7 @@ type Started struct {
 	Epoch      string
 	Erase      bool
 	Consent    *Consent // what Erase is about; nil: nothing was known then
+	Quick      bool     // of a wipe
 	Plan       inventory.Digest
 	By         string
 }

@@ -19,6 +19,7 @@ const (
 	PurposeDeploy  Purpose = "deploy"  // netboot, and write where the rules allow it
 	PurposeInspect Purpose = "inspect" // netboot and look
 	PurposeAdopt   Purpose = "adopt"   // netboot, look, and believe what the disk says of itself
+	PurposeWipe    Purpose = "wipe"    // netboot, and zero the disk in Consent
 )
 
 // Intent is the durable permission to act on one machine. Without its Write
@@ -42,6 +43,8 @@ type Intent struct {
 	// was named is in Consent.
 	Erase   bool     `json:"erase,omitempty"`
 	Consent *Consent `json:"consent,omitempty"`
+	// Quick wipes zero only what makes a disk look used.
+	Quick bool `json:"quick,omitempty"`
 	// Live is false once the intent ended, whichever way.
 	Live  bool        `json:"live"`
 	Claim *ClaimState `json:"claim,omitempty"`
@@ -56,7 +59,8 @@ type Intent struct {
 }
 
 // Consent is what the operator saw of the disk when naming its machine for an
-// erase. A nil one saw nothing, and is about the first disk that is chosen.
+// erase. A nil one saw nothing, and is about the first disk that is chosen; a
+// wipe always has one.
 type Consent struct {
 	Disk  inventory.DiskID `json:"disk"`
 	Holds string           `json:"holds,omitempty"`
@@ -77,7 +81,8 @@ type ClaimState struct {
 	Until time.Time `json:"until"`
 }
 
-// WriteState is the write intent: permission to erase this one disk.
+// WriteState is the write intent: permission to erase this one disk, for the
+// Purpose of its Intent and no other.
 type WriteState struct {
 	Disk inventory.DiskID `json:"disk"`
 	// Holds is what was on it when the permission was recorded.
@@ -116,14 +121,15 @@ func (k Key) sum(parts ...string) string {
 }
 
 // Nonce of the claim after boots granted ones. Derived, not stored: rendering a
-// script writes nothing, and every server gives the same answer.
+// script writes nothing, and every server gives the same answer. The purpose is
+// in it, and in the token: what booted for one never acts for another.
 func (k Key) Nonce(in *Intent, boots int) string {
-	return k.sum("claim", in.Epoch, in.Machine, fmt.Sprint(in.Fence), fmt.Sprint(boots))
+	return k.sum("claim", string(in.Purpose), in.Epoch, in.Machine, fmt.Sprint(in.Fence), fmt.Sprint(boots))
 }
 
 // AgentToken is the bearer token of the boot that claimed.
 func (k Key) AgentToken(in *Intent) string {
-	return in.Machine + "." + k.sum("agent", in.Epoch, in.Machine, fmt.Sprint(in.Fence), fmt.Sprint(in.Boots), in.Claim.BootID)
+	return in.Machine + "." + k.sum("agent", string(in.Purpose), in.Epoch, in.Machine, fmt.Sprint(in.Fence), fmt.Sprint(in.Boots), in.Claim.BootID)
 }
 
 // ReportToken lets the installed system say that what one write put on its disk

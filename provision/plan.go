@@ -176,6 +176,8 @@ func planWhy(st Status, w Wanted) string {
 	switch {
 	case st.Phase == Failed:
 		return "failed: " + st.LastError
+	case !blankSince(st).IsZero():
+		return "its disk was wiped"
 	case st.Running == "":
 		return "recast has not written it yet"
 	case st.Running != w.Generation.Digest:
@@ -255,8 +257,12 @@ func synced(st Status, w Wanted, declared bool) (Sync, string) {
 	switch {
 	case !declared:
 		return SyncUnknown, "no group selects it"
+	case st.Phase == Cleaning:
+		return OutOfSync, "being wiped"
 	case Busy(st.Phase):
 		return OutOfSync, "being deployed"
+	case !blankSince(st).IsZero():
+		return OutOfSync, "its disk was wiped, nothing is installed"
 	case st.Running == "" && st.Phase != Failed:
 		return SyncUnknown, "nothing is known of what it runs"
 	case st.Running != w.Generation.Digest:

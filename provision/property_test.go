@@ -21,9 +21,15 @@ type walk struct {
 	now   time.Time
 	trail []trailLine
 	boots int
-	// allowed is the disk that the write intent of an attempt names, by intent and
-	// attempt.
-	allowed map[string]inventory.DiskID
+	// allowed is what the write intent of an attempt permits, by intent and attempt.
+	allowed map[string]permission
+}
+
+// permission of one attempt's write intent.
+type permission struct {
+	disk    inventory.DiskID
+	purpose Purpose
+	quick   bool
 }
 
 type trailLine struct {
@@ -36,7 +42,7 @@ type trailLine struct {
 func newWalk(seed uint64) *walk {
 	r := rand.New(rand.NewPCG(seed, 1))
 	st := newStory()
-	w := &walk{r: r, p: st.params, s: st.state, now: t0, allowed: map[string]inventory.DiskID{}}
+	w := &walk{r: r, p: st.params, s: st.state, now: t0, allowed: map[string]permission{}}
 	w.p.HasBMC, w.p.Reports, w.p.Attempts = r.IntN(4) > 0, r.IntN(3) > 0, 1+r.IntN(3)
 	return w
 }
@@ -65,6 +71,8 @@ func (w *walk) event() Event {
 			return w.claim()
 		case StepInspecting:
 			return w.inspected()
+		case StepPowerOff:
+			return BMCDone{Action: ActOff, Err: pick(r, "", "", "it says no")}
 		case StepWriting, StepVerifying, StepStarting:
 			if r.IntN(2) == 0 {
 				return w.report()
@@ -74,6 +82,13 @@ func (w *walk) event() Event {
 	}
 	switch r.IntN(14) {
 	case 0, 1:
+		if r.IntN(3) == 0 {
+			s := Started{Purpose: PurposeWipe, Epoch: "e", Quick: r.IntN(2) == 0, By: "ann"}
+			if r.IntN(8) > 0 {
+				s.Consent = &Consent{Disk: disk(pick(r, "S1", "S1", "S2"))}
+			}
+			return s
+		}
 		return Started{Purpose: pick(r, PurposeDeploy, PurposeDeploy, PurposeInspect, PurposeAdopt),
 			Generation: pick(r, genA, genB), Rendered: rendA, Epoch: "e", Erase: r.IntN(2) == 0, By: "ann"}
 	case 2, 3:
@@ -112,10 +127,13 @@ func (w *walk) claim() Event {
 }
 
 func (w *walk) inspected() Event {
-	d := DiskDecision{Verdict: pick(w.r, DiskWrite, DiskWrite, DiskWrite, DiskAdopt, DiskLook, DiskAsk, DiskRefuse),
+	d := DiskDecision{Verdict: pick(w.r, DiskWrite, DiskWrite, DiskWrite, DiskWipe, DiskAdopt, DiskLook, DiskAsk, DiskRefuse),
 		Disk: disk(pick(w.r, "S1", "S1", "S1", "S2")), Reason: "because"}
 	if w.s.Intent != nil && w.s.Intent.Purpose == PurposeInspect && w.r.IntN(4) > 0 {
 		d.Verdict = DiskLook
+	}
+	if in := w.s.Intent; in != nil && in.Purpose == PurposeWipe && w.r.IntN(4) > 0 {
+		d.Verdict, d.Disk = DiskWipe, in.Consent.Disk
 	}
 	d.Marker = inventory.Marker{Machine: "m1", Generation: pick(w.r, genA, genB), Rendered: rendA, Attempt: 1 + w.r.IntN(2)}
 	return Inspected{Decision: d}
@@ -192,6 +210,8 @@ func (w *walk) step(t *testing.T) {
 	}
 	busy := Busy(st.Phase)
 	switch {
+	case busy && (st.Phase == Deploying) != (in.Purpose == PurposeDeploy), busy && (st.Phase == Cleaning) != (in.Purpose == PurposeWipe):
+		bad("%s for an intent to %s", st.Phase, in.Purpose)
 	case busy && st.Deadline.IsZero():
 		bad("busy without a deadline")
 	case busy && (in == nil || !in.Live):
@@ -204,6 +224,11 @@ func (w *walk) step(t *testing.T) {
 		bad("%q for a machine without a BMC", actions)
 	case st.Hold != nil && prev.Status.Hold == nil && busy:
 		bad("held and busy")
+	}
+	if e := st.Evidence; e != prev.Status.Evidence && e.Level == inventory.E3 && e.Generation == "" {
+		if rep, said := ev.(Reported); !said || rep.Report.Step != inventory.AgentDone || old.Purpose != PurposeWipe || old.Write == nil {
+			bad("a disk is blank that was not wiped and read back")
+		}
 	}
 	if in == nil {
 		return
@@ -232,12 +257,14 @@ func (w *walk) step(t *testing.T) {
 	if old == nil || old.Write == nil || old.Write.At != in.Write.At {
 		seen, ok := ev.(Inspected)
 		switch {
-		case !ok || seen.Decision.Verdict != DiskWrite:
+		case !ok || seen.Decision.Verdict != DiskWrite && seen.Decision.Verdict != DiskWipe:
 			bad("a write intent out of nowhere")
 		case old == nil || !old.Live || old.Claim == nil || prev.Status.Step != StepInspecting:
 			bad("a write intent without a claim and its inventory")
-		case in.Purpose != PurposeDeploy:
-			bad("a write intent for %s", in.Purpose)
+		case in.Purpose != map[DiskVerdict]Purpose{DiskWrite: PurposeDeploy, DiskWipe: PurposeWipe}[seen.Decision.Verdict]:
+			bad("a write intent to %s for %s", seen.Decision.Verdict, in.Purpose)
+		case in.Purpose == PurposeWipe && in.Write.Disk != in.Consent.Disk:
+			bad("a wipe of %s, confirmed was %s", in.Write.Disk.Serial, in.Consent.Disk.Serial)
 		case in.Fence != old.Fence || in.Write.Attempt != st.Attempt || in.Write.Disk != seen.Decision.Disk:
 			bad("a write intent for another fence, attempt or disk")
 		case in.Write.Erased:
@@ -245,10 +272,12 @@ func (w *walk) step(t *testing.T) {
 		}
 	}
 	key := fmt.Sprintf("%s/%d", in.Created, in.Write.Attempt)
-	if d, ok := w.allowed[key]; ok && d != in.Write.Disk {
-		bad("two disks may be written in one attempt: %s and %s", d.Serial, in.Write.Disk.Serial)
+	if a, ok := w.allowed[key]; ok && a.disk != in.Write.Disk {
+		bad("two disks may be written in one attempt: %s and %s", a.disk.Serial, in.Write.Disk.Serial)
+	} else if ok && (a.purpose != in.Purpose || a.quick != in.Quick) {
+		bad("what was permitted to %s is permitted to %s", a.purpose, in.Purpose)
 	}
-	w.allowed[key] = in.Write.Disk
+	w.allowed[key] = permission{in.Write.Disk, in.Purpose, in.Quick}
 	if busy && (st.Step == StepWriting || st.Step == StepVerifying) {
 		if in.Write.Attempt != st.Attempt {
 			bad("attempt %d writes under the intent of attempt %d", st.Attempt, in.Write.Attempt)
@@ -256,7 +285,8 @@ func (w *walk) step(t *testing.T) {
 		if seen, is := ev.(Inspected); is && seen.Decision.Disk != in.Write.Disk {
 			bad("the inventory chose %s, the write intent names %s", seen.Decision.Disk.Serial, in.Write.Disk.Serial)
 		}
-		if st.Running != "" {
+		// A system on another disk than the one that is wiped goes on to be known.
+		if st.Running != "" && (in.Purpose == PurposeDeploy || st.Disk == nil || sameDisk(*st.Disk, in.Write.Disk)) {
 			bad("something runs on a disk that may be erased")
 		}
 	}
@@ -281,7 +311,8 @@ func TestNoSequenceOfEventsErasesWithoutACurrentWriteIntent(t *testing.T) {
 	// A walk that never got there proves nothing.
 	for _, state := range []string{"deploying/stopping", "deploying/arming", "deploying/powering", "deploying/booting", "deploying/claiming",
 		"deploying/inspecting", "deploying/writing", "deploying/verifying", "deploying/starting", "deploying/awaiting-operator",
-		"inspecting/inspecting", "active/", "failed/", "available/"} {
+		"inspecting/inspecting", "cleaning/stopping", "cleaning/awaiting-operator", "cleaning/inspecting", "cleaning/writing",
+		"cleaning/verifying", "cleaning/powering-off", "active/", "failed/", "available/"} {
 		if reached[state] < 50 {
 			t.Errorf("%s was reached %d times", state, reached[state])
 		}

@@ -34,6 +34,8 @@ type RolloutTarget struct {
 	// Again: an operator's retry gave it this turn. It is away already, and its
 	// failure was looked at.
 	Again bool `json:"again,omitempty"`
+	// Out: it was wiped since. Only the next apply gives it a turn.
+	Out bool `json:"out,omitempty"`
 }
 
 // progress of one target, told from the machine's state alone.
@@ -77,8 +79,10 @@ type Admission struct {
 // the answer to "why is this machine not moving".
 func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen string, blocked func(machine string) string) Admission {
 	names := make([]string, 0, len(r.Machines))
-	for name := range r.Machines {
-		names = append(names, name)
+	for name, t := range r.Machines {
+		if !t.Out {
+			names = append(names, name)
+		}
 	}
 	sort.Strings(names)
 	count := map[targetState]int{}

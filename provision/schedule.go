@@ -63,28 +63,33 @@ func (e *Engine) schedule(ctx context.Context) {
 
 // marked is a copy in which the machines had their turn, or have it before them.
 func (r Rollout) marked(names []string, started bool) Rollout {
+	return r.changed(names, func(t *RolloutTarget) { t.Started, t.Again = started, !started })
+}
+
+// changed is a copy in which the targets of some machines are changed.
+func (r Rollout) changed(names []string, change func(*RolloutTarget)) Rollout {
 	machines := make(map[string]RolloutTarget, len(r.Machines))
 	for name, t := range r.Machines {
 		machines[name] = t
 	}
 	for _, name := range names {
 		t := machines[name]
-		t.Started, t.Again = started, !started
+		change(&t)
 		machines[name] = t
 	}
 	r.Machines = machines
 	return r
 }
 
-// rolloutOf finds the rollout that a machine stands in.
+// rolloutOf finds the rollout that a machine stands in, unless it was wiped since.
 func (e *Engine) rolloutOf(name string) (r Rollout, ok bool) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	if g := e.set.GroupOf(name); g != nil {
 		r = e.rolling[g.Name]
 	}
-	_, ok = r.Machines[name]
-	return r, ok
+	t, ok := r.Machines[name]
+	return r, ok && !t.Out
 }
 
 // again gives a machine another turn in its rollout, if it stands in one.

@@ -118,6 +118,9 @@ func (t *transition) deadline(step StepName) time.Duration {
 	if step == StepStarting && t.p.Health > 0 {
 		return t.p.Health
 	}
+	if step == StepPowerOff {
+		step = StepStopping // the same to a BMC
+	}
 	if d := t.p.Deadlines[string(step)]; d > 0 {
 		return d
 	}
@@ -133,7 +136,7 @@ func (t *transition) phase(ph Phase) {
 }
 
 func (t *transition) started(ev Started) {
-	if t.busy() {
+	if t.busy() || ev.Purpose == PurposeWipe && ev.Consent == nil {
 		t.impossible(ev)
 		return
 	}
@@ -149,10 +152,13 @@ func (t *transition) started(ev Started) {
 	}
 	t.Intent = &Intent{Machine: t.Status.Machine, Purpose: ev.Purpose, Epoch: ev.Epoch,
 		Generation: ev.Generation, Rendered: ev.Rendered, Fence: fence, Erase: ev.Erase, Consent: consent,
-		Live: true, Claim: claim, Plan: ev.Plan, By: ev.By, Created: t.now}
-	if ev.Purpose == PurposeDeploy {
+		Quick: ev.Quick, Live: true, Claim: claim, Plan: ev.Plan, By: ev.By, Created: t.now}
+	switch ev.Purpose {
+	case PurposeDeploy:
 		t.phase(Deploying)
-	} else {
+	case PurposeWipe:
+		t.phase(Cleaning)
+	default:
 		t.phase(Inspecting)
 	}
 	t.Status.Wanted, t.Status.WantedRendered = ev.Generation, ev.Rendered
@@ -162,7 +168,11 @@ func (t *transition) started(ev Started) {
 		t.Status.Findings = nil // they are about what ends now; the timeline keeps them
 	}
 	t.Status.Health = Progressing
-	t.line("operator", "%s of generation %s started for %s", ev.Purpose, ev.Generation.Short(), ev.By)
+	if ev.Purpose == PurposeWipe {
+		t.line("operator", "wipe of %s, %s, started for %s", diskText(consent.Disk), orBlank(consent.Holds), ev.By)
+	} else {
+		t.line("operator", "%s of generation %s started for %s", ev.Purpose, ev.Generation.Short(), ev.By)
+	}
 	t.begin()
 }
 
@@ -204,7 +214,7 @@ func (t *transition) bmcDone(ev BMCDone) {
 	if !t.busy() {
 		return
 	}
-	expect := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn}
+	expect := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn, StepPowerOff: ActOff}
 	if ev.Action == ActClear {
 		if ev.Err != "" {
 			t.finding("the boot override still stands: " + ev.Err)
@@ -222,6 +232,10 @@ func (t *transition) bmcDone(ev BMCDone) {
 		case ActOn:
 			t.Status.Power = "on"
 		}
+	}
+	if t.Status.Step == StepPowerOff {
+		t.powerOffDone(ev.Err)
+		return
 	}
 	if t.held() {
 		return
@@ -307,7 +321,13 @@ func (t *transition) inspected(ev Inspected) {
 	facts := ev.Facts
 	t.Status.Facts, t.Status.FactsAt = &facts, t.now
 	d := ev.Decision
+	if wipe := t.Intent.Purpose == PurposeWipe; wipe != (d.Verdict == DiskWipe) && (!wipe || d.Verdict != DiskRefuse) {
+		t.impossible(ev) // what one purpose permits, no other does
+		return
+	}
 	switch d.Verdict {
+	case DiskWipe:
+		t.mayWipe(ev)
 	case DiskWrite:
 		if t.Intent.Purpose != PurposeDeploy {
 			t.impossible(ev)
@@ -389,7 +409,9 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 	if r.Erased && !w.Erased {
 		w.Erased = true
 		t.Intent.Write = &w
-		t.Status.Disk, t.Status.Unfinished = &w.Disk, true
+		if t.Intent.Purpose == PurposeDeploy || t.Status.Disk == nil || sameDisk(*t.Status.Disk, w.Disk) {
+			t.Status.Disk, t.Status.Unfinished = &w.Disk, true
+		}
 		t.line("step", "the disk is being overwritten")
 	}
 	switch r.Step {
@@ -403,6 +425,10 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 		t.fail("the ramdisk: "+r.Error, true)
 	case inventory.AgentDone:
 		if t.Status.Step != StepWriting && t.Status.Step != StepVerifying {
+			return
+		}
+		if t.Intent.Purpose == PurposeWipe {
+			t.wiped(r)
 			return
 		}
 		t.Status.Running, t.Status.RunningRendered = t.Status.Wanted, t.Status.WantedRendered
@@ -428,16 +454,23 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 
 // holds brings the inventory up to date about the disk that was written.
 func (t *transition) holds(what string) {
+	t.seen(t.Intent.Write.Disk, func(d *inventory.DiskFacts) {
+		d.Holds = what
+		d.Recast = &inventory.Marker{Machine: t.Status.Machine, Generation: t.Status.Wanted,
+			Rendered: t.Status.WantedRendered, Attempt: t.Status.Attempt, Write: t.Intent.WriteName()}
+	})
+}
+
+// seen changes what the inventory says of a disk.
+func (t *transition) seen(disk inventory.DiskID, change func(*inventory.DiskFacts)) {
 	if t.Status.Facts == nil {
 		return
 	}
 	facts := *t.Status.Facts
 	facts.Disks = append([]inventory.DiskFacts(nil), facts.Disks...)
 	for i, d := range facts.Disks {
-		if t.Intent.Write.Disk.Matches(d) == nil {
-			facts.Disks[i].Holds = what
-			facts.Disks[i].Recast = &inventory.Marker{Machine: t.Status.Machine, Generation: t.Status.Wanted,
-				Rendered: t.Status.WantedRendered, Attempt: t.Status.Attempt, Write: t.Intent.WriteName()}
+		if disk.Matches(d) == nil {
+			change(&facts.Disks[i])
 		}
 	}
 	t.Status.Facts = &facts
@@ -493,6 +526,8 @@ func (t *transition) running(r inventory.BootReport) {
 		}
 	case st.Unfinished:
 		t.finding(fmt.Sprintf("its disk was erased and not written, but the system reports generation %s: it started from another disk", r.Generation.Short()))
+	case !blankSince(*st).IsZero():
+		t.finding(fmt.Sprintf("its disk was wiped, but the system reports generation %s: it started from another disk", r.Generation.Short()))
 	case st.Phase == Failed && !wanted:
 		// It failed before its disk was touched, and its old system is back: what is
 		// wanted still failed.
@@ -544,7 +579,7 @@ func (t *transition) activate(h Health) {
 	if t.Status.Phase != Active {
 		t.phase(Active)
 	}
-	t.Status.Health, t.Status.LastError = h, ""
+	t.Status.Health, t.Status.LastError, t.Status.NextAction = h, "", ""
 	if t.Intent != nil {
 		t.Intent.Live = false
 	}

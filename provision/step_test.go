@@ -78,6 +78,9 @@ func (s *story) event(t *testing.T, line string) Event {
 	rest := strings.TrimSpace(strings.TrimPrefix(line, f[0]))
 	switch f[0] {
 	case "start":
+		if f[1] == "wipe" { // start wipe S1 [quick]
+			return Started{Purpose: PurposeWipe, Epoch: "e", By: "ann", Consent: &Consent{Disk: disk(f[2])}, Quick: len(f) > 3}
+		}
 		return Started{Purpose: Purpose(f[1]), Generation: genA, Rendered: rendA, Epoch: "e", By: "ann"}
 	case "bmc":
 		for _, a := range []Action{ActOff, ActArm, ActOn, ActClear} {
@@ -95,6 +98,9 @@ func (s *story) event(t *testing.T, line string) Event {
 		return Claimed{Claim: ClaimState{BootID: f[1], UUID: "u1", Until: s.now.Add(LeaseTime)}, Resume: len(f) > 2}
 	case "inventory":
 		d := DiskDecision{Verdict: DiskVerdict(f[1]), Disk: disk("S1"), Reason: strings.Join(f[2:], " ")}
+		if d.Verdict == DiskWipe && len(f) > 2 {
+			d.Disk = disk(f[2])
+		}
 		if d.Verdict == DiskAdopt {
 			d.Marker = inventory.Marker{Machine: "m1", Generation: genA, Rendered: rendA, Attempt: 1, Write: "e.1"}
 		}
@@ -107,6 +113,8 @@ func (s *story) event(t *testing.T, line string) Event {
 				r.Erased = true
 			case strings.HasPrefix(w, "done="):
 				fmt.Sscanf(w, "done=%d", &r.Done)
+			case w == "blank":
+				r.Blank = disk("").Size
 			case w == "badframe":
 				r.BadFrame = new(int)
 			default:

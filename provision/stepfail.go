@@ -82,7 +82,8 @@ const silence = time.Minute
 func (t *transition) fail(reason string, again bool) {
 	t.Status.LastError = reason
 	t.line("error", "attempt %d: %s", t.Status.Attempt, reason)
-	if again && t.Status.Attempt < t.p.Attempts && t.Status.Hold == nil && t.Intent.Purpose == PurposeDeploy {
+	works := t.Intent.Purpose == PurposeDeploy || t.Intent.Purpose == PurposeWipe && t.Status.Step != StepPowerOff
+	if again && works && t.Status.Attempt < t.p.Attempts && t.Status.Hold == nil {
 		t.Status.Attempt++
 		t.Status.Restarts = 0
 		t.begin()
@@ -99,13 +100,21 @@ func (t *transition) held() bool {
 		return false
 	}
 	t.end(fmt.Sprintf("held by %s: %s", h.Owner, h.Reason))
-	t.Status.NextAction = fmt.Sprintf("recast release %s, then: recast retry %s", t.Status.Machine, t.Status.Machine)
+	verb := "retry"
+	if t.Intent.Purpose == PurposeWipe {
+		verb = "wipe"
+	}
+	t.Status.NextAction = fmt.Sprintf("recast release %s, then: recast %s %s", t.Status.Machine, verb, t.Status.Machine)
 	return true
 }
 
 // end an attempt by somebody's word: the machine is what it was, unless its
 // disk was erased.
 func (t *transition) end(reason string) {
+	if t.Intent.Purpose == PurposeWipe {
+		t.stop(reason)
+		return
+	}
 	if t.Status.Unfinished {
 		t.stop(reason + " after its disk was erased")
 		return
@@ -128,7 +137,14 @@ func (t *transition) damaged(image inventory.Digest, why string) {
 // stop makes the machine failed, with what to do next.
 func (t *transition) stop(reason string) {
 	t.Intent.Live = false
-	if t.Intent.Purpose != PurposeDeploy {
+	switch {
+	case t.Intent.Purpose == PurposeWipe && t.Status.Step == StepPowerOff:
+		t.powerOffDone(reason)
+		return
+	case t.Intent.Purpose == PurposeWipe:
+		t.wipeFailed(reason)
+		return
+	case t.Intent.Purpose != PurposeDeploy:
 		t.settle()
 		t.Status.LastError = reason
 		return

@@ -38,6 +38,7 @@ const (
 	StepWriting        StepName = "writing"
 	StepVerifying      StepName = "verifying"
 	StepStarting       StepName = "starting"
+	StepPowerOff       StepName = "powering-off"      // the last one of a wipe
 	StepAwaitingPerson StepName = "awaiting-operator" // no BMC, or an erase to confirm
 )
 

@@ -124,7 +124,7 @@ func explain(v View, now time.Time) Explanation {
 	switch {
 	case v.Machine == nil:
 		x.Missing, x.Next = "it is not declared any more", "add it to the files and apply; its disk is left alone"
-	case v.Group == "":
+	case v.Group == "" && !Busy(st.Phase) && st.Phase != Failed:
 		x.Missing, x.Next = "no group selects it", "give it labels that a group selects"
 	case st.Hold != nil:
 		x.Missing = fmt.Sprintf("held by %s: %s", st.Hold.Owner, st.Hold.Reason)
@@ -158,7 +158,7 @@ func explain(v View, now time.Time) Explanation {
 // missing is what the step waits for.
 func missing(s StepName) string {
 	switch s {
-	case StepStopping:
+	case StepStopping, StepPowerOff:
 		return "the BMC has not shown the machine as off"
 	case StepArming:
 		return "the BMC has not taken the network boot override"

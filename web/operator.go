@@ -49,6 +49,12 @@ type (
 	PowerReply struct {
 		Power string `json:"power"`
 	}
+	WipeRequest struct {
+		// Disk to erase, by its serial; by its WWN or path where it has none.
+		Disk string `json:"disk"`
+		// Quick zeroes only what makes a disk look used.
+		Quick bool `json:"quick,omitempty"`
+	}
 	FreezeRequest struct {
 		Reason string `json:"reason,omitempty"`
 	}
@@ -198,6 +204,14 @@ func (s *Server) machineRoutes() []route {
 					return err
 				}
 				return refuse(http.StatusConflict, e.Hold(c.Request().Context(), c.Param("name"), who(c), in.Reason, time.Duration(in.For)))
+			}),
+		ask(http.MethodPost, one+"/wipe", scopeOperator, "Netboot it and erase one disk; the answer is that disk.",
+			func(c echo.Context, in WipeRequest) (inventory.DiskFacts, error) {
+				if _, err := known(c); err != nil {
+					return inventory.DiskFacts{}, err
+				}
+				d, err := e.Wipe(c.Request().Context(), c.Param("name"), who(c), in.Disk, in.Quick)
+				return d, refuse(http.StatusConflict, err)
 			}),
 		ask(http.MethodPost, one+"/power", scopeOperator, "Read or change its power.",
 			func(c echo.Context, in PowerRequest) (PowerReply, error) {

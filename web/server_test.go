@@ -397,3 +397,16 @@ func TestTLSChainHoldsTheCAThatAgentsPin(t *testing.T) {
 		t.Error("another digest was believed")
 	}
 }
+
+func TestAWipeIsRefusedBeforeItsDiskWasSeen(t *testing.T) {
+	s := newSite(t)
+	s.declare(t, "first")
+	code, text, h := s.send(t, "POST", apiRoot+"/machines/m2/wipe", operatorToken, WipeRequest{Disk: "S1"})
+	if code != http.StatusConflict || !strings.Contains(text, "recast inspect m2") {
+		t.Errorf("%d %s", code, text)
+	}
+	checkProblem(t, "wipe", code, text, h)
+	if code, text, _ := s.send(t, "POST", apiRoot+"/machines/nobody/wipe", operatorToken, WipeRequest{Disk: "S1"}); code != http.StatusNotFound {
+		t.Errorf("%d %s", code, text)
+	}
+}

@@ -169,7 +169,7 @@ func TestRamdiskWritesADisk(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			*s = server{volume: volume.Bytes, job: inventory.Job{
+			*s = server{volume: volume.Bytes, job: inventory.Job{Kind: inventory.JobWrite,
 				Machine: "m1", Fence: 3, Attempt: 1, Disk: inventory.DiskID{Serial: "DISK1"},
 				Image:  inventory.JobImage{Digest: info.Digest, Size: info.Size, Manifest: info.Manifest, Pack: info.Pack, URLs: []string{"http://10.66.0.1:8080"}},
 				EFI:    &inventory.EFIEntry{Label: "recast", Loader: `\EFI\BOOT\BOOTX64.EFI`},

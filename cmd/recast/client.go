@@ -138,6 +138,12 @@ func machinePath(name string) string { return "/api/v1/machines/" + url.PathEsca
 // isTerminal of a file; /dev/null is none.
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
+// onTerminal tells whether somebody is there to answer.
+func onTerminal(in io.Reader) bool {
+	f, ok := in.(*os.File)
+	return ok && isTerminal(f)
+}
+
 func since(t, now time.Time) string {
 	if t.IsZero() {
 		return "-"

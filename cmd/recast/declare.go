@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -166,21 +165,31 @@ var errNobody = errors.New("nobody is there to ask")
 
 // askYes asks on a terminal; without one the error is errNobody.
 func askYes(cmd *cobra.Command, question string) (bool, error) {
-	in, ok := cmd.InOrStdin().(*os.File)
-	if !ok || !isTerminal(in) {
-		return false, errNobody
+	answer, err := askLine(cmd, question+" Only \"yes\" is a yes: ")
+	return answer == "yes", err
+}
+
+// askLine reads one line on a terminal, "" where it ends; without a terminal the
+// error is errNobody.
+func askLine(cmd *cobra.Command, prompt string) (string, error) {
+	in := cmd.InOrStdin()
+	if !onTerminal(in) {
+		return "", errNobody
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "%s Only \"yes\" is a yes: ", question)
+	fmt.Fprint(cmd.OutOrStdout(), prompt)
 	// Byte by byte: what follows the answer belongs to the next question.
 	var answer []byte
 	b := make([]byte, 1)
 	for {
 		n, err := in.Read(b)
-		if n == 1 && b[0] != '\n' {
+		switch {
+		case n == 1 && b[0] != '\n':
 			answer = append(answer, b[0])
-			continue
+		case err != nil:
+			return "", nil // it ended in the middle: no answer
+		default:
+			return strings.TrimSpace(string(answer)), nil
 		}
-		return err == nil && strings.TrimSpace(string(answer)) == "yes", nil
 	}
 }
 

@@ -239,7 +239,7 @@ func printView(w io.Writer, v provision.View) {
 	line(w, "Sync", "%s", joined(": ", string(v.Sync), v.SyncWhy))
 	line(w, "Health", "%s", st.Health)
 	line(w, "Evidence", "%s", joined(", ", st.Evidence.Level.String(), ago(st.Evidence.At, now), st.Evidence.Detail))
-	line(w, "Running", "%s", shortOr(st.Running, "unknown"))
+	line(w, "Running", "%s", runningText(st))
 	line(w, "Wanted", "%s", shortOr(v.Wanted, "-"))
 	line(w, "Attempt", "%d, ramdisk restarts %d", st.Attempt, st.Restarts)
 	line(w, "Power", "%s", dash(st.Power))
@@ -265,6 +265,14 @@ func printView(w io.Writer, v provision.View) {
 	if st.Facts != nil {
 		printFacts(w, st.Facts)
 	}
+}
+
+// runningText is what a machine is known to run.
+func runningText(st provision.Status) string {
+	if st.Running == "" && st.Evidence.Level == inventory.E3 {
+		return "nothing" // its disk was read back as blank
+	}
+	return shortOr(st.Running, "unknown")
 }
 
 // joined leaves out what is empty.

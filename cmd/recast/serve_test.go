@@ -335,7 +335,7 @@ func TestOutdatedPlanIsRefused(t *testing.T) {
 	workplace(t)
 	digests := map[string]int{}
 	for _, line := range []string{"recast secret set rack1-bmc <<< admin:pw", "recast freeze", "recast apply site.yaml --yes"} {
-		runStep(t, line, digests, func(string) bool { return true })
+		runStep(t, line, nil, digests, func(string) bool { return true })
 	}
 	var plans []string
 	for _, name := range []string{"r1u07", "r1u08"} {

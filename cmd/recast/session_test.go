@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 
 	"recast/inventory"
 	"recast/pack"
+	"recast/testenv"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -180,6 +182,15 @@ func workplace(t testing.TB) (server *child, data string) {
 			t.Fatal(err)
 		}
 	}
+	// The agent of a simulated machine is this process; only the fetch is real.
+	if err := os.Mkdir(filepath.Join(data, "ramdisk"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"vmlinuz", "initrd.img"} {
+		if err := os.WriteFile(filepath.Join(data, "ramdisk", name), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Setenv("RECAST_DATA", data)
 	t.Setenv("RECAST_CONFIG_DIR", filepath.Join(dir, "config"))
 	t.Setenv("RECAST_CONTEXT", "")
@@ -223,7 +234,8 @@ func plain(text string, digests map[string]int) string {
 }
 
 // A session is a file of commands, each with what a person sees. Beside recast
-// it knows "edit FILE OLD NEW". A command that only looks is repeated until it
+// it knows "edit FILE OLD NEW", and "cycle MACHINE SERIAL", which is a person at
+// the power button of a simulated machine with one disk. A command that only looks is repeated until it
 // shows what it should, since the engine works meanwhile.
 func TestSessions(t *testing.T) {
 	files, err := filepath.Glob("testdata/sessions/*.txt")
@@ -240,7 +252,8 @@ func TestSessions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			workplace(t)
+			_, data := workplace(t)
+			cycle := powerButtons(t, data)
 			var got strings.Builder
 			digests := map[string]int{}
 			for _, step := range regexp.MustCompile(`(?m)^(\$ |# ).*\n`).FindAllString(string(raw), -1) {
@@ -249,7 +262,7 @@ func TestSessions(t *testing.T) {
 					continue
 				}
 				want := string(raw)
-				shown := runStep(t, strings.TrimSpace(step[2:]), digests, func(shown string) bool {
+				shown := runStep(t, strings.TrimSpace(step[2:]), cycle, digests, func(shown string) bool {
 					return *update || strings.HasPrefix(want[min(len(got.String()), len(want)):], step+shown)
 				})
 				got.WriteString(step + shown)
@@ -269,7 +282,39 @@ func TestSessions(t *testing.T) {
 
 var quoted = regexp.MustCompile(`'[^']*'|\S+`)
 
-func runStep(t *testing.T, line string, digests map[string]int, right func(string) bool) string {
+// powerButtons of simulated machines: the first push makes the machine.
+func powerButtons(t *testing.T, data string) (cycle func(name, serial string)) {
+	t.Helper()
+	config, err := os.ReadFile(filepath.Join(data, "recast.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot := regexp.MustCompile(`boot: (\S+)`).FindSubmatch(config)[1]
+	machines := map[string]*testenv.Simulated{}
+	return func(name, serial string) {
+		t.Helper()
+		m := machines[name]
+		if m == nil {
+			m, err = testenv.NewSimulated(testenv.SimulatedOptions{Name: name, Dir: t.TempDir(), MAC: inventory.MAC("52:54:00:00:00:" + name[len(name)-2:]),
+				UUID: "7265636a-7374-4c61-8b00-0000000000" + name[len(name)-2:], Serial: "SN-" + name, Server: string(boot), Fill: 0xA5,
+				Disks: []inventory.DiskID{{Serial: serial, Size: 16 << 20}}, Log: t.Logf})
+			if err != nil {
+				t.Fatal(err)
+			}
+			machines[name] = m
+			t.Cleanup(func() {
+				if err := m.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		if err := errors.Join(m.PowerOff(t.Context()), m.PowerOn(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func runStep(t *testing.T, line string, cycle func(name, serial string), digests map[string]int, right func(string) bool) string {
 	t.Helper()
 	line, stdin, _ := strings.Cut(line, " <<< ")
 	words := quoted.FindAllString(line, -1)
@@ -288,6 +333,9 @@ func runStep(t *testing.T, line string, digests map[string]int, right func(strin
 		if err := os.WriteFile(words[1], bytes.Replace(raw, []byte(words[2]), []byte(words[3]), 1), 0o644); err != nil {
 			t.Fatal(err)
 		}
+		return ""
+	case "cycle":
+		cycle(words[1], words[2])
 		return ""
 	case "recast":
 	default:
