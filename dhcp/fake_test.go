@@ -154,6 +154,7 @@ func (m *memStore) KeepAlive(context.Context, store.LeaseID) error              
 func (m *memStore) Revoke(context.Context, store.LeaseID) error                 { return nil }
 func (m *memStore) Epoch() string                                               { return "epoch" }
 func (m *memStore) Writable() error                                             { return nil }
+func (m *memStore) Held() error                                                 { return nil }
 func (m *memStore) Close() error                                                { return nil }
 
 // booter answers what it is told to.

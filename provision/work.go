@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"recast/bmc"
@@ -164,6 +165,31 @@ func (e *Engine) uefi(name string, s State) bool {
 	return s.Status.Facts == nil || s.Status.Facts.Boot.Mode != "bios"
 }
 
+// whileHeld is a context that ends when another server may act on the machines.
+func (e *Engine) whileHeld(ctx context.Context) (context.Context, func(), error) {
+	if err := e.Store.Held(); err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", bmc.ErrBusy, err) // passes by itself, or the server ends
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var work sync.WaitGroup
+	work.Go(func() {
+		tick := time.NewTicker(500 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if err := e.Store.Held(); err != nil {
+				cancel(err)
+				return
+			}
+		}
+	})
+	return ctx, func() { cancel(nil); work.Wait() }, nil
+}
+
 var errNoCredentials = errors.New("no credentials")
 
 // withBMC opens a machine's BMC for one conversation.
@@ -172,6 +198,11 @@ func (e *Engine) withBMC(ctx context.Context, name string, do func(context.Conte
 	if decl == nil || decl.BMC == nil {
 		return fmt.Errorf("machine %q declares no bmc", name)
 	}
+	ctx, stop, err := e.whileHeld(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	raw, err := e.secrets.Get(ctx, decl.BMC.Credentials)
 	if err != nil {
 		return errors.Join(errNoCredentials, err)

@@ -256,6 +256,8 @@ func (s *boltStore) Writable() error {
 	return nil
 }
 
+func (s *boltStore) Held() error { return nil }
+
 func (s *boltStore) Close() error {
 	s.closing.Do(func() {
 		close(s.quit)

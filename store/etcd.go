@@ -33,7 +33,14 @@ type EtcdOptions struct {
 	// all of it until its quota is full. 0: 5 minutes; negative: leave the
 	// history alone, for a cluster that has other users.
 	Compact time.Duration
-	Log     *slog.Logger // nil discards
+	// Hold names this process in words, and keeps every other that names itself out
+	// of the store while this one lives: OpenEtcd is ErrHeld meanwhile. "": read and
+	// write beside others.
+	Hold string
+	// HoldTime is how long the store stays held after its holder was last heard.
+	// 0: 15 s.
+	HoldTime time.Duration
+	Log      *slog.Logger // nil discards
 }
 
 // epochKey holds the store's own record. Every transaction compares it, so that
@@ -46,6 +53,8 @@ type etcdStore struct {
 	client *clientv3.Client
 	epoch  string
 	record string // what stands under epochKey
+
+	hold *hold // nil: not held
 
 	down   atomic.Pointer[error]
 	ctx    context.Context // ends with the store
@@ -64,6 +73,9 @@ func OpenEtcd(ctx context.Context, opts EtcdOptions) (Store, error) {
 	if opts.Compact == 0 {
 		opts.Compact = 5 * time.Minute
 	}
+	if opts.HoldTime == 0 {
+		opts.HoldTime = 15 * time.Second
+	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
@@ -74,7 +86,7 @@ func OpenEtcd(ctx context.Context, opts EtcdOptions) (Store, error) {
 	switch {
 	case err == nil:
 		return s, nil
-	case errors.Is(err, ErrNewer), errors.Is(err, errDamaged):
+	case errors.Is(err, ErrNewer), errors.Is(err, errDamaged), errors.Is(err, ErrHeld):
 	case errors.Is(err, context.DeadlineExceeded):
 		err = fmt.Errorf("%w: no answer within %s: see that etcd runs there and that its certificate is accepted: %w", ErrUnavailable, opts.Timeout, err)
 	default:
@@ -103,13 +115,19 @@ func openEtcd(ctx context.Context, opts EtcdOptions) (*etcdStore, error) {
 		s.cancel()
 		return nil, err
 	}
-	if err := s.join(ctx); err != nil {
+	err = s.join(ctx)
+	if err == nil && opts.Hold != "" {
+		err = s.acquire(ctx)
+	}
+	if err != nil {
 		s.cancel()
 		_ = s.client.Close()
 		return nil, err
 	}
-	s.work.Add(1)
-	go s.monitor()
+	s.work.Go(s.monitor)
+	if s.hold != nil {
+		s.work.Go(s.keepHold)
+	}
 	return s, nil
 }
 
@@ -257,6 +275,12 @@ func (s *etcdStore) Commit(ctx context.Context, ops ...Op) (int64, error) {
 	}
 	defer cancel()
 	compare := []clientv3.Cmp{clientv3.Compare(clientv3.Value(epochKey), "=", s.record)}
+	if s.hold != nil {
+		if err := s.hold.lost(); err != nil {
+			return 0, fmt.Errorf("commit: %w", err)
+		}
+		compare = append(compare, clientv3.Compare(clientv3.ModRevision(holdKey), "=", s.hold.revision))
+	}
 	var then []clientv3.Op
 	for _, op := range ops {
 		switch {
@@ -273,7 +297,7 @@ func (s *etcdStore) Commit(ctx context.Context, ops ...Op) (int64, error) {
 			then = append(then, clientv3.OpPut(op.Key, string(op.Value), clientv3.WithLease(clientv3.LeaseID(op.Lease))))
 		}
 	}
-	resp, err := s.client.Txn(c).If(compare...).Then(then...).Else(clientv3.OpGet(epochKey)).Commit()
+	resp, err := s.client.Txn(c).If(compare...).Then(then...).Else(clientv3.OpGet(epochKey), clientv3.OpGet(holdKey)).Commit()
 	if err != nil {
 		err = s.explain(ctx, err)
 		if errors.Is(err, ErrUnavailable) {
@@ -284,6 +308,9 @@ func (s *etcdStore) Commit(ctx context.Context, ops ...Op) (int64, error) {
 	if !resp.Succeeded {
 		if err := s.sameStore(resp.Responses[0].GetResponseRange()); err != nil {
 			s.goDown(err)
+			return 0, fmt.Errorf("commit: %w", err)
+		}
+		if err := s.stillHeld(resp.Responses[1].GetResponseRange()); err != nil {
 			return 0, fmt.Errorf("commit: %w", err)
 		}
 		return 0, fmt.Errorf("commit key %q and %d more: %w", ops[0].Key, len(ops)-1, ErrConflict)
@@ -353,7 +380,7 @@ func (s *etcdStore) Writable() error {
 	if err := s.down.Load(); err != nil {
 		return *err
 	}
-	return nil
+	return s.Held()
 }
 
 func (s *etcdStore) goDown(err error) {
@@ -379,6 +406,7 @@ func (s *etcdStore) Close() error {
 	for w := range watchers {
 		w.end(ErrClosed)
 	}
+	s.release()
 	s.cancel()
 	s.work.Wait()
 	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {

@@ -75,7 +75,6 @@ func (s *etcdStore) pump(ctx context.Context, w *watcher, from int64) {
 // reconnects in silence, while its watches look alive. And it finds out that
 // the cluster is back.
 func (s *etcdStore) monitor() {
-	defer s.work.Done()
 	tick := time.NewTicker(s.opts.Timeout / 2)
 	defer tick.Stop()
 	var compactAt time.Time

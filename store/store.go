@@ -23,6 +23,11 @@ var (
 	// ErrUnavailable: the engine cannot commit now (disk full, cluster away).
 	// Nothing was acknowledged; trying again later may work.
 	ErrUnavailable = errors.New("the store cannot write")
+	// ErrHeld: another process holds the store.
+	ErrHeld = errors.New("another recast holds this store")
+	// ErrLost: this process held the store and does not any more. Only a new start
+	// helps, since what it remembers may be old.
+	ErrLost = errors.New("another recast may hold this store by now")
 	// ErrNewer: a record was written by a newer recast.
 	ErrNewer = errors.New("the record was written by a newer version")
 )
@@ -91,5 +96,9 @@ type Store interface {
 	Epoch() string
 	// Writable is nil when the last commit worked, else why not.
 	Writable() error
+	// Held is nil while this process alone may act on what the store permits:
+	// always for a file, which one process opens. Where a cluster has not confirmed
+	// it for too long it is ErrUnavailable; ErrLost is for good.
+	Held() error
 	Close() error
 }

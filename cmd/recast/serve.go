@@ -80,12 +80,44 @@ func logLevel(level string) (l slog.Level, err error) {
 	return l, fmt.Errorf("log.level %q: want debug, info, warn or error", level)
 }
 
-// openStore opens the file store, or the cluster where endpoints are named.
-func openStore(ctx context.Context, c config) (store.Store, error) {
-	if len(c.Store.Endpoints) > 0 {
-		return store.OpenEtcd(ctx, store.EtcdOptions{Endpoints: c.Store.Endpoints})
+// openStore opens the file store, or the cluster where endpoints are named. One
+// server at a time holds a cluster; the others stand by here.
+func openStore(ctx context.Context, c config, log *slog.Logger) (store.Store, error) {
+	if len(c.Store.Endpoints) == 0 {
+		return store.OpenBolt(c.storeFile(), store.BoltOptions{Log: log})
 	}
-	return store.OpenBolt(c.storeFile(), store.BoltOptions{})
+	said := ""
+	for {
+		s, err := store.OpenEtcd(ctx, store.EtcdOptions{Endpoints: c.Store.Endpoints, Hold: fmt.Sprintf("%s (pid %d)", serverName(), os.Getpid()), Log: log})
+		if !errors.Is(err, store.ErrHeld) {
+			return s, err
+		}
+		if said != err.Error() {
+			said = err.Error()
+			log.Warn("standing by: nothing is served from here until that one is gone", "err", err)
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// watchHold ends with an error once another server may hold the store.
+func (s *server) watchHold(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := s.store.Held(); errors.Is(err, store.ErrLost) {
+				return err
+			}
+		}
+	}
 }
 
 // serverName is this server in the audit log and in the hold on a cluster.
@@ -133,7 +165,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err := os.MkdirAll(s.Data, 0o700); err != nil {
 		return fmt.Errorf("make the data folder: %w", err)
 	}
-	if s.store, err = openStore(ctx, s.config); err != nil {
+	if s.store, err = openStore(ctx, s.config, s.log); err != nil {
 		return err
 	}
 	if s.images, err = image.Open(filepath.Join(s.Data, "images"), image.Options{MaxSize: int64(s.Images.MaxSize), Log: s.log,
@@ -231,6 +263,7 @@ func (s *server) run(ctx context.Context) error {
 		start("boot HTTP", func() error { return boot.Serve(l) })
 	}
 	start("engine", func() error { return s.engine.Run(ctx) })
+	start("store", func() error { return s.watchHold(ctx) })
 	start("DHCP", func() error { return s.dhcp.Run(ctx) })
 	stopTFTP := s.followNetworks(ctx, &work)
 	defer stopTFTP()

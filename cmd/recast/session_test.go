@@ -79,6 +79,28 @@ type child struct {
 // until its context file is there.
 func startServer(t testing.TB, dir string, more ...string) *child {
 	t.Helper()
+	c := launchServer(t, dir, more...)
+	c.serves(t, dir)
+	return c
+}
+
+// serves waits until the server's context file is there.
+func (c *child) serves(t testing.TB, dir string) {
+	t.Helper()
+	await(t, "the server's context", func() bool {
+		select {
+		case <-c.done:
+			t.Fatalf("the server ended: %v\n%s", c.err, c.text(t))
+		default:
+		}
+		_, err := os.Stat(filepath.Join(dir, localContext))
+		return err == nil
+	})
+}
+
+// launchServer is startServer without the wait.
+func launchServer(t testing.TB, dir string, more ...string) *child {
+	t.Helper()
 	config := filepath.Join(dir, "recast.yaml")
 	if _, err := os.Stat(config); err != nil {
 		text := fmt.Sprintf("boot: 127.0.0.1:%d\nagent: 127.0.0.1:%d\n", freePort(t), freePort(t))
@@ -103,15 +125,6 @@ func startServer(t testing.TB, dir string, more ...string) *child {
 	}
 	go func() { c.err = c.Wait(); close(c.done) }()
 	t.Cleanup(func() { c.stop(t, syscall.SIGKILL) })
-	await(t, "the server's context", func() bool {
-		select {
-		case <-c.done:
-			t.Fatalf("the server ended: %v\n%s", c.err, c.text(t))
-		default:
-		}
-		_, err := os.Stat(filepath.Join(dir, localContext))
-		return err == nil
-	})
 	return c
 }
 

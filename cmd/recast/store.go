@@ -138,7 +138,7 @@ func storeName(c config) string {
 // that is meant.
 func openStopped(ctx context.Context, name string, create bool) (store.Store, error) {
 	if endpoints, ok := strings.CutPrefix(name, etcdPrefix); ok {
-		return store.OpenEtcd(ctx, store.EtcdOptions{Endpoints: strings.Split(endpoints, ",")})
+		return store.OpenEtcd(ctx, store.EtcdOptions{Endpoints: strings.Split(endpoints, ","), Hold: fmt.Sprintf("recast store (pid %d)", os.Getpid())})
 	}
 	return store.OpenBolt(name, store.BoltOptions{MustExist: !create, Timeout: 500 * time.Millisecond})
 }
