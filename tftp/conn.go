@@ -3,12 +3,9 @@ package tftp
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,58 +13,6 @@ import (
 // receiveBuffer holds the requests of a few thousand machines that are switched
 // on at once while the server is stalled; the system's default holds 160.
 const receiveBuffer = 4 << 20
-
-// filterConn stands between the socket and the library, which opens a socket
-// and starts a goroutine for every packet it reads, and answers ten bytes with
-// 3 KB: it hands on only requests that were understood and admitted.
-type filterConn struct {
-	net.PacketConn
-	gate  *gate
-	count *counters
-	now   func() time.Time
-	log   *slog.Logger
-
-	gone chan error    // gets the error of a socket that broke
-	done chan struct{} // closed when the server stops
-	last netip.Addr    // of the request handed on last; only the reading goroutine
-}
-
-// ReadFrom returns the next admitted request, rewritten for the library.
-func (c *filterConn) ReadFrom(b []byte) (int, net.Addr, error) {
-	// One byte more than the longest request tells a longer one.
-	var buf [maxRequest + 1]byte
-	c.last = netip.Addr{} // the library has taken it
-	for {
-		n, addr, err := c.PacketConn.ReadFrom(buf[:])
-		if err != nil {
-			// The library would spin on a socket that is gone.
-			if !errors.Is(err, net.ErrClosed) {
-				select {
-				case c.gone <- err:
-				default:
-				}
-			}
-			<-c.done
-			return 0, nil, err
-		}
-		from, ok := addr.(*net.UDPAddr)
-		if !ok {
-			continue
-		}
-		source := from.AddrPort().Addr().Unmap()
-		r, err := parseRequest(buf[:n])
-		if err == nil {
-			err = c.gate.admit(c.now(), source)
-		}
-		if err != nil {
-			c.count.add(err)
-			c.log.Debug("drop packet", "remote", from, "error", err)
-			continue
-		}
-		c.last = source
-		return copy(b, r.packet()), from, nil
-	}
-}
 
 // counters counts what was dropped, by reason.
 type counters struct {
@@ -99,28 +44,52 @@ func (c *counters) snapshot() map[string]int64 {
 }
 
 // listen opens the socket of an address such as "10.20.0.1:69".
-func listen(addr string) (net.PacketConn, error) {
-	c, err := net.ListenPacket("udp4", addr)
+func listen(addr string) (*net.UDPConn, error) {
+	pc, err := net.ListenPacket("udp4", addr)
 	if err != nil {
 		return nil, fmt.Errorf("open TFTP socket: %w", err)
+	}
+	c := pc.(*net.UDPConn)
+	if err := prepare(c); err != nil {
+		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
 
-// enlarge asks for the receive buffer; without the privilege the kernel grants
-// what net.core.rmem_max allows.
-func enlarge(c net.PacketConn) {
-	sc, ok := c.(syscall.Conn)
-	if !ok {
-		return
-	}
-	raw, err := sc.SyscallConn()
+// prepare asks for the receive buffer (without the privilege the kernel grants
+// what net.core.rmem_max allows) and for the address that each request was sent
+// to.
+func prepare(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
 	if err != nil {
-		return
+		return fmt.Errorf("prepare TFTP socket: %w", err)
 	}
-	_ = raw.Control(func(fd uintptr) {
+	var failed error
+	err = raw.Control(func(fd uintptr) {
 		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 		}
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_PKTINFO, 1)
 	})
+	if err := errors.Join(err, failed); err != nil {
+		return fmt.Errorf("prepare TFTP socket: %w", err)
+	}
+	return nil
+}
+
+// destination is the address of ours that a packet was sent to; invalid for a
+// broadcast, which nobody answers (RFC 1123 section 4.2.3.5).
+func destination(oob []byte) netip.Addr {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, m := range msgs {
+		// struct in_pktinfo: interface, our address for it, the header's address.
+		if m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo &&
+			[4]byte(m.Data[4:8]) == [4]byte(m.Data[8:12]) {
+			return netip.AddrFrom4([4]byte(m.Data[8:12]))
+		}
+	}
+	return netip.Addr{}
 }

@@ -10,6 +10,8 @@ import (
 const (
 	opRead  = 1
 	opWrite = 2
+	opError = 5
+	opOACK  = 6
 )
 
 // maxRequest is what RFC 2347 allows for a request with all its options, and

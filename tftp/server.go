@@ -14,7 +14,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"regexp"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -26,10 +25,10 @@ import (
 
 const (
 	// blockSize fills an Ethernet frame: 1500 less the headers of IPv4, UDP and
-	// TFTP. The library's own limit is 4 bytes too large and makes fragments.
+	// TFTP.
 	blockSize = 1468
 	// A machine that stays silent for timeout gets the block again, retries
-	// times, but only after it has acknowledged something.
+	// times, but only after it has answered something (see relay).
 	timeout = 2 * time.Second
 	retries = 5
 )
@@ -39,7 +38,7 @@ type Server struct {
 	// Addr to listen on; empty means ":69". Ignored where Conn is set.
 	Addr string
 	// Conn is a socket that was opened elsewhere. Run closes it.
-	Conn net.PacketConn
+	Conn *net.UDPConn
 	// Files are read whole when Run starts; directories are not entered. Names
 	// are looked up in a map, so that no name can lead to another file.
 	Files fs.FS
@@ -69,39 +68,45 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.load(); err != nil {
 		return err
 	}
+	var err error
 	conn := s.Conn
 	if conn == nil {
-		var err error
 		if conn, err = listen(cmp.Or(s.Addr, ":69")); err != nil {
 			return err
 		}
 	}
-	enlarge(conn)
-	s.gate = newGate(s.Limits)
-	filter := &filterConn{
-		PacketConn: conn, gate: s.gate, count: &s.dropped, now: s.now, log: s.log(),
-		gone: make(chan error, 1), done: make(chan struct{}),
+	if err := prepare(conn); err != nil {
+		return errors.Join(err, conn.Close())
 	}
-	server := tftp.NewServer(func(name string, to io.ReaderFrom) error { return s.send(ctx, name, to) }, nil)
-	server.SetTimeout(cmp.Or(s.timeout, timeout))
-	server.SetRetries(1) // none before the first ACK, see send
-	server.SetBackoff(func(int) time.Duration { return 0 })
-	server.SetHook(lostRequests{filter})
+	inner, err := net.ListenUDP("udp4", loopback())
+	if err != nil {
+		return errors.Join(fmt.Errorf("open TFTP's socket on loopback: %w", err), conn.Close())
+	}
+	// The library does so too, and takes its block size from it, but for the first
+	// requests too late.
+	if err := prepare(inner); err != nil {
+		return errors.Join(err, inner.Close(), conn.Close())
+	}
+	s.gate = newGate(s.Limits)
+	r := &relay{Server: s, library: inner.LocalAddr().(*net.UDPAddr).AddrPort(), transfers: map[uint16]*transfer{}}
+	library := tftp.NewServer(func(name string, to io.ReaderFrom) error { return r.send(ctx, name, to) }, nil)
+	library.SetBlockSize(blockSize)
+	library.SetTimeout(cmp.Or(s.timeout, timeout))
+	library.SetRetries(retries)
+	library.SetBackoff(func(int) time.Duration { return 0 })
 
-	var reader sync.WaitGroup
-	served := make(chan error, 1)
-	reader.Go(func() { served <- server.Serve(filter) })
-	var err error
+	var readers sync.WaitGroup
+	ended := make(chan error, 2)
+	readers.Go(func() { ended <- library.Serve(inner) })
+	readers.Go(func() { ended <- r.read(conn) })
 	select {
 	case <-ctx.Done():
-	case broken := <-filter.gone:
-		err = fmt.Errorf("read TFTP socket: %w", broken)
-	case err = <-served:
-		err = fmt.Errorf("serve TFTP: %w", err)
+	case err = <-ended:
 	}
-	close(filter.done)
-	server.Shutdown()
-	reader.Wait()
+	conn.Close()
+	library.Shutdown() // waits for the transfers
+	readers.Wait()
+	r.work.Wait()
 	return err
 }
 
@@ -128,39 +133,42 @@ func (s *Server) load() error {
 
 // send is one transfer, in its own goroutine. The error it returns goes to the
 // client as text.
-func (s *Server) send(ctx context.Context, name string, to io.ReaderFrom) (err error) {
+func (r *relay) send(ctx context.Context, name string, to io.ReaderFrom) (err error) {
 	out, ok := to.(tftp.OutgoingTransfer)
 	if !ok {
 		return errors.New("internal error")
 	}
-	addr := out.RemoteAddr()
-	remote := addr.AddrPort().Addr().Unmap()
-	defer s.gate.end(remote)
+	t, err := r.begin(out.RemoteAddr())
+	if err != nil {
+		return err
+	}
+	remote := t.client.Addr()
+	defer t.end()
 	defer func() {
 		if p := recover(); p != nil {
-			s.log().Error("recover from panic in a transfer", "remote", remote, "panic", p, "stack", string(debug.Stack()))
-			s.dropped.add(refusal("panic"))
+			r.log().Error("recover from panic in a transfer", "remote", remote, "panic", p, "stack", string(debug.Stack()))
+			r.dropped.add(refusal("panic"))
 			err = errors.New("internal error")
 		}
 	}()
-	content, ok := s.files[name]
+	content, ok := r.files[name]
 	if !ok {
 		// An optional file; the client goes on without it.
-		s.report(remote, fmt.Sprintf("%.80q", name), 0, 0, errors.New("no such file"))
+		r.report(remote, fmt.Sprintf("%.80q", name), 0, 0, errors.New("no such file"))
 		return fmt.Errorf("file %q is not served here", name)
 	}
-	t := tune(to)
-	set(t.blockSize, blockSize)
-	set(t.retries, 0)
 	out.SetSize(int64(len(content)))
-	start := s.now()
-	n, err := to.ReadFrom(&blocks{ctx: ctx, data: bytes.NewReader(content), acked: func() { set(t.retries, retries) }})
-	if sizeProbe(err) {
-		s.log().Debug("tftp size asked", "remote", remote, "file", name)
-		s.report(remote, name+", size only", 0, 0, nil)
+	start := r.now()
+	n, err := to.ReadFrom(&blocks{ctx: ctx, data: bytes.NewReader(content)})
+	switch {
+	case t.probe.Load():
+		r.log().Debug("tftp size asked", "remote", remote, "file", name)
+		r.report(remote, name+", size only", 0, 0, nil)
 		return nil
+	case t.silent.Load():
+		n, err = 0, errors.New("no answer")
 	}
-	s.report(remote, name, n, s.now().Sub(start), err)
+	r.report(remote, name, n, r.now().Sub(start), err)
 	return err
 }
 
@@ -178,51 +186,18 @@ func (s *Server) report(remote netip.Addr, what string, n int64, took time.Durat
 	}
 }
 
-// sizeProbe tells a PXE ROM that asked for the size, and ends the transfer with
-// an ERROR in place of the first ACK, from one that failed.
-func sizeProbe(err error) bool {
-	return err != nil && probeEnd.MatchString(err.Error())
-}
-
-// The library's words for an ERROR of the client that answers the OACK.
-var probeEnd = regexp.MustCompile(`^sending block 0: code=\d+, error: `)
-
-// blocks hands a file to the library and learns from its calls how far the
-// client is: the second block is asked for when the first was acknowledged. It
-// has no method but Read, so that the library asks block by block.
+// blocks hands a file to the library, and ends with the context. It has no
+// method but Read, so that the library asks block by block.
 type blocks struct {
-	ctx   context.Context
-	data  *bytes.Reader
-	acked func()
-	size  int // of a block, from the first call
+	ctx  context.Context
+	data *bytes.Reader
 }
 
 func (b *blocks) Read(p []byte) (int, error) {
-	switch {
-	case b.size == 0:
-		b.size = len(p)
-	case len(p) == b.size: // a shorter one is the rest of a block
-		b.acked()
-	}
 	if b.ctx.Err() != nil {
 		return 0, errors.New("the server is stopping")
 	}
 	return b.data.Read(p)
-}
-
-// lostRequests ends what the library could not begin: it reports a request that
-// it has no socket for with empty statistics, between two reads.
-type lostRequests struct{ conn *filterConn }
-
-func (l lostRequests) OnSuccess(tftp.TransferStats) {}
-
-func (l lostRequests) OnFailure(stats tftp.TransferStats, err error) {
-	if stats.RemoteAddr != nil || !l.conn.last.IsValid() {
-		return
-	}
-	l.conn.log.Warn("tftp request lost", "remote", l.conn.last, "error", err)
-	l.conn.gate.end(l.conn.last)
-	l.conn.last = netip.Addr{}
 }
 
 func (s *Server) now() time.Time {
