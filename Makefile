@@ -68,7 +68,7 @@ race: need-go ## the quick tests under the race detector
 fuzz: need-go ## each fuzz target for FUZZTIME (20s)
 	@$(AS_USER) $(GO) list ./... | while read -r pkg; do \
 		for f in $$($(AS_USER) $(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
-			echo "$$pkg $$f"; $(AS_USER) $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+			echo "$$pkg $$f"; $(AS_USER) $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 2s $$pkg || exit 1; \
 		done; done
 
 bench: need-go ## benchmarks; as root those in network namespaces too
