@@ -145,7 +145,9 @@ func (d *ipmiDriver) dropLocked(wait time.Duration) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
-	err := protect(func() error { return lib.WithTimeout(wait).WithRetry(0).Close(ctx) })
+	// The context bounds it. go-ipmi's own timeout must stay as it is: after a
+	// cancelled exchange a goroutine of its still reads it.
+	err := protect(func() error { return lib.WithRetry(0).Close(ctx) })
 	if err != nil {
 		d.log.Debug("close IPMI session", "error", oneLine(err))
 	}
