@@ -198,7 +198,7 @@ func (e *Engine) Inventory(ctx context.Context, token string, facts inventory.Fa
 		if err != nil {
 			return inventory.Order{}, err
 		}
-		if err := e.handleLocked(ctx, m, Inspected{Facts: facts, Decision: d}); err != nil {
+		if err := e.handleLocked(ctx, m, Inspected{Facts: facts, Decision: d, Declared: e.Set().Machine(m.name)}); err != nil {
 			return inventory.Order{}, err
 		}
 	}
@@ -420,6 +420,9 @@ func (e *Engine) volume(ctx context.Context, name string, s State) (target.Volum
 		return target.Volume{}, err
 	}
 	decl := e.Set().Machine(name)
+	if w := in.Write; w != nil && w.Declared != nil {
+		decl = w.Declared
+	}
 	if decl == nil {
 		return target.Volume{}, refused("machine %q is not declared any more", name)
 	}
@@ -483,6 +486,11 @@ func (e *Engine) Report(ctx context.Context, token string, r inventory.Report) (
 		return inventory.ReportReply{Abort: true, Reason: "a newer attempt has begun"}, nil
 	}
 	if !in.Live && m.state.Status.Step != StepStarting {
+		if w := in.Write; r.Erased && w != nil && !w.Erased {
+			if err := e.handleLocked(ctx, m, Reported{Report: r}); err != nil {
+				return inventory.ReportReply{Abort: true, Reason: err.Error()}, err
+			}
+		}
 		return inventory.ReportReply{Abort: true, Reason: "the intent has ended: " + m.state.Status.LastError}, nil
 	}
 	if r.Step == inventory.AgentDone && in.Purpose == PurposeWipe && in.Write != nil {

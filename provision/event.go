@@ -43,6 +43,7 @@ type Claimed struct {
 type Inspected struct {
 	Facts    inventory.Facts
 	Decision DiskDecision
+	Declared *inventory.Machine // as the decision saw it
 }
 
 // Reported is one report of the agent, already checked against fence and boot.

@@ -92,6 +92,9 @@ type WriteState struct {
 	Attempt int `json:"attempt"`
 	// Erased: the agent said that it changed the first byte.
 	Erased bool `json:"erased,omitempty"`
+	// Declared is the machine as it was declared then: what is begun is finished,
+	// whatever is applied meanwhile.
+	Declared *inventory.Machine `json:"declared,omitempty"`
 }
 
 // WriteName names the write that the intent's present fence permits: what is on

@@ -111,8 +111,24 @@ func plan(in planInput) (Plan, error) {
 			p.Entries = append(p.Entries, e)
 		}
 	}
+	p.Changes = append(p.Changes, underWay(in)...)
 	p.Digest = digestPlan(p)
 	return p, nil
+}
+
+// underWay names the machines that are taken out or protected while they are
+// being written. That is finished: half a disk protects nobody.
+func underWay(in planInput) (lines []string) {
+	for _, old := range in.Applied.Machines {
+		m := in.Candidate.Machine(old.Name)
+		if m != nil && (old.Protected || !m.Protected) {
+			continue
+		}
+		if s := in.State(old.Name); Busy(s.Status.Phase) && s.Intent != nil && s.Intent.Write != nil {
+			lines = append(lines, fmt.Sprintf("machine %s is being written, and that is finished first; recast abort %s stops it", old.Name, old.Name))
+		}
+	}
+	return lines
 }
 
 // digestPlan covers what an operator approves: what is applied, over what, to

@@ -334,7 +334,7 @@ func (t *transition) inspected(ev Inspected) {
 			return
 		}
 		if w := t.Intent.Write; w == nil || w.Attempt != t.Status.Attempt {
-			t.Intent.Write = &WriteState{Disk: d.Disk, Holds: d.Holds, At: t.now, Attempt: t.Status.Attempt}
+			t.Intent.Write = &WriteState{Disk: d.Disk, Holds: d.Holds, At: t.now, Attempt: t.Status.Attempt, Declared: ev.Declared}
 		} else if !sameDisk(w.Disk, d.Disk) {
 			t.fail(fmt.Sprintf("the disk changed within an attempt: %s was to be written, now it is %s", diskName(w.Disk), diskName(d.Disk)), false)
 			return
@@ -402,7 +402,7 @@ func (t *transition) settle() {
 }
 
 func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
-	if !t.busy() || t.Intent.Write == nil {
+	if t.Intent == nil || t.Intent.Write == nil {
 		return // late
 	}
 	w := *t.Intent.Write
@@ -413,6 +413,13 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 			t.Status.Disk, t.Status.Unfinished = &w.Disk, true
 		}
 		t.line("step", "the disk is being overwritten")
+		if !t.busy() {
+			// The word that ended the attempt and the first byte crossed on their way.
+			t.stop(t.Status.LastError + " after its disk was erased")
+		}
+	}
+	if !t.busy() {
+		return
 	}
 	switch r.Step {
 	case inventory.AgentFailed:

@@ -1,0 +1,93 @@
+package provision
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"recast/inventory"
+)
+
+// TestWhatIsBegunIsFinished: whatever is applied while a disk is half written.
+func TestWhatIsBegunIsFinished(t *testing.T) {
+	const machine = "---\napiVersion: recast/v1\nkind: Machine\n"
+	for name, c := range map[string]struct {
+		change func(string) string
+		told   bool
+		synced bool // once it is declared as before again
+	}{
+		"protected": {func(y string) string { return strings.Replace(y, "  uuid:", "  protected: true\n  uuid:", 1) }, true, true},
+		"removed":   {func(y string) string { before, _, _ := strings.Cut(y, machine); return before }, true, true},
+		"changed":   {func(y string) string { return strings.Replace(y, "network: n}]", "network: n, ip: 10.0.0.77}]", 1) }, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, 1)
+			s.apply(s.yaml(true), "m1")
+			s.await("m1", Deploying, StepBooting)
+			agent, o, err := s.boot(1, "b1", testUUID(1))
+			if err != nil || o.Kind != inventory.OrderWrite {
+				t.Fatalf("order %+v, %v", o, err)
+			}
+			report := inventory.Report{BootID: "b1", Fence: o.Job.Fence, Attempt: o.Job.Attempt, Step: inventory.AgentWriting, Erased: true, Total: 1}
+			if _, err := s.Report(t.Context(), agent, report); err != nil {
+				t.Fatal(err)
+			}
+			other := c.change(s.yaml(true))
+			p := s.planOf(other)
+			if told := slices.ContainsFunc(p.Changes, func(l string) bool { return strings.Contains(l, "m1 is being written") }); told != c.told {
+				t.Errorf("the plan says %q", p.Changes)
+			}
+			if _, err := s.Apply(t.Context(), p.Digest, "ann"); err != nil {
+				t.Fatal(err)
+			}
+			s.restart()
+			if r, err := s.Report(t.Context(), agent, report); err != nil || r.Abort {
+				t.Fatalf("report: %+v, %v", r, err)
+			}
+			volume, err := s.ConfigVolume(t.Context(), agent)
+			if err != nil || inventory.DigestOf(volume) != o.Job.Config.Digest {
+				t.Fatalf("the volume of the job cannot be had any more: %v", err)
+			}
+			report.Step, report.ReadBack = inventory.AgentDone, s.image
+			if r, err := s.Report(t.Context(), agent, report); err != nil || r.Abort {
+				t.Fatalf("report: %+v, %v", r, err)
+			}
+			token, said := reporter(t, volume)
+			s.booted(token, said, "os1")
+			if !c.synced { // its turn for the new declaration comes by itself
+				if v := s.await("m1", Deploying, StepBooting); v.Status.WantedRendered == said.Rendered {
+					t.Error("it is written with the old declaration again")
+				}
+				return
+			}
+			s.await("m1", Active, StepNone)
+			s.apply(s.yaml(true))
+			if v, _ := s.View("m1"); v.Sync != InSync {
+				t.Errorf("declared as before, it is %s: %s", v.Sync, v.SyncWhy)
+			}
+		})
+	}
+}
+
+// TestAnAbortThatCrossesTheFirstByteLeavesNoHalfDiskInSilence.
+func TestAnAbortThatCrossesTheFirstByteLeavesNoHalfDiskInSilence(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	agent, o, err := s.boot(1, "b1", testUUID(1))
+	if err != nil || o.Kind != inventory.OrderWrite {
+		t.Fatalf("order %+v, %v", o, err)
+	}
+	if err := s.Abort(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	s.await("m1", Available, StepNone)
+	report := inventory.Report{BootID: "b1", Fence: o.Job.Fence, Attempt: o.Job.Attempt, Step: inventory.AgentWriting, Erased: true, Total: 1}
+	if r, err := s.Report(t.Context(), agent, report); err != nil || !r.Abort {
+		t.Fatalf("report: %+v, %v", r, err)
+	}
+	v := s.await("m1", Failed, StepNone)
+	if !v.Status.Unfinished || !strings.Contains(v.Status.LastError, "aborted by ann after its disk was erased") || v.Status.NextAction == "" {
+		t.Errorf("unfinished %t, %q, next %q", v.Status.Unfinished, v.Status.LastError, v.Status.NextAction)
+	}
+}
