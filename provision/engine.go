@@ -88,6 +88,7 @@ type Engine struct {
 	work    sync.WaitGroup
 	ended   bool // Run waits for the last of work; nothing joins it any more
 	runCtx  context.Context
+	uuids   uuidIndex
 	dials   chan struct{} // one token per BMC conversation under way
 }
 
@@ -97,7 +98,8 @@ const maxDials = 64
 // machine is the engine's memory of one machine. Its lock is held over a
 // commit, so that events of one machine are taken one after the other.
 type machine struct {
-	name string
+	name  string
+	uuids *uuidIndex
 
 	mu        sync.Mutex
 	state     State // set by put alone
@@ -144,6 +146,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		log:         newAuditLog(c.Store),
 		kept:        map[inventory.Digest]inventory.Generation{},
 		machines:    map[string]*machine{},
+		uuids:       uuidIndex{byUUID: map[string][]string{}},
 		rolling:     map[string]Rollout{},
 		waiting:     map[string]string{},
 		strays:      map[inventory.MAC]Stray{},
@@ -291,7 +294,7 @@ func (e *Engine) machine(name string) *machine {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if m = e.machines[name]; m == nil {
-		m = &machine{name: name, orders: make(chan struct{})}
+		m = &machine{name: name, uuids: &e.uuids, orders: make(chan struct{})}
 		m.put(State{Status: Status{Machine: name, Phase: Available, Health: HealthUnknown}})
 		e.machines[name] = m
 	}
@@ -318,6 +321,7 @@ func (m *machine) snapshot() State {
 
 // put is the only way to a new state. The lock is held.
 func (m *machine) put(s State) {
+	m.uuids.moved(m.name, m.state, s)
 	m.state = s
 	m.shown.Store(&s)
 }
