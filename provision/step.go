@@ -164,8 +164,11 @@ func (t *transition) started(ev Started) {
 	t.Status.Wanted, t.Status.WantedRendered = ev.Generation, ev.Rendered
 	t.Status.Attempt, t.Status.Restarts, t.Status.LastError = 1, 0, ""
 	t.Status.FailedImage = ""
-	if ev.Purpose == PurposeDeploy {
+	switch ev.Purpose {
+	case PurposeDeploy:
 		t.Status.Findings = nil // they are about what ends now; the timeline keeps them
+	case PurposeWipe:
+		t.Status.Findings = dropFindings(t.Status.Findings, notWiped)
 	}
 	t.Status.Health = Progressing
 	if ev.Purpose == PurposeWipe {

@@ -272,8 +272,10 @@ func (t *transition) wipeFailed(reason string) {
 	again := fmt.Sprintf("mend the cause, then: recast wipe %s", t.Status.Machine)
 	if t.Intent.Write == nil && t.Intent.Earlier == nil {
 		t.settle()
-		t.Status.LastError = "not wiped: " + reason
+		t.Status.LastError = notWiped + reason
 		t.Status.NextAction = again
+		// Its system will be back and say that all is well.
+		t.finding(t.Status.LastError)
 		return
 	}
 	t.phase(Failed)
@@ -281,6 +283,9 @@ func (t *transition) wipeFailed(reason string) {
 	t.Status.Health = Degraded
 	t.Status.NextAction = again
 }
+
+// notWiped begins the finding of a wipe that was not begun.
+const notWiped = "not wiped: "
 
 // blankSince is when a machine's disk was seen blank after a wipe, and nothing
 // was written since; zero: it was not.
