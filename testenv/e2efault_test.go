@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -14,9 +15,10 @@ import (
 // storyOne is a rack of the one machine that starts fastest.
 func storyOne() []RackMachine { return RackDefault()[:1] }
 
-// TestDamagedImageStartsNoMachine flips one bit of the pack where it lies.
+// TestDamagedImageStartsNoMachine flips one bit of the pack where it lies. Mended,
+// the machine arrives; then it is wiped.
 func TestDamagedImageStartsNoMachine(t *testing.T) {
-	s := newStory(t, storySetup{Machines: storyOne()})
+	s := newStory(t, storySetup{Machines: storyOne(), Takes: 10 * time.Minute})
 	img := s.image("first")
 	s.ready(img)
 
@@ -44,6 +46,36 @@ func TestDamagedImageStartsNoMachine(t *testing.T) {
 	s.active(p, 5*time.Minute) // by itself
 	s.checkRunning(p.Entries[0], here, img, "one")
 	s.checkDisk("r1u01", img, storySays("r1u01", "one"))
+	s.sub("and is wiped", func() { s.wiped("r1u01", "LAB0001-0") })
+}
+
+// wiped wipes a machine's disk: a wrong serial touches nothing, the right one
+// leaves zeros and a machine that is off, for the next apply to deploy.
+func (s *story) wiped(name, serial string) {
+	s.t.Helper()
+	sum, wrote := s.diskSum(name), s.written(name)
+	if out, code := s.try("wipe", name, "--serial", "LAB9999-0"); code != 4 || !strings.Contains(out, "disk serial "+serial) {
+		s.t.Errorf("a wrong serial: exit code %d: %s", code, out)
+	}
+	if s.diskSum(name) != sum || s.written(name) != wrote {
+		s.t.Error("a wrong serial changed the disk")
+	}
+	s.recast("wipe", name, "--serial", serial)
+	v := s.await(name, "wiped", 5*time.Minute, func(v storyView) bool { return v.Status.Phase == "available" || v.Status.Phase == "failed" })
+	if v.Status.Phase != "available" || v.Status.LastError != "" || v.Status.Running != "" {
+		s.t.Errorf("%v, runs %q", v, v.Status.Running)
+	}
+	if s.Node(name).Powered() {
+		s.t.Error("it is on")
+	}
+	raw, err := os.ReadFile(s.Node(name).Disks[0].Path)
+	s.must(err)
+	if left := len(raw) - bytes.Count(raw, []byte{0}); left != 0 {
+		s.t.Errorf("%d of the disk's %d bytes are not zero", left, len(raw))
+	}
+	if p := s.plan(); p.machines() != "write "+name || p.Entries[0].Blocked != "" {
+		s.t.Errorf("the plan would %s: %+v", p.machines(), p.Entries)
+	}
 }
 
 // slowly makes writing, or reading back, last long enough for something to happen
