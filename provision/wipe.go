@@ -279,13 +279,16 @@ func (t *transition) wipeFailed(reason string) {
 		return
 	}
 	t.phase(Failed)
-	t.Status.LastError = "the wipe failed: " + reason
+	t.Status.LastError = wipeFailed + strings.TrimPrefix(reason, wipeFailed)
 	t.Status.Health = Degraded
 	t.Status.NextAction = again
 }
 
-// notWiped begins the finding of a wipe that was not begun.
-const notWiped = "not wiped: "
+// What the reason of a wipe begins with that was not begun, or not ended.
+const (
+	notWiped   = "not wiped: "
+	wipeFailed = "the wipe failed: "
+)
 
 // blankSince is when a machine's disk was seen blank after a wipe, and nothing
 // was written since; zero: it was not.
