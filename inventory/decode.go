@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"unicode"
+	"unicode/utf8"
 
 	"gopkg.in/yaml.v3"
 )
@@ -158,6 +159,9 @@ func syntaxError(err error, data []byte) *yamlError {
 		return nil
 	}
 	e := &yamlError{line: 1, text: oneLine(err.Error()), next: nearThisLine}
+	if bad := notUTF8(data); bad >= 0 {
+		return &yamlError{line: 1 + bytes.Count(data[:bad], []byte("\n")), text: fmt.Sprintf("byte 0x%02x is no UTF-8", data[bad]), next: "save the file as UTF-8"}
+	}
 	m := yamlErrorLine.FindStringSubmatch(e.text)
 	if m == nil {
 		return e
@@ -178,6 +182,22 @@ func syntaxError(err error, data []byte) *yamlError {
 		}
 	}
 	return e
+}
+
+// notUTF8 is where the first byte stands that is no UTF-8; -1: all is. A file that
+// begins with a byte order mark is UTF-16 to the reader, which it may be.
+func notUTF8(data []byte) int {
+	if bytes.HasPrefix(data, []byte{0xff, 0xfe}) || bytes.HasPrefix(data, []byte{0xfe, 0xff}) {
+		return -1
+	}
+	for i := 0; i < len(data); {
+		r, n := utf8.DecodeRune(data[i:])
+		if r == utf8.RuneError && n == 1 {
+			return i
+		}
+		i += n
+	}
+	return -1
 }
 
 // readNode decodes the next document. yaml.v3 reports its own errors by panics

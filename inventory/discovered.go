@@ -46,7 +46,7 @@ func YAMLFor(facts Facts, network ...string) string {
 	}
 	b.WriteString("  # bmc: {url: \"redfish://ADDRESS\", credentials: NAME}\n")
 	for _, d := range facts.Disks {
-		fmt.Fprintf(&b, "  # disk %s, %s, %s\n", comment(d.label()), comment(d.Model), sizeText(d.Size))
+		fmt.Fprintf(&b, "  # disk %s, %s, %s\n", comment(d.label()), comment(d.Model), DiskSizeText(d.Size))
 	}
 	return b.String()
 }

@@ -82,9 +82,9 @@ func refuse(sel DiskSelect, hints []hint, d DiskFacts) string {
 	case d.Size <= 0:
 		return "its size is not known"
 	case d.Size < sel.MinSize:
-		return fmt.Sprintf("%s is less than minSize %s", sizeText(d.Size), sizeText(sel.MinSize))
+		return fmt.Sprintf("%s is less than minSize %s", SizeTextBeside(d.Size, sel.MinSize), SizeTextBeside(sel.MinSize, d.Size))
 	case sel.MaxSize > 0 && d.Size > sel.MaxSize:
-		return fmt.Sprintf("%s is more than maxSize %s", sizeText(d.Size), sizeText(sel.MaxSize))
+		return fmt.Sprintf("%s is more than maxSize %s", SizeTextBeside(d.Size, sel.MaxSize), SizeTextBeside(sel.MaxSize, d.Size))
 	}
 	for _, h := range hints {
 		if why := h.fits(d); why != "" {
@@ -93,8 +93,6 @@ func refuse(sel DiskSelect, hints []hint, d DiskFacts) string {
 	}
 	return ""
 }
-
-func sizeText(n int64) string { return fmt.Sprintf("%.2f GiB", float64(n)/gib) }
 
 // ID pins the disk by WWN and serial. A disk with neither is pinned by its path,
 // which names the slot and not the disk; one without a path cannot be pinned.

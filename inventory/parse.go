@@ -30,6 +30,9 @@ func ReadFiles(paths ...string) ([]File, error) {
 	var files []File
 	for _, path := range paths {
 		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("read definitions: there is no %q here; want a file, a folder of *.yaml files, or - for standard input", path)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read definitions: %w", err)
 		}
@@ -68,7 +71,7 @@ func readDir(path string) ([]File, error) {
 		files = append(files, f)
 	}
 	if len(files) == 0 {
-		return nil, fmt.Errorf("read definitions: %q holds no *.yaml or *.yml file: %w", path, fs.ErrNotExist)
+		return nil, fmt.Errorf("read definitions: the folder %q holds no *.yaml or *.yml file; to declare nothing any more, apply an empty file", path)
 	}
 	return files, nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"recast/inventory"
 	"recast/ipxe"
@@ -175,42 +176,49 @@ func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {
 		states  map[string]State
 		policy  inventory.Rollout
 		frozen  string
-		blocked string
+		blocked Wait
 		start   []string
 		waiting map[string]string
 		stopped string
 		done    bool
 	}{
 		{name: "all at once", targets: pending, policy: all, start: []string{"a", "b", "c"}},
-		{name: "frozen before all", targets: map[string]RolloutTarget{"a": target}, states: map[string]State{"a": held}, policy: all, frozen: "maintenance", blocked: "no image", waiting: map[string]string{"a": "frozen: maintenance"}},
-		{name: "held before the wave", targets: map[string]RolloutTarget{"a": target}, states: map[string]State{"a": held}, policy: canary, blocked: "no image", waiting: map[string]string{"a": "held by ann: memory test"}},
-		{name: "the canary first", targets: pending, policy: canary, start: []string{"a"}, waiting: map[string]string{"b": "waits for the canary: 0 of 1 active", "c": "waits for the canary: 0 of 1 active"}},
+		{name: "frozen before all", targets: map[string]RolloutTarget{"a": target}, states: map[string]State{"a": held}, policy: all, frozen: "maintenance", blocked: Wait{Why: "no image"}, waiting: map[string]string{"a": "frozen: maintenance; recast unfreeze lets rollouts go on"}},
+		{name: "held before the wave", targets: map[string]RolloutTarget{"a": target}, states: map[string]State{"a": held}, policy: canary, blocked: Wait{Why: "no image"}, waiting: map[string]string{"a": "held by ann: memory test; recast release a"}},
+		{name: "the canary first", targets: pending, policy: canary, start: []string{"a"}, waiting: map[string]string{"b": "waits for the canary: 0 of 1 active; it starts by itself once they are active: recast explain a", "c": "waits for the canary: 0 of 1 active; it starts by itself once they are active: recast explain a"}},
 		{name: "after the canary", targets: map[string]RolloutTarget{"a": turn, "b": target}, states: map[string]State{"a": state(Active, genA)}, policy: canary, start: []string{"b"}},
-		{name: "a canary of another generation", targets: map[string]RolloutTarget{"a": turn, "b": target}, states: map[string]State{"a": state(Active, genB)}, policy: canary, waiting: map[string]string{"b": "waits for the canary: 0 of 1 active"}},
-		{name: "room for two", targets: pending, policy: two, start: []string{"a", "b"}, waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away"}},
-		{name: "one is away already", targets: map[string]RolloutTarget{"a": turn, "b": target, "c": target}, states: map[string]State{"a": state(Deploying, "")}, policy: two, start: []string{"b"}, waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away"}},
-		{name: "a quarter of three is one", targets: pending, policy: quarter, start: []string{"a"}, waiting: map[string]string{"b": "maxUnavailable: 1 of the group are away", "c": "maxUnavailable: 1 of the group are away"}},
-		{name: "the failure budget is spent", targets: map[string]RolloutTarget{"a": turn, "b": target}, states: map[string]State{"a": state(Failed, "")}, policy: all, waiting: map[string]string{"b": "failure budget spent: 1 of 1 machines failed"}, stopped: "failure budget spent: 1 of 1 machines failed"},
+		{name: "a canary of another generation", targets: map[string]RolloutTarget{"a": turn, "b": target}, states: map[string]State{"a": state(Active, genB)}, policy: canary, waiting: map[string]string{"b": "waits for the canary: 0 of 1 active; it starts by itself once they are active: recast explain a"}},
+		{name: "room for two", targets: pending, policy: two, start: []string{"a", "b"}, waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away; it starts by itself once one of them is back"}},
+		{name: "one is away already", targets: map[string]RolloutTarget{"a": turn, "b": target, "c": target}, states: map[string]State{"a": state(Deploying, "")}, policy: two, start: []string{"b"}, waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away; it starts by itself once one of them is back"}},
+		{name: "a quarter of three is one", targets: pending, policy: quarter, start: []string{"a"}, waiting: map[string]string{"b": "maxUnavailable: 1 of the group are away; it starts by itself once one of them is back", "c": "maxUnavailable: 1 of the group are away; it starts by itself once one of them is back"}},
+		{name: "the failure budget is spent", targets: map[string]RolloutTarget{"a": turn, "b": target}, states: map[string]State{"a": state(Failed, "")}, policy: all, waiting: map[string]string{"b": "failure budget spent: 1 of 1 machines failed; mend what failed, then: recast retry a"}, stopped: "failure budget spent: 1 of 1 machines failed"},
 		{name: "a failed machine is away", targets: map[string]RolloutTarget{"a": turn, "b": target, "c": target}, states: map[string]State{"a": state(Failed, "")}, policy: patient, start: []string{"b"},
-			waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away, 1 of them failed: recast retry them, or take them out of the group"}},
+			waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away, 1 of them failed; recast retry a, or take them out of the group"}},
 		{name: "failed machines leave no room for others", targets: map[string]RolloutTarget{"a": turn, "b": turn, "c": target}, states: map[string]State{"a": state(Failed, ""), "b": state(Failed, "")}, policy: patient,
-			waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away, 2 of them failed: recast retry them, or take them out of the group"}},
+			waiting: map[string]string{"c": "maxUnavailable: 2 of the group are away, 2 of them failed; recast retry a b, or take them out of the group"}},
 		{name: "a retry needs no room", targets: map[string]RolloutTarget{"a": again, "b": turn, "c": turn, "d": target}, states: map[string]State{"b": state(Failed, ""), "c": state(Failed, "")}, policy: patient, start: []string{"a"},
-			waiting: map[string]string{"d": "maxUnavailable: 3 of the group are away, 2 of them failed: recast retry them, or take them out of the group"}},
+			waiting: map[string]string{"d": "maxUnavailable: 3 of the group are away, 2 of them failed; recast retry b c, or take them out of the group"}},
 		{name: "a retry is stopped by no budget", targets: map[string]RolloutTarget{"a": again, "b": turn, "c": target}, states: map[string]State{"b": state(Failed, "")}, policy: all, start: []string{"a"},
-			waiting: map[string]string{"c": "failure budget spent: 1 of 1 machines failed"}, stopped: "failure budget spent: 1 of 1 machines failed"},
+			waiting: map[string]string{"c": "failure budget spent: 1 of 1 machines failed; mend what failed, then: recast retry b"}, stopped: "failure budget spent: 1 of 1 machines failed"},
 		{name: "a new plan mends failed machines first", targets: pending, states: map[string]State{"c": state(Failed, "")}, policy: one, start: []string{"c"},
-			waiting: map[string]string{"a": "maxUnavailable: 1 of the group are away, 1 of them failed: recast retry them, or take them out of the group", "b": "maxUnavailable: 1 of the group are away, 1 of them failed: recast retry them, or take them out of the group"}},
-		{name: "something else forbids it", targets: map[string]RolloutTarget{"a": target}, policy: all, blocked: "the image is damaged", waiting: map[string]string{"a": "the image is damaged"}},
+			waiting: map[string]string{"a": "maxUnavailable: 1 of the group are away, 1 of them failed; recast retry c, or take them out of the group", "b": "maxUnavailable: 1 of the group are away, 1 of them failed; recast retry c, or take them out of the group"}},
+		{name: "something else forbids it", targets: map[string]RolloutTarget{"a": target}, policy: all, blocked: Wait{"the image is damaged", "recast image add SOURCE mends it"}, waiting: map[string]string{"a": "the image is damaged; recast image add SOURCE mends it"}},
 		{name: "failed and not yet its turn again", targets: map[string]RolloutTarget{"a": turn}, states: map[string]State{"a": state(Failed, "")}, policy: all, stopped: "failure budget spent: 1 of 1 machines failed", done: true},
 		{name: "done", targets: map[string]RolloutTarget{"a": turn}, states: map[string]State{"a": state(Active, genA)}, policy: all, done: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := admit(Rollout{Machines: c.targets}, c.policy, c.states, c.frozen, func(string) string { return c.blocked })
-			if c.waiting == nil {
-				c.waiting = map[string]string{}
+			got := admit(Rollout{Machines: c.targets}, c.policy, c.states, c.frozen, func(string) Wait { return c.blocked })
+			said := map[string]string{}
+			for m, w := range got.Waiting {
+				said[m] = w.String()
+				if w.Next == "" {
+					t.Errorf("%s waits without a cure: %s", m, w)
+				}
 			}
-			want := Admission{Start: c.start, Waiting: c.waiting, Stopped: c.stopped, Done: c.done}
+			if diff := cmp.Diff(c.waiting, said, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			want := Admission{Start: c.start, Waiting: got.Waiting, Stopped: c.stopped, Done: c.done}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}

@@ -95,7 +95,7 @@ func decideDisk(q diskQuestion, facts inventory.Facts) DiskDecision {
 	// As pack.Manifest.MinDiskSize has it: the config volume begins at a whole MiB
 	// behind the image, and the backup table takes the last.
 	if need := wholeMiB(max(q.ImageSize, 1)) + wholeMiB(q.Volume) + 1<<20; seen.Size < need {
-		return refuse("%s has %d bytes, the image with its configuration needs %d", diskName(id), seen.Size, need)
+		return refuse("%s has %s, the image with its configuration needs %s", diskName(id), inventory.SizeTextBeside(seen.Size, need), inventory.SizeTextBeside(need, seen.Size))
 	}
 	if ours || current || earlier || d.Holds == "" || q.Intent.Erase && q.Intent.Consent.covers(seen, d.Holds) {
 		d.Verdict = DiskWrite

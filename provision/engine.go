@@ -77,7 +77,7 @@ type Engine struct {
 	kept        map[inventory.Digest]inventory.Generation
 	machines    map[string]*machine
 	rolling     map[string]Rollout
-	waiting     map[string]string // machine → first failing reason
+	waiting     map[string]Wait // machine → first failing reason
 	strays      map[inventory.MAC]Stray
 	leases      map[netip.Addr]inventory.Lease
 	frozen      Freeze
@@ -148,7 +148,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		machines:    map[string]*machine{},
 		uuids:       uuidIndex{byUUID: map[string][]string{}},
 		rolling:     map[string]Rollout{},
-		waiting:     map[string]string{},
+		waiting:     map[string]Wait{},
 		strays:      map[inventory.MAC]Stray{},
 		leases:      map[netip.Addr]inventory.Lease{},
 		wake:        make(chan struct{}, 1),

@@ -44,7 +44,7 @@ func (e *Engine) said(ctx context.Context, name, who, what, detail string, do fu
 	e.applyMu.Lock()
 	defer e.applyMu.Unlock()
 	if e.Set().Machine(name) == nil {
-		return fmt.Errorf("%s %q: no such machine is declared; recast get machines lists them", what, name)
+		return fmt.Errorf("%s: %w", what, e.NoMachine(name))
 	}
 	audit, err := e.audit(ctx, AuditEntry{Who: who, What: what, Machine: name, Detail: detail, At: e.Now()})
 	if err != nil {
@@ -214,7 +214,7 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 			return "", err
 		}
 	} else if e.Set().Machine(name) == nil {
-		return "", fmt.Errorf("power %q: no such machine is declared", name)
+		return "", fmt.Errorf("power: %w", e.NoMachine(name))
 	}
 	m := e.machine(name)
 	m.bmcMu.Lock()

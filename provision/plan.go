@@ -91,7 +91,7 @@ func plan(in planInput) (Plan, error) {
 	erase := map[string]bool{}
 	for _, name := range in.Erase {
 		if in.Candidate.Machine(name) == nil {
-			return p, fmt.Errorf("erase %q: no such machine is declared", name)
+			return p, fmt.Errorf("erase %q: the files declare no such machine; correct --erase", name)
 		}
 		if !erase[name] {
 			erase[name] = true
@@ -138,8 +138,8 @@ func digestPlan(p Plan) inventory.Digest {
 	var b strings.Builder
 	fmt.Fprintf(&b, "candidate %s\napplied %s\nerase %q\n", p.Candidate, p.Applied, p.Erase)
 	for _, e := range p.Entries {
-		fmt.Fprintf(&b, "%s %s %s %s>%s %s>%s %q %q %t %t\n", e.Kind, e.Group, e.Machine, e.From, e.To, e.FromRendered, e.ToRendered,
-			e.Disk, e.Holds, e.NeedsErase, e.Blocked != "")
+		fmt.Fprintf(&b, "%s %s %s %s>%s %s>%s %q %d %q %t %t\n", e.Kind, e.Group, e.Machine, e.From, e.To, e.FromRendered, e.ToRendered,
+			e.Disk, e.DiskSize, e.Holds, e.NeedsErase, e.Blocked != "")
 	}
 	return inventory.DigestOf([]byte(b.String()))
 }
@@ -168,20 +168,15 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 		e.PowerCycles = 1
 	}
 	image, here := in.Image(w.Generation.Resolved.Image.Digest)
-	switch {
-	case !here:
-		e.Waits = fmt.Sprintf("image %s is not here: recast image add SOURCE", w.Generation.Resolved.Image.Digest.Short())
-	case image.Damaged != "":
-		e.Waits = "the image is damaged: " + image.Damaged
-	}
+	e.Waits = imageWait(w.Generation.Resolved.Image.Digest, image, here).String()
 	e.FetchBytes, e.WriteBytes = image.Pack, image.Size
 	planDisk(&e, m, w, s, image, erase)
 	switch {
 	case e.Blocked != "" || e.Waits != "":
 	case in.Frozen != "":
-		e.Waits = "frozen: " + in.Frozen
+		e.Waits = frozenWait(in.Frozen).String()
 	case st.Hold != nil:
-		e.Waits = fmt.Sprintf("held by %s: %s", st.Hold.Owner, st.Hold.Reason)
+		e.Waits = heldWait(m.Name, st.Hold).String()
 	case Busy(st.Phase):
 		e.Waits = fmt.Sprintf("an earlier change is under way (%s); recast abort %s stops it", st.Step, m.Name)
 	}
@@ -223,7 +218,8 @@ func planDisk(e *Entry, m *inventory.Machine, w Wanted, s State, image ImageFact
 	d := decideDisk(diskQuestion{Machine: m, Intent: intent, Known: s.Status.Disk, Unfinished: s.Status.Unfinished, Select: sel,
 		ImageSize: image.Size, BlockSize: image.BlockSize, Volume: configRoom}, *facts)
 	if d.Disk != (inventory.DiskID{}) {
-		e.Disk = fmt.Sprintf("%s (%s, %d bytes)", diskName(d.Disk), d.Disk.Name, d.Disk.Size)
+		e.Disk = fmt.Sprintf("%s, %s, %s", diskName(d.Disk), d.Disk.Name, inventory.DiskSizeText(d.Disk.Size))
+		e.DiskSize = d.Disk.Size
 		e.Holds = d.Holds
 		e.disk = &d.Disk
 	}
@@ -248,10 +244,10 @@ func describeSelect(s inventory.DiskSelect) string {
 		parts = append(parts, k+" "+s.Hints[k])
 	}
 	if s.MinSize > 0 {
-		parts = append(parts, fmt.Sprintf("minSize %d", s.MinSize))
+		parts = append(parts, "minSize "+inventory.SizeText(s.MinSize))
 	}
 	if s.MaxSize > 0 {
-		parts = append(parts, fmt.Sprintf("maxSize %d", s.MaxSize))
+		parts = append(parts, "maxSize "+inventory.SizeText(s.MaxSize))
 	}
 	if len(parts) == 0 {
 		return "being the only disk"

@@ -3,6 +3,7 @@ package provision
 import (
 	"fmt"
 	"sort"
+	"strings"
 	"time"
 
 	"recast/inventory"
@@ -68,16 +69,55 @@ func (t RolloutTarget) state(s State) targetState {
 type Admission struct {
 	Start []string // in order
 	// Waiting is the first failing reason, by machine.
-	Waiting map[string]string
+	Waiting map[string]Wait
 	// Stopped is the failure budget's word; "" it is not spent.
 	Stopped string
 	Done    bool // no machine is pending or running
 }
 
+// Wait is why a machine does not move, and what ends that.
+type Wait struct{ Why, Next string }
+
+// String is for those who have one line.
+func (w Wait) String() string {
+	if w.Next == "" {
+		return w.Why
+	}
+	return w.Why + "; " + w.Next
+}
+
+func frozenWait(reason string) Wait {
+	return Wait{"frozen: " + reason, "recast unfreeze lets rollouts go on"}
+}
+
+func heldWait(machine string, h *Hold) Wait {
+	return Wait{fmt.Sprintf("held by %s: %s", h.Owner, h.Reason), "recast release " + machine}
+}
+
+// imageWait is the wait for an image; none where it is whole.
+func imageWait(d inventory.Digest, facts ImageFacts, here bool) Wait {
+	switch {
+	case !here:
+		return Wait{fmt.Sprintf("image %s is not here", d.Short()), "recast image add SOURCE"}
+	case facts.Damaged != "":
+		return Wait{"the image is damaged: " + facts.Damaged, "recast image add SOURCE mends it"}
+	}
+	return Wait{}
+}
+
+// retryText names a few: a line has its limits.
+func retryText(failed []string) string {
+	const few = 5
+	if len(failed) > few {
+		return "recast retry " + strings.Join(failed[:few], " ") + " …"
+	}
+	return "recast retry " + strings.Join(failed, " ")
+}
+
 // admit is the one ordered check: frozen, held, attempts spent, wave not open,
 // domain budget, failure budget, BMC unreachable. The first failing reason is
 // the answer to "why is this machine not moving".
-func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen string, blocked func(machine string) string) Admission {
+func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen string, blocked func(machine string) Wait) Admission {
 	names := make([]string, 0, len(r.Machines))
 	for name, t := range r.Machines {
 		if !t.Out {
@@ -86,18 +126,19 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 	}
 	sort.Strings(names)
 	count := map[targetState]int{}
-	away, failed := 0, 0 // failed ones give no service either, whoever's turn it is
+	away := 0
+	var failed []string // they give no service either, whoever's turn it is
 	for _, name := range names {
 		count[r.Machines[name].state(states[name])]++
 		switch phase := states[name].Status.Phase; {
 		case phase == Failed:
-			failed++
+			failed = append(failed, name)
 			away++
 		case Busy(phase):
 			away++
 		}
 	}
-	a := Admission{Waiting: map[string]string{}, Done: count[targetPending]+count[targetRunning] == 0}
+	a := Admission{Waiting: map[string]Wait{}, Done: count[targetPending]+count[targetRunning] == 0}
 
 	budget := max(1, policy.MaxFailures.Of(len(names)))
 	if count[targetFailed] >= budget {
@@ -107,37 +148,41 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 	// The canaries are the first machines by name, so that everyone can tell
 	// beforehand which they are.
 	canaries := min(policy.Canary, len(names))
-	settled := 0
+	settled, unsettled := 0, ""
 	for _, name := range names[:canaries] {
 		if r.Machines[name].state(states[name]) == targetDone {
 			settled++
+		} else if unsettled == "" {
+			unsettled = name
 		}
 	}
 	for i, name := range names {
 		if r.Machines[name].state(states[name]) != targetPending {
 			continue
 		}
-		reason := ""
+		var reason Wait
 		again := r.Machines[name].Again
 		gone := again || states[name].Status.Phase == Failed // starting it takes nobody away
 		switch hold := states[name].Status.Hold; {
 		case frozen != "":
-			reason = "frozen: " + frozen
+			reason = frozenWait(frozen)
 		case hold != nil:
-			reason = fmt.Sprintf("held by %s: %s", hold.Owner, hold.Reason)
+			reason = heldWait(name, hold)
 		case i >= canaries && settled < canaries:
-			reason = fmt.Sprintf("waits for the canary: %d of %d active", settled, canaries)
+			reason = Wait{fmt.Sprintf("waits for the canary: %d of %d active", settled, canaries),
+				"it starts by itself once they are active: recast explain " + unsettled}
 		case away >= most && !gone:
-			reason = fmt.Sprintf("maxUnavailable: %d of the group are away", away)
-			if failed > 0 {
-				reason += fmt.Sprintf(", %d of them failed: recast retry them, or take them out of the group", failed)
+			reason = Wait{fmt.Sprintf("maxUnavailable: %d of the group are away", away), "it starts by itself once one of them is back"}
+			if len(failed) > 0 {
+				reason = Wait{fmt.Sprintf("%s, %d of them failed", reason.Why, len(failed)),
+					retryText(failed) + ", or take them out of the group"}
 			}
 		case a.Stopped != "" && !again:
-			reason = a.Stopped
+			reason = Wait{a.Stopped, "mend what failed, then: " + retryText(failed)}
 		default:
 			reason = blocked(name)
 		}
-		if reason != "" {
+		if reason != (Wait{}) {
 			a.Waiting[name] = reason
 			continue
 		}

@@ -21,7 +21,7 @@ func (e *Engine) schedule(ctx context.Context) {
 	names := sortedKeys(e.rolling)
 	frozen := e.frozen.Reason
 	e.mu.RUnlock()
-	waiting := map[string]string{}
+	waiting := map[string]Wait{}
 	for _, name := range names {
 		e.mu.RLock()
 		r, g := e.rolling[name], e.set.Group(name)
@@ -35,14 +35,14 @@ func (e *Engine) schedule(ctx context.Context) {
 				states[m] = known.snapshot()
 			}
 		}
-		a := admit(r, g.Rollout, states, frozen, func(m string) string { return e.blocked(r, m) })
+		a := admit(r, g.Rollout, states, frozen, func(m string) Wait { return e.blocked(r, m) })
 		for m, why := range a.Waiting {
 			waiting[m] = why
 		}
 		var started []string
 		for _, m := range a.Start {
 			if err := e.start(ctx, r, m); err != nil {
-				waiting[m] = err.Error()
+				waiting[m] = Wait{Why: err.Error(), Next: "it is tried again by itself"}
 				e.Log.Warn("machine not started", "machine", m, "err", err)
 				continue
 			}
@@ -106,7 +106,7 @@ func (e *Engine) again(ctx context.Context, name string) error {
 
 // blocked is the last part of the admission check: things outside the rollout
 // that forbid a start now.
-func (e *Engine) blocked(r Rollout, machine string) string {
+func (e *Engine) blocked(r Rollout, machine string) Wait {
 	t := r.Machines[machine]
 	e.mu.RLock()
 	w, ok := e.wanted[machine]
@@ -115,28 +115,38 @@ func (e *Engine) blocked(r Rollout, machine string) string {
 	e.mu.RUnlock()
 	switch {
 	case why != "":
-		return why
+		return unresolvedWait(why)
 	case !ok || decl == nil:
-		return "it is not declared any more"
+		return Wait{"it is not declared any more", undeclaredNext}
 	case w.Group.Name != r.Group:
-		return fmt.Sprintf("it is in group %q now: recast plan again", w.Group.Name)
+		return Wait{fmt.Sprintf("it is in group %q now", w.Group.Name), planNext}
 	}
 	if w.Generation.Digest != t.To || w.Rendered.Digest != t.Rendered {
-		return "its definition changed after the plan: recast plan again"
+		return Wait{"its definition changed after the plan", planNext}
 	}
 	facts, ok := e.imageFacts(w.Generation.Resolved.Image.Digest)
-	switch {
-	case !ok:
-		return fmt.Sprintf("image %s is not here: recast image add SOURCE", w.Generation.Resolved.Image.Digest.Short())
-	case facts.Damaged != "":
-		return "the image is damaged: " + facts.Damaged
-	case e.Ramdisk(decl.Arch).Kernel == "":
-		return fmt.Sprintf("there is no ramdisk for %s: recast ramdisk build", decl.Arch)
+	if wait := imageWait(w.Generation.Resolved.Image.Digest, facts, ok); wait != (Wait{}) {
+		return wait
+	}
+	if e.Ramdisk(decl.Arch).Kernel == "" {
+		return Wait{fmt.Sprintf("there is no ramdisk for %s", decl.Arch), "recast ramdisk build, on the server"}
 	}
 	if err := e.Store.Writable(); err != nil {
-		return "the store is read-only: " + err.Error()
+		return Wait{"the store is read-only: " + err.Error(), "free its disk, or bring its cluster back: it then goes on by itself"}
 	}
-	return ""
+	return Wait{}
+}
+
+// What ends the waits that the declarations cause.
+const (
+	planNext       = "recast plan PATH, and apply that"
+	undeclaredNext = "add it to the files and apply; its disk is left alone"
+)
+
+// unresolvedWait is for a group whose generation cannot be made, as with a
+// secret that was removed.
+func unresolvedWait(why string) Wait {
+	return Wait{why, "mend that; recast plan PATH shows whether it is"}
 }
 
 func (e *Engine) start(ctx context.Context, r Rollout, name string) error {

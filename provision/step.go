@@ -450,7 +450,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 		t.holds(fmt.Sprintf("generation %s, written by recast in attempt %d", t.Status.Wanted.Short(), t.Status.Attempt))
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
 			Detail: "read back " + r.ReadBack.Short()}
-		t.line("step", "written and read back: image %s, %d bytes fetched", r.ReadBack.Short(), r.Fetched)
+		t.line("step", "written and read back: image %s, %s fetched", r.ReadBack.Short(), inventory.SizeText(r.Fetched))
 		t.enter(StepStarting, "the machine starts from its disk")
 	case inventory.AgentVerifying:
 		if t.Status.Step == StepWriting {

@@ -132,7 +132,7 @@ func (e *Engine) Observe(o inventory.Observation) {
 		text += " " + o.Detail
 	}
 	if o.Bytes > 0 {
-		text += fmt.Sprintf(" (%d bytes)", o.Bytes)
+		text += fmt.Sprintf(" (%s)", inventory.SizeText(o.Bytes))
 	}
 	if o.Error != "" {
 		text += ": " + o.Error

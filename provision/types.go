@@ -157,8 +157,10 @@ type Entry struct {
 	FromRendered inventory.Digest `json:"fromRendered,omitempty"`
 	ToRendered   inventory.Digest `json:"toRendered,omitempty"`
 	// Disk in words: by serial where the inventory is known, else the hints.
-	Disk  string `json:"disk,omitempty"`
-	Holds string `json:"holds,omitempty"` // what is on it, as last seen
+	Disk string `json:"disk,omitempty"`
+	// DiskSize in bytes, where the inventory is known.
+	DiskSize int64  `json:"diskSize,omitempty"`
+	Holds    string `json:"holds,omitempty"` // what is on it, as last seen
 	// disk is the one in question, where the inventory is known.
 	disk *inventory.DiskID
 	// NeedsErase: it will not be written unless named with --erase.
@@ -204,6 +206,7 @@ type View struct {
 	// Waiting is the first failing reason of the admission check; "" it moves or
 	// has nothing to do.
 	Waiting string `json:"waiting,omitempty"`
+	next    string // what ends the waiting
 }
 
 // TimelineEntry is one line of a machine's history.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sort"
+	"strings"
 	"time"
 
 	"recast/inventory"
@@ -58,7 +59,7 @@ func (e *Engine) View(name string) (View, bool) {
 	if decl == nil && !known {
 		return View{}, false
 	}
-	v := View{Name: name, Machine: decl, Waiting: waiting, Status: Status{Machine: name, Phase: Available, Health: HealthUnknown}}
+	v := View{Name: name, Machine: decl, Waiting: waiting.Why, next: waiting.Next, Status: Status{Machine: name, Phase: Available, Health: HealthUnknown}}
 	if known {
 		v.Status = m.snapshot().Status
 	}
@@ -72,8 +73,23 @@ func (e *Engine) View(name string) (View, bool) {
 	v.Sync, v.SyncWhy = synced(v.Status, w, declared)
 	if unresolved != "" && group != nil {
 		v.Group, v.Waiting, v.SyncWhy = group.Name, unresolved, unresolved
+		v.next = unresolvedWait(unresolved).Next
 	}
 	return v, true
+}
+
+// NoMachine is the error of a name that is no machine's: with the nearest one.
+func (e *Engine) NoMachine(name string) error {
+	set := e.Set()
+	names := make([]string, len(set.Machines))
+	for i, m := range set.Machines {
+		names[i] = m.Name
+	}
+	next := inventory.DidYouMean(name, names)
+	if !strings.HasPrefix(next, "did you mean") {
+		next = "recast get machines lists them"
+	}
+	return fmt.Errorf("there is no machine %q; %s", name, next)
 }
 
 // Views of every declared machine, by name.
@@ -103,7 +119,7 @@ func (e *Engine) Rollouts() []Rollout {
 func (e *Engine) Explain(name string) (Explanation, error) {
 	v, ok := e.View(name)
 	if !ok {
-		return Explanation{}, fmt.Errorf("explain %q: no such machine; recast get machines lists them", name)
+		return Explanation{}, fmt.Errorf("explain: %w", e.NoMachine(name))
 	}
 	x := explain(v, e.Now())
 	x.Timeline = e.Timeline(name)
@@ -123,12 +139,12 @@ func explain(v View, now time.Time) Explanation {
 	x.Next = st.NextAction
 	switch {
 	case v.Machine == nil:
-		x.Missing, x.Next = "it is not declared any more", "add it to the files and apply; its disk is left alone"
+		x.Missing, x.Next = "it is not declared any more", undeclaredNext
 	case v.Group == "" && !Busy(st.Phase) && st.Phase != Failed:
-		x.Missing, x.Next = "no group selects it", "give it labels that a group selects"
+		x.Missing, x.Next = "no group selects it", "give it labels that a group selects, and apply"
 	case st.Hold != nil:
-		x.Missing = fmt.Sprintf("held by %s: %s", st.Hold.Owner, st.Hold.Reason)
-		x.Next = "recast release " + v.Name
+		w := heldWait(v.Name, st.Hold)
+		x.Missing, x.Next = w.Why, w.Next
 	case st.Phase == Failed:
 		x.Missing = st.LastError
 		x.Causes = causes(st)
@@ -142,7 +158,7 @@ func explain(v View, now time.Time) Explanation {
 			}
 		}
 	case v.Waiting != "":
-		x.Missing = v.Waiting
+		x.Missing, x.Next = v.Waiting, joinNext(v.next, x.Next)
 	case v.Sync != InSync:
 		x.Missing = v.SyncWhy
 		if st.LastError != "" {
@@ -153,6 +169,13 @@ func explain(v View, now time.Time) Explanation {
 		}
 	}
 	return x
+}
+
+func joinNext(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "; " + b
 }
 
 // missing is what the step waits for.

@@ -166,7 +166,7 @@ func (s *Server) machineRoutes() []route {
 	known := func(c echo.Context) (provision.View, error) {
 		v, ok := e.View(c.Param("name"))
 		if !ok {
-			return v, refuse(http.StatusNotFound, fmt.Errorf("there is no machine %q; recast get machines lists them", c.Param("name")))
+			return v, refuse(http.StatusNotFound, e.NoMachine(c.Param("name")))
 		}
 		return v, nil
 	}

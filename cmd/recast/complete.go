@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -113,3 +114,24 @@ func completePower(cmd *cobra.Command, args []string, prefix string) ([]string, 
 }
 
 var _ = []completer{completeMachines, completeGroups, completeKinds, completeDescribe, completePower}
+
+// newCompletion is cobra's own, but that it refuses a shell it does not know.
+func newCompletion() *cobra.Command {
+	cmd := &cobra.Command{Use: "completion", GroupID: "server", Short: "Print a shell's completion script",
+		Long:    "Print the script that lets a shell complete commands, flags and the names of machines.",
+		Example: "  recast completion bash > /etc/bash_completion.d/recast"}
+	for _, sh := range []struct {
+		name  string
+		print func(*cobra.Command, io.Writer) error
+	}{
+		{"bash", func(root *cobra.Command, w io.Writer) error { return root.GenBashCompletionV2(w, true) }},
+		{"fish", func(root *cobra.Command, w io.Writer) error { return root.GenFishCompletion(w, true) }},
+		{"powershell", func(root *cobra.Command, w io.Writer) error { return root.GenPowerShellCompletionWithDesc(w) }},
+		{"zsh", func(root *cobra.Command, w io.Writer) error { return root.GenZshCompletion(w) }},
+	} {
+		cmd.AddCommand(&cobra.Command{Use: sh.name, Short: "The script for " + sh.name, Long: "Print the completion script for " + sh.name + ".",
+			Args: arguments(cobra.NoArgs),
+			RunE: func(cmd *cobra.Command, _ []string) error { return sh.print(cmd.Root(), cmd.OutOrStdout()) }})
+	}
+	return parent(cmd)
+}

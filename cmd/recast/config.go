@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strconv"
+	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -96,7 +97,13 @@ func parseConfig(path string, raw []byte) (config, error) {
 	c := defaults()
 	var doc yaml.Node
 	if err := yaml.Unmarshal(raw, &doc); err != nil {
-		return c, inventory.Problems{{File: path, Text: err.Error()}}
+		problem := inventory.Problem{File: path, Text: strings.TrimPrefix(err.Error(), "yaml: "), Next: "mend the YAML there"}
+		if line, text, ok := strings.Cut(strings.TrimPrefix(problem.Text, "line "), ": "); ok {
+			if n, err := strconv.Atoi(line); err == nil {
+				problem.Line, problem.Text = n, text
+			}
+		}
+		return c, inventory.Problems{problem}
 	}
 	p := configParser{file: path, lines: map[string]int{}}
 	if len(doc.Content) > 0 {

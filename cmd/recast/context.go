@@ -49,7 +49,7 @@ func localData() string {
 }
 
 // findContext reads the named context file, else the current one, else that of
-// the server on this host, which only root can read.
+// the server on this host, which only root can read, else that of the lab.
 func findContext(name string) (clientContext, error) {
 	if name == "" {
 		name = os.Getenv("RECAST_CONTEXT")
@@ -82,6 +82,14 @@ func findContext(name string) (clientContext, error) {
 	case errors.Is(err, os.ErrPermission):
 		return c, codeError{errors.New("the server on this host lets only root in without a login: use sudo, or recast login URL"), exitUsage}
 	case errors.Is(err, os.ErrNotExist):
+		c, err := labContext()
+		var coded codeError
+		if err == nil || errors.As(err, &coded) {
+			return c, err
+		}
+		if errors.Is(err, os.ErrPermission) {
+			return c, codeError{errors.New("the lab on this host is another user's: use sudo"), exitUsage}
+		}
 		return c, codeError{errors.New("no server is known: run recast login URL, or recast serve on this host as root, or recast lab up"), exitUsage}
 	}
 	return c, err
@@ -91,7 +99,7 @@ func readContext(path string) (clientContext, error) {
 	var c clientContext
 	raw, err := os.ReadFile(path)
 	if err != nil {
-		return c, fmt.Errorf("read context: %w", err)
+		return c, codeError{fmt.Errorf("read context: %w; recast login URL writes one", err), exitUsage}
 	}
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return c, fmt.Errorf("read context %s: %w; recast login URL writes it anew", path, err)
@@ -99,7 +107,7 @@ func readContext(path string) (clientContext, error) {
 	if c.TokenFile != "" {
 		token, err := os.ReadFile(c.TokenFile)
 		if err != nil {
-			return c, fmt.Errorf("read the operator's token: %w", err)
+			return c, codeError{fmt.Errorf("read the operator's token: %w; use sudo, or recast login URL", err), exitUsage}
 		}
 		c.Token = strings.TrimSpace(string(token))
 	}

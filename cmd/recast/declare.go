@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -74,14 +75,14 @@ func readFiles(cmd *cobra.Command, paths []string) ([]inventory.File, error) {
 	var files []inventory.File
 	for _, path := range paths {
 		if path == "-" {
-			f, err := inventory.ReadFrom("stdin", cmd.InOrStdin())
+			f, err := inventory.ReadFrom("stdin", interruptible{cmd.Context(), cmd.InOrStdin()})
 			if err != nil {
 				return nil, err
 			}
 			files = append(files, f)
 			continue
 		}
-		more, err := inventory.ReadFiles(path)
+		more, err := untilDone(cmd.Context(), func() ([]inventory.File, error) { return inventory.ReadFiles(path) })
 		if err != nil {
 			return nil, err
 		}
@@ -152,6 +153,9 @@ func apply(cmd *cobra.Command, c *client, digest inventory.Digest) error {
 // confirm asks on a terminal; elsewhere it says how to answer beforehand.
 func confirm(cmd *cobra.Command, question string, digest inventory.Digest) error {
 	ok, err := askYes(cmd, question)
+	if err != nil && !errors.Is(err, errNobody) {
+		return errors.New("interrupted: nothing was applied")
+	}
 	if err != nil {
 		return codeError{fmt.Errorf("%w: repeat with --yes, or apply what you saw: recast apply --plan %s", err, digest), exitUsage}
 	}
@@ -181,8 +185,11 @@ func askLine(cmd *cobra.Command, prompt string) (string, error) {
 	var answer []byte
 	b := make([]byte, 1)
 	for {
-		n, err := in.Read(b)
+		n, err := interruptible{cmd.Context(), in}.Read(b)
 		switch {
+		case errors.Is(err, context.Canceled):
+			fmt.Fprintln(cmd.OutOrStdout())
+			return "", err
 		case n == 1 && b[0] != '\n':
 			answer = append(answer, b[0])
 		case err != nil:
@@ -277,7 +284,7 @@ func printPlan(w io.Writer, p provision.Plan) {
 			if e.Holds != "" {
 				holds = ", holds " + e.Holds
 			}
-			fmt.Fprintf(w, "      disk     %s%s\n", e.Disk, holds)
+			fmt.Fprintf(w, "      disk     %s%s\n", strings.TrimPrefix(e.Disk, "disk "), holds)
 		}
 		if e.WriteBytes > 0 {
 			fmt.Fprintf(w, "      bytes    fetch %s, write %s; power cycles: %d\n", size(e.FetchBytes), size(e.WriteBytes), e.PowerCycles)
@@ -299,14 +306,4 @@ func shortOr(d inventory.Digest, none string) string {
 	return d.Short()
 }
 
-func size(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	}
-	return fmt.Sprintf("%d B", n)
-}
+func size(n int64) string { return inventory.SizeText(n) }

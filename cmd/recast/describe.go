@@ -121,6 +121,9 @@ func describe(cmd *cobra.Command, c *client, kind, name string) (description, er
 			}
 		}
 	}
+	if next := nearOr(name, pickNames(kind+"s")(&set), ""); next != "" {
+		return description{}, fmt.Errorf("there is no %s %q; %s", kind, name, next)
+	}
 	return description{}, orNone(nil, kind, name, kind+"s")
 }
 
@@ -244,13 +247,13 @@ func printView(w io.Writer, v provision.View) {
 	line(w, "Attempt", "%d, ramdisk restarts %d", st.Attempt, st.Restarts)
 	line(w, "Power", "%s", dash(st.Power))
 	if st.Disk != nil {
-		line(w, "Disk", "%s, serial %s, %s", st.Disk.Name, dash(st.Disk.Serial), size(st.Disk.Size))
+		line(w, "Disk", "%s, serial %s, %s", st.Disk.Name, dash(st.Disk.Serial), inventory.DiskSizeText(st.Disk.Size))
 	}
 	if st.Hold != nil {
 		line(w, "Hold", "by %s: %s", st.Hold.Owner, st.Hold.Reason)
 	}
 	if v.Waiting != "" {
-		line(w, "Waiting", "%s", v.Waiting)
+		line(w, "Waiting", "%s; see: recast explain %s", v.Waiting, v.Name)
 	}
 	if st.LastError != "" {
 		line(w, "Last error", "%s", st.LastError)
@@ -300,7 +303,7 @@ func printFacts(w io.Writer, f *inventory.Facts) {
 	line(w, "Hardware", "%s %s, serial %s; %d × %s; %s; boots by %s", f.SystemVendor.Manufacturer, f.SystemVendor.ProductName,
 		dash(f.SystemVendor.SerialNumber), f.CPU.Count, f.CPU.ModelName, size(f.Memory.Total), f.Boot.Mode)
 	for _, d := range f.Disks {
-		line(w, "  disk", "%s %s serial %s, %s, %s", d.Name, d.Model, dash(d.Serial), size(d.Size), dash(d.Holds))
+		line(w, "  disk", "%s %s serial %s, %s, %s", d.Name, d.Model, dash(d.Serial), inventory.DiskSizeText(d.Size), dash(d.Holds))
 	}
 	for _, n := range f.Interfaces {
 		line(w, "  nic", "%s %s %s link %t", n.Name, n.MAC, n.Driver, n.HasCarrier)

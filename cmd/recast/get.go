@@ -54,6 +54,9 @@ hashes: keep the newest elsewhere to see that nothing was cut off the end.`,
 	return cmd
 }
 
+// kindsByName have names that people type, in the first column.
+var kindsByName = []string{"machines", "groups", "definitions", "networks", "rollouts", "orphans", "secrets"}
+
 // kindOf accepts the singular too.
 func kindOf(s string) string {
 	for _, k := range kindNames {
@@ -108,6 +111,14 @@ func get(cmd *cobra.Command, kind, name, output string) error {
 	return showList(l, values(set.Networks), named(func(n inventory.Network) string { return n.Name }), networkRow)
 }
 
+// nearOr suggests the nearest name, else where to look.
+func nearOr(name string, names []string, look string) string {
+	if next := inventory.DidYouMean(name, names); strings.HasPrefix(next, "did you mean") {
+		return next
+	}
+	return look
+}
+
 // listing is one question for a list.
 type listing struct {
 	cmd                *cobra.Command
@@ -149,7 +160,13 @@ func showList[T any](l listing, all []T, is func(T, string) bool, row func(v *T,
 		}
 	}
 	if l.name != "" && len(kept) == 0 {
-		return fmt.Errorf("get %s: there is no %q; recast get %s lists what there is", l.kind, l.name, l.kind)
+		var names []string
+		if slices.Contains(kindsByName, l.kind) {
+			for i := range all {
+				names = append(names, row(&all[i], false)[0])
+			}
+		}
+		return fmt.Errorf("get %s: there is no %q; %s", l.kind, l.name, nearOr(l.name, names, "recast get "+l.kind+" lists what there is"))
 	}
 	return show(l.cmd.OutOrStdout(), l.output, kept, func(w io.Writer, wide bool) {
 		lines := [][]string{row(nil, wide)}

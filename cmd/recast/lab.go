@@ -32,6 +32,36 @@ const (
 
 func (f *labFlags) dir() string { return filepath.Join(f.root, f.name) }
 
+// command is how this lab is called, for texts.
+func (f *labFlags) command(verb string) string {
+	line := "recast lab " + verb
+	if f.name != defaultLabName {
+		line += " --name " + shellWord(f.name)
+	}
+	if f.root != defaultLabRoot {
+		line += " --root " + shellWord(f.root)
+	}
+	return line
+}
+
+// others are the labs that stand beside this one.
+func (f *labFlags) others() []string {
+	files, _ := filepath.Glob(filepath.Join(f.root, "*", "lab.json"))
+	var names []string
+	for _, file := range files {
+		names = append(names, filepath.Base(filepath.Dir(file)))
+	}
+	return names
+}
+
+// none says that there is no such lab, and which there are.
+func (f *labFlags) none() error {
+	if others := f.others(); len(others) > 0 {
+		return fmt.Errorf("there is no lab %q; there is --name %s, or %s makes one", f.name, strings.Join(others, ", --name "), f.command("up"))
+	}
+	return fmt.Errorf("there is no lab %q; %s makes one", f.name, f.command("up"))
+}
+
 func newLab() *cobra.Command {
 	cmd := &cobra.Command{Use: "lab", GroupID: "server", Short: "A virtual rack on this machine, to try everything",
 		Long: `A virtual rack on this machine: a network namespace with two QEMU machines behind virtual BMCs
@@ -53,12 +83,33 @@ machines until both are active. On a running lab it goes on watching.`,
 		Example: "  sudo recast lab up\n  sudo recast lab up --os tiny --name second",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return labUp(cmd, f, testenv.OSKind(kind), kernel)
+			// Whoever names no system takes the one that runs.
+			if s, alive, err := testenv.ReadLab(f.dir()); err == nil && alive && !cmd.Flags().Changed("os") {
+				kind = string(s.OS)
+			}
+			err := labUp(cmd, f, testenv.OSKind(kind), kernel)
+			if err != nil && cmd.Context().Err() != nil {
+				return f.interrupted()
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringVar(&kind, "os", string(testenv.OSDebian), "what to deploy: debian, or tiny (boots in seconds)")
 	cmd.Flags().StringVar(&kernel, "kernel", "", "a linux-image-*-amd64 package file (default: the one in .cache, else downloaded by apt-get)")
 	return cmd
+}
+
+// interrupted says in one line what goes on, and how to go on.
+func (f *labFlags) interrupted() error {
+	s, alive, err := testenv.ReadLab(f.dir())
+	if err == nil && alive {
+		up := f.command("up")
+		if s.OS != testenv.OSDebian {
+			up += " --os " + string(s.OS)
+		}
+		return fmt.Errorf("interrupted: lab %q runs on; %s resumes, %s clears it", f.name, up, f.command("down"))
+	}
+	return fmt.Errorf("interrupted: lab %q is not built yet; %s begins again with what is cached, %s clears the rest", f.name, f.command("up"), f.command("down"))
 }
 
 func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) error {
@@ -83,7 +134,7 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return err
 	case alive:
-		if err := sameLab(running, kind); err != nil {
+		if err := f.same(running, kind); err != nil {
 			return err
 		}
 		fmt.Fprintf(out, "Lab %q is running; watching it.\n", f.name)
@@ -105,6 +156,9 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 	if err != nil {
 		return err
 	}
+	if err := f.giveToCaller(c); err != nil {
+		return err
+	}
 	// A lab up that was interrupted may have left the lab undeclared.
 	var set inventory.Set
 	if err := c.call(ctx, http.MethodGet, "/api/v1/set", nil, &set); err != nil {
@@ -115,23 +169,20 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 			return err
 		}
 	}
-	if err := watchLab(cmd, c, running); err != nil {
-		if ctx.Err() != nil {
-			return errors.New("stopped watching; the lab runs on: recast lab up watches again, recast lab down ends it")
-		}
+	if err := watchLab(cmd, c, f, running); err != nil {
 		return err
 	}
 	printNext(out, f, running)
 	return nil
 }
 
-// sameLab refuses to go on with a lab that was asked to be another.
-func sameLab(running testenv.LabState, kind testenv.OSKind) error {
+// same refuses to go on with a lab that was asked to be another.
+func (f *labFlags) same(running testenv.LabState, kind testenv.OSKind) error {
 	if running.OS == kind {
 		return nil
 	}
-	return codeError{fmt.Errorf("lab %q runs with --os %s, not %s; recast lab down --name %s ends it, another --name starts another",
-		running.Name, running.OS, kind, running.Name), exitRefused}
+	return codeError{fmt.Errorf("lab %q runs with --os %s, not %s; %s ends it, another --name starts another",
+		running.Name, running.OS, kind, f.command("down")), exitRefused}
 }
 
 // prepareLab makes image and ramdisk, each cached by its inputs.

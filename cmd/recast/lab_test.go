@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,16 +19,22 @@ import (
 // recast understand, and what sed looks for must be in the file.
 func TestNextCommandsOfALabWorkAsPasted(t *testing.T) {
 	for _, f := range []*labFlags{{defaultLabName, defaultLabRoot}, {"second", "/tmp/it's a lab"}} {
-		s := testenv.LabState{LabSettings: testenv.LabSettings{Recast: "/opt/my tools/recast"}, Machines: []testenv.LabMachine{{Name: "m1"}}}
+		bin := t.TempDir()
+		self := filepath.Join(bin, "my tools", "recast")
+		if err := os.Mkdir(filepath.Dir(self), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		// Stand-ins print each word that they got on a line of its own.
+		script := "#!/bin/sh\nprintf '%s\\n' \"$0\" \"$@\" >>\"$WORDS\"\necho == >>\"$WORDS\"\n"
+		for path, script := range map[string]string{self: script, filepath.Join(bin, "sed"): script, filepath.Join(bin, "sudo"): "#!/bin/sh\nexec \"$@\"\n"} {
+			if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := testenv.LabState{LabSettings: testenv.LabSettings{Recast: self}, Machines: []testenv.LabMachine{{Name: "m1"}}}
 		lines := nextCommands(f, s)
 		if len(lines) != 5 {
 			t.Errorf("%d commands: %q", len(lines), lines)
-		}
-		// A stand-in for sudo prints each word that it got on a line of its own.
-		bin := t.TempDir()
-		script := "#!/bin/sh\nshift 0\nprintf '%s\\n' \"$@\" >>\"$WORDS\"\necho == >>\"$WORDS\"\n"
-		if err := os.WriteFile(filepath.Join(bin, "sudo"), []byte(script), 0o755); err != nil {
-			t.Fatal(err)
 		}
 		for _, line := range lines {
 			words := filepath.Join(t.TempDir(), "words")
@@ -43,11 +50,11 @@ func TestNextCommandsOfALabWorkAsPasted(t *testing.T) {
 			for _, call := range strings.Split(strings.TrimSuffix(string(raw), "==\n"), "==\n") {
 				args := strings.Split(strings.TrimSuffix(call, "\n"), "\n")
 				switch args[0] {
-				case "sed":
+				case filepath.Join(bin, "sed"):
 					if args[1] != "-i" || args[3] != testenv.LabYAML(f.dir()) {
 						t.Errorf("%q", args)
 					}
-				case "/opt/my tools/recast":
+				case self:
 					cmd, rest, err := newRoot().Find(args[1:])
 					if err == nil {
 						err = cmd.ParseFlags(rest)
@@ -146,10 +153,77 @@ func TestLabLinesAreFew(t *testing.T) {
 // A lab that runs is watched; with other settings it is refused.
 func TestRunningLabIsNotRebuiltWithOtherSettings(t *testing.T) {
 	running := testenv.LabState{LabSettings: testenv.LabSettings{Name: "lab", OS: testenv.OSTiny, Image: inventory.DigestOf(nil)}}
-	if err := sameLab(running, testenv.OSTiny); err != nil {
+	f := &labFlags{"second", "/tmp/labs"}
+	if err := f.same(running, testenv.OSTiny); err != nil {
 		t.Error(err)
 	}
-	if err := sameLab(running, testenv.OSDebian); err == nil || !strings.Contains(err.Error(), "recast lab down") || !strings.Contains(err.Error(), "--name") {
+	if err := f.same(running, testenv.OSDebian); err == nil || !strings.Contains(err.Error(), "recast lab down --name second --root /tmp/labs ends it") || !strings.Contains(err.Error(), "--name") {
 		t.Errorf("%v", err)
+	}
+}
+
+// Ctrl-C in lab up says what goes on, and how to go on.
+func TestInterruptedLabSaysHowToGoOn(t *testing.T) {
+	root := t.TempDir()
+	f := &labFlags{"second", root}
+	if err := f.interrupted(); !strings.Contains(err.Error(), "is not built yet; recast lab up --name second --root "+root+" begins again") {
+		t.Error(err)
+	}
+	if err := f.none(); !strings.Contains(err.Error(), `there is no lab "second"; recast lab up --name second`) {
+		t.Error(err)
+	}
+	other := &labFlags{"other", root}
+	if err := os.MkdirAll(other.dir(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// This process stands for the supervisor: its command line has to name the folder.
+	sleep := exec.Command("/bin/sh", "-c", "read x", other.dir())
+	if in, err := sleep.StdinPipe(); err != nil {
+		t.Fatal(err)
+	} else if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	} else {
+		defer func() { _ = in.Close(); _ = sleep.Wait() }()
+	}
+	raw := fmt.Appendf(nil, `{"name":"other","os":"tiny","pid":%d}`, sleep.Process.Pid)
+	if err := os.WriteFile(filepath.Join(other.dir(), "lab.json"), raw, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the supervisor", func() bool { _, alive, _ := testenv.ReadLab(other.dir()); return alive })
+	if err := other.interrupted(); !strings.Contains(err.Error(), `lab "other" runs on; recast lab up --name other --root `+root+` --os tiny resumes, recast lab down --name other --root `+root+` clears it`) {
+		t.Error(err)
+	}
+	if err := f.none(); !strings.Contains(err.Error(), "there is --name other") {
+		t.Error(err)
+	}
+}
+
+// Whoever is logged in nowhere asks the lab of this host.
+func TestLabIsAskedWhereNoServerIsKnown(t *testing.T) {
+	_, data := workplace(t)
+	labs := t.TempDir()
+	t.Setenv("RECAST_LABS", labs)
+	c, err := readContext(filepath.Join(data, localContext))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("RECAST_DATA", t.TempDir())
+	f := &labFlags{"lab", labs}
+	if err := f.giveContext(c); err != nil {
+		t.Fatal(err)
+	}
+	if text, code := recast(t, nil, "get", "machines"); code != exitOK || !strings.HasPrefix(text, "NAME") {
+		t.Errorf("%d %s", code, text)
+	}
+	second := &labFlags{"second", labs}
+	if err := second.giveContext(c); err != nil {
+		t.Fatal(err)
+	}
+	if text, code := recast(t, nil, "get", "machines"); code != exitUsage || !strings.Contains(text, "2 labs are here: name one with --context "+f.contextFile()) &&
+		!strings.Contains(text, "as in --context "+f.contextFile()) {
+		t.Errorf("%d %s", code, text)
+	}
+	if text, code := recast(t, nil, "get", "machines", "--context", second.contextFile()); code != exitOK {
+		t.Errorf("%d %s", code, text)
 	}
 }

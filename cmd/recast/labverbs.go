@@ -26,6 +26,14 @@ left behind. What was built for it stays cached for 30 days after its last use.`
 			if os.Geteuid() != 0 {
 				return errors.New("lab down needs root (run it with sudo)")
 			}
+			if _, err := os.Stat(f.dir()); errors.Is(err, os.ErrNotExist) {
+				// Its folder goes last; a namespace may stand without it all the same.
+				if err := testenv.RemoveRack(f.name); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "Nothing to clear: %v.\n", f.none())
+				return nil
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 			defer cancel()
 			if err := testenv.DownLab(ctx, f.dir(), f.name); err != nil {
@@ -44,7 +52,7 @@ func newLabStatus(f *labFlags) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, alive, err := testenv.ReadLab(f.dir())
 			if errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("there is no lab %q; recast lab up makes one", f.name)
+				return f.none()
 			}
 			if err != nil {
 				return err
@@ -52,9 +60,9 @@ func newLabStatus(f *labFlags) *cobra.Command {
 			return show(cmd.OutOrStdout(), output, s, func(w io.Writer, _ bool) {
 				state := "running"
 				if !alive {
-					state = "its supervisor is gone; recast lab down clears the rest"
+					state = "its supervisor is gone; " + f.command("down") + " clears the rest"
 				}
-				fmt.Fprintf(w, "lab %s: %s, %s, supervisor %d\nserver https://%s, context %s\n", s.Name, state, s.OS, s.PID, s.Operator, testenv.LabContext(f.dir()))
+				fmt.Fprintf(w, "lab %s: %s, %s, supervisor %d\nserver https://%s, context %s\n", s.Name, state, s.OS, s.PID, s.Operator, f.contextFile())
 				lines := [][]string{{"MACHINE", "FIRMWARE", "BMC", "ADDRESS", "DISK"}}
 				for _, m := range s.Machines {
 					lines = append(lines, []string{m.Name, m.Firmware, m.BMC, m.IP, m.Disk})
@@ -73,18 +81,21 @@ func newLabConsole(f *labFlags) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, alive, err := testenv.ReadLab(f.dir())
 			if err != nil || !alive {
-				return fmt.Errorf("lab %q does not run; recast lab up starts it", f.name)
+				return fmt.Errorf("lab %q does not run; %s starts it", f.name, f.command("up"))
 			}
+			var names []string
 			for _, m := range s.Machines {
+				names = append(names, m.Name)
 				if m.Name == args[0] {
 					conn, err := testenv.DialConsole(cmd.Context(), m.Dir)
 					if err != nil {
 						return fmt.Errorf("open the console of %s: %w; is it powered on?", m.Name, err)
 					}
+					fmt.Fprintf(cmd.ErrOrStderr(), "Console of %s; ctrl-] ends it, the machine runs on.\r\n", m.Name)
 					return attach(conn)
 				}
 			}
-			return fmt.Errorf("lab %q has no machine %q", f.name, args[0])
+			return fmt.Errorf("lab %q has no machine %q; %s", f.name, args[0], inventory.DidYouMean(args[0], names))
 		}}
 }
 

@@ -17,7 +17,7 @@ import (
 
 // watchLab shows the machines until all are active, or one has failed: on a
 // terminal as a picture that stays in place, elsewhere as lines.
-func watchLab(cmd *cobra.Command, c *client, s testenv.LabState) error {
+func watchLab(cmd *cobra.Command, c *client, f *labFlags, s testenv.LabState) error {
 	out := cmd.OutOrStdout()
 	file, ok := out.(*os.File)
 	live := ok && isTerminal(file)
@@ -25,7 +25,13 @@ func watchLab(cmd *cobra.Command, c *client, s testenv.LabState) error {
 	last := map[string]string{}
 	start, drawn := time.Now(), 0
 	var failed error
-	err := c.stream(cmd, func(v provision.View) bool {
+	alive := func() error {
+		if _, ok, err := testenv.ReadLab(f.dir()); err != nil || !ok {
+			return codeError{fmt.Errorf("lab %q has ended: %s says why; %s clears the rest", f.name, filepath.Join(f.dir(), "lab.log"), f.command("down")), exitNoServer}
+		}
+		return nil
+	}
+	err := c.streamWhile(cmd, alive, func(v provision.View) bool {
 		views[v.Name] = v
 		active := 0
 		for _, m := range s.Machines {
@@ -114,23 +120,24 @@ func printNext(out io.Writer, f *labFlags, s testenv.LabState) {
 func nextCommands(f *labFlags, s testenv.LabState) []string {
 	self := s.Recast
 	if rel, err := filepath.Rel(mustGetwd(), self); err == nil && !strings.HasPrefix(rel, "..") {
-		self = "./" + rel
+		self = rel
+		if !strings.Contains(rel, "/") {
+			self = "./" + rel
+		}
 	}
-	ask := fmt.Sprintf("sudo %s --context %s", shellWord(self), shellWord(testenv.LabContext(f.dir())))
-	lab := fmt.Sprintf("sudo %s lab down", shellWord(self))
-	if f.name != defaultLabName {
-		lab += " --name " + shellWord(f.name)
-	}
-	if f.root != defaultLabRoot {
-		lab += " --root " + shellWord(f.root)
+	self = shellWord(self)
+	ask := self
+	// Who is logged in nowhere asks the lab by itself.
+	if c, err := findContext(""); err != nil || c.URL != "https://"+s.Operator {
+		ask += " --context " + shellWord(f.contextFile())
 	}
 	yaml := shellWord(testenv.LabYAML(f.dir()))
 	return []string{
 		ask + " get machines -o wide",
 		ask + " explain " + s.Machines[0].Name,
-		fmt.Sprintf("sudo sed -i 's/runs what was declared/was changed/' %s && %s apply %s --yes", yaml, ask, yaml),
+		fmt.Sprintf("sed -i 's/runs what was declared/was changed/' %s && %s apply %s --yes", yaml, ask, yaml),
 		ask + " rollback lab --yes",
-		lab,
+		"sudo " + self + strings.TrimPrefix(f.command("down"), "recast"),
 	}
 }
 

@@ -68,6 +68,9 @@ func login(cmd *cobra.Command, server, name, tokenFile, fingerprint string) erro
 		return codeError{fmt.Errorf("log in to %s: its CA is not %s; either the fingerprint is another server's, or somebody is in between", server, fingerprint), exitRefused}
 	case fingerprint == "":
 		ok, err := askYes(cmd, "Is that the fingerprint of the server's ca.pem?")
+		if err != nil && !errors.Is(err, errNobody) {
+			return errors.New("interrupted: not logged in")
+		}
 		if err != nil {
 			return codeError{fmt.Errorf("nobody is there to compare it: repeat with --fingerprint %s once you know that it is right", digest), exitUsage}
 		}

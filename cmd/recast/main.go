@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"recast/inventory"
 )
@@ -42,6 +43,7 @@ func (e codeError) Unwrap() error { return e.error }
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, func() { signal.Reset(os.Interrupt) }) // the second ctrl-C ends what does not end by itself
 	os.Exit(run(ctx, os.Args[1:]))
 }
 
@@ -63,10 +65,10 @@ func exitCode(err error, w io.Writer) int {
 		}
 		return coded.code
 	}
-	fmt.Fprintln(w, "recast:", err)
-	if strings.HasPrefix(err.Error(), "unknown command") { // cobra's own
-		return exitUsage
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted: what the server has begun goes on; recast get machines shows it")
 	}
+	fmt.Fprintln(w, "recast:", err)
 	return exitError
 }
 
@@ -79,20 +81,37 @@ every machine boots into exactly that state. recast lab up shows all of it on th
 		SilenceErrors: true, SilenceUsage: true,
 		Version: version,
 	}
-	root.PersistentFlags().String("context", "", "context file or name to use (default: the last login, else the server on this host)")
+	parent(root)
+	root.PersistentFlags().String("context", "", "context file or name to use (default: the last login, else the server or the lab on this host)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return codeError{fmt.Errorf("%w; see: %s --help", err, c.CommandPath()), exitUsage}
+		return codeError{fmt.Errorf("%w; %ssee: %s --help", err, nearFlag(c, err), c.CommandPath()), exitUsage}
 	})
 	root.AddGroup(&cobra.Group{ID: "declare", Title: "Declare and roll out:"}, &cobra.Group{ID: "look", Title: "Look:"},
 		&cobra.Group{ID: "machine", Title: "One machine:"}, &cobra.Group{ID: "server", Title: "Server and lab:"})
-	root.SetCompletionCommandGroupID("server")
 	root.AddCommand(commands()...)
 	return root
+}
+
+// nearFlag suggests a flag for one that is not known.
+func nearFlag(c *cobra.Command, err error) string {
+	name, ok := strings.CutPrefix(err.Error(), "unknown flag: --")
+	if !ok {
+		return ""
+	}
+	var known []string
+	add := func(f *pflag.Flag) { known = append(known, "--"+f.Name) }
+	c.LocalFlags().VisitAll(add)
+	c.InheritedFlags().VisitAll(add)
+	if next := inventory.DidYouMean("--"+name, known); strings.HasPrefix(next, "did you mean") {
+		return strings.ReplaceAll(next, `"`, "") + " "
+	}
+	return ""
 }
 
 // parent makes a command of commands say so when it is called with another.
 func parent(cmd *cobra.Command, children ...*cobra.Command) *cobra.Command {
 	cmd.AddCommand(children...)
+	cmd.Args = cobra.ArbitraryArgs // RunE says which are known
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return cmd.Help()
@@ -103,7 +122,11 @@ func parent(cmd *cobra.Command, children ...*cobra.Command) *cobra.Command {
 				known = append(known, c.Name())
 			}
 		}
-		return codeError{fmt.Errorf("unknown command %q for %q; %s", args[0], cmd.CommandPath(), inventory.DidYouMean(args[0], known)), exitUsage}
+		next := inventory.DidYouMean(args[0], known)
+		if len(known) > 8 && !strings.HasPrefix(next, "did you mean") {
+			next = "see: " + cmd.CommandPath() + " --help"
+		}
+		return codeError{fmt.Errorf("unknown command %q for %q; %s", args[0], cmd.CommandPath(), next), exitUsage}
 	}
 	return cmd
 }
@@ -112,7 +135,15 @@ func parent(cmd *cobra.Command, children ...*cobra.Command) *cobra.Command {
 func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if err := check(c, args); err != nil {
-			return codeError{fmt.Errorf("%w; see: %s --help", err, c.CommandPath()), exitUsage}
+			// cobra counts "arg(s)"; people look for which.
+			want, given := strings.TrimPrefix(c.Use, c.Name()), "nothing"
+			if want == "" {
+				want = " no arguments"
+			}
+			if len(args) > 0 {
+				given = fmt.Sprintf("%q", strings.Join(args, " "))
+			}
+			return codeError{fmt.Errorf("%s: want%s, got %s; see: %s --help", strings.TrimPrefix(c.CommandPath(), "recast "), want, given, c.CommandPath()), exitUsage}
 		}
 		return nil
 	}

@@ -89,11 +89,11 @@ func readSecret(cmd *cobra.Command, file, prompt string) (string, error) {
 		in = f
 	} else if f, ok := in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		fmt.Fprint(cmd.ErrOrStderr(), prompt)
-		raw, err := term.ReadPassword(int(f.Fd()))
+		raw, err := readPassword(cmd.Context(), f)
 		fmt.Fprintln(cmd.ErrOrStderr())
 		return strings.TrimSuffix(string(raw), "\r"), err
 	}
-	raw, err := io.ReadAll(io.LimitReader(in, secretLimit+1))
+	raw, err := io.ReadAll(io.LimitReader(interruptible{cmd.Context(), in}, secretLimit+1))
 	if err != nil {
 		return "", err
 	}

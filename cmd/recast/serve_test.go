@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,6 +24,7 @@ import (
 
 func TestServerSaysWhatItListensOnAndAnswers(t *testing.T) {
 	server, data := workplace(t)
+	await(t, "the last line of its start", func() bool { return strings.Contains(server.text(t), "msg=serving ") })
 	log := server.text(t)
 	for _, want := range []string{
 		"listening for=\"agents and operators\" addr=127.0.0.1:", "listening for=\"machines (scripts, ramdisk, images)\" addr=127.0.0.1:",
@@ -462,5 +465,84 @@ func TestLoginPinsTheCAAndHidesTheToken(t *testing.T) {
 		if text, code := recast(t, nil, "--context", file, "get", "machines"); code == exitOK || !strings.Contains(text, "recast login https://") {
 			t.Errorf("%s: %d %s", name, code, text)
 		}
+	}
+}
+
+// A watch comes back to a server that was restarted, and says so.
+func TestWatchReconnects(t *testing.T) {
+	server, data := workplace(t)
+	for _, line := range []string{"secret set rack1-bmc", "image add disk.img", "freeze", "apply site.yaml --yes"} {
+		if text, code := recast(t, strings.NewReader("admin:x"), strings.Fields(line)...); code != exitOK {
+			t.Fatalf("%s: %s", line, text)
+		}
+	}
+	// The port has to stay: agents and operators find the server by it.
+	ctx, cancel := context.WithCancel(context.Background())
+	out := &syncBuffer{}
+	cmd := newRoot()
+	cmd.SetArgs([]string{"get", "machines", "--watch"})
+	cmd.SetOut(out)
+	cmd.SetErr(out)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.ExecuteContext(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("ctrl-C is no error: %v", err)
+		}
+	}()
+	await(t, "the machines", func() bool { return strings.Contains(out.String(), "r1u06") })
+	if err := server.stop(t, syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	await(t, "that it reconnects", func() bool { return strings.Contains(out.String(), "; reconnecting, ctrl-C ends it\n") })
+	startServer(t, data)
+	await(t, "that it is back", func() bool { return strings.Contains(out.String(), "the server is back\n") })
+	if n := strings.Count(out.String(), "reconnecting"); n != 1 {
+		t.Errorf("it says %d times that it reconnects:\n%s", n, out)
+	}
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// Ctrl-C ends a command that waits for input which does not come.
+func TestInterruptEndsWhatWaitsForInput(t *testing.T) {
+	workplace(t)
+	for _, args := range []string{"plan -", "secret set x"} {
+		ctx, cancel := context.WithCancel(context.Background())
+		r, w := io.Pipe() // nothing is ever written
+		cmd := newRoot()
+		cmd.SetArgs(strings.Fields(args))
+		cmd.SetIn(r)
+		cmd.SetOut(io.Discard)
+		cmd.SetErr(io.Discard)
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.ExecuteContext(ctx) }()
+		cancel()
+		select {
+		case err := <-ended:
+			var out bytes.Buffer
+			if code := exitCode(err, &out); code != exitError || !strings.HasPrefix(out.String(), "recast: interrupted") {
+				t.Errorf("%s: %d %s", args, code, &out)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: it waits on", args)
+		}
+		_ = w.Close()
 	}
 }
