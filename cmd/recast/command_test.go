@@ -382,3 +382,37 @@ func FuzzConfig(f *testing.F) {
 		}
 	})
 }
+
+// README is the first thing that people paste from: its commands parse, it names
+// every verb, and its exit codes are those of the help.
+func TestReadmeIsTrue(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, n := string(raw), 0
+	for _, m := range regexp.MustCompile(`(?m)^(?:\$ |sudo )(?:bin/)?recast ([^#<\n]*)`).FindAllStringSubmatch(text, -1) {
+		parses(t, strings.TrimSpace(m[1]))
+		n++
+	}
+	if n < 7 {
+		t.Errorf("only %d commands", n)
+	}
+	for _, m := range regexp.MustCompile("`(?:sudo )?(?:bin/)?recast ([^`]*)`").FindAllStringSubmatch(text, -1) {
+		parses(t, strings.Join(strings.Fields(m[1]), " "))
+	}
+	for _, c := range newRoot().Commands() {
+		if c.IsAvailableCommand() && c.Name() != "help" && !strings.Contains(text, "`"+c.Name()+"`") {
+			t.Errorf("README does not name %s", c.Name())
+		}
+	}
+	codes := newExitCodes().Long
+	for _, m := range regexp.MustCompile(`(?m)^\| (\d) \| (.*) \|$`).FindAllStringSubmatch(text, -1) {
+		if want := m[1] + "  " + strings.ReplaceAll(m[2], "`", ""); !strings.Contains(codes, want) {
+			t.Errorf("README says %q, recast help exit-codes does not", want)
+		}
+	}
+	if !strings.Contains(text, fmt.Sprintf("| %d | no server answers |", exitNoServer)) {
+		t.Error("README does not say every exit code")
+	}
+}
