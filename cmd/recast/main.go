@@ -66,7 +66,7 @@ func exitCode(err error, w io.Writer) int {
 		return coded.code
 	}
 	if errors.Is(err, context.Canceled) {
-		err = errors.New("interrupted: what the server has begun goes on; recast get machines shows it")
+		err = errors.New("interrupted: what the server was asked for before goes on, recast get machines shows it")
 	}
 	fmt.Fprintln(w, "recast:", err)
 	return exitError
