@@ -80,23 +80,43 @@ func TestRolloutOfAnotherPlanStartsNothing(t *testing.T) {
 
 func TestSecretsKeepTheVersionsThatGenerationsName(t *testing.T) {
 	s := newSite(t, 1)
-	for _, v := range []string{"one", "two"} {
-		if _, err := s.SetSecret(t.Context(), "pw", []byte(v), "ann"); err != nil {
-			t.Fatal(err)
+	if err := s.Freeze(t.Context(), "ann", "wait"); err != nil {
+		t.Fatal(err)
+	}
+	set := func(values ...string) {
+		t.Helper()
+		for _, v := range values {
+			for _, name := range []string{"used", "pw"} {
+				if _, err := s.SetSecret(t.Context(), name, []byte(v), "ann"); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 	}
+	set("one")
+	s.apply(strings.Replace(s.yaml(true), "hostname: x", "hostname: x\\npassword: ${secret.used}", 1))
+	set("two")
 	s.restart()
 	x := s.Secrets()
-	if b, err := x.GetVersion(t.Context(), "pw", 1); err != nil || string(b) != "one" {
+	// The start collects what nothing names: when that is gone, it has looked at all.
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		if _, err := x.GetVersion(t.Context(), "pw", 1); errors.Is(err, errNoSecret) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the version that no generation names is still kept")
+		}
+	}
+	if b, err := x.GetVersion(t.Context(), "used", 1); err != nil || string(b) != "one" {
 		t.Errorf("version 1 is %q, %v", b, err)
 	}
-	if n := len(x.List()); n != 2 {
-		t.Errorf("%d secrets are listed, want pw and rack-bmc", n)
+	if n := len(x.List()); n != 3 {
+		t.Errorf("%d secrets are listed, want pw, rack-bmc and used", n)
 	}
 	if err := x.Remove(t.Context(), "pw", nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := x.GetVersion(t.Context(), "pw", 1); err == nil {
+	if _, err := x.GetVersion(t.Context(), "pw", 2); err == nil {
 		t.Error("a removed secret can be read")
 	}
 	s.restart()

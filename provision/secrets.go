@@ -46,6 +46,8 @@ type Secrets struct {
 	// inUse says who needs a secret, "" nobody.
 	inUse func(name string) string
 
+	writes sync.Mutex // held from reading records to the commit that changes them
+
 	mu   sync.RWMutex
 	info map[string]SecretInfo // names and versions, for planning without I/O
 }
@@ -136,6 +138,8 @@ func (x *Secrets) put(ctx context.Context, name string, value []byte, by string,
 	if err != nil {
 		return SecretInfo{}, fmt.Errorf("seal secret %q: %w", name, err)
 	}
+	x.writes.Lock()
+	defer x.writes.Unlock()
 	old, rev, err := x.table.Get(ctx, name)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return SecretInfo{}, fmt.Errorf("read secret %q: %w", name, err)
@@ -249,6 +253,18 @@ func (x *Secrets) List() []SecretInfo {
 // Remove deletes a secret in all its versions, and commits with it what also
 // makes. One that is needed stays.
 func (x *Secrets) Remove(ctx context.Context, name string, also auditWrite) error {
+	if err := x.remove(ctx, name, also); err != nil {
+		return err
+	}
+	if err := x.collect(ctx, nil); err != nil {
+		return fmt.Errorf("remove the versions of secret %q: %w; the next start of the server removes them", name, err)
+	}
+	return nil
+}
+
+func (x *Secrets) remove(ctx context.Context, name string, also auditWrite) error {
+	x.writes.Lock()
+	defer x.writes.Unlock()
 	if _, ok := x.Version(name); !ok || strings.HasPrefix(name, internalPrefix) {
 		return fmt.Errorf("remove secret %q: it is not set", name)
 	}
@@ -279,15 +295,14 @@ func (x *Secrets) Remove(ctx context.Context, name string, also auditWrite) erro
 		return fmt.Errorf("remove secret %q: %w", name, err)
 	}
 	x.know(name, row)
-	if err := x.collect(ctx, nil); err != nil {
-		return fmt.Errorf("remove the versions of secret %q: %w; the next start of the server removes them", name, err)
-	}
 	return nil
 }
 
 // collect deletes versions: those of a removed secret, and those that are neither
 // the newest nor needed. A nil needed needs all.
 func (x *Secrets) collect(ctx context.Context, needed func(name string, version int) bool) error {
+	x.writes.Lock()
+	defer x.writes.Unlock()
 	rows, _, err := x.table.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list secrets: %w", err)
