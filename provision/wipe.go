@@ -99,7 +99,7 @@ func namedDisk(disks []inventory.DiskFacts, word string) (inventory.DiskFacts, e
 	var one inventory.DiskFacts
 	for _, d := range disks {
 		text := diskName(inventory.DiskID{Name: d.Name, Serial: d.Serial, WWN: d.WWN, ByPath: d.ByPath}) +
-			fmt.Sprintf(" (%s, %d bytes, %s)", d.Name, d.Size, orBlank(d.Holds))
+			fmt.Sprintf(", %s, %s, %s", d.Name, inventory.DiskSizeText(d.Size), orBlank(d.Holds))
 		saw = append(saw, text)
 		// A path names the slot: it stands for a disk that says nothing of itself.
 		anonymous := d.Serial == "" && d.WWN == ""
@@ -111,15 +111,15 @@ func namedDisk(disks []inventory.DiskFacts, word string) (inventory.DiskFacts, e
 	case len(saw) == 0:
 		return one, fmt.Errorf("the last inventory saw no disk")
 	case len(found) == 0:
-		return one, fmt.Errorf("no disk is %q; the last inventory saw %s", word, strings.Join(saw, ", "))
+		return one, fmt.Errorf("no disk is %q; the last inventory saw %s", word, strings.Join(saw, "; "))
 	case len(found) > 1:
-		return one, fmt.Errorf("%d disks are %q: %s; name one by its WWN", len(found), word, strings.Join(found, ", "))
+		return one, fmt.Errorf("%d disks are %q: %s; name one by its WWN", len(found), word, strings.Join(found, "; "))
 	}
 	return one, nil
 }
 
 func diskText(d inventory.DiskID) string {
-	return fmt.Sprintf("%s (%s, %d bytes)", diskName(d), d.Name, d.Size)
+	return fmt.Sprintf("%s, %s, %s", diskName(d), d.Name, inventory.DiskSizeText(d.Size))
 }
 
 // decideWipe compares the disks that are there with the one that was confirmed.
@@ -223,7 +223,7 @@ func (t *transition) wiped(r inventory.Report) {
 	}
 	if t.systemDisk(disk) {
 		t.forget(Evidence{Level: inventory.E3, At: t.now,
-			Detail: fmt.Sprintf("blank: %s, %d bytes read back as zeros", what, r.Blank)})
+			Detail: fmt.Sprintf("blank: %s, %s read back as zeros", what, inventory.SizeText(r.Blank))})
 		// What was found before is about what was there.
 		t.Status.BootID, t.Status.BootOrder, t.Status.Findings = "", "", nil
 	}
@@ -231,7 +231,7 @@ func (t *transition) wiped(r inventory.Report) {
 		t.Status.Disk, t.Status.Unfinished = nil, false
 	}
 	t.seen(disk, func(d *inventory.DiskFacts) { d.Holds, d.Recast = "", nil })
-	t.line("step", "wiped and read back: %s, %d bytes", what, r.Blank)
+	t.line("step", "wiped and read back: %s, %s", what, inventory.SizeText(r.Blank))
 	if !t.p.HasBMC {
 		t.settled("it switches itself off; nothing here can see that")
 		return

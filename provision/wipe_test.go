@@ -81,7 +81,7 @@ func TestADiskIsNamedByWhatItSaysOfItself(t *testing.T) {
 			t.Errorf("%q: more than a line: %v", word, err)
 		}
 	}
-	if _, err := namedDisk(disks, "S9"); !strings.Contains(err.Error(), "disk serial S5 (/dev/sde, 1 bytes, blank)") || !strings.Contains(err.Error(), "holding ntfs") {
+	if _, err := namedDisk(disks, "S9"); !strings.Contains(err.Error(), "disk serial S5, /dev/sde, 1 B, blank") || !strings.Contains(err.Error(), "holding ntfs") {
 		t.Errorf("it does not say which disks there are: %v", err)
 	}
 }
@@ -144,7 +144,7 @@ func TestWipeLeavesAMachineOffBlankAndOutOfItsRollout(t *testing.T) {
 	if s.bmcs["10.9.0.1"].Powered() || v.Status.Power != "off" {
 		t.Errorf("it is on; as seen: %s", v.Status.Power)
 	}
-	if e := v.Status.Evidence; e.Level != inventory.E3 || e.Generation != "" || !strings.Contains(e.Detail, "blank: every byte of disk serial D1, 67108864 bytes") {
+	if e := v.Status.Evidence; e.Level != inventory.E3 || e.Generation != "" || !strings.Contains(e.Detail, "blank: every byte of disk serial D1, 64.0 MiB") {
 		t.Errorf("evidence %+v", e)
 	}
 	if v.Status.Running != "" || v.Status.Disk != nil || v.Status.LastError != "" || v.Sync != OutOfSync || !strings.Contains(v.SyncWhy, "wiped") {
@@ -154,7 +154,7 @@ func TestWipeLeavesAMachineOffBlankAndOutOfItsRollout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if last := log[len(log)-1]; last.Who != "ann" || last.What != "wipe" || last.Machine != "m1" || !strings.Contains(last.Detail, "disk serial D1 (/dev/sda, 67108864 bytes), holding generation") || !strings.HasSuffix(last.Detail, "every byte") {
+	if last := log[len(log)-1]; last.Who != "ann" || last.What != "wipe" || last.Machine != "m1" || !strings.Contains(last.Detail, "disk serial D1, /dev/sda, 67.1 MB (64.0 MiB), holding generation") || !strings.HasSuffix(last.Detail, "every byte") {
 		t.Errorf("audit %+v", last)
 	}
 	// The rollout that is in force has nothing to say, not even after a restart.
@@ -250,7 +250,7 @@ func TestAWipeIsRefusedWithItsReason(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.await("m1", Available, StepNone)
-	refused("D2", `no disk is "D2"; the last inventory saw disk serial D1 (/dev/sda, 67108864 bytes, holding data`)
+	refused("D2", `no disk is "D2"; the last inventory saw disk serial D1, /dev/sda, 67.1 MB (64.0 MiB), holding data`)
 	refused("", "no disk is")
 	if err := s.Freeze(t.Context(), "ann", "a fair"); err != nil {
 		t.Fatal(err)

@@ -143,7 +143,7 @@ func TestAServerKilledInAWipeWipesOnce(t *testing.T) {
 	if !simZero(t, m[0].Disks[0]) {
 		t.Error("something is left on the disk")
 	}
-	if v.Status.Running != "" || !strings.Contains(v.Status.Evidence.Detail, "20971520 bytes read back") || v.Sync != "out of sync" || len(v.Status.Findings) > 0 {
+	if v.Status.Running != "" || !strings.Contains(v.Status.Evidence.Detail, "20.0 MiB read back") || v.Sync != "out of sync" || len(v.Status.Findings) > 0 {
 		t.Errorf("%v, runs %q, %+v", v, v.Status.Running, v.Status.Evidence)
 	}
 	var intents []simLine

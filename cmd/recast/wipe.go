@@ -108,5 +108,5 @@ func diskLine(d inventory.DiskFacts) string {
 	if d.Holds != "" {
 		holds = "holds " + d.Holds
 	}
-	return joined(", ", serial, wwn, path, d.Name, d.Model, size(d.Size), holds)
+	return joined(", ", serial, wwn, path, d.Name, d.Model, inventory.DiskSizeText(d.Size), holds)
 }
