@@ -261,7 +261,7 @@ func newRack(t *testing.T, h http.Handler) *rack {
 	r := &rack{ns: fmt.Sprintf("ipxetest%d", os.Getpid()), addr: netip.MustParseAddr("10.99.0.1")}
 	run(t, "ip", "netns", "add", r.ns)
 	t.Cleanup(func() { run(t, "ip", "netns", "del", r.ns) })
-	for _, args := range []string{"link set lo up", "tuntap add tap0 mode tap", "addr add 10.99.0.1/24 dev tap0", "link set tap0 up"} {
+	for _, args := range []string{"link set lo up", "tuntap add tap0 mode tap", "addr add 10.99.0.1/24 dev tap0", "addr add fd99::1/64 dev tap0 nodad", "link set tap0 up"} {
 		run(t, "ip", append([]string{"-n", r.ns}, strings.Fields(args)...)...)
 	}
 	l := listenIn(t, r.ns, netip.AddrPortFrom(r.addr, 0).String())
@@ -317,7 +317,8 @@ func (r *rack) serveDHCP(t *testing.T, loaders *ipxe.Loaders, arch, loader, scri
 		t.Fatal(err)
 	}
 	r.spawn(t, nil, "dnsmasq", "-k", "--port=0", "-C", "/dev/null", "--interface=tap0", "--bind-interfaces", "--no-ping", "--user=root",
-		"--dhcp-range=10.99.0.100,10.99.0.110,5m", "--leasefile-ro", "--pid-file=", "--dhcp-authoritative", "--log-facility=-",
+		"--dhcp-range=10.99.0.100,10.99.0.110,5m", "--leasefile-ro",
+		"--enable-ra", "--dhcp-range=fd99::,ra-only", // else the iPXE of the cards waits 20 s for a router "--pid-file=", "--dhcp-authoritative", "--log-facility=-",
 		"--enable-tftp", "--tftp-root="+dir, "--dhcp-match=set:ipxe,175", "--dhcp-match=set:arch,93,"+arch,
 		"--dhcp-boot=tag:ipxe,"+script, "--dhcp-boot=tag:!ipxe,tag:arch,"+loader)
 }
