@@ -30,10 +30,20 @@ type RamdiskOptions struct {
 	// Modules by name; nil means DefaultModules. A named one that the kernel
 	// does not have is an error, a default one is listed as missing.
 	Modules []string
-	// FirmwareDir is where the modules' firmware files lie, as /lib/firmware;
+	// FirmwareDir is where the modules' firmware files lie, as FirmwareOf("/");
 	// empty for none.
 	FirmwareDir string
 	Out         string // folder; made where it is missing
+}
+
+// FirmwareOf a Linux system is its folder of firmware files, "" where it has none:
+// without a package that brings firmware, Debian does not make it.
+func FirmwareOf(root string) string {
+	dir := filepath.Join(root, "lib/firmware")
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return ""
+	}
+	return dir
 }
 
 // Ramdisk is a kernel and an initrd that belong together: Out/vmlinuz,

@@ -480,3 +480,17 @@ func FuzzUnpack(f *testing.F) {
 		}
 	})
 }
+
+func TestSystemWithoutFirmwareHasNoFolderOfIt(t *testing.T) {
+	root := t.TempDir()
+	if got := FirmwareOf(root); got != "" {
+		t.Errorf("firmware of an empty system: %q", got)
+	}
+	dir := filepath.Join(root, "lib/firmware")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := FirmwareOf(root); got != dir {
+		t.Errorf("firmware in %q, want %q", got, dir)
+	}
+}

@@ -33,6 +33,9 @@ the same bytes. A server uses the new ramdisk at once.`,
 			if deb == "" {
 				return codeError{errors.New("name the kernel package with --kernel: apt-get download what linux-image-amd64 depends on"), exitUsage}
 			}
+			if !cmd.Flags().Changed("firmware") {
+				firmware = image.FirmwareOf("/")
+			}
 			r, err := image.BuildRamdisk(cmd.Context(), image.RamdiskOptions{KernelDeb: deb, Agent: agent, FirmwareDir: firmware, Out: out})
 			if err != nil {
 				return err
