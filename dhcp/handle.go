@@ -236,7 +236,7 @@ func (s *Server) boot(ctx context.Context, q *question) string {
 	if q.req.kind != dhcpv4.MessageTypeDiscover && q.req.kind != dhcpv4.MessageTypeRequest {
 		return ""
 	}
-	if c.Loader != ipxe.LoaderFirmware && c.Loader != ipxe.LoaderIPXE || s.Booter == nil || s.Bootfile == nil {
+	if c.Loader == ipxe.LoaderOS || s.Booter == nil || s.Bootfile == nil {
 		return ""
 	}
 	if _, known := q.cfg.byMAC[q.req.mac]; !known && q.network.Unknown != inventory.UnknownDiscover {

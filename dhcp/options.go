@@ -47,8 +47,8 @@ func (q *question) answer(kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	// byte for byte; the encoder puts it last (RFC 3046 §2.1). A switch that
 	// adds it without a giaddr waits for it too.
 	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation} {
-		if v := r.Options.Get(code); v != nil {
-			p.Options[code.Code()] = v
+		if r.Options.Has(code) {
+			p.Options[code.Code()] = r.Options.Get(code)
 		}
 	}
 	return p
@@ -87,7 +87,7 @@ func (q *question) addNetwork(p *dhcpv4.DHCPv4) {
 // addBoot adds the boot file in the form the client understands.
 func (q *question) addBoot(p *dhcpv4.DHCPv4) {
 	c := q.req.client
-	if c.Loader != ipxe.LoaderOS && c.Loader != ipxe.LoaderHTTP {
+	if c.Loader != ipxe.LoaderOS {
 		if v := q.req.Options.Get(optUUID); v != nil {
 			p.Options[optUUID.Code()] = v
 		}
@@ -95,13 +95,19 @@ func (q *question) addBoot(p *dhcpv4.DHCPv4) {
 	if !canBoot(c.Loader, q.boot.file) {
 		return
 	}
-	p.ServerIPAddr = ip4(q.server)
 	// PXE ROMs read the header's field, others the options; iPXE's URL may be
 	// longer than the field's 127 bytes.
 	if len(q.boot.file) < 128 {
 		p.BootFileName = q.boot.file
 	}
 	p.Options[dhcpv4.OptionBootfileName.Code()] = []byte(q.boot.file)
+	if c.Loader == ipxe.LoaderHTTP {
+		// The URL says where; without this class the firmware takes an address from
+		// the offer and no boot file (UEFI §24.7).
+		p.Options[dhcpv4.OptionClassIdentifier.Code()] = []byte("HTTPClient")
+		return
+	}
+	p.ServerIPAddr = ip4(q.server)
 	p.Options[dhcpv4.OptionTFTPServerName.Code()] = []byte(q.server.String())
 	if c.Loader == ipxe.LoaderIPXE {
 		// Else it waits two seconds for a ProxyDHCP server.
@@ -113,15 +119,24 @@ func (q *question) addBoot(p *dhcpv4.DHCPv4) {
 	p.Options[dhcpv4.OptionVendorSpecificInformation.Code()] = pxeVendor
 }
 
-// fit takes optional options out until the reply is as small as the client
-// wants it: 576 bytes unless it asks for more (option 57). What the header
-// says already goes first; what the protocol needs stays.
+// fit makes the reply as small as the client wants it: 576 bytes unless it asks
+// for more (option 57). First an operating system gets options in the header's
+// fields that it has no other use for; boot ROMs do not look for them there.
+// Then optional ones are left out, what the header says already first; what the
+// protocol needs stays.
 func (q *question) fit(p *dhcpv4.DHCPv4) {
 	limit := minDatagram
 	if v := q.req.Options.Get(dhcpv4.OptionMaximumDHCPMessageSize); len(v) == 2 {
 		limit = min(max(int(binary.BigEndian.Uint16(v)), minDatagram), maxDatagram)
 	}
+	if agent := p.Options.Get(dhcpv4.OptionRelayAgentInformation); q.req.giaddr.IsValid() && agent != nil {
+		// The relay takes its option out before the client sees the reply.
+		limit = min(limit+optionSize(agent), maxDatagram)
+	}
 	limit -= ipUDPHeader
+	if size(p) > limit && q.req.client.Loader == ipxe.LoaderOS {
+		overload(p)
+	}
 	spare := []dhcpv4.OptionCode{
 		dhcpv4.OptionBroadcastAddress, dhcpv4.OptionRenewTimeValue, dhcpv4.OptionRebindingTimeValue,
 		dhcpv4.OptionTFTPServerName, dhcpv4.OptionBootfileName, optUUID, dhcpv4.OptionDomainNameServer,
@@ -137,14 +152,51 @@ func (q *question) fit(p *dhcpv4.DHCPv4) {
 	}
 }
 
+// overload moves options into the file and sname fields (RFC 2132 §9.3). They
+// go whole, so that a client need not join the parts of one.
+func overload(p *dhcpv4.DHCPv4) {
+	file, sname := make([]byte, 0, 127), make([]byte, 0, 63) // the encoder ends both with a zero
+	for _, code := range []dhcpv4.OptionCode{
+		dhcpv4.OptionDomainNameServer, dhcpv4.OptionRouter, dhcpv4.OptionSubnetMask, dhcpv4.OptionBroadcastAddress,
+		dhcpv4.OptionIPAddressLeaseTime, dhcpv4.OptionRenewTimeValue, dhcpv4.OptionRebindingTimeValue,
+	} {
+		v := p.Options.Get(code)
+		if v == nil {
+			continue
+		}
+		field := &file
+		if len(file)+2+len(v) >= cap(file) {
+			field = &sname
+		}
+		if len(*field)+2+len(v) >= cap(*field) { // the end mark
+			continue
+		}
+		*field = append(append(*field, code.Code(), byte(len(v))), v...)
+		p.Options.Del(code)
+	}
+	how := byte(0)
+	if len(file) > 0 {
+		p.BootFileName, how = string(append(file, 255)), how|1
+	}
+	if len(sname) > 0 {
+		p.ServerHostName, how = string(append(sname, 255)), how|2
+	}
+	if how > 0 {
+		p.Options[dhcpv4.OptionOptionOverload.Code()] = []byte{how}
+	}
+}
+
 // size of the encoded reply before padding.
 func size(p *dhcpv4.DHCPv4) int {
 	n := 240 + 1
 	for _, v := range p.Options {
-		n += len(v) + 2*max(1, (len(v)+254)/255)
+		n += optionSize(v)
 	}
 	return n
 }
+
+// optionSize is an option's with its code and length, once for every part.
+func optionSize(v []byte) int { return len(v) + 2*max(1, (len(v)+254)/255) }
 
 func seconds(d time.Duration) []byte {
 	return binary.BigEndian.AppendUint32(nil, uint32(min(d/time.Second, 0xffffffff)))

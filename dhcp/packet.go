@@ -167,7 +167,11 @@ func client(p *dhcpv4.DHCPv4, mac inventory.MAC) ipxe.Client {
 		c.Loader = ipxe.LoaderHTTP
 	// Some ROMs leave out 93, 94 and 97, U-Boot has a class of its own: either
 	// mark is enough.
-	case strings.HasPrefix(class, "PXEClient") || hasArch:
+	case strings.HasPrefix(class, "PXEClient"):
+		c.Loader = ipxe.LoaderFirmware
+	case hasArch && arch.HTTP():
+		c.Loader = ipxe.LoaderHTTP
+	case hasArch:
 		c.Loader = ipxe.LoaderFirmware
 	}
 	return c
@@ -198,11 +202,15 @@ func isIPXE(o dhcpv4.Options) bool {
 	return false
 }
 
-// firmware is the first architecture of option 93, else the one written in the
-// vendor class ("PXEClient:Arch:00007:UNDI:003016").
+// firmware is the architecture of option 93, which may be a list, else the one
+// written in the vendor class ("PXEClient:Arch:00007:UNDI:003016").
 func firmware(option []byte, class string) (ipxe.Firmware, bool) {
-	if len(option) >= 2 {
-		return ipxe.Firmware(binary.BigEndian.Uint16(option)), true
+	var list []uint16
+	for ; len(option) >= 2; option = option[2:] {
+		list = append(list, binary.BigEndian.Uint16(option))
+	}
+	if len(list) > 0 {
+		return ipxe.PickFirmware(list), true
 	}
 	if f := strings.Split(class, ":"); len(f) >= 3 && f[1] == "Arch" {
 		if n, err := strconv.ParseUint(f[2], 10, 16); err == nil {

@@ -124,6 +124,7 @@ func FuzzPacket(f *testing.F) {
 		message(REQUEST, macDeclared, requested("10.20.0.15"), giaddr("10.20.0.254"), option(82, 1, 2, 3, 4), option(61, 1, 2)),
 		message(DECLINE, macDeclared, requested("10.20.0.15")), message(RELEASE, macDeclared, ciaddr("10.20.0.15")),
 		message(INFORM, macDeclared, ciaddr("10.20.0.50")), message(DISCOVER, macDeclared, option(52, 3), option(57, 2, 64)),
+		message(DISCOVER, macDeclared, httpBoot(16)), message(DISCOVER, macDeclared, option(61, make([]byte, 250)...), option(82, make([]byte, 200)...), giaddr("10.20.0.254")),
 	} {
 		f.Add(p.ToBytes())
 	}

@@ -462,9 +462,10 @@ func (q *question) destination(p *dhcpv4.DHCPv4, a netip.Addr) dest {
 	switch {
 	case r.giaddr.IsValid():
 		return dest{to: netip.AddrPortFrom(r.giaddr, serverPort)}
-	// A DISCOVER has no address yet; one that claims to would let anybody aim
+	// Only to the address that the reply confirms: a DISCOVER, or a REQUEST that
+	// takes an offer, has none yet, and one that claims to would let anybody aim
 	// our replies.
-	case r.ciaddr.IsValid() && r.kind != dhcpv4.MessageTypeDiscover:
+	case r.ciaddr == a && r.kind != dhcpv4.MessageTypeDiscover:
 		return dest{to: netip.AddrPortFrom(r.ciaddr, clientPort)}
 	case p.IsBroadcast():
 		return dest{to: broadcast}
@@ -479,6 +480,8 @@ func canBoot(loader ipxe.LoaderKind, file string) bool {
 	switch loader {
 	case ipxe.LoaderFirmware:
 		return file != "" && !url
+	case ipxe.LoaderHTTP:
+		return url
 	case ipxe.LoaderIPXE:
 		return file != ""
 	}

@@ -360,16 +360,13 @@ func TestFieldsOfReplies(t *testing.T) {
 	}
 }
 
-func TestReplyIsPaddedAndRelayOptionComesLast(t *testing.T) {
+func TestRelayOptionComesLast(t *testing.T) {
 	agent := append([]byte{1, 200}, bytes.Repeat([]byte{0xfe}, 200)...)
 	o := ask(t, rack(), message(DISCOVER, macDeclared, option(82, agent...), option(61, 9, 9), giaddr("10.20.0.254")), nil)
 	raw := o.packet.ToBytes()
 	want := append(append([]byte{82, byte(len(agent))}, agent...), 255)
 	if !bytes.HasSuffix(bytes.TrimRight(raw, "\x00"), want) {
 		t.Errorf("the reply does not end in the relay's option:\n%x", raw)
-	}
-	if o := ask(t, rack(), message(REQUEST, macDeclared, requested("10.20.0.16")), nil); len(o.packet.ToBytes()) < 300 {
-		t.Errorf("NAK of %d bytes; BOOTP wants 300", len(o.packet.ToBytes()))
 	}
 }
 
