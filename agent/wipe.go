@@ -11,8 +11,7 @@ import (
 )
 
 // Wipe makes the disk read as zeros and proves it: every byte of it, or, for a
-// quick one, what makes it look used. Its ends go first, so that a crash anywhere
-// leaves a disk that does not boot.
+// quick one, what makes it look used.
 func Wipe(ctx context.Context, w Work) (Result, error) {
 	if w.Job.Kind != inventory.JobWipe {
 		return Result{}, fmt.Errorf("wipe the disk: the job is to %q", w.Job.Kind)
@@ -77,8 +76,10 @@ func total(regions []region) (n int64) {
 	return n
 }
 
-// blank zeroes the disk's ends, from where no firmware finds anything to start
-// and no backup table brings the old system back, then the regions.
+// blank zeroes the disk's ends first, from where no firmware finds anything to
+// start and no backup table brings the old system back, then the regions. A quick
+// wipe takes the ends last: the table there says where the rest is, also to the
+// next boot if this one is cut off.
 func (j *writer) blank(ctx context.Context, regions []region) error {
 	if err := j.guard(ctx); err != nil {
 		return err
@@ -87,20 +88,25 @@ func (j *writer) blank(ctx context.Context, regions []region) error {
 	j.Progress.erased.Store(true)
 	head := min(MiB, j.size)
 	tail := max(head, j.size-MiB)
-	for _, r := range []region{{0, head}, {tail, j.size}} {
-		if err := j.blankRegion(ctx, r); err != nil {
-			return err
-		}
-	}
-	if err := j.Disk.Flush(); err != nil {
-		return err
-	}
+	ends, rest := []region{{0, head}, {tail, j.size}}, []region(nil)
 	for _, r := range regions {
-		if err := j.blankRegion(ctx, region{max(r.off, head), min(r.end, tail)}); err != nil {
+		rest = append(rest, region{max(r.off, head), min(r.end, tail)})
+	}
+	parts := [][]region{ends, rest}
+	if j.Job.Quick {
+		slices.Reverse(parts)
+	}
+	for _, part := range parts {
+		for _, r := range part {
+			if err := j.blankRegion(ctx, r); err != nil {
+				return err
+			}
+		}
+		if err := j.Disk.Flush(); err != nil {
 			return err
 		}
 	}
-	return j.Disk.Flush()
+	return nil
 }
 
 func (j *writer) blankRegion(ctx context.Context, r region) error {

@@ -76,6 +76,35 @@ func TestQuickWipeZeroesOnlyWhatMakesADiskLookUsed(t *testing.T) {
 	}
 }
 
+func TestQuickWipeThatWasCutOffFindsThePartitionsAgain(t *testing.T) {
+	const size = 24 * MiB
+	img := gptImage(t, size, 1)
+	for cut := 1; ; cut++ {
+		file, _ := diskFile(t, size, 0)
+		if _, err := file.WriteAt(img, 0); err != nil {
+			t.Fatal(err)
+		}
+		d := &opDisk{Disk: file}
+		ctx, stop := context.WithCancelCause(t.Context())
+		d.onOp = func(n int) {
+			if n == cut {
+				stop(errAborted{"cut off"})
+			}
+		}
+		_, first := Wipe(ctx, wipeWork(d, true))
+		got, err := Wipe(t.Context(), wipeWork(file, true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have := readAll(t, file); !allZero(have[:3*MiB]) || !allZero(have[size-MiB:]) {
+			t.Errorf("cut off after %d changes: a partition's mark is left, %d bytes were read back", cut, got.Blank)
+		}
+		if stop(nil); first == nil {
+			return
+		}
+	}
+}
+
 func TestQuickWipeOfATableThatCannotBeReadZeroesTheEnds(t *testing.T) {
 	d, _ := diskFile(t, 8*MiB, 0xA5)
 	if _, err := d.WriteAt([]byte("EFI PART"), 512); err != nil {
