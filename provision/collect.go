@@ -2,6 +2,7 @@ package provision
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -40,12 +41,27 @@ func ranNow(before map[string][]inventory.Digest, now map[string]inventory.Diges
 // so that nothing is collected between its writing and its naming. What a crash
 // or the store leaves is collected the next time.
 func (e *Engine) collect(ctx context.Context) {
-	for _, f := range []func(context.Context) error{e.collectRollouts, e.collectPlans, e.collectGenerations} {
+	for _, f := range []func(context.Context) error{e.sureOfTheSet, e.collectRollouts, e.collectPlans, e.collectGenerations} {
 		if err := f(ctx); err != nil {
 			e.Log.Info("old records are left for later", "err", err)
 			return
 		}
 	}
+}
+
+// sureOfTheSet: what is in memory is what stands in the store. After an apply
+// whose answer was lost it may not be.
+func (e *Engine) sureOfTheSet(ctx context.Context) error {
+	_, rev, err := e.current.Get(ctx, currentName)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if rev != e.setRev {
+		return errors.New("another Set was applied than is known here")
+	}
+	return nil
 }
 
 // collectRollouts: those of another plan than the one in force permit nothing.
@@ -67,7 +83,7 @@ func (e *Engine) collectRollouts(ctx context.Context) error {
 // never be applied. Then the Sets that no plan names.
 func (e *Engine) collectPlans(ctx context.Context) error {
 	cur, _, err := e.current.Get(ctx, currentName)
-	if err != nil && e.inForce() != "" {
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
 	rows, _, err := e.plans.List(ctx)

@@ -176,3 +176,36 @@ func TestACrashWhileCollectingLosesNothingThatIsNamed(t *testing.T) {
 		}
 	}
 }
+
+// TestNothingIsCollectedByAnOldMemory: an apply whose answer was lost stands in
+// the store, and the engine could not read that.
+func TestNothingIsCollectedByAnOldMemory(t *testing.T) {
+	s := newSite(t, 1)
+	ctx := t.Context()
+	s.apply(s.version(0))
+	if err := s.Freeze(ctx, "ann", "wait"); err != nil {
+		t.Fatal(err)
+	}
+	p := s.planOf(s.version(1))
+	auditEnd := s.count(auditPrefix) // the log's end is known, so that it need not be read
+	s.store.lose.Store(3)            // the generation, the rollout, what makes them true
+	s.store.onLoss = func() { s.store.deaf.Store(true) }
+	if _, err := s.Apply(ctx, p.Digest, "ann"); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("apply: %v", err)
+	}
+	s.store.deaf.Store(false)
+	if s.count(auditPrefix) != auditEnd+1 {
+		t.Fatal("another commit was lost than that of the apply")
+	}
+	s.planOf(s.version(2)) // collects
+	s.restart()
+	if now := s.inForce(); now != p.Digest {
+		t.Errorf("plan %s is in force, want %s", now.Short(), p.Digest.Short())
+	}
+	if r := s.rolling["g"]; len(r.Machines) != 1 {
+		t.Errorf("its rollout is gone: %+v", r)
+	}
+	if _, err := s.generation(s.wanted["m1"].Generation.Digest); err != nil {
+		t.Error(err)
+	}
+}

@@ -165,6 +165,12 @@ func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {
 	one.MaxUnavailable = inventory.IntOrPercent{Value: 1}
 	again := target
 	again.Again = true
+	fell := turn
+	fell.Failed = true
+	out := fell
+	out.Out = true
+	half := state(Available, "")
+	half.Status.Unfinished = true
 	canary := all
 	canary.Canary = 1
 	quarter := all
@@ -200,6 +206,15 @@ func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {
 			waiting: map[string]string{"d": "maxUnavailable: 3 of the group are away, 2 of them failed; recast retry b c, or take them out of the group"}},
 		{name: "a retry is stopped by no budget", targets: map[string]RolloutTarget{"a": again, "b": turn, "c": target}, states: map[string]State{"b": state(Failed, "")}, policy: all, start: []string{"a"},
 			waiting: map[string]string{"c": "failure budget spent: 1 of 1 machines failed; mend what failed, then: recast retry b"}, stopped: "failure budget spent: 1 of 1 machines failed"},
+		{name: "a retry is away before its turn comes", targets: map[string]RolloutTarget{"a": target, "z": again}, policy: one, start: []string{"z"},
+			waiting: map[string]string{"a": "maxUnavailable: 1 of the group are away; it starts by itself once one of them is back"}},
+		{name: "a machine with half a disk is away", targets: map[string]RolloutTarget{"a": target, "b": turn}, states: map[string]State{"b": half}, policy: one,
+			waiting: map[string]string{"a": "maxUnavailable: 1 of the group are away, 1 of them failed; recast retry b, or take them out of the group"}},
+		{name: "looking at what failed opens no budget", targets: map[string]RolloutTarget{"a": fell, "b": target}, states: map[string]State{"a": state(Inspecting, "")}, policy: all,
+			waiting: map[string]string{"b": "failure budget spent: 1 of 1 machines failed; mend what failed, then: recast retry a"}, stopped: "failure budget spent: 1 of 1 machines failed"},
+		{name: "wiping what failed opens no budget", targets: map[string]RolloutTarget{"a": out, "b": target}, states: map[string]State{"a": state(Available, "")}, policy: all,
+			waiting: map[string]string{"b": "failure budget spent: 1 of 1 machines failed; recast plan PATH, and apply that"}, stopped: "failure budget spent: 1 of 1 machines failed"},
+		{name: "what failed and arrived after all", targets: map[string]RolloutTarget{"a": fell, "b": target}, states: map[string]State{"a": state(Active, genA)}, policy: all, start: []string{"b"}},
 		{name: "a new plan mends failed machines first", targets: pending, states: map[string]State{"c": state(Failed, "")}, policy: one, start: []string{"c"},
 			waiting: map[string]string{"a": "maxUnavailable: 1 of the group are away, 1 of them failed; recast retry c, or take them out of the group", "b": "maxUnavailable: 1 of the group are away, 1 of them failed; recast retry c, or take them out of the group"}},
 		{name: "something else forbids it", targets: map[string]RolloutTarget{"a": target}, policy: all, blocked: Wait{"the image is damaged", "recast image add SOURCE mends it"}, waiting: map[string]string{"a": "the image is damaged; recast image add SOURCE mends it"}},

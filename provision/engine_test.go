@@ -38,11 +38,24 @@ type site struct {
 type hungUp struct {
 	store.Store
 	lose atomic.Int64 // commits until then; below 1 none
+	deaf atomic.Bool  // nothing can be read
+
+	onLoss func()
+}
+
+func (h *hungUp) Get(ctx context.Context, key string) (store.Record, error) {
+	if h.deaf.Load() {
+		return store.Record{}, store.ErrUnavailable
+	}
+	return h.Store.Get(ctx, key)
 }
 
 func (h *hungUp) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 	rev, err := h.Store.Commit(ctx, ops...)
 	if h.lose.Add(-1) == 0 && err == nil {
+		if h.onLoss != nil {
+			h.onLoss()
+		}
 		return 0, fmt.Errorf("%w: gave up waiting", store.ErrUnavailable)
 	}
 	return rev, err
@@ -358,5 +371,53 @@ func TestABusyBMCCostsPatienceAndAWrongPasswordOneLogin(t *testing.T) {
 	s.bmcs["10.9.0.1"].SetFault(bmc.FaultNone)
 	if v := s.await("m1", Deploying, StepBooting); v.Status.Attempt != 1 {
 		t.Errorf("attempt %d after a busy moment", v.Status.Attempt)
+	}
+}
+
+// TestALookAtWhatFailedStartsNoOther: not the look, nor what it leaves, and not
+// after a restart either.
+func TestALookAtWhatFailedStartsNoOther(t *testing.T) {
+	s := newSite(t, 2)
+	y := strings.Replace(s.yaml(true), "maxUnavailable: 100%, maxFailures: 100%", "maxUnavailable: 1, maxFailures: 1", 1)
+	s.apply(strings.Replace(y, "  image: i\n", "  image: i\n  attempts: 1\n", 1), "m1", "m2")
+	s.await("m1", Deploying, StepBooting)
+	agent, o, err := s.boot(1, "b1", testUUID(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Report(t.Context(), agent, inventory.Report{BootID: "b1", Fence: o.Job.Fence, Attempt: 1, Step: inventory.AgentFailed, Error: "a bad disk"}); err != nil {
+		t.Fatal(err)
+	}
+	s.await("m1", Failed, StepNone)
+	s.awaitWait("m2", "1 of them failed")
+	if err := s.Look(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	s.await("m1", Inspecting, StepBooting)
+	if _, _, err := s.boot(1, "b2", testUUID(1)); err != nil {
+		t.Fatal(err)
+	}
+	s.await("m1", Available, StepNone)
+	s.awaitWait("m2", "failure budget spent")
+	s.restart()
+	s.awaitWait("m2", "failure budget spent")
+	if err := s.Retry(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	s.await("m1", Deploying, StepBooting)
+	s.awaitWait("m2", "maxUnavailable: 1 of the group are away")
+}
+
+// awaitWait waits until a machine waits for the reason, and never lets it start.
+func (s *site) awaitWait(name, why string) {
+	s.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		v, _ := s.View(name)
+		if Busy(v.Status.Phase) || time.Now().After(deadline) {
+			s.t.Fatalf("%s is %s and waits for %q, want %q", name, v.Status.Phase, v.Waiting, why)
+		}
+		if strings.Contains(v.Waiting, why) {
+			return
+		}
 	}
 }

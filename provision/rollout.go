@@ -37,6 +37,8 @@ type RolloutTarget struct {
 	Again bool `json:"again,omitempty"`
 	// Out: it was wiped since. Only the next apply gives it a turn.
 	Out bool `json:"out,omitempty"`
+	// Failed: its turn did. A look at it, or a wipe, is no reason to start others.
+	Failed bool `json:"failed,omitempty"`
 }
 
 // progress of one target, told from the machine's state alone.
@@ -64,6 +66,15 @@ func (t RolloutTarget) state(s State) targetState {
 	}
 	return targetParked
 }
+
+// spent tells whether the turn of a machine counts against the failure budget.
+func (t RolloutTarget) spent(s State) bool {
+	state := t.state(s)
+	return state == targetFailed || t.Failed && state != targetDone
+}
+
+// broken tells that a machine surely gives no service, whoever's turn it is.
+func broken(st Status) bool { return st.Phase == Failed || st.Unfinished }
 
 // Admission is the answer for every machine of a rollout that is not done.
 type Admission struct {
@@ -119,7 +130,11 @@ func retryText(failed []string) string {
 // the answer to "why is this machine not moving".
 func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen string, blocked func(machine string) Wait) Admission {
 	names := make([]string, 0, len(r.Machines))
+	failures := 0
 	for name, t := range r.Machines {
+		if t.spent(states[name]) {
+			failures++
+		}
 		if !t.Out {
 			names = append(names, name)
 		}
@@ -127,22 +142,27 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 	sort.Strings(names)
 	count := map[targetState]int{}
 	away := 0
-	var failed []string // they give no service either, whoever's turn it is
+	var failed, spent []string
 	for _, name := range names {
-		count[r.Machines[name].state(states[name])]++
-		switch phase := states[name].Status.Phase; {
-		case phase == Failed:
-			failed = append(failed, name)
+		t, st := r.Machines[name], states[name].Status
+		state := t.state(states[name])
+		count[state]++
+		if t.spent(states[name]) {
+			spent = append(spent, name)
+		}
+		switch {
+		case Busy(st.Phase) || t.Again && state == targetPending:
 			away++
-		case Busy(phase):
+		case broken(st):
+			failed = append(failed, name)
 			away++
 		}
 	}
 	a := Admission{Waiting: map[string]Wait{}, Done: count[targetPending]+count[targetRunning] == 0}
 
 	budget := max(1, policy.MaxFailures.Of(len(names)))
-	if count[targetFailed] >= budget {
-		a.Stopped = fmt.Sprintf("failure budget spent: %d of %d machines failed", count[targetFailed], budget)
+	if failures >= budget {
+		a.Stopped = fmt.Sprintf("failure budget spent: %d of %d machines failed", failures, budget)
 	}
 	most := max(1, policy.MaxUnavailable.Of(len(names)))
 	// The canaries are the first machines by name, so that everyone can tell
@@ -162,7 +182,7 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 		}
 		var reason Wait
 		again := r.Machines[name].Again
-		gone := again || states[name].Status.Phase == Failed // starting it takes nobody away
+		gone := again || broken(states[name].Status) // starting it takes nobody away
 		switch hold := states[name].Status.Hold; {
 		case frozen != "":
 			reason = frozenWait(frozen)
@@ -178,7 +198,10 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 					retryText(failed) + ", or take them out of the group"}
 			}
 		case a.Stopped != "" && !again:
-			reason = Wait{a.Stopped, "mend what failed, then: " + retryText(failed)}
+			reason = Wait{a.Stopped, planNext}
+			if len(spent) > 0 {
+				reason.Next = "mend what failed, then: " + retryText(spent)
+			}
 		default:
 			reason = blocked(name)
 		}
@@ -187,7 +210,7 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 			continue
 		}
 		a.Start = append(a.Start, name)
-		if states[name].Status.Phase != Failed {
+		if !gone {
 			away++
 		}
 	}

@@ -35,6 +35,7 @@ func (e *Engine) schedule(ctx context.Context) {
 				states[m] = known.snapshot()
 			}
 		}
+		r, found := r.failures(states)
 		a := admit(r, g.Rollout, states, frozen, func(m string) Wait { return e.blocked(r, m) })
 		for m, why := range a.Waiting {
 			waiting[m] = why
@@ -48,7 +49,7 @@ func (e *Engine) schedule(ctx context.Context) {
 			}
 			started = append(started, m)
 		}
-		if a.Stopped != r.Stopped || len(started) > 0 {
+		if a.Stopped != r.Stopped || len(started) > 0 || found {
 			r = r.marked(started, true)
 			r.Stopped = a.Stopped
 			if err := e.saveRollout(ctx, r); err != nil {
@@ -63,7 +64,21 @@ func (e *Engine) schedule(ctx context.Context) {
 
 // marked is a copy in which the machines had their turn, or have it before them.
 func (r Rollout) marked(names []string, started bool) Rollout {
-	return r.changed(names, func(t *RolloutTarget) { t.Started, t.Again = started, !started })
+	return r.changed(names, func(t *RolloutTarget) { t.Started, t.Again, t.Failed = started, !started, false })
+}
+
+// failures is a copy that remembers whose turns have failed; found tells of new ones.
+func (r Rollout) failures(states map[string]State) (out Rollout, found bool) {
+	var names []string
+	for name, t := range r.Machines {
+		if !t.Failed && t.state(states[name]) == targetFailed {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return r, false
+	}
+	return r.changed(names, func(t *RolloutTarget) { t.Failed = true }), true
 }
 
 // changed is a copy in which the targets of some machines are changed.

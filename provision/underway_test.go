@@ -91,3 +91,32 @@ func TestAnAbortThatCrossesTheFirstByteLeavesNoHalfDiskInSilence(t *testing.T) {
 		t.Errorf("unfinished %t, %q, next %q", v.Status.Unfinished, v.Status.LastError, v.Status.NextAction)
 	}
 }
+
+// TestARetryStopsTheAgentThatWasAborted: without a BMC the earlier boot lives on
+// until its lease ends, under the fence that the new intent begins with.
+func TestARetryStopsTheAgentThatWasAborted(t *testing.T) {
+	s := newSite(t, 1)
+	y := s.yaml(true)
+	before, after, _ := strings.Cut(y, "  bmc:")
+	_, after, _ = strings.Cut(after, "\n")
+	s.apply(before+after, "m1")
+	s.await("m1", Deploying, StepAwaitingPerson)
+	agent, o, err := s.boot(1, "b1", testUUID(1))
+	if err != nil || o.Kind != inventory.OrderWrite {
+		t.Fatalf("order %+v, %v", o, err)
+	}
+	if err := s.Abort(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Retry(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	until := s.await("m1", Deploying, StepStopping).Status.Deadline
+	report := inventory.Report{BootID: "b1", Fence: o.Job.Fence, Attempt: o.Job.Attempt, Step: inventory.AgentWriting, Erased: true, Total: 1}
+	if r, _ := s.Report(t.Context(), agent, report); !r.Abort {
+		t.Errorf("it may go on: %+v", r)
+	}
+	if v := s.await("m1", Deploying, StepStopping); !v.Status.Deadline.Equal(until) {
+		t.Errorf("its lease was prolonged, from %s to %s", until, v.Status.Deadline)
+	}
+}

@@ -3,6 +3,7 @@ package provision
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -161,6 +162,10 @@ func decideWipe(q diskQuestion, facts inventory.Facts) DiskDecision {
 		return refuse("%s is read-only", diskName(id))
 	case d.InUse:
 		return refuse("%s is in use by the ramdisk", diskName(id))
+	case want.Serial == "" && want.WWN == "" && d.Holds != q.Intent.Consent.Holds && !current &&
+		(q.Intent.Earlier == nil || !sameDisk(*q.Intent.Earlier, id)):
+		// Only the slot is known: another disk may stand in it now.
+		return refuse("%s has no serial and is %s now, confirmed was one %s", diskName(id), orBlank(d.Holds), orBlank(q.Intent.Consent.Holds))
 	}
 	return DiskDecision{Verdict: DiskWipe, Disk: id, Holds: d.Holds}
 }
@@ -208,6 +213,12 @@ func (t *transition) mayWipe(ev Inspected) {
 	t.line("step", "may wipe %s (%s)", diskName(d.Disk), orBlank(d.Holds))
 }
 
+// holdsNothing tells whether no disk of the machine can hold a system, as the
+// inventory has it.
+func (t *transition) holdsNothing() bool {
+	return t.Status.Facts != nil && !slices.ContainsFunc(t.Status.Facts.Disks, func(d inventory.DiskFacts) bool { return d.Holds != "" })
+}
+
 // forget what the machine runs.
 func (t *transition) forget(now Evidence) {
 	t.Status.Running, t.Status.RunningRendered, t.Status.RunningWrite = "", "", ""
@@ -221,16 +232,20 @@ func (t *transition) wiped(r inventory.Report) {
 	if t.Intent.Quick {
 		what = "the ends of " + diskName(disk) + " and of its partitions"
 	}
+	t.seen(disk, func(d *inventory.DiskFacts) { d.Holds, d.Recast = "", nil })
 	if t.systemDisk(disk) {
-		t.forget(Evidence{Level: inventory.E3, At: t.now,
-			Detail: fmt.Sprintf("blank: %s, %s read back as zeros", what, inventory.SizeText(r.Blank))})
+		blank := Evidence{At: t.now}
+		if t.holdsNothing() {
+			blank.Level = inventory.E3
+			blank.Detail = fmt.Sprintf("blank: %s, %s read back as zeros", what, inventory.SizeText(r.Blank))
+		}
+		t.forget(blank)
 		// What was found before is about what was there.
 		t.Status.BootID, t.Status.BootOrder, t.Status.Findings = "", "", nil
 	}
 	if t.Status.Disk != nil && sameDisk(*t.Status.Disk, disk) {
 		t.Status.Disk, t.Status.Unfinished = nil, false
 	}
-	t.seen(disk, func(d *inventory.DiskFacts) { d.Holds, d.Recast = "", nil })
 	t.line("step", "wiped and read back: %s, %s", what, inventory.SizeText(r.Blank))
 	if !t.p.HasBMC {
 		t.settled("it switches itself off; nothing here can see that")

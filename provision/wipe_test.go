@@ -14,6 +14,11 @@ import (
 func TestWipeDecisions(t *testing.T) {
 	confirmed := inventory.DiskID{Name: "/dev/sda", WWN: "0x5", Serial: "S1", Size: 64 << 20, LogicalBlockSize: 512}
 	seen := inventory.DiskFacts{Name: "/dev/sda", WWN: "0x5", Serial: "S1", Size: 64 << 20, LogicalBlockSize: 512, Holds: "gpt"}
+	nameless := func(q *diskQuestion, f *inventory.Facts) {
+		d := &q.Intent.Consent.Disk
+		d.WWN, d.Serial, d.ByPath = "", "", "pci-1"
+		f.Disks[0].WWN, f.Disks[0].Serial, f.Disks[0].ByPath = "", "", "pci-1"
+	}
 	for _, c := range []struct {
 		name   string
 		change func(q *diskQuestion, f *inventory.Facts)
@@ -44,6 +49,16 @@ func TestWipeDecisions(t *testing.T) {
 			q.Machine.Protected = true
 			q.Intent.Write = &WriteState{Disk: confirmed, Attempt: 1, Erased: true}
 		}, DiskWipe, ""},
+		{"nameless, as it was seen", func(q *diskQuestion, f *inventory.Facts) { nameless(q, f) }, DiskWipe, ""},
+		{"nameless, and it holds something else now", func(q *diskQuestion, f *inventory.Facts) {
+			nameless(q, f)
+			f.Disks[0].Holds = "ntfs"
+		}, DiskRefuse, "disk at pci-1 has no serial and is holding ntfs now, confirmed was one holding gpt"},
+		{"nameless, and erased in part already", func(q *diskQuestion, f *inventory.Facts) {
+			nameless(q, f)
+			f.Disks[0].Holds = "gpt, only its backup table is left"
+			q.Intent.Earlier = &q.Intent.Consent.Disk
+		}, DiskWipe, ""},
 		{"nothing confirmed", func(q *diskQuestion, _ *inventory.Facts) { q.Intent.Consent = nil }, DiskRefuse, "no disk was confirmed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -55,7 +70,7 @@ func TestWipeDecisions(t *testing.T) {
 			if d.Verdict != c.want || !strings.Contains(d.Reason, c.reason) {
 				t.Errorf("%s (%s), want %s (%s)", d.Verdict, d.Reason, c.want, c.reason)
 			}
-			if d.Verdict == DiskWipe && !sameDisk(d.Disk, confirmed) {
+			if d.Verdict == DiskWipe && !sameDisk(d.Disk, q.Intent.Consent.Disk) {
 				t.Errorf("it may wipe %+v", d.Disk)
 			}
 		})
@@ -357,5 +372,43 @@ func TestTheBootBeforeAWipeIsRefused(t *testing.T) {
 	}
 	if spec, err := s.BootSpec(t.Context(), ipxe.Client{MAC: testMAC(1), Remote: testAddr(1)}); err != nil || spec.Kind != ipxe.SpecLocal {
 		t.Errorf("it boots %+v, %v", spec, err)
+	}
+}
+
+// A wiped disk says nothing of the one beside it, which may hold the system.
+func TestAWipeOfOneDiskDoesNotCallTheMachineBlank(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true))
+	facts := testFacts(1, testUUID(1))
+	facts.Disks = append(facts.Disks, inventory.DiskFacts{Name: "/dev/sdb", Serial: "D2", Size: 32 << 20, LogicalBlockSize: 512, Holds: "ext4"})
+	inspect := func(boot string) (string, inventory.Order) {
+		t.Helper()
+		reply, err := s.Claim(t.Context(), inventory.Claim{Nonce: s.nonce(1), MAC: testMAC(1), UUID: testUUID(1), Serial: "SN1", BootID: boot}, testAddr(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := s.Inventory(t.Context(), reply.Token, facts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return reply.Token, o
+	}
+	s.await("m1", Deploying, StepBooting)
+	inspect("b1") // the hints match both disks
+	s.await("m1", Failed, StepNone)
+	if _, err := s.Wipe(t.Context(), "m1", "ann", "D2", false); err != nil {
+		t.Fatal(err)
+	}
+	s.await("m1", Cleaning, StepBooting)
+	token, o := inspect("b2")
+	if o.Kind != inventory.OrderWipe {
+		t.Fatalf("order %+v", o)
+	}
+	if _, err := s.Report(t.Context(), token, inventory.Report{BootID: "b2", Fence: o.Job.Fence, Attempt: 1, Step: inventory.AgentDone, Erased: true, Blank: 32 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	v := s.await("m1", Available, StepNone)
+	if v.Status.Evidence.Level != inventory.E0 || strings.Contains(v.SyncWhy, "wiped") {
+		t.Errorf("%+v, %s", v.Status.Evidence, v.SyncWhy)
 	}
 }
