@@ -33,6 +33,7 @@ nftables            drops packets in the tests
 dnsmasq-base        a foreign DHCP server
 udhcpc              a DHCP client
 isc-dhcp-client     another
+isc-dhcp-relay      a relay between
 tftp-hpa            a TFTP client
 curl                an HTTP and TFTP client
 etcd-server         the other store
@@ -90,7 +91,7 @@ setup_packages() {
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 	if command -v systemctl >/dev/null; then
 		for name in $missing; do
-			enabled="$enabled $(dpkg -L "$name" | sed -n 's,.*/systemd/system/\([^/]*\.service\)$,\1,p' | tr '\n' ' ')"
+			enabled="$enabled $(dpkg -L "$name" | sed -n -e 's,.*/systemd/system/\([^/]*\.service\)$,\1,p' -e 's,^/etc/init.d/\([^/]*\)$,\1.service,p' | tr '\n' ' ')"
 		done
 		for unit in $enabled; do systemctl disable --quiet "$unit" 2>/dev/null || true; done
 	fi

@@ -360,27 +360,6 @@ func TestFieldsOfReplies(t *testing.T) {
 	}
 }
 
-func TestRelayOptionComesLast(t *testing.T) {
-	agent := append([]byte{1, 200}, bytes.Repeat([]byte{0xfe}, 200)...)
-	o := ask(t, rack(), message(DISCOVER, macDeclared, option(82, agent...), option(61, 9, 9), giaddr("10.20.0.254")), nil)
-	raw := o.packet.ToBytes()
-	want := append(append([]byte{82, byte(len(agent))}, agent...), 255)
-	if !bytes.HasSuffix(bytes.TrimRight(raw, "\x00"), want) {
-		t.Errorf("the reply does not end in the relay's option:\n%x", raw)
-	}
-}
-
-func TestRelaysServerIdentifierOverride(t *testing.T) {
-	override := option(82, 11, 4, 10, 20, 0, 254)
-	o := ask(t, rack(), message(REQUEST, macDeclared, requested("10.20.0.15"), serverID("10.20.0.254"), giaddr("10.20.0.254"), override), nil)
-	if got, want := brief(o), "ACK 10.20.0.15 to 10.20.0.254:67; bound 10.20.0.15 for 1h0m0s"; got != want {
-		t.Fatalf("%s; want %s", got, want)
-	}
-	if got := o.packet.ServerIdentifier().String(); got != "10.20.0.254" {
-		t.Errorf("server identifier %s; want the relay's 10.20.0.254", got)
-	}
-}
-
 func TestReplyFitsWhatTheClientTakes(t *testing.T) {
 	many := func(s *inventory.Set) {
 		for i := range 40 {

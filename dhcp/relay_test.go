@@ -1,0 +1,184 @@
+package dhcp
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"testing"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"recast/inventory"
+)
+
+// RFC 3046 §2.2: what the relay added comes back as it was, whatever it says,
+// and only where it came.
+func TestRelayOptionIsEchoedByteExactAndLast(t *testing.T) {
+	long := append([]byte{1, 250}, bytes.Repeat([]byte{0xfe}, 250)...)
+	for _, tt := range []struct {
+		name  string
+		agent []byte
+	}{
+		{"a circuit", []byte{1, 4, 'p', '1', '/', '7'}},
+		{"circuit and remote", []byte{1, 2, 0, 0, 2, 6, 1, 2, 3, 4, 5, 6}},
+		{"bytes that look like padding and end", []byte{1, 4, 0, 255, 0, 255}},
+		{"sub-options nobody knows", []byte{200, 1, 0, 150, 0}},
+		{"sub-options that count wrong", []byte{1, 200, 3}},
+		{"longer than one part", append(append([]byte{}, long...), long...)},
+		{"empty", []byte{}},
+		{"none", nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, p := range []*dhcpv4.DHCPv4{
+				message(DISCOVER, macDeclared, pxe(0), giaddr("10.20.0.254")),
+				message(REQUEST, macDeclared, requested("10.20.0.15"), giaddr("10.20.0.254")),
+				message(REQUEST, macDeclared, requested("10.20.0.16"), giaddr("10.20.0.254")), // NAK
+				message(DISCOVER, macDeclared),                                                // from a switch that relays nothing
+			} {
+				tail := []byte{255}
+				if tt.agent != nil {
+					p.Options[82] = tt.agent
+					tail = append(encoded(82, tt.agent), 255)
+				}
+				o := ask(t, rack(), p, nil, booting)
+				if o.packet == nil {
+					t.Fatal(o.silence)
+				}
+				raw := o.packet.ToBytes()
+				back, err := dhcpv4.FromBytes(raw)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, has := back.Options[82]; has != (tt.agent != nil) || !bytes.Equal(back.Options[82], tt.agent) {
+					t.Errorf("%s: option 82 came back as %x; want %x", o.packet.MessageType(), back.Options[82], tt.agent)
+				}
+				if !bytes.HasSuffix(bytes.TrimRight(raw, "\x00"), tail) {
+					t.Errorf("%s: it is not the last option", o.packet.MessageType())
+				}
+			}
+		})
+	}
+}
+
+// encoded is an option as it stands in a packet, in parts where it is long.
+func encoded(code byte, v []byte) []byte {
+	out := []byte{}
+	for first := true; first || len(v) > 0; first = false {
+		n := min(len(v), 255)
+		out = append(append(out, code, byte(n)), v[:n]...)
+		v = v[n:]
+	}
+	return out
+}
+
+// RFC 3527: the relay's own address need not lie in the client's subnet.
+func TestLinkSelectionNamesTheSubnet(t *testing.T) {
+	set := rack(func(s *inventory.Set) {
+		s.Networks = append(s.Networks, &inventory.Network{Name: "rack2", Subnet: netip.MustParsePrefix("10.30.0.0/24"),
+			DHCP: inventory.DHCPAuthoritative, Unknown: inventory.UnknownDiscover, LeaseTime: s.Networks[0].LeaseTime,
+			Pool: &inventory.AddrRange{First: netip.MustParseAddr("10.30.0.100"), Last: netip.MustParseAddr("10.30.0.199")}})
+	})
+	for _, tt := range []struct {
+		name  string
+		agent []byte
+		relay string
+		want  string
+	}{
+		{"a subnet's address", []byte{5, 4, 10, 30, 0, 0}, "172.16.0.9", "OFFER 10.30.0.173 to 172.16.0.9:67"},
+		{"a host's address", []byte{1, 1, 7, 5, 4, 10, 30, 0, 7}, "172.16.0.9", "OFFER 10.30.0.173 to 172.16.0.9:67"},
+		{"another subnet than the relay's", []byte{5, 4, 10, 30, 0, 0}, "10.20.0.254", "OFFER 10.30.0.173 to 10.20.0.254:67"},
+		{"a subnet nobody declared", []byte{5, 4, 10, 99, 0, 0}, "10.20.0.254", "silent: no Network here"},
+		{"0.0.0.0 selects nothing", []byte{5, 4, 0, 0, 0, 0}, "10.20.0.254", "OFFER 10.20.0.173 to 10.20.0.254:67"},
+		{"too short to mean one", []byte{5, 3, 10, 30, 0}, "10.20.0.254", "OFFER 10.20.0.173 to 10.20.0.254:67"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := brief(ask(t, set, message(DISCOVER, macStranger, giaddr(tt.relay), option(82, tt.agent...)), nil)); got != tt.want {
+				t.Errorf("%s; want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// RFC 5107: the relay wants all the client's packets, renewals too, so the
+// client must take it for the server.
+func TestServerIdentifierOverrideMakesTheRelayTheServer(t *testing.T) {
+	const relay = "10.20.0.254"
+	override := option(82, 1, 1, 7, 11, 4, 10, 20, 0, 254)
+	for _, tt := range []struct {
+		name   string
+		packet *dhcpv4.DHCPv4
+		want   string
+	}{
+		{"discover", message(DISCOVER, macDeclared, giaddr(relay), override), "OFFER 10.20.0.15 to 10.20.0.254:67"},
+		{"selecting by the relay's name", message(REQUEST, macDeclared, giaddr(relay), override, requested("10.20.0.15"), serverID(relay)), "ACK 10.20.0.15 to 10.20.0.254:67; bound 10.20.0.15 for 1h0m0s"},
+		{"renewing through the relay", message(REQUEST, macDeclared, giaddr(relay), override, ciaddr("10.20.0.15")), "ACK 10.20.0.15 to 10.20.0.254:67; bound 10.20.0.15 for 1h0m0s"},
+		{"refused", message(REQUEST, macDeclared, giaddr(relay), override, requested("10.20.0.16"), serverID(relay)), "NAK to 10.20.0.254:67"},
+		{"release to the relay", message(RELEASE, macDeclared, giaddr(relay), override, ciaddr("10.20.0.15"), serverID(relay)), "silent: released; drop 10.20.0.15"},
+		{"the relay's name without its option", message(REQUEST, macDeclared, giaddr(relay), requested("10.20.0.15"), serverID(relay)), "silent: another server was chosen"},
+		{"another server's name", message(REQUEST, macDeclared, giaddr(relay), override, requested("10.20.0.15"), serverID("10.20.0.3")), "silent: another server was chosen"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var before []func(*table)
+			if tt.packet.MessageType() == RELEASE {
+				before = append(before, leased(macDeclared, "10.20.0.15", 1e9))
+			}
+			o := ask(t, rack(), tt.packet, before)
+			if got := brief(o); got != tt.want {
+				t.Fatalf("%s; want %s", got, tt.want)
+			}
+			if o.packet != nil && o.packet.ServerIdentifier().String() != relay {
+				t.Errorf("server identifier %s; want the relay's", o.packet.ServerIdentifier())
+			}
+		})
+	}
+}
+
+// The relay of ISC takes its option out again only where it comes back as it
+// was, and drops the reply otherwise.
+func TestUdhcpcBehindDhcrelayBindsAndRenews(t *testing.T) {
+	if !namespace(t, "dhcrelay", "udhcpc") {
+		return
+	}
+	segment(t, "192.168.50.1/24")
+	s := serve(t, rack())
+	relay := newStation(t, "")
+	relay.run("ip", "addr", "add", "192.168.50.2/24", "dev", "eth0")
+	relay.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+	run(t, "ip", "route", "add", "10.20.0.0/24", "via", "192.168.50.2")
+	client := newStation(t, "")
+	client.run("ip", "link", "del", "eth0")
+	relay.run("ip", "link", "add", "access", "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(client.pid))
+	relay.run("ip", "addr", "add", "10.20.0.1/24", "dev", "access")
+	relay.run("ip", "link", "set", "access", "up")
+	client.run("ip", "link", "set", "eth0", "address", macDeclared, "up")
+	eventually(t, "a socket is open", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.links) > 0 })
+
+	for _, tt := range []struct {
+		name  string
+		flags []string
+	}{
+		{"link selection", []string{"-a", "-U", "eth0"}},
+		{"option 82", []string{"-a", "-iu", "eth0"}},
+		{"no option", []string{"-iu", "eth0"}},
+	} {
+		args := append([]string{"dhcrelay", "-4", "-d", "--no-pid", "-c", "10"}, tt.flags...)
+		dhcrelay := relay.start(append(args, "-id", "access", "192.168.50.1")...)
+		path, log := script(t)
+		udhcpc := client.start("udhcpc", "-f", "-i", "eth0", "-s", path, "-t", "20", "-T", "1", "-O", "82")
+		logged(t, log, "event=bound")
+		logged(t, log, "ip=10.20.0.15\n")
+		logged(t, log, "serverid=192.168.50.1\n")
+		client.run("ip", "route", "replace", "default", "via", "10.20.0.1")
+		before := s.Stats().Replies["ACK"]
+		if err := udhcpc.Process.Signal(syscall.SIGUSR1); err != nil { // renew: through the router, not the relay
+			t.Fatal(err)
+		}
+		logged(t, log, "event=renew")
+		if st := s.Stats(); st.Replies["ACK"] <= before || st.Replies["NAK"] > 0 || len(st.Malformed) > 0 {
+			t.Errorf("%s: %+v", tt.name, st)
+		}
+		_, _ = udhcpc.Process.Kill(), dhcrelay.Process.Kill()
+		_, _ = udhcpc.Wait(), dhcrelay.Wait()
+	}
+}
