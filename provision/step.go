@@ -492,11 +492,15 @@ func (t *transition) progress(r inventory.Report) {
 		return
 	}
 	t.Status.NextAction = ""
-	p := Progress{At: t.now, Done: r.Done, Total: r.Total, Fetched: r.Fetched, Written: r.Written}
-	if old := t.Status.Progress; old == nil || r.Done > old.Done || r.Fetched > old.Fetched || r.Written > old.Written || r.Done < old.Done {
+	p := Progress{At: t.now, Doing: r.Step, Since: t.now, Done: r.Done, Total: r.Total, Fetched: r.Fetched, Written: r.Written}
+	old := t.Status.Progress
+	if old == nil || r.Done != old.Done || r.Fetched > old.Fetched || r.Written > old.Written {
 		t.Status.Deadline = t.now.Add(t.deadline(t.Status.Step))
 	}
-	if elapsed := t.now.Sub(t.Status.Since).Seconds(); elapsed > 0 {
+	if old != nil && old.Doing == p.Doing {
+		p.Since = old.Since
+	}
+	if elapsed := t.now.Sub(p.Since).Seconds(); elapsed > 0 {
 		p.Rate = float64(p.Done) / elapsed
 	}
 	t.Status.Progress = &p

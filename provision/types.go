@@ -80,12 +80,14 @@ type Hold struct {
 
 // Progress of the step that moves bytes.
 type Progress struct {
-	At      time.Time `json:"at"` // of the last report
-	Done    int64     `json:"done"`
-	Total   int64     `json:"total"`
-	Rate    float64   `json:"rate"` // bytes per second over the last seconds
-	Fetched int64     `json:"fetched"`
-	Written int64     `json:"written"`
+	At      time.Time           `json:"at"`    // of the last report
+	Doing   inventory.AgentStep `json:"doing"` // what Done counts: bytes compared, written, read back
+	Since   time.Time           `json:"since"` // of the first report of that
+	Done    int64               `json:"done"`
+	Total   int64               `json:"total"`
+	Rate    float64             `json:"rate"` // bytes of Done per second since Since
+	Fetched int64               `json:"fetched"`
+	Written int64               `json:"written"`
 }
 
 // Status is the observed side of one machine. One writer: the engine.

@@ -227,3 +227,15 @@ func TestLabIsAskedWhereNoServerIsKnown(t *testing.T) {
 		t.Errorf("%d %s", code, text)
 	}
 }
+
+func TestProgressSaysWhatIsDoneWhereTheStepDoesNot(t *testing.T) {
+	for want, p := range map[string]provision.Progress{
+		"50% of 1.0 GiB, 256.0 MiB/s, 2s left": {Doing: inventory.AgentWriting, Done: 1 << 29, Total: 1 << 30, Rate: 1 << 28},
+		"comparing 50% of 1.0 GiB":             {Doing: inventory.AgentComparing, Done: 1 << 29, Total: 1 << 30},
+		"-":                                    {},
+	} {
+		if got := progressText(provision.Status{Step: provision.StepWriting, Progress: &p}); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

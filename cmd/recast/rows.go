@@ -28,7 +28,7 @@ func machineRow(v *provision.View, wide bool) []string {
 		evidence = fmt.Sprintf("%s, %s ago", st.Evidence.Level, since(st.Evidence.At, now))
 	}
 	r := []string{v.Name, string(st.Phase), dash(string(st.Step)), string(v.Sync), string(st.Health), evidence,
-		shortOr(st.Running, "-"), shortOr(v.Wanted, "-"), progressText(st, now)}
+		shortOr(st.Running, "-"), shortOr(v.Wanted, "-"), progressText(st)}
 	if wide {
 		disk := "-"
 		if st.Disk != nil {
@@ -52,12 +52,15 @@ func whyText(v provision.View) string {
 	return dash(v.SyncWhy)
 }
 
-func progressText(st provision.Status, now time.Time) string {
+func progressText(st provision.Status) string {
 	p := st.Progress
 	if p == nil || p.Total == 0 {
 		return "-"
 	}
 	text := fmt.Sprintf("%d%% of %s", p.Done*100/p.Total, size(p.Total))
+	if string(p.Doing) != string(st.Step) {
+		text = joined(" ", string(p.Doing), text) // writing begins with comparing
+	}
 	if p.Rate > 0 {
 		left := time.Duration(float64(p.Total-p.Done)/p.Rate) * time.Second
 		text += fmt.Sprintf(", %s/s, %s left", size(int64(p.Rate)), left)
