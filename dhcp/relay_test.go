@@ -169,7 +169,9 @@ func TestUdhcpcBehindDhcrelayBindsAndRenews(t *testing.T) {
 		logged(t, log, "event=bound")
 		logged(t, log, "ip=10.20.0.15\n")
 		logged(t, log, "serverid=192.168.50.1\n")
-		client.run("ip", "route", "replace", "default", "via", "10.20.0.1")
+		eventually(t, "the client has its address", func() bool { // set after the script has logged
+			return client.command("ip", "route", "replace", "default", "via", "10.20.0.1").Run() == nil
+		})
 		before := s.Stats().Replies["ACK"]
 		if err := udhcpc.Process.Signal(syscall.SIGUSR1); err != nil { // renew: through the router, not the relay
 			t.Fatal(err)
