@@ -53,9 +53,13 @@ const (
 	labSecretFile = "bmc.secret"
 )
 
+// LabUser is the folder of what belongs to the person who called the lab up. The
+// lab's own folder stays root's, who writes in it.
+func LabUser(dir string) string { return filepath.Join(dir, "user") }
+
 // LabYAML is the file that declares a lab's machines, LabSecret the one that
 // holds their BMCs' credentials.
-func LabYAML(dir string) string   { return filepath.Join(dir, labYAMLFile) }
+func LabYAML(dir string) string   { return filepath.Join(LabUser(dir), labYAMLFile) }
 func LabSecret(dir string) string { return filepath.Join(dir, labSecretFile) }
 
 // LabContext is the context file with which a client reaches the lab's server.
@@ -90,6 +94,10 @@ func Supervise(ctx context.Context, dir string, settings LabSettings, log *slog.
 	}
 	defer func() { err = errors.Join(err, rack.Close(), os.Remove(filepath.Join(dir, labStateFile))) }()
 	yaml := rack.YAML(RackDeclare{Image: settings.Image, UserData: labUserData})
+	// Afresh: in the folder of a lab that was killed a name may lead anywhere.
+	if err := errors.Join(os.RemoveAll(LabUser(dir)), os.Mkdir(LabUser(dir), 0o755)); err != nil {
+		return fmt.Errorf("make the folder of the lab's declarations: %w", err)
+	}
 	if err := os.WriteFile(LabYAML(dir), []byte(yaml), 0o644); err != nil {
 		return fmt.Errorf("write the lab's declarations: %w", err)
 	}

@@ -73,6 +73,7 @@ func (r *relay) read(conn *net.UDPConn) error {
 const (
 	badDestination refusal = "not sent to an address of ours"
 	lostRequest    refusal = "no socket"
+	badSender      refusal = "from another process of this host"
 )
 
 // accept begins the transfer that a packet asks for.
@@ -122,11 +123,17 @@ func (r *relay) begin(remote net.UDPAddr) (*transfer, error) {
 	r.mu.Lock()
 	t := r.transfers[uint16(remote.Port)]
 	r.mu.Unlock()
-	if t == nil || !remote.IP.IsLoopback() {
+	// Exactly: anybody on this host may have the port at 127.0.0.2.
+	if t == nil || addrPort(remote) != t.inner.LocalAddr().(*net.UDPAddr).AddrPort() {
 		return nil, errors.New("ask at the public port")
 	}
 	t.begun.Store(true)
 	return t, t.inner.SetReadDeadline(time.Time{})
+}
+
+func addrPort(a net.UDPAddr) netip.AddrPort {
+	p := a.AddrPort()
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 }
 
 func (t *transfer) end() {
@@ -144,14 +151,20 @@ func (r *relay) down(t *transfer, request []byte) {
 		return
 	}
 	buf := make([]byte, blockSize+4)
-	for first := true; ; first = false {
+	var library netip.AddrPort // its socket for this transfer
+	for {
 		n, from, err := t.inner.ReadFromUDPAddrPort(buf)
 		if err != nil {
 			return // ended, or never begun
 		}
 		switch {
-		case first:
-			up.Go(func() { t.up(from, n >= 2 && buf[1] == opOACK) })
+		case !t.begun.Load() || library.IsValid() && from != library:
+			r.dropped.add(badSender) // it shall not feed a machine
+			continue
+		case !library.IsValid():
+			library = from
+			asked := n >= 2 && buf[1] == opOACK
+			up.Go(func() { t.up(from, asked) })
 		case t.over.Load():
 			continue
 		case !t.heard.Load():

@@ -83,12 +83,12 @@ func findContext(name string) (clientContext, error) {
 		return c, codeError{errors.New("the server on this host lets only root in without a login: use sudo, or recast login URL"), exitUsage}
 	case errors.Is(err, os.ErrNotExist):
 		c, err := labContext()
+		if errors.Is(err, os.ErrPermission) {
+			return c, codeError{errors.New("the lab on this host is another user's: use sudo"), exitUsage}
+		}
 		var coded codeError
 		if err == nil || errors.As(err, &coded) {
 			return c, err
-		}
-		if errors.Is(err, os.ErrPermission) {
-			return c, codeError{errors.New("the lab on this host is another user's: use sudo"), exitUsage}
 		}
 		return c, codeError{errors.New("no server is known: run recast login URL, or recast serve on this host as root, or recast lab up"), exitUsage}
 	}

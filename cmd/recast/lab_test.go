@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -237,5 +239,37 @@ func TestProgressSaysWhatIsDoneWhereTheStepDoesNot(t *testing.T) {
 		if got := progressText(provision.Status{Step: provision.StepWriting, Progress: &p}); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
+	}
+}
+
+// What belongs to the caller of lab up is not where root writes, and a link in it
+// gives nothing else away.
+func TestLabGivesItsCallerNothingBehindALink(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	f := &labFlags{"lab", t.TempDir()}
+	victim := filepath.Join(t.TempDir(), "shadow")
+	if err := errors.Join(os.WriteFile(victim, nil, 0o600), os.MkdirAll(testenv.LabUser(f.dir()), 0o755),
+		os.Symlink(victim, testenv.LabYAML(f.dir())), os.Symlink(victim, f.contextFile())); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SUDO_UID", "12345")
+	t.Setenv("SUDO_GID", "12345")
+	if err := f.giveToCaller(&client{ctx: clientContext{Token: "secret"}}); err != nil {
+		t.Fatal(err)
+	}
+	owner := func(path string) uint32 {
+		info, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Sys().(*syscall.Stat_t).Uid
+	}
+	if raw, err := os.ReadFile(victim); err != nil || len(raw) != 0 || owner(victim) != 0 || owner(f.dir()) != 0 {
+		t.Errorf("%q of %d, the lab's folder of %d (%v)", raw, owner(victim), owner(f.dir()), err)
+	}
+	if owner(f.contextFile()) != 12345 || owner(testenv.LabUser(f.dir())) != 12345 {
+		t.Error("the caller cannot use what is his")
 	}
 }

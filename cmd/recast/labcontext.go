@@ -10,11 +10,13 @@ import (
 	"recast/testenv"
 )
 
-// labContextFile is in a lab's folder: what the client of the person needs who
-// called lab up, by sudo or as root.
+// labContextFile is what the client of the person needs who called lab up, by
+// sudo or as root.
 const labContextFile = "context.json"
 
-func (f *labFlags) contextFile() string { return filepath.Join(f.dir(), labContextFile) }
+func (f *labFlags) contextFile() string {
+	return filepath.Join(testenv.LabUser(f.dir()), labContextFile)
+}
 
 // giveToCaller makes the context and the declarations the caller's own, so that
 // all but lab up and lab down goes without sudo.
@@ -26,9 +28,10 @@ func (f *labFlags) giveToCaller(c *client) error {
 	if !ok {
 		return nil
 	}
-	// Of the folder the group alone, so that sed -i may write beside the file.
-	return errors.Join(os.Chown(f.contextFile(), uid, gid), os.Chown(testenv.LabYAML(f.dir()), uid, gid),
-		os.Chown(f.dir(), uid, gid))
+	// The folder too, so that sed -i may write beside the file. Where a lab runs on
+	// it is the caller's already, and a name in it may lead anywhere.
+	return errors.Join(os.Lchown(f.contextFile(), uid, gid), os.Lchown(testenv.LabYAML(f.dir()), uid, gid),
+		os.Lchown(testenv.LabUser(f.dir()), uid, gid))
 }
 
 // giveContext writes the token itself: the file that holds it is the server's.
@@ -56,7 +59,7 @@ func caller() (uid, gid int, ok bool) {
 // labContext finds the one lab of this host that the user may ask. Where there
 // are several, one has to be named.
 func labContext() (c clientContext, err error) {
-	files, err := filepath.Glob(filepath.Join(labRoot(), "*", labContextFile))
+	files, err := filepath.Glob(filepath.Join(testenv.LabUser(filepath.Join(labRoot(), "*")), labContextFile))
 	if err != nil || len(files) == 0 {
 		return c, os.ErrNotExist
 	}
