@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -90,7 +91,8 @@ func (e *Engine) collectPlans(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(rows, func(a, b store.Row[planRecord]) int { return b.Value.Plan.Created.Compare(a.Value.Plan.Created) })
+	// By revision: a clock may jump back, and the plan just made must stay.
+	slices.SortFunc(rows, func(a, b store.Row[planRecord]) int { return cmp.Compare(b.Revision, a.Revision) })
 	applied := e.Set().Digest()
 	named := map[string]bool{cur.Digest.Hex(): true}
 	var ops []store.Op

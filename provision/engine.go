@@ -175,8 +175,17 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 	return e, e.load(ctx)
 }
 
-// secretUser names who needs a secret by what is applied, "" nobody.
+// secretUser names who needs a secret by what is applied or under way, "" nobody.
 func (e *Engine) secretUser(name string) string {
+	for _, m := range e.list() {
+		in := m.snapshot().Intent
+		if in == nil || !in.Live {
+			continue
+		}
+		if gen, err := e.generation(in.Generation); err == nil && gen.Resolved.Secrets[name] > 0 {
+			return "the attempt under way on " + m.name
+		}
+	}
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	for _, m := range e.set.Machines {
@@ -401,15 +410,15 @@ func (e *Engine) tick(ctx context.Context) {
 	for _, m := range e.list() {
 		m.mu.Lock()
 		due := Busy(m.state.Status.Phase) && !m.state.Status.Deadline.IsZero() && !now.Before(m.state.Status.Deadline)
-		expired := m.state.Status.Hold != nil && !m.state.Status.Hold.Expires.IsZero() && now.After(m.state.Status.Hold.Expires)
+		over := expired(m.state.Status.Hold, now)
 		m.mu.Unlock()
 		if due {
 			if err := e.handle(ctx, m, Ticked{}); err != nil {
 				e.Log.Warn("deadline not recorded", "machine", m.name, "err", err)
 			}
 		}
-		if expired {
-			_ = e.Release(ctx, m.name, "recast: the hold expired")
+		if over {
+			_ = e.expire(ctx, m.name)
 		}
 	}
 }

@@ -321,3 +321,55 @@ func TestStrangersAreBounded(t *testing.T) {
 		t.Error("a machine that shows no disk is taken for an empty one")
 	}
 }
+
+// TestAReleasedMachineKeepsItsNextAction: a hold that ended leaves a failed
+// machine failed, and whoever looks at it must know how to go on.
+func TestAReleasedMachineKeepsItsNextAction(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	if _, _, err := s.boot(1, "b1", testUUID(7)); err == nil {
+		t.Fatal("another machine claimed m1")
+	}
+	s.await("m1", Failed, StepNone)
+	for _, hold := range []bool{false, true} { // recast's own, then a person's
+		if hold {
+			if err := s.Hold(t.Context(), "m1", "bob", "memory test", 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Release(t.Context(), "m1", "ann"); err != nil {
+			t.Fatal(err)
+		}
+		if x, err := s.Explain("m1"); err != nil || x.Missing == "" || !strings.Contains(x.Next, "recast retry m1") || strings.Contains(x.Next, "release") {
+			t.Errorf("%+v, %v", x, err)
+		}
+	}
+}
+
+// TestAHoldThatExpiredTakesNoOtherAlong: one that was placed after the clock
+// looked stays.
+func TestAHoldThatExpiredTakesNoOtherAlong(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true))
+	s.await("m1", Deploying, StepBooting)
+	if err := s.Hold(t.Context(), "m1", "bob", "memory test", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.expire(t.Context(), "m1"); err == nil {
+		t.Error("a hold that has not expired is released")
+	}
+	if st := s.machine("m1").snapshot().Status; st.Hold == nil || st.Hold.Owner != "bob" {
+		t.Errorf("%+v", st.Hold)
+	}
+	if err := s.Hold(t.Context(), "m1", "bob", "memory test", time.Nanosecond); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for s.machine("m1").snapshot().Status.Hold != nil {
+		if time.Now().After(deadline) {
+			t.Fatal("a hold that has expired stays")
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}

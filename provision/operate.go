@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 	"time"
 
 	"recast/bmc"
@@ -78,10 +79,35 @@ func (e *Engine) Release(ctx context.Context, name, who string) error {
 		if s.Status.Hold == nil {
 			return s, fmt.Errorf("it is not held")
 		}
-		s.Status.Hold, s.Status.NextAction = nil, ""
-		s.Status.Findings = nil
-		return s, nil
+		return released(s), nil
 	})
+}
+
+// expire ends a hold whose time is over.
+func (e *Engine) expire(ctx context.Context, name string) error {
+	return e.operate(ctx, name, "recast: the hold expired", "release", "", func(s State) (State, error) {
+		if !expired(s.Status.Hold, e.Now()) {
+			return s, fmt.Errorf("another hold was placed")
+		}
+		return released(s), nil
+	})
+}
+
+func expired(h *Hold, now time.Time) bool {
+	return h != nil && !h.Expires.IsZero() && now.After(h.Expires)
+}
+
+// released is a machine after its hold: what was to be done after that is next.
+func released(s State) State {
+	st := &s.Status
+	st.Hold, st.Findings = nil, nil
+	if release := "recast release " + st.Machine; strings.Contains(st.NextAction, release) {
+		_, st.NextAction, _ = strings.Cut(st.NextAction, release+", then: ")
+	}
+	if st.NextAction == "" && st.Phase == Failed {
+		st.NextAction = againNext(s.Intent, st.Machine)
+	}
+	return s
 }
 
 // Retry gives a failed machine, or one that waits for a person's word, another

@@ -152,7 +152,16 @@ func (t *transition) stop(reason string) {
 	t.phase(Failed)
 	t.Status.LastError = reason
 	t.Status.Health = Degraded
-	t.Status.NextAction = fmt.Sprintf("mend the cause, then: recast retry %s", t.Status.Machine)
+	t.Status.NextAction = againNext(t.Intent, t.Status.Machine)
+}
+
+// againNext is what a person does about a failed attempt.
+func againNext(in *Intent, machine string) string {
+	verb := "retry"
+	if in != nil && in.Purpose == PurposeWipe {
+		verb = "wipe"
+	}
+	return fmt.Sprintf("mend the cause, then: recast %s %s", verb, machine)
 }
 
 func (t *transition) aborted(ev Aborted) {

@@ -120,3 +120,31 @@ func TestARetryStopsTheAgentThatWasAborted(t *testing.T) {
 		t.Errorf("its lease was prolonged, from %s to %s", until, v.Status.Deadline)
 	}
 }
+
+// TestASecretStaysForWhatIsBegun: no declaration needs it any more, but the
+// machine that is being written does.
+func TestASecretStaysForWhatIsBegun(t *testing.T) {
+	s := newSite(t, 1)
+	if _, err := s.SetSecret(t.Context(), "pw", []byte("sesame"), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	s.apply(strings.Replace(s.yaml(true), "hostname: x", "password: ${secret.pw}", 1), "m1")
+	s.await("m1", Deploying, StepBooting)
+	agent, o, err := s.boot(1, "b1", testUUID(1))
+	if err != nil || o.Kind != inventory.OrderWrite {
+		t.Fatalf("order %+v, %v", o, err)
+	}
+	s.apply(s.yaml(true))
+	if err := s.RemoveSecret(t.Context(), "pw", "ann"); err == nil || !strings.Contains(err.Error(), "the attempt under way on m1 needs it") {
+		t.Errorf("remove: %v", err)
+	}
+	if volume, err := s.ConfigVolume(t.Context(), agent); err != nil || inventory.DigestOf(volume) != o.Job.Config.Digest {
+		t.Errorf("the volume of the job cannot be had any more: %v", err)
+	}
+	if err := s.Abort(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveSecret(t.Context(), "pw", "ann"); err != nil {
+		t.Error(err)
+	}
+}

@@ -284,7 +284,7 @@ func (t *transition) powerOffDone(problem string) {
 // wipeFailed: the disk may be erased in part. What was not begun leaves the
 // machine as it was.
 func (t *transition) wipeFailed(reason string) {
-	again := fmt.Sprintf("mend the cause, then: recast wipe %s", t.Status.Machine)
+	again := againNext(t.Intent, t.Status.Machine)
 	if t.Intent.Write == nil && t.Intent.Earlier == nil {
 		t.settle()
 		t.Status.LastError = notWiped + reason
