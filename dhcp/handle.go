@@ -239,7 +239,7 @@ func (s *Server) boot(ctx context.Context, q *question) string {
 	if c.Loader == ipxe.LoaderOS || s.Booter == nil || s.Bootfile == nil {
 		return ""
 	}
-	if _, known := q.cfg.byMAC[q.req.mac]; !known && q.network.Unknown != inventory.UnknownDiscover {
+	if d, known := q.cfg.byMAC[q.req.mac]; d.bmc || !known && q.network.Unknown != inventory.UnknownDiscover {
 		return ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, bootWait)
@@ -328,7 +328,7 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 		// In force at once, whatever the store says.
 		t.put(l, 0)
 	case inventory.LeaseBound:
-		if same && len(ops) == 0 && r.Machine == l.Machine && r.Hostname == l.Hostname && !r.stored.Before(l.Expires) {
+		if same && len(ops) == 0 && r.Machine == l.Machine && r.BMC == l.BMC && r.Hostname == l.Hostname && !r.stored.Before(l.Expires) {
 			if r.Expires.Before(l.Expires) {
 				r.Expires = l.Expires
 			}

@@ -77,6 +77,7 @@ func (t *table) lease(network string, mac inventory.MAC) (*record, bool) {
 type holder struct {
 	mac         inventory.MAC
 	machine     string
+	bmc         bool
 	quarantined bool
 	offerOnly   bool
 	declared    bool
@@ -85,7 +86,7 @@ type holder struct {
 func (t *table) holder(network string, a netip.Addr, now time.Time) (holder, bool) {
 	p := place{network, a}
 	if r := t.byAddr[p]; r != nil && now.Before(r.Expires) {
-		return holder{mac: r.MAC, machine: r.Machine, quarantined: r.State == inventory.LeaseDeclined, declared: r.Machine != ""}, true
+		return holder{mac: r.MAC, machine: r.Machine, bmc: r.BMC, quarantined: r.State == inventory.LeaseDeclined, declared: r.Machine != ""}, true
 	}
 	if o, ok := t.offers[p]; ok && now.Before(o.until) {
 		return holder{mac: o.mac, offerOnly: true, declared: o.declared}, true

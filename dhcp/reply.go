@@ -35,11 +35,20 @@ type config struct {
 	reserved map[netip.Addr]inventory.MAC
 }
 
-// declared is one NIC of a declared machine.
+// declared is one NIC of a declared machine, or its BMC.
 type declared struct {
 	machine string
+	bmc     bool
 	network string
 	ip      netip.Addr
+}
+
+// String names it for people.
+func (d declared) String() string {
+	if d.bmc {
+		return fmt.Sprintf("the BMC of %q", d.machine)
+	}
+	return fmt.Sprintf("%q", d.machine)
 }
 
 func compile(set *inventory.Set) *config {
@@ -58,6 +67,10 @@ func compile(set *inventory.Set) *config {
 			if nic.IP.IsValid() {
 				c.reserved[nic.IP] = nic.MAC
 			}
+		}
+		if b := m.BMC; b != nil && b.MAC != "" {
+			c.byMAC[b.MAC] = declared{machine: m.Name, bmc: true, ip: b.IP}
+			c.reserved[b.IP] = b.MAC
 		}
 	}
 	return c
@@ -271,10 +284,8 @@ func (q *question) ack(t *table, a netip.Addr) outcome {
 	q.addBoot(p)
 	q.fit(p)
 	o := outcome{packet: p, dest: q.destination(p, a), detail: q.boot.file}
-	o.lease = &inventory.Lease{
-		Network: q.network.Name, Addr: a, MAC: q.req.mac, Machine: q.cfg.byMAC[q.req.mac].machine,
-		Hostname: q.req.hostname, State: inventory.LeaseBound, Expires: q.now.Add(q.leaseTime()),
-	}
+	o.lease = q.lease(a, inventory.LeaseBound, q.leaseTime())
+	o.lease.Hostname = q.req.hostname
 	if old, ok := t.lease(q.network.Name, q.req.mac); ok {
 		if old.Addr != a {
 			o.drop = old.Addr
@@ -284,6 +295,13 @@ func (q *question) ack(t *table, a netip.Addr) outcome {
 		}
 	}
 	return o
+}
+
+// lease is a record of the client's.
+func (q *question) lease(a netip.Addr, state inventory.LeaseState, d time.Duration) *inventory.Lease {
+	own := q.cfg.byMAC[q.req.mac]
+	return &inventory.Lease{Network: q.network.Name, Addr: a, MAC: q.req.mac, Machine: own.machine, BMC: own.bmc,
+		State: state, Expires: q.now.Add(d)}
 }
 
 func (q *question) nak(why string) outcome {
@@ -314,12 +332,11 @@ func (q *question) decline(t *table) outcome {
 		return silent("not its address")
 	}
 	o := outcome{silence: "declined", forget: true}
-	o.lease = &inventory.Lease{Network: q.network.Name, Addr: a, MAC: r.mac, Machine: q.cfg.byMAC[r.mac].machine,
-		State: inventory.LeaseDeclined, Expires: q.now.Add(quarantine)}
+	o.lease = q.lease(a, inventory.LeaseDeclined, quarantine)
 	o.detail = fmt.Sprintf("%s is in use by another device", a)
 	if reserved {
-		o.finding = fmt.Sprintf("network %q: %s, reserved for %q, is in use by another device; find it with \"arping %s\" and remove it",
-			q.network.Name, a, q.cfg.byMAC[r.mac].machine, a)
+		o.finding = fmt.Sprintf("network %q: %s, reserved for %s, is in use by another device; find it with \"arping %s\" and remove it",
+			q.network.Name, a, q.cfg.byMAC[r.mac], a)
 	}
 	return o
 }
@@ -360,9 +377,9 @@ func (q *question) choose(t *table) (netip.Addr, string) {
 		// Another address lets it boot while the conflict lasts.
 		h, _ := t.holder(n.Name, d.ip, q.now)
 		if h.quarantined {
-			finding = fmt.Sprintf("network %q: %s, reserved for %q, is in use by another device; find it with \"arping %s\" and remove it", n.Name, d.ip, d.machine, d.ip)
+			finding = fmt.Sprintf("network %q: %s, reserved for %s, is in use by another device; find it with \"arping %s\" and remove it", n.Name, d.ip, d, d.ip)
 		} else {
-			finding = fmt.Sprintf("network %q: %s, reserved for %q, is still leased to %s; it becomes free when that one renews", n.Name, d.ip, d.machine, h.mac)
+			finding = fmt.Sprintf("network %q: %s, reserved for %s, is still leased to %s; it becomes free when that one renews", n.Name, d.ip, d, h.mac)
 		}
 	}
 	if old, ok := t.lease(n.Name, mac); ok && q.poolFree(t, old.Addr) {
@@ -409,7 +426,7 @@ func (q *question) allowed(t *table, a netip.Addr) bool {
 // lease of the same machine under another hardware address is a replaced card.
 func (q *question) reservationFree(t *table, d declared) bool {
 	h, held := t.holder(q.network.Name, d.ip, q.now)
-	return !held || !h.quarantined && (h.mac == q.req.mac || h.machine == d.machine || h.offerOnly)
+	return !held || !h.quarantined && (h.mac == q.req.mac || h.machine == d.machine && h.bmc == d.bmc || h.offerOnly)
 }
 
 // poolFree reports whether an address may be given to the client from the pool.

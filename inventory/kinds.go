@@ -270,6 +270,9 @@ type BMCRef struct {
 	Pin Digest `json:"pin,omitempty"`
 	// CipherSuite for IPMI: 17 (default), or 3 where the operator opts in.
 	CipherSuite int `json:"cipherSuite,omitempty"`
+	// MAC and IP are its DHCP reservation, in an authoritative Network; both or none.
+	MAC MAC        `json:"mac,omitempty"`
+	IP  netip.Addr `json:"ip,omitzero"`
 }
 
 // Machine is one declared server. It holds nothing observed.

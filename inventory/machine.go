@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 )
@@ -145,16 +146,8 @@ func (s scope) buildNIC(m *Machine, i int, raw rawNIC, hw hardware) (NIC, bool) 
 		s.problem(raw.IP.Line, at+"network", fmt.Sprintf("the address %s is on no network", a), "name the Network it lies in")
 		return nic, ok
 	}
-	if n != nil {
-		switch why := notHost(n.Subnet, a); {
-		case why != "":
-			s.problem(raw.IP.Line, at+"ip", why+" of network "+strconv.Quote(n.Name), hostRange(n.Subnet))
-			return nic, ok
-		case n.Pool != nil && n.Pool.Contains(a):
-			s.problem(raw.IP.Line, at+"ip", fmt.Sprintf("the address %s lies in the pool %s-%s of network %q, which is for undeclared machines", a, n.Pool.First, n.Pool.Last, n.Name), "choose one outside it")
-		case a == n.Gateway:
-			s.problem(raw.IP.Line, at+"ip", fmt.Sprintf("%s is the gateway of network %q", a, n.Name), "choose another address")
-		}
+	if n != nil && !s.reservable(n, a, raw.IP.Line, at+"ip") {
+		return nic, ok
 	}
 	nic.IP = a
 	return nic, hw.claim(s, m.Name, "address", a.String(), raw.IP.Line, at+"ip") && ok
@@ -172,6 +165,7 @@ func (s scope) buildBMC(m *Machine, raw rawBMC, hw hardware) *BMCRef {
 			s.b.refs = append(s.b.refs, SecretRef{Name: t.V, File: s.file, Line: t.Line, Field: "spec.bmc.credentials"})
 		}
 	}
+	s.buildReservation(m, ref, raw, hw)
 	if !raw.URL.given() {
 		return ref
 	}
@@ -196,6 +190,73 @@ func (s scope) buildBMC(m *Machine, raw rawBMC, hw hardware) *BMCRef {
 		}
 	}
 	return ref
+}
+
+// buildReservation is the BMC's address by DHCP: a new rack's BMCs have no other.
+func (s scope) buildReservation(m *Machine, ref *BMCRef, raw rawBMC, hw hardware) {
+	switch {
+	case !raw.MAC.given() && !raw.IP.given():
+		return
+	case !raw.IP.given():
+		s.problem(raw.MAC.Line, "spec.bmc.ip", "a hardware address alone reserves nothing", "give its ip too, or remove mac")
+		return
+	case !raw.MAC.given():
+		s.problem(raw.IP.Line, "spec.bmc.mac", "an address is reserved for a hardware address", "give its mac too, or remove ip")
+		return
+	}
+	mac, err := ParseMAC(raw.MAC.V)
+	switch {
+	case err != nil:
+		s.fail(raw.MAC.Line, "spec.bmc.mac", err)
+		return
+	case notEthernet(mac):
+		s.problem(raw.MAC.Line, "spec.bmc.mac", fmt.Sprintf("%q is not the address of one Ethernet interface", raw.MAC.V), "want six pairs of hex digits such as 52:54:00:00:00:05, as its label shows it")
+		return
+	}
+	a, err := parseAddr(raw.IP.V)
+	if err != nil {
+		s.fail(raw.IP.Line, "spec.bmc.ip", err)
+		return
+	}
+	var n *Network
+	for _, other := range s.b.set.Networks {
+		if other.Subnet.Contains(a) {
+			n = other
+		}
+	}
+	switch {
+	case n == nil:
+		s.problem(raw.IP.Line, "spec.bmc.ip", fmt.Sprintf("the address %s is on no declared network", a), "declare its Network with dhcp: authoritative")
+		return
+	case n.DHCP != DHCPAuthoritative:
+		s.problem(raw.IP.Line, "spec.bmc.ip", fmt.Sprintf("network %q has dhcp: %s, where recast gives no addresses", n.Name, n.DHCP), "remove mac and ip, or set dhcp: authoritative")
+		return
+	}
+	if !s.reservable(n, a, raw.IP.Line, "spec.bmc.ip") {
+		return
+	}
+	// The URL may go through a forwarder elsewhere; beside the reservation it is a slip.
+	if host, err := parseAddr(hostOf(raw.URL.V)); err == nil && host != a && n.Subnet.Contains(host) {
+		s.problem(raw.IP.Line, "spec.bmc.ip", fmt.Sprintf("the url says %s, the reservation %s", host, a), "make them equal")
+		return
+	}
+	if hw.claim(s, m.Name, "hardware address", string(mac), raw.MAC.Line, "spec.bmc.mac") && hw.claim(s, m.Name, "address", a.String(), raw.IP.Line, "spec.bmc.ip") {
+		ref.MAC, ref.IP = mac, a
+	}
+}
+
+// reservable reports whether an address of the network may be somebody's own.
+func (s scope) reservable(n *Network, a netip.Addr, line int, field string) bool {
+	switch why := notHost(n.Subnet, a); {
+	case why != "":
+		s.problem(line, field, why+" of network "+strconv.Quote(n.Name), hostRange(n.Subnet))
+		return false
+	case n.Pool != nil && n.Pool.Contains(a):
+		s.problem(line, field, fmt.Sprintf("the address %s lies in the pool %s-%s of network %q, which is for undeclared machines", a, n.Pool.First, n.Pool.Last, n.Name), "choose one outside it")
+	case a == n.Gateway:
+		s.problem(line, field, fmt.Sprintf("%s is the gateway of network %q", a, n.Name), "choose another address")
+	}
+	return true
 }
 
 // claimBMC: two machines behind one BMC would switch each other's power.

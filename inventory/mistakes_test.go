@@ -334,6 +334,30 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 		{"pin on IPMI", "cipherSuite: 3", `pin: "sha256:0000000000000000000000000000000000000000000000000000000000000000"`, []string{
 			"rack.yaml:66: spec.bmc.pin: IPMI has no certificate to pin; remove it",
 		}},
+		{"BMC's mac without its ip", "rack1-bmc, cipherSuite: 3", `rack1-bmc, mac: "52:54:00:00:01:06"`, []string{
+			"rack.yaml:66: spec.bmc.ip: a hardware address alone reserves nothing; give its ip too, or remove mac",
+		}},
+		{"BMC's ip without its mac", "rack1-bmc, cipherSuite: 3", `rack1-bmc, ip: 10.20.0.66`, []string{
+			"rack.yaml:66: spec.bmc.mac: an address is reserved for a hardware address; give its mac too, or remove ip",
+		}},
+		{"BMC's mac is another machine's", "rack1-bmc, cipherSuite: 3", `rack1-bmc, mac: "52:54:00:00:00:05", ip: 10.20.0.66`, []string{
+			`rack.yaml:66: spec.bmc.mac: the hardware address 52:54:00:00:00:05 is declared twice, first by machine "r1u05" at rack.yaml:57; correct one of them`,
+		}},
+		{"BMC's mac is a multicast one", "rack1-bmc, cipherSuite: 3", `rack1-bmc, mac: "53:54:00:00:00:05", ip: 10.20.0.66`, []string{
+			`rack.yaml:66: spec.bmc.mac: "53:54:00:00:00:05" is not the address of one Ethernet interface; want six pairs of hex digits such as 52:54:00:00:00:05, as its label shows it`,
+		}},
+		{"BMC's ip is a machine's", "rack1-bmc, cipherSuite: 3", `rack1-bmc, mac: "52:54:00:00:01:06", ip: 10.20.0.15`, []string{
+			`rack.yaml:66: spec.bmc.ip: the address 10.20.0.15 is declared twice, first by machine "r1u05" at rack.yaml:57; correct one of them`,
+		}},
+		{"BMC's ip on no network", "rack1-bmc, cipherSuite: 3", `rack1-bmc, mac: "52:54:00:00:01:06", ip: 10.30.0.16`, []string{
+			`rack.yaml:66: spec.bmc.ip: the address 10.30.0.16 is on no declared network; declare its Network with dhcp: authoritative`,
+		}},
+		{"BMC's ip in the pool", "rack1-bmc, cipherSuite: 3", `rack1-bmc, mac: "52:54:00:00:01:06", ip: 10.20.0.150`, []string{
+			`rack.yaml:66: spec.bmc.ip: the address 10.20.0.150 lies in the pool 10.20.0.100-10.20.0.199 of network "rack1", which is for undeclared machines; choose one outside it`,
+		}},
+		{"BMC's url beside its reservation", `ipmi://10.30.0.16", credentials: rack1-bmc`, `ipmi://10.20.0.66", credentials: rack1-bmc, mac: "52:54:00:00:01:06", ip: 10.20.0.67`, []string{
+			`rack.yaml:66: spec.bmc.ip: the url says 10.20.0.66, the reservation 10.20.0.67; make them equal`,
+		}},
 		{"bad uuid", "4C4C4544-", "4C4C454-", []string{
 			`rack.yaml:68: spec.uuid: bad uuid "4C4C454-0042-3510-8052-B4C04F4A4E31"; want 8-4-4-4-12 hex digits as dmidecode -s system-uuid prints it`,
 		}},

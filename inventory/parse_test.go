@@ -83,6 +83,20 @@ func TestParseFillsInDefaults(t *testing.T) {
 	}
 }
 
+func TestBMCHasAReservation(t *testing.T) {
+	raw, err := os.ReadFile("testdata/rack.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := parseOne(t, strings.Replace(string(raw), "rack1-bmc, cipherSuite: 3", `rack1-bmc, mac: "52-54-00-00-01-06", ip: 10.20.0.66`, 1))
+	if b := s.Machine("r1u06").BMC; b.MAC != "52:54:00:00:01:06" || b.IP != netip.MustParseAddr("10.20.0.66") {
+		t.Errorf("reserved %s for %s", b.IP, b.MAC)
+	}
+	if m := s.MachineByMAC("52:54:00:00:01:06"); m != nil {
+		t.Errorf("the BMC boots as %q", m.Name)
+	}
+}
+
 func TestAGroupSelectsByAllItsLabels(t *testing.T) {
 	machine := func(name, labels, location, mac string) string {
 		return "---\napiVersion: recast/v1\nkind: Machine\nmetadata: {name: " + name + ", labels: {" + labels + "}}\n" +

@@ -144,4 +144,6 @@ type rawBMC struct {
 	Credentials text   `yaml:"credentials,required" form:"name" doc:"name of the secret with user:password"`
 	Pin         text   `yaml:"pin" form:"digest" doc:"SHA-256 of its TLS certificate (redfish)"`
 	CipherSuite number `yaml:"cipherSuite" doc:"IPMI: 17 (the default), or 3"`
+	MAC         text   `yaml:"mac" form:"mac" doc:"its hardware address, where DHCP gives it its address"`
+	IP          text   `yaml:"ip" form:"addr" doc:"the address reserved for it, in an authoritative Network"`
 }

@@ -341,6 +341,7 @@ type Lease struct {
 	Addr     netip.Addr `json:"addr"`
 	MAC      MAC        `json:"mac"`
 	Machine  string     `json:"machine,omitempty"` // declared machine, "" a stranger
+	BMC      bool       `json:"bmc,omitempty"`     // its BMC has the address, not the machine
 	Hostname string     `json:"hostname,omitempty"`
 	State    LeaseState `json:"state"`
 	Expires  time.Time  `json:"expires"`

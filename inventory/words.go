@@ -144,6 +144,15 @@ func parseIntOrPercent(s string) (IntOrPercent, error) {
 	return IntOrPercent{Value: v, Percent: percent}, nil
 }
 
+// hostOf is the host a URL names, "" where it is none.
+func hostOf(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
 // parseBMC checks the URL and returns what must be unique about it.
 func parseBMC(s string) (scheme, key string, err error) {
 	u, err := url.Parse(s)

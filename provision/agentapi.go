@@ -89,7 +89,7 @@ func (e *Engine) suspect(ctx context.Context, m *machine, twin, reason string) e
 // was watched may be a moment late, the lease itself is durable before its ACK.
 func (e *Engine) leaseOf(ctx context.Context, network string, addr netip.Addr) (string, error) {
 	holds := func(l inventory.Lease) bool {
-		return l.Machine != "" && l.State == inventory.LeaseBound && e.Now().Before(l.Expires)
+		return l.Machine != "" && !l.BMC && l.State == inventory.LeaseBound && e.Now().Before(l.Expires)
 	}
 	e.mu.RLock()
 	l := e.leases[addr]

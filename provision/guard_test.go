@@ -9,6 +9,7 @@ import (
 
 	"recast/inventory"
 	"recast/ipxe"
+	"recast/store"
 )
 
 // seen gives a machine an inventory and nothing else.
@@ -215,6 +216,35 @@ func TestClaimComesFromANetworkAndWithItsFacts(t *testing.T) {
 	}
 	if st := s.machine("m1").snapshot().Status; st.Hold == nil {
 		t.Error("it is not held")
+	}
+}
+
+// A BMC's address is its machine's in the lease table, and still not the machine.
+func TestLeaseOfABMCIsNotItsMachines(t *testing.T) {
+	s := newSite(t, 1)
+	a := netip.MustParseAddr("10.99.0.7")
+	for bmc, want := range map[bool]string{true: "", false: "m1"} {
+		l := inventory.Lease{Network: "n", Addr: a, MAC: "52:54:00:00:09:09", Machine: "m1", BMC: bmc, State: inventory.LeaseBound, Expires: s.Now().Add(time.Hour)}
+		_, rev, err := s.leaseTable.Get(t.Context(), "n/"+a.String())
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			t.Fatal(err)
+		}
+		op, err := s.leaseTable.PutOp("n/"+a.String(), l, rev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Store.Commit(t.Context(), op); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			got, err := s.leaseOf(t.Context(), "n", a) // what was watched may be the round before
+			if err == nil && got == want {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("BMC %v: the lease is %q's, %v; want %q", bmc, got, err, want)
+			}
+		}
 	}
 }
 

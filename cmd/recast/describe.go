@@ -220,7 +220,7 @@ func printNetwork(w io.Writer, n *inventory.Network, leases []inventory.Lease, f
 	}
 	for _, l := range leases {
 		if l.Network == n.Name {
-			line(w, "  lease", "%s  %s  %s  %s", l.Addr, l.MAC, dash(l.Machine), l.State)
+			line(w, "  lease", "%s  %s  %s  %s", l.Addr, l.MAC, leaseHolder(&l), l.State)
 		}
 	}
 }

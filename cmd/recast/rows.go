@@ -106,7 +106,14 @@ func leaseRow(l *inventory.Lease, _ bool) []string {
 	if l == nil {
 		return []string{"ADDRESS", "MAC", "MACHINE", "NETWORK", "STATE", "EXPIRES"}
 	}
-	return []string{l.Addr.String(), l.MAC.String(), dash(l.Machine), l.Network, string(l.State), l.Expires.Format(time.DateTime)}
+	return []string{l.Addr.String(), l.MAC.String(), leaseHolder(l), l.Network, string(l.State), l.Expires.Format(time.DateTime)}
+}
+
+func leaseHolder(l *inventory.Lease) string {
+	if l.BMC {
+		return l.Machine + " (BMC)"
+	}
+	return dash(l.Machine)
 }
 
 func auditRow(a *provision.AuditEntry, wide bool) []string {
