@@ -412,7 +412,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 	if r.Erased && !w.Erased {
 		w.Erased = true
 		t.Intent.Write = &w
-		if t.Intent.Purpose == PurposeDeploy || t.Status.Disk == nil || sameDisk(*t.Status.Disk, w.Disk) {
+		if t.Intent.Purpose == PurposeDeploy || t.onlyDisk(w.Disk) {
 			t.Status.Disk, t.Status.Unfinished = &w.Disk, true
 		}
 		t.line("step", "the disk is being overwritten")

@@ -213,10 +213,15 @@ func (t *transition) mayWipe(ev Inspected) {
 	t.line("step", "may wipe %s (%s)", diskName(d.Disk), orBlank(d.Holds))
 }
 
-// holdsNothing tells whether no disk of the machine can hold a system, as the
-// inventory has it.
-func (t *transition) holdsNothing() bool {
-	return t.Status.Facts != nil && !slices.ContainsFunc(t.Status.Facts.Disks, func(d inventory.DiskFacts) bool { return d.Holds != "" })
+// onlyDisk tells whether the machine's system can only have been on that disk: it
+// is where recast put it, or no other one of the inventory holds anything.
+func (t *transition) onlyDisk(d inventory.DiskID) bool {
+	if t.Status.Disk != nil {
+		return sameDisk(*t.Status.Disk, d)
+	}
+	return t.Status.Facts != nil && !slices.ContainsFunc(t.Status.Facts.Disks, func(other inventory.DiskFacts) bool {
+		return other.Holds != "" && d.Matches(other) != nil
+	})
 }
 
 // forget what the machine runs.
@@ -232,10 +237,9 @@ func (t *transition) wiped(r inventory.Report) {
 	if t.Intent.Quick {
 		what = "the ends of " + diskName(disk) + " and of its partitions"
 	}
-	t.seen(disk, func(d *inventory.DiskFacts) { d.Holds, d.Recast = "", nil })
 	if t.systemDisk(disk) {
 		blank := Evidence{At: t.now}
-		if t.holdsNothing() {
+		if t.onlyDisk(disk) {
 			blank.Level = inventory.E3
 			blank.Detail = fmt.Sprintf("blank: %s, %s read back as zeros", what, inventory.SizeText(r.Blank))
 		}
@@ -246,6 +250,7 @@ func (t *transition) wiped(r inventory.Report) {
 	if t.Status.Disk != nil && sameDisk(*t.Status.Disk, disk) {
 		t.Status.Disk, t.Status.Unfinished = nil, false
 	}
+	t.seen(disk, func(d *inventory.DiskFacts) { d.Holds, d.Recast = "", nil })
 	t.line("step", "wiped and read back: %s, %s", what, inventory.SizeText(r.Blank))
 	if !t.p.HasBMC {
 		t.settled("it switches itself off; nothing here can see that")
