@@ -115,8 +115,11 @@ func (e *Engine) loadSet(ctx context.Context) error {
 func (e *Engine) install(set *inventory.Set, rev int64) {
 	wanted, unresolved := e.resolveAll(set)
 	e.mu.Lock()
-	e.set, e.setRev, e.wanted, e.unresolved = set, rev, wanted, unresolved
 	tell := e.networks
+	if set == e.set {
+		tell = nil // resolved anew, for a secret
+	}
+	e.set, e.setRev, e.wanted, e.unresolved = set, rev, wanted, unresolved
 	e.mu.Unlock()
 	if tell != nil {
 		tell(set)

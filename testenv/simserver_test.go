@@ -220,9 +220,28 @@ func (s *simServer) await(what string, within time.Duration, ok func() bool) {
 	deadline := time.Now().Add(within)
 	for !ok() {
 		if time.Now().After(deadline) {
+			s.tell()
 			s.t.Fatalf("not within %s: %s", within, what)
 		}
 		time.Sleep(15 * time.Millisecond)
+	}
+}
+
+// tell what the machines that have not arrived last went through.
+func (s *simServer) tell() {
+	var views []simView
+	if err := s.call(http.MethodGet, "/api/v1/machines", nil, &views); err != nil {
+		s.t.Logf("the server says: %v", err)
+	}
+	for _, v := range views {
+		if v.Status.Phase == "active" && v.Sync == "in sync" && v.Status.Health == "healthy" {
+			continue
+		}
+		s.t.Logf("%s waits for %q: %+v", v.Name, v.Waiting, v)
+		lines := s.timeline(v.Name)
+		for _, l := range lines[max(0, len(lines)-40):] {
+			s.t.Logf("%s %s %s: %s", v.Name, l.Time.Format("05.000"), l.Kind, l.Text)
+		}
 	}
 }
 
