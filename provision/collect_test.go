@@ -182,10 +182,10 @@ func TestACrashWhileCollectingLosesNothingThatIsNamed(t *testing.T) {
 func TestNothingIsCollectedByAnOldMemory(t *testing.T) {
 	s := newSite(t, 1)
 	ctx := t.Context()
-	s.apply(s.version(0))
-	if err := s.Freeze(ctx, "ann", "wait"); err != nil {
+	if err := s.Freeze(ctx, "ann", "wait"); err != nil { // no machine's commits in between
 		t.Fatal(err)
 	}
+	s.apply(s.version(0))
 	p := s.planOf(s.version(1))
 	auditEnd := s.count(auditPrefix) // the log's end is known, so that it need not be read
 	s.store.lose.Store(3)            // the generation, the rollout, what makes them true
