@@ -94,6 +94,7 @@ var messageReasons = map[string]error{
 	"iLO.UnableToModifyDuringSystemPOST": ErrBusy,
 	"iLO.InvalidOperationForSystemState": ErrBusy,
 	"IDRAC.SYS518":                       ErrBusy,
+	"IDRAC.RAC0218":                      ErrBusy, // all sessions are taken
 	"Base.ResourceInUse":                 ErrBusy,
 	"Base.ResourceInStandby":             ErrBusy,
 	"Base.PropertyValueNotInList":        ErrUnsupported,

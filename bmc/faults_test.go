@@ -241,13 +241,22 @@ func TestBusyIsBusy(t *testing.T) {
 	})
 }
 
-func TestFullSessionTableIsBusy(t *testing.T) {
+func TestFullSessionTableIsBusyOrGoneAround(t *testing.T) {
 	t.Parallel()
 	t.Run("redfish", func(t *testing.T) {
-		b := newRedfish(t, testenv.RedfishOptions{Machine: &testenv.SimMachine{}, Sessions: 1})
-		dial(t, redfishTarget(b))
-		if _, err := bmc.Dial(within(t, 20*time.Second), redfishTarget(b)); !errors.Is(err, bmc.ErrBusy) {
-			t.Errorf("second session: %v; want ErrBusy", err)
+		machine := &testenv.SimMachine{}
+		b := newRedfish(t, testenv.RedfishOptions{Machine: machine, Sessions: 1})
+		dial(t, redfishTarget(b)) // as a server that was killed would leave it
+		if err := dial(t, redfishTarget(b)).On(within(t, 20*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if starts := machine.Starts(); len(starts) != 1 {
+			t.Errorf("starts %v", starts)
+		}
+		wrong := redfishTarget(b)
+		wrong.Password = "wrong"
+		if _, err := bmc.Dial(within(t, 20*time.Second), wrong); !errors.Is(err, bmc.ErrAuth) {
+			t.Errorf("a wrong password: %v; want ErrAuth", err)
 		}
 	})
 	t.Run("ipmi", func(t *testing.T) {

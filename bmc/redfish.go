@@ -50,12 +50,14 @@ func (d *redfishDriver) connect(basic bool) {
 		redfish.WithUseBasicAuth(basic))
 }
 
-// Open logs in once and finds the system. A service without sessions (404, 405
-// or 501 to the login) gets basic authentication.
+// Open logs in once and finds the system. Basic authentication does where there
+// are no sessions (404, 405 or 501 to the login) or none is free: a server that
+// was killed leaves its own behind, and BMCs forget them after minutes.
 func (d *redfishDriver) Open(ctx context.Context) error {
 	d.transport.begin(ctx)
 	err := d.login(ctx)
-	if err != nil && d.transport.lastStatus() != 0 && errors.Is(d.transport.failed(err), ErrUnsupported) {
+	reason := d.transport.failed(err)
+	if d.transport.lastStatus() != 0 && (errors.Is(reason, ErrUnsupported) || errors.Is(reason, ErrBusy)) {
 		d.connect(true)
 		d.transport.begin(ctx)
 		err = d.login(ctx)

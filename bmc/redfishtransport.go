@@ -40,7 +40,7 @@ type redfishTransport struct {
 	failure error  // why the call in progress failed, classified
 	status  int    // the last status that was not a success
 	token   string // of the session, for our own requests
-	basic   bool   // the service has no sessions
+	basic   bool   // the service has no sessions, or none to spare
 
 	// systems is the collection whose members are reduced to system: bmclib
 	// chooses by name, which is not unique on blades.
