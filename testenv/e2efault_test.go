@@ -138,7 +138,7 @@ func (s *story) inStep(name, step string, within time.Duration) storyView {
 func TestMachineArrivesThoughTheServerIsKilled(t *testing.T) {
 	rounds, takes := 1, 8*time.Minute
 	if os.Getenv("RECAST_LONG") != "" {
-		rounds, takes = 10, time.Hour
+		rounds, takes = 5, time.Hour // four kills each
 	}
 	s := newStory(t, storySetup{Machines: storyOne(), Takes: takes})
 	img := s.image("first")

@@ -197,7 +197,7 @@ func simPoints(t *testing.T) int {
 	case testing.Short():
 		return 20
 	case os.Getenv("RECAST_LONG") != "":
-		return 2000
+		return 1000
 	}
 	return 200
 }
