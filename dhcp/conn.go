@@ -26,6 +26,7 @@ type wire interface {
 // conn is the UDP socket of one interface, and the packet socket beside it.
 type conn struct {
 	udp   *net.UDPConn
+	boot  *net.UDPConn // on the boot server port, nil where it is not served
 	iface Interface
 
 	mu  sync.RWMutex // raw is not closed while a worker sends on it
@@ -35,6 +36,19 @@ type conn struct {
 // listen binds port 67 to one interface. SO_REUSEPORT is left out on purpose:
 // with it a second DHCP server on this machine would share the port unnoticed.
 func listen(f Interface) (*conn, error) {
+	udp, err := bind(f, serverPort)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{udp: udp, iface: f}
+	// Protocol 0: this socket only sends.
+	if c.raw, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+		c.raw = -1
+	}
+	return c, nil
+}
+
+func bind(f Interface, port uint16) (*net.UDPConn, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
 		var err error
 		cerr := rc.Control(func(fd uintptr) {
@@ -52,34 +66,48 @@ func listen(f Interface) (*conn, error) {
 		})
 		return errors.Join(cerr, err)
 	}}
-	pc, err := lc.ListenPacket(context.Background(), "udp4", fmt.Sprintf("0.0.0.0:%d", serverPort))
+	pc, err := lc.ListenPacket(context.Background(), "udp4", fmt.Sprintf("0.0.0.0:%d", port))
 	if err != nil {
-		return nil, listenError(f.Name, err)
+		return nil, listenError(f.Name, port, err)
 	}
-	c := &conn{udp: pc.(*net.UDPConn), iface: f}
-	// Protocol 0: this socket only sends.
-	if c.raw, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
-		c.raw = -1
-	}
-	return c, nil
+	return pc.(*net.UDPConn), nil
 }
 
-func listenError(iface string, err error) error {
+// serveBoot opens the boot server port, or closes it.
+func (c *conn) serveBoot(on bool) (opened *net.UDPConn, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case !on && c.boot != nil:
+		_ = c.boot.Close()
+		c.boot = nil
+	case on && c.boot == nil:
+		if c.boot, err = bind(c.iface, bootPort); err != nil {
+			c.boot = nil
+			return nil, err
+		}
+		return c.boot, nil
+	}
+	return nil, nil
+}
+
+func listenError(iface string, port uint16, err error) error {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		owner := portOwner(serverPort)
+		owner := portOwner(int(port))
 		if owner == "" {
-			owner = "another process (\"ss -ulnp sport = 67\" names it)"
+			owner = fmt.Sprintf("another process (\"ss -ulnp sport = %d\" names it)", port)
 		}
-		return fmt.Errorf("listen on udp port 67 of %s: it is held by %s: stop that DHCP server, or set dhcp: off for the network", iface, owner)
+		return fmt.Errorf("listen on udp port %d of %s: it is held by %s: stop that DHCP server, or set dhcp: off for the network", port, iface, owner)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("listen on udp port 67 of %s: %w: run as root, or with CAP_NET_BIND_SERVICE, CAP_NET_RAW and CAP_NET_ADMIN", iface, err)
+		return fmt.Errorf("listen on udp port %d of %s: %w: run as root, or with CAP_NET_BIND_SERVICE, CAP_NET_RAW and CAP_NET_ADMIN", port, iface, err)
 	}
-	return fmt.Errorf("listen on udp port 67 of %s: %w", iface, err)
+	return fmt.Errorf("listen on udp port %d of %s: %w", port, iface, err)
 }
 
 func (c *conn) close() {
 	_ = c.udp.Close()
+	_, _ = c.serveBoot(false)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.raw >= 0 {
@@ -88,9 +116,10 @@ func (c *conn) close() {
 	}
 }
 
-// read returns one datagram, its sender, and the address it was sent to.
-func (c *conn) read(buf, oob []byte) (n int, src netip.AddrPort, dst netip.Addr, err error) {
-	n, m, flags, src, err := c.udp.ReadMsgUDPAddrPort(buf, oob)
+// read returns one datagram of either port, its sender, and the address it was
+// sent to.
+func read(udp *net.UDPConn, buf, oob []byte) (n int, src netip.AddrPort, dst netip.Addr, err error) {
+	n, m, flags, src, err := udp.ReadMsgUDPAddrPort(buf, oob)
 	if err != nil {
 		return 0, src, dst, err
 	}
@@ -123,7 +152,15 @@ func (c *conn) send(payload []byte, from netip.Addr, to dest) error {
 		}
 		to.to = broadcast
 	}
-	_, _, err := c.udp.WriteMsgUDPAddrPort(payload, sourceAddr(from), to.to)
+	udp := c.udp
+	if to.bootServer {
+		c.mu.RLock()
+		defer c.mu.RUnlock()
+		if udp = c.boot; udp == nil {
+			return fmt.Errorf("send reply to %s on %s: %w", to.to, c.iface.Name, net.ErrClosed)
+		}
+	}
+	_, _, err := udp.WriteMsgUDPAddrPort(payload, sourceAddr(from), to.to)
 	if err != nil {
 		return fmt.Errorf("send reply to %s on %s: %w", to.to, c.iface.Name, err)
 	}

@@ -48,6 +48,11 @@ func (s *Server) guardPanic(where string) {
 // receive decodes one datagram and queues it. The bytes are the caller's again
 // afterwards.
 func (s *Server) receive(l *link, raw []byte, dst netip.Addr) {
+	s.accept(l, raw, dst, netip.AddrPort{})
+}
+
+// accept is receive for both ports; asker is set for the boot server's.
+func (s *Server) accept(l *link, raw []byte, dst netip.Addr, asker netip.AddrPort) {
 	defer s.guardPanic("decode")
 	s.counters.mu.Lock()
 	s.counters.s.Received++
@@ -70,7 +75,7 @@ func (s *Server) receive(l *link, raw []byte, dst netip.Addr) {
 			lane = laneDeclared
 		}
 	}
-	if why := s.queue.push(arrival{req: r, link: l, dst: dst, at: s.now()}, lane); why != "" {
+	if why := s.queue.push(arrival{req: r, link: l, dst: dst, asker: asker, at: s.now()}, lane); why != "" {
 		s.counters.count(&s.counters.s.Silent, why)
 	}
 }
@@ -183,7 +188,7 @@ func (s *Server) silent(r *request, n *inventory.Network, why string) {
 // is none.
 func (s *Server) question(p arrival) (question, string) {
 	r := p.req
-	q := question{req: r, cfg: s.cfg.Load(), ours: *s.ourAddrs.Load(), now: s.now()}
+	q := question{req: r, asker: p.asker, cfg: s.cfg.Load(), ours: *s.ourAddrs.Load(), now: s.now()}
 	for _, a := range q.ours {
 		q.unicast = q.unicast || a == p.dst
 	}

@@ -55,7 +55,7 @@ type site struct {
 	problem error      // why it is not served on an interface although it might be
 }
 
-// attach finds the interface of each authoritative Network: the one whose own
+// attach finds the interface of each served Network: the one whose own
 // address lies in its subnet. Two of them need the Network's listen.
 func attach(networks []*inventory.Network, ifaces []Interface) []site {
 	var sites []site
@@ -114,7 +114,7 @@ func listeners(sites []site, ifaces []Interface) []listener {
 func Describe(set *inventory.Set, ifaces []Interface) []string {
 	cfg := compile(set)
 	if len(cfg.networks) == 0 {
-		return []string{"dhcp: no Network with dhcp: authoritative is declared: nothing is answered"}
+		return []string{"dhcp: no Network with dhcp: authoritative or proxy is declared: nothing is answered"}
 	}
 	var out []string
 	for _, s := range attach(cfg.networks, ifaces) {
@@ -125,6 +125,14 @@ func Describe(set *inventory.Set, ifaces []Interface) []string {
 		}
 		if s.problem != nil {
 			where = "through relays only: " + s.problem.Error()
+		}
+		if n.DHCP == inventory.DHCPProxy {
+			unknown := "undeclared machines get no answer"
+			if n.Unknown == inventory.UnknownDiscover {
+				unknown = "undeclared machines boot the ramdisk"
+			}
+			out = append(out, fmt.Sprintf("dhcp: network %q (%s) %s; proxy: names boot files only (ports %d and %d), its addresses are not ours; %s", n.Name, n.Subnet, where, serverPort, bootPort, unknown))
+			continue
 		}
 		reserved := 0
 		for a := range cfg.reserved {

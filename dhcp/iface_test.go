@@ -89,9 +89,9 @@ func TestDescribeSaysWhatIsAnswered(t *testing.T) {
 		set  *inventory.Set
 		want []string
 	}{
-		{"nothing", inventory.EmptySet(), []string{"dhcp: no Network with dhcp: authoritative is declared: nothing is answered"}},
+		{"nothing", inventory.EmptySet(), []string{"dhcp: no Network with dhcp: authoritative or proxy is declared: nothing is answered"}},
 		{"a network that is off", rack(func(s *inventory.Set) { s.Networks[0].DHCP = inventory.DHCPOff }),
-			[]string{"dhcp: no Network with dhcp: authoritative is declared: nothing is answered"}},
+			[]string{"dhcp: no Network with dhcp: authoritative or proxy is declared: nothing is answered"}},
 		{"a rack", rack(), []string{`dhcp: network "rack1" (10.20.0.0/24) on eth0 as 10.20.0.2; 1 reserved addresses, pool of 100 addresses (10.20.0.100-10.20.0.199), leases of 1h0m0s; undeclared machines get an address and boot the ramdisk`}},
 		{"strangers ignored, forced, elsewhere", rack(unknown(inventory.UnknownIgnore), func(s *inventory.Set) {
 			s.Networks[0].Subnet, s.Networks[0].Pool, s.Networks[0].Force = netip.MustParsePrefix("10.21.0.0/24"), nil, true

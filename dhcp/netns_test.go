@@ -142,16 +142,30 @@ func (s *netStation) enter(f func() error) {
 	s.t.Helper()
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		h, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", s.pid))
-		if err == nil {
-			err = unix.Setns(int(h.Fd()), unix.CLONE_NEWNET)
-			h.Close()
-		}
-		if err == nil {
+		// The thread goes back home and lives on: with it would die the processes
+		// that were started from it (Pdeathsig).
+		runtime.LockOSThread()
+		done <- func() error {
+			home, err := os.Open("/proc/thread-self/ns/net")
+			if err != nil {
+				return err
+			}
+			defer home.Close()
+			there, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", s.pid))
+			if err != nil {
+				return err
+			}
+			defer there.Close()
+			if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+				return err
+			}
 			err = f()
-		}
-		done <- err
+			if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+				return back
+			}
+			runtime.UnlockOSThread()
+			return err
+		}()
 	}()
 	if err := <-done; err != nil {
 		s.t.Fatal(err)

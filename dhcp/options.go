@@ -8,6 +8,7 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
+	"recast/inventory"
 	"recast/ipxe"
 )
 
@@ -109,12 +110,13 @@ func (q *question) addBoot(p *dhcpv4.DHCPv4) {
 	}
 	p.ServerIPAddr = ip4(q.server)
 	p.Options[dhcpv4.OptionTFTPServerName.Code()] = []byte(q.server.String())
-	if c.Loader == ipxe.LoaderIPXE {
+	if c.Loader == ipxe.LoaderIPXE && q.network.DHCP != inventory.DHCPProxy {
 		// Else it waits two seconds for a ProxyDHCP server.
 		p.Options[optEncap.Code()] = []byte{optNoProxy, 1, 1}
 		return
 	}
-	// Firmware takes the offer for a PXE one only with this class in it.
+	// Firmware takes the offer for a PXE one, and iPXE for a proxy's, only with
+	// this class in it.
 	p.Options[dhcpv4.OptionClassIdentifier.Code()] = []byte("PXEClient")
 	p.Options[dhcpv4.OptionVendorSpecificInformation.Code()] = pxeVendor
 }

@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"encoding/hex"
+	"net/netip"
 	"testing"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -129,11 +130,21 @@ func FuzzPacket(f *testing.F) {
 		f.Add(p.ToBytes())
 	}
 	f.Add([]byte{1})
-	cfg := compile(rack())
+	cfg, proxy := compile(rack()), compile(rack(beside))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		r, err := decode(raw)
 		if err != nil {
 			return
+		}
+		for _, from := range []netip.AddrPort{{}, netip.MustParseAddrPort("10.20.0.77:68")} {
+			q := question{req: r, cfg: proxy, network: proxy.networks[0], server: ourAddr, now: epoch, asker: from, boot: boot{file: "ipxe.efi"}}
+			o := reply(q, newTable())
+			if (o.packet == nil) == (o.silence == "") || o.lease != nil || o.offer.IsValid() || o.packet != nil && addr4(o.packet.YourIPAddr).IsValid() {
+				t.Fatalf("a proxy gives addresses: %+v", o)
+			}
+			if o.packet != nil && from.IsValid() && o.dest.to != from {
+				t.Fatalf("the boot server answers %s, asked by %s", o.dest.to, from)
+			}
 		}
 		tab := newTable()
 		tab.loaded = true

@@ -25,10 +25,11 @@ const (
 
 // arrival is one decoded request with the circumstances it came in.
 type arrival struct {
-	req  *request
-	link *link
-	dst  netip.Addr
-	at   time.Time
+	req   *request
+	link  *link
+	dst   netip.Addr
+	asker netip.AddrPort // who asked the boot server port
+	at    time.Time
 }
 
 // flight names a packet while it is queued or worked on.
@@ -36,10 +37,11 @@ type flight struct {
 	xid  dhcpv4.TransactionID
 	mac  inventory.MAC
 	kind dhcpv4.MessageType
+	boot bool // to the boot server port
 }
 
 func (p *arrival) flight() flight {
-	return flight{p.req.TransactionID, p.req.mac, p.req.kind}
+	return flight{p.req.TransactionID, p.req.mac, p.req.kind, p.asker.IsValid()}
 }
 
 // Lanes, the most valuable first: a REQUEST finishes work that was begun, and

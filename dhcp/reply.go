@@ -30,7 +30,7 @@ const (
 
 // config is the declared truth as DHCP looks things up in it.
 type config struct {
-	networks []*inventory.Network // the authoritative ones, by name
+	networks []*inventory.Network // all but those with dhcp: off, by name
 	byMAC    map[inventory.MAC]declared
 	reserved map[netip.Addr]inventory.MAC
 }
@@ -57,7 +57,7 @@ func compile(set *inventory.Set) *config {
 		return c
 	}
 	for _, n := range set.Networks {
-		if n.DHCP == inventory.DHCPAuthoritative {
+		if n.DHCP == inventory.DHCPAuthoritative || n.DHCP == inventory.DHCPProxy {
 			c.networks = append(c.networks, n)
 		}
 	}
@@ -76,7 +76,7 @@ func compile(set *inventory.Set) *config {
 	return c
 }
 
-// networkOf is the authoritative Network whose subnet holds the address.
+// networkOf is the Network we serve whose subnet holds the address.
 func (c *config) networkOf(a netip.Addr) *inventory.Network {
 	for _, n := range c.networks {
 		if a.IsValid() && n.Subnet.Contains(a) {
@@ -130,10 +130,11 @@ type boot struct {
 type question struct {
 	req     *request
 	network *inventory.Network
-	onLink  bool         // the Network is the link the packet came in on
-	unicast bool         // sent to our own address
-	server  netip.Addr   // our address on that link: the server identifier
-	ours    []netip.Addr // all addresses we answer from
+	onLink  bool           // the Network is the link the packet came in on
+	unicast bool           // sent to our own address
+	asker   netip.AddrPort // where a packet to the boot server port came from
+	server  netip.Addr     // our address on that link: the server identifier
+	ours    []netip.Addr   // all addresses we answer from
 	cfg     *config
 	boot    boot
 	now     time.Time
@@ -159,8 +160,9 @@ type outcome struct {
 // dest says where a reply goes. With hw it is sent to that hardware address
 // without ARP, since the client does not have the address yet.
 type dest struct {
-	to netip.AddrPort
-	hw net.HardwareAddr
+	to         netip.AddrPort
+	hw         net.HardwareAddr
+	bootServer bool // from port 4011, where the question was
 }
 
 var broadcast = netip.AddrPortFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), clientPort)
@@ -183,6 +185,12 @@ func reply(q question, t *table) outcome {
 		default:
 			return silent(silenceIgnored)
 		}
+	}
+	switch {
+	case q.network.DHCP == inventory.DHCPProxy:
+		return q.proxy()
+	case q.asker.IsValid():
+		return silent("not a boot server here")
 	}
 	// Without the leases a pool address could be somebody else's; a declared one cannot.
 	if d := q.cfg.byMAC[q.req.mac]; !t.loaded && !(d.ip.IsValid() && q.network.Subnet.Contains(d.ip)) {

@@ -1,5 +1,6 @@
-// Package dhcp gives machines their addresses and tells them what to boot: an
-// authoritative DHCPv4 server over the declared Networks.
+// Package dhcp gives machines their addresses and tells them what to boot: a
+// DHCPv4 server over the declared Networks, and ProxyDHCP where another server
+// gives the addresses.
 //
 // One pure function, reply, decides the answer to a packet; around it stand a
 // bounded queue with workers, one socket per interface, the lease index with
@@ -261,9 +262,21 @@ func (s *Server) arrange() error {
 			s.links[name] = l
 			s.log().Info("listen", "interface", name, "port", serverPort)
 			s.assign(l, w)
-			l.reader.Go(func() { s.read(l) })
+			l.reader.Go(func() { s.read(l, c.udp, serverPort) })
 		} else {
 			s.assign(l, w)
+		}
+		proxies := slices.ContainsFunc(w.sites, func(t site) bool { return t.network.DHCP == inventory.DHCPProxy })
+		switch udp, err := l.conn.serveBoot(proxies); {
+		case err != nil:
+			s.findings.set(key+"/boot", err.Error(), time.Time{})
+			errs = append(errs, err)
+		case udp != nil:
+			s.log().Info("listen", "interface", name, "port", bootPort)
+			l.reader.Go(func() { s.read(l, udp, bootPort) })
+			fallthrough
+		default:
+			s.findings.clear(key + "/boot")
 		}
 		for _, p := range w.iface.Addrs {
 			ours = append(ours, p.Addr())
@@ -283,7 +296,7 @@ func (s *Server) assign(l *link, w listener) {
 	var duties []*duty
 	for i := range w.sites {
 		t := w.sites[i]
-		if d := old[t.network.Name]; d != nil && d.site.server == t.server && d.site.network.Force == t.network.Force && d.site.network.Subnet == t.network.Subnet {
+		if d := old[t.network.Name]; d != nil && d.site.server == t.server && d.site.network.Force == t.network.Force && d.site.network.DHCP == t.network.DHCP && d.site.network.Subnet == t.network.Subnet {
 			delete(old, t.network.Name)
 			duties = append(duties, d)
 			continue
@@ -399,10 +412,10 @@ func (s *Server) isPeer(class []byte) bool {
 }
 
 // read is the loop of one socket. It ends when the socket is closed.
-func (s *Server) read(l *link) {
+func (s *Server) read(l *link, udp *net.UDPConn, port uint16) {
 	buf, oob := make([]byte, 4096), make([]byte, 128)
 	for {
-		n, _, dst, err := l.conn.read(buf, oob)
+		n, src, dst, err := read(udp, buf, oob)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return
@@ -410,6 +423,10 @@ func (s *Server) read(l *link) {
 			// ENETDOWN and the like come and go with the interface.
 			s.log().Debug("read", "interface", l.conn.iface.Name, "err", err)
 			s.counters.count(&s.counters.s.Malformed, "read error")
+			continue
+		}
+		if port == bootPort {
+			s.accept(l, buf[:n], dst, src)
 			continue
 		}
 		s.receive(l, buf[:n], dst)

@@ -49,9 +49,6 @@ func (b *builder) buildNetwork(d *declared[rawNetwork]) {
 		}
 		n.DNS = append(n.DNS, a)
 	}
-	if n.DHCP == DHCPProxy {
-		d.problem(raw.DHCP.Line, "spec.dhcp", "dhcp: proxy is not served yet", "want authoritative, or off where another server names the boot file")
-	}
 	if raw.Pool.given() {
 		const field = "spec.pool"
 		r, err := parseRange(raw.Pool.V)

@@ -11,7 +11,13 @@ import (
 // sorted: "definition compute changed: config, image", "machine r1u05 added".
 func Changes(old, new *Set) []string {
 	var lines []string
-	lines = append(lines, changed("network", old.network, new.network)...)
+	for _, line := range changed("network", old.network, new.network) {
+		// What recast cannot promise is said before it is begun.
+		if n := new.network[strings.Fields(line)[1]]; n != nil && n.DHCP == DHCPProxy {
+			line += " (dhcp: proxy: its addresses are not ours, another server gives them)"
+		}
+		lines = append(lines, line)
+	}
 	lines = append(lines, changed("image", old.image, new.image)...)
 	lines = append(lines, changed("definition", old.definition, new.definition)...)
 	lines = append(lines, changed("group", old.group, new.group)...)

@@ -251,6 +251,18 @@ func TestChangesInWords(t *testing.T) {
 	if got := Changes(old, parseOne(t, rack(t))); len(got) != 0 {
 		t.Errorf("no change is %q", got)
 	}
+	// A proxy's addresses are promised by nobody here, and the plan says so.
+	beside := parseOne(t, strings.NewReplacer("dhcp: authoritative", "dhcp: proxy", "  pool: 10.20.0.100-10.20.0.199\n", "").Replace(rack(t)))
+	const note = " (dhcp: proxy: its addresses are not ours, another server gives them)"
+	if d := cmp.Diff([]string{"network rack1 changed: dhcp, pool" + note}, Changes(old, beside)); d != "" {
+		t.Error(d)
+	}
+	if got := Changes(EmptySet(), beside); !slices.Contains(got, "network rack1 added"+note) {
+		t.Errorf("a new proxy: %q", got)
+	}
+	if d := cmp.Diff([]string{"network rack1 changed: dhcp, pool"}, Changes(beside, old)); d != "" {
+		t.Error(d)
+	}
 	if got := Changes(EmptySet(), old); len(got) != 6 || got[0] != "definition compute added" {
 		t.Errorf("from nothing: %q", got)
 	}

@@ -156,7 +156,6 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 			"rack.yaml:9: spec.pool: the gateway 10.20.0.1 lies in the pool 10.20.0.1-10.20.0.199; shrink the pool",
 		}},
 		{"pool without dhcp", "dhcp: authoritative", "dhcp: proxy", []string{
-			"rack.yaml:7: spec.dhcp: dhcp: proxy is not served yet; want authoritative, or off where another server names the boot file",
 			"rack.yaml:9: spec.pool: with dhcp: proxy recast gives no addresses; remove it or set dhcp: authoritative",
 		}},
 		{"no default for dhcp", "  dhcp: authoritative\n", "", []string{

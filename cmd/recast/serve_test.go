@@ -28,7 +28,7 @@ func TestServerSaysWhatItListensOnAndAnswers(t *testing.T) {
 	log := server.text(t)
 	for _, want := range []string{
 		"listening for=\"agents and operators\" addr=127.0.0.1:", "listening for=\"machines (scripts, ramdisk, images)\" addr=127.0.0.1:",
-		"no Network with dhcp: authoritative is declared: nothing is answered", "token=" + filepath.Join(data, "operator.token"), "ca=sha256:",
+		"no Network with dhcp: authoritative or proxy is declared: nothing is answered", "token=" + filepath.Join(data, "operator.token"), "ca=sha256:",
 	} {
 		if !strings.Contains(log, want) {
 			t.Errorf("no %q in\n%s", want, log)
