@@ -171,6 +171,10 @@ func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {
 	out.Out = true
 	half := state(Available, "")
 	half.Status.Unfinished = true
+	stopped := turn
+	stopped.Aborted = "ann"
+	gone := stopped
+	gone.Out = true
 	canary := all
 	canary.Canary = 1
 	quarter := all
@@ -214,6 +218,12 @@ func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {
 			waiting: map[string]string{"b": "failure budget spent: 1 of 1 machines failed; mend what failed, then: recast retry a"}, stopped: "failure budget spent: 1 of 1 machines failed"},
 		{name: "wiping what failed opens no budget", targets: map[string]RolloutTarget{"a": out, "b": target}, states: map[string]State{"a": state(Available, "")}, policy: all,
 			waiting: map[string]string{"b": "failure budget spent: 1 of 1 machines failed; recast plan PATH, and apply that"}, stopped: "failure budget spent: 1 of 1 machines failed"},
+		{name: "an abort stops the rollout whatever its budget", targets: map[string]RolloutTarget{"a": stopped, "b": target}, states: map[string]State{"a": state(Available, "")}, policy: patient,
+			waiting: map[string]string{"b": "stopped: ann aborted a; recast retry a lets the rollout go on; or recast plan PATH, and apply that"}, stopped: "stopped: ann aborted a"},
+		{name: "one that was aborted and arrived after all", targets: map[string]RolloutTarget{"a": stopped, "b": target}, states: map[string]State{"a": state(Active, genA)}, policy: patient,
+			waiting: map[string]string{"b": "stopped: ann aborted a; recast retry a lets the rollout go on; or recast plan PATH, and apply that"}, stopped: "stopped: ann aborted a"},
+		{name: "wiping what was aborted starts no other", targets: map[string]RolloutTarget{"a": gone, "b": target}, states: map[string]State{"a": state(Available, "")}, policy: patient,
+			waiting: map[string]string{"b": "stopped: ann aborted a; recast plan PATH, and apply that"}, stopped: "stopped: ann aborted a"},
 		{name: "what failed and arrived after all", targets: map[string]RolloutTarget{"a": fell, "b": target}, states: map[string]State{"a": state(Active, genA)}, policy: all, start: []string{"b"}},
 		{name: "a new plan mends failed machines first", targets: pending, states: map[string]State{"c": state(Failed, "")}, policy: one, start: []string{"c"},
 			waiting: map[string]string{"a": "maxUnavailable: 1 of the group are away, 1 of them failed; recast retry c, or take them out of the group", "b": "maxUnavailable: 1 of the group are away, 1 of them failed; recast retry c, or take them out of the group"}},

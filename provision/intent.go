@@ -56,6 +56,10 @@ type Intent struct {
 	Plan    inventory.Digest `json:"plan,omitempty"`
 	By      string           `json:"by,omitempty"`
 	Created time.Time        `json:"created"`
+	// Before is the phase that it found the machine in; "" in old records.
+	Before Phase `json:"before,omitempty"`
+	// AbortedBy an operator, whose rollout then starts no more; "" nobody.
+	AbortedBy string `json:"abortedBy,omitempty"`
 }
 
 // Consent is what the operator saw of the disk when naming its machine for an

@@ -2,6 +2,7 @@ package provision
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -39,6 +40,8 @@ type RolloutTarget struct {
 	Out bool `json:"out,omitempty"`
 	// Failed: its turn did. A look at it, or a wipe, is no reason to start others.
 	Failed bool `json:"failed,omitempty"`
+	// Aborted its turn by whom: the rollout starts no others until a retry.
+	Aborted string `json:"aborted,omitempty"`
 }
 
 // progress of one target, told from the machine's state alone.
@@ -71,6 +74,14 @@ func (t RolloutTarget) state(s State) targetState {
 func (t RolloutTarget) spent(s State) bool {
 	state := t.state(s)
 	return state == targetFailed || t.Failed && state != targetDone
+}
+
+// abortedBy names who aborted this turn of a rollout; "" nobody.
+func (t RolloutTarget) abortedBy(s State, plan inventory.Digest) string {
+	if in := s.Intent; t.Aborted == "" && t.Started && in != nil && in.Plan == plan && in.Purpose == PurposeDeploy {
+		return in.AbortedBy
+	}
+	return t.Aborted
 }
 
 // broken tells that a machine surely gives no service, whoever's turn it is.
@@ -125,13 +136,17 @@ func retryText(failed []string) string {
 	return "recast retry " + strings.Join(failed, " ")
 }
 
-// admit is the one ordered check: frozen, held, attempts spent, wave not open,
+// admit is the one ordered check: frozen, held, aborted, attempts spent, wave not open,
 // domain budget, failure budget, BMC unreachable. The first failing reason is
 // the answer to "why is this machine not moving".
 func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen string, blocked func(machine string) Wait) Admission {
 	names := make([]string, 0, len(r.Machines))
 	failures := 0
+	var aborted []string
 	for name, t := range r.Machines {
+		if t.abortedBy(states[name], r.Plan) != "" {
+			aborted = append(aborted, name)
+		}
 		if t.spent(states[name]) {
 			failures++
 		}
@@ -142,13 +157,16 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 	sort.Strings(names)
 	count := map[targetState]int{}
 	away := 0
-	var failed, spent []string
+	var failed, spent, retry []string
 	for _, name := range names {
 		t, st := r.Machines[name], states[name].Status
 		state := t.state(states[name])
 		count[state]++
 		if t.spent(states[name]) {
 			spent = append(spent, name)
+		}
+		if t.abortedBy(states[name], r.Plan) != "" {
+			retry = append(retry, name)
 		}
 		switch {
 		case Busy(st.Phase) || t.Again && state == targetPending:
@@ -163,6 +181,10 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 	budget := max(1, policy.MaxFailures.Of(len(names)))
 	if failures >= budget {
 		a.Stopped = fmt.Sprintf("failure budget spent: %d of %d machines failed", failures, budget)
+	}
+	if len(aborted) > 0 {
+		first := slices.Min(aborted)
+		a.Stopped = fmt.Sprintf("stopped: %s aborted %s", r.Machines[first].abortedBy(states[first], r.Plan), first)
 	}
 	most := max(1, policy.MaxUnavailable.Of(len(names)))
 	// The canaries are the first machines by name, so that everyone can tell
@@ -188,6 +210,11 @@ func admit(r Rollout, policy inventory.Rollout, states map[string]State, frozen 
 			reason = frozenWait(frozen)
 		case hold != nil:
 			reason = heldWait(name, hold)
+		case len(aborted) > 0 && !again:
+			reason = Wait{a.Stopped, planNext}
+			if len(retry) == len(aborted) {
+				reason.Next = retryText(retry) + " lets the rollout go on; or " + planNext
+			}
 		case i >= canaries && settled < canaries:
 			reason = Wait{fmt.Sprintf("waits for the canary: %d of %d active", settled, canaries),
 				"it starts by itself once they are active: recast explain " + unsettled}

@@ -35,7 +35,7 @@ func (e *Engine) schedule(ctx context.Context) {
 				states[m] = known.snapshot()
 			}
 		}
-		r, found := r.failures(states)
+		r, found := r.outcomes(states)
 		a := admit(r, g.Rollout, states, frozen, func(m string) Wait { return e.blocked(r, m) })
 		for m, why := range a.Waiting {
 			waiting[m] = why
@@ -64,32 +64,38 @@ func (e *Engine) schedule(ctx context.Context) {
 
 // marked is a copy in which the machines had their turn, or have it before them.
 func (r Rollout) marked(names []string, started bool) Rollout {
-	return r.changed(names, func(t *RolloutTarget) { t.Started, t.Again, t.Failed = started, !started, false })
+	return r.changed(names, func(_ string, t *RolloutTarget) {
+		t.Started, t.Again, t.Failed, t.Aborted = started, !started, false, ""
+	})
 }
 
-// failures is a copy that remembers whose turns have failed; found tells of new ones.
-func (r Rollout) failures(states map[string]State) (out Rollout, found bool) {
+// outcomes is a copy that remembers whose turns have failed or were aborted; found
+// tells of new ones. A later look at such a machine forgets neither.
+func (r Rollout) outcomes(states map[string]State) (out Rollout, found bool) {
 	var names []string
 	for name, t := range r.Machines {
-		if !t.Failed && t.state(states[name]) == targetFailed {
+		if s := states[name]; !t.Failed && t.state(s) == targetFailed || t.Aborted != t.abortedBy(s, r.Plan) {
 			names = append(names, name)
 		}
 	}
 	if len(names) == 0 {
 		return r, false
 	}
-	return r.changed(names, func(t *RolloutTarget) { t.Failed = true }), true
+	return r.changed(names, func(name string, t *RolloutTarget) {
+		t.Failed = t.Failed || t.state(states[name]) == targetFailed
+		t.Aborted = t.abortedBy(states[name], r.Plan)
+	}), true
 }
 
 // changed is a copy in which the targets of some machines are changed.
-func (r Rollout) changed(names []string, change func(*RolloutTarget)) Rollout {
+func (r Rollout) changed(names []string, change func(string, *RolloutTarget)) Rollout {
 	machines := make(map[string]RolloutTarget, len(r.Machines))
 	for name, t := range r.Machines {
 		machines[name] = t
 	}
 	for _, name := range names {
 		t := machines[name]
-		change(&t)
+		change(name, &t)
 		machines[name] = t
 	}
 	r.Machines = machines

@@ -152,7 +152,7 @@ func (t *transition) started(ev Started) {
 	}
 	t.Intent = &Intent{Machine: t.Status.Machine, Purpose: ev.Purpose, Epoch: ev.Epoch,
 		Generation: ev.Generation, Rendered: ev.Rendered, Fence: fence, Erase: ev.Erase, Consent: consent,
-		Quick: ev.Quick, Live: true, Claim: claim, Plan: ev.Plan, By: ev.By, Created: t.now}
+		Quick: ev.Quick, Live: true, Claim: claim, Plan: ev.Plan, By: ev.By, Created: t.now, Before: t.Status.Phase}
 	switch ev.Purpose {
 	case PurposeDeploy:
 		t.phase(Deploying)
@@ -394,9 +394,10 @@ func (t *transition) adopt(d DiskDecision) {
 	t.line("phase", "adopted: %s says generation %s, attempt %d", diskName(d.Disk), d.Marker.Generation.Short(), d.Marker.Attempt)
 }
 
-// settle goes back to what the machine was before a look.
+// settle goes back to what the machine was before a look. One that was not seen
+// running before is not active for having been looked at.
 func (t *transition) settle() {
-	if t.Status.Running != "" {
+	if before := t.Intent.Before; t.Status.Running != "" && (before == Active || before == "") {
 		t.phase(Active)
 	} else {
 		t.phase(Available)

@@ -47,8 +47,7 @@ func (t *transition) ticked() {
 			return
 		}
 		t.stop(fmt.Sprintf("written and read back, but the system did not report itself within %s%s", waited, last))
-		t.Status.Health = Degraded
-		t.Status.NextAction = fmt.Sprintf("look at its console; it becomes active when it reports; recast retry %s writes it anew", t.Status.Machine)
+		t.Status.NextAction = t.startingNext()
 	case StepWriting, StepVerifying:
 		// One that says nothing at all may be in its firmware's self-test.
 		heard := t.Status.Since
@@ -72,6 +71,15 @@ func (t *transition) ticked() {
 	default:
 		t.fail(fmt.Sprintf("still %s after %s%s", t.Status.Step, waited, last), true)
 	}
+}
+
+// startingNext is for a machine that holds its generation and was not seen to run it.
+func (t *transition) startingNext() string {
+	next := "look at its console; "
+	if t.p.Reports {
+		next += "it becomes active when it reports; "
+	}
+	return next + fmt.Sprintf("recast retry %s writes it anew", t.Status.Machine)
 }
 
 // silence of an agent that works: it reports every second.
@@ -117,6 +125,11 @@ func (t *transition) end(reason string) {
 	}
 	if t.Status.Unfinished {
 		t.stop(reason + " after its disk was erased")
+		return
+	}
+	if t.Status.Step == StepStarting {
+		t.stop(reason + ": written and read back, but not seen running")
+		t.Status.NextAction = t.startingNext()
 		return
 	}
 	t.Intent.Live = false
@@ -169,12 +182,17 @@ func (t *transition) aborted(ev Aborted) {
 		return
 	}
 	t.line("operator", "aborted by %s", ev.By)
+	t.Intent.AbortedBy = ev.By
 	t.end("aborted by " + ev.By)
 	if t.p.HasBMC {
 		t.actions = append(t.actions, ActClear)
 		if t.Status.Power == "off" && t.Status.Phase != Failed {
 			t.Status.NextAction = "the attempt left it off: recast power on " + t.Status.Machine
 		}
+	}
+	if t.Intent.Plan != "" && t.Intent.Purpose == PurposeDeploy {
+		t.Status.NextAction = joinNext(t.Status.NextAction,
+			fmt.Sprintf("its rollout starts no more machines until: recast retry %s, or the next apply", t.Status.Machine))
 	}
 }
 

@@ -86,7 +86,7 @@ func (e *Engine) takeOut(ctx context.Context, name string) error {
 	}
 	e.mu.RUnlock()
 	for _, r := range found {
-		r = r.changed([]string{name}, func(t *RolloutTarget) { t.Out = true })
+		r = r.changed([]string{name}, func(_ string, t *RolloutTarget) { t.Out = true })
 		if err := e.saveRollout(ctx, r); err != nil {
 			return err
 		}

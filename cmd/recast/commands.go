@@ -16,7 +16,7 @@ func commands() []*cobra.Command {
 		newPower(), newHold(),
 		machineVerb("release", "End a hold", "End a hold, whoever set it.", "released"),
 		machineVerb("retry", "Give a failed machine another turn", "Give a failed machine, or one that waits for a word, another turn of the plan that was applied.", "gets another turn"),
-		machineVerb("abort", "Stop the attempt under way", "Stop the attempt under way. A machine whose disk was not touched goes back to it.", "aborted"),
+		machineVerb("abort", "Stop the attempt under way", "Stop the attempt under way. A machine whose disk was not touched goes back to it.\nIts rollout starts no more machines until recast retry, or the next apply.", "aborted"),
 		machineVerb("inspect", "Netboot a machine and take its inventory", "Netboot a machine, take its inventory, and let it start its disk again. Nothing is written.", "will be inspected"),
 		machineVerb("adopt", "Believe what a machine's disk says recast wrote", "Netboot a machine and believe what its disk says recast wrote to it, as after the loss of the store.\nNothing is written.", "will be adopted"),
 		newWipe(),
