@@ -24,6 +24,7 @@ const (
 type DiskDecision struct {
 	Verdict DiskVerdict
 	Reason  string
+	Next    string // what ends a refusal
 	Disk    inventory.DiskID
 	Holds   string
 	Marker  inventory.Marker
@@ -53,11 +54,14 @@ func decideDisk(q diskQuestion, facts inventory.Facts) DiskDecision {
 		return DiskDecision{Verdict: DiskLook}
 	}
 	refuse := func(format string, args ...any) DiskDecision {
-		return DiskDecision{Verdict: DiskRefuse, Reason: fmt.Sprintf(format, args...)}
+		return DiskDecision{Verdict: DiskRefuse, Reason: fmt.Sprintf(format, args...),
+			Next: "give it another disk, or its definition another image: " + planNext}
 	}
 	seen, err := inventory.Choose(q.Select, facts.Disks)
 	if err != nil {
-		return refuse("choose a disk: %v", err)
+		d := refuse("choose a disk: %v", err)
+		d.Next = fmt.Sprintf("correct disk.select of its definition or machine and apply; if its disks are others by now: recast inspect %s", q.Machine.Name)
+		return d
 	}
 	id, err := seen.ID()
 	if err != nil {
@@ -84,7 +88,9 @@ func decideDisk(q diskQuestion, facts inventory.Facts) DiskDecision {
 	}
 	// Only what was erased already has nothing left to protect.
 	if q.Machine.Protected && d.Holds != "" && !(current && w.Erased) {
-		return refuse("machine %s is protected and %s holds %s", q.Machine.Name, diskName(id), d.Holds)
+		no := refuse("machine %s is protected and %s holds %s", q.Machine.Name, diskName(id), d.Holds)
+		no.Next = protectedNext
+		return no
 	}
 	if q.BlockSize != 0 && seen.LogicalBlockSize != q.BlockSize {
 		return refuse("%s has %d-byte blocks, the image was made for %d", diskName(id), seen.LogicalBlockSize, q.BlockSize)

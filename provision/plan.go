@@ -207,7 +207,7 @@ func planDisk(e *Entry, m *inventory.Machine, w Wanted, s State, image ImageFact
 		e.Disk = "chosen after inspection by " + describeSelect(sel)
 		switch {
 		case m.Protected:
-			e.Blocked = "the machine is protected"
+			e.leaveOut("the machine is protected", protectedNext)
 		case !erase:
 			e.Kind = EntryInspect
 			e.Why += "; nothing is known of its disk: it is written only if blank"
@@ -229,11 +229,21 @@ func planDisk(e *Entry, m *inventory.Machine, w Wanted, s State, image ImageFact
 		e.FetchBytes, e.WriteBytes = 0, 0
 	case DiskAsk:
 		e.NeedsErase = true
-		e.Blocked = fmt.Sprintf("%s; apply with --erase %s", d.Reason, m.Name)
+		e.leaveOut(d.Reason, fmt.Sprintf("apply with --erase %s", m.Name))
 	case DiskRefuse:
-		e.Blocked = d.Reason
+		e.leaveOut(d.Reason, d.Next)
 	}
 }
+
+// leaveOut makes an entry one that apply does nothing for.
+func (e *Entry) leaveOut(why, next string) {
+	e.left = Wait{why, next}
+	e.Blocked = e.left.String()
+	e.FetchBytes, e.WriteBytes, e.PowerCycles = 0, 0, 0
+}
+
+// protectedNext ends the protection of a machine.
+const protectedNext = "take protected: true out of its file, if its disk may be erased, and apply"
 
 // configRoom is what a config volume takes at the end of a disk, for planning.
 const configRoom = 8 << 20

@@ -172,6 +172,7 @@ type Entry struct {
 	PowerCycles int   `json:"powerCycles,omitempty"`
 	// Blocked says why apply leaves it out; "" it does not.
 	Blocked string `json:"blocked,omitempty"`
+	left    Wait   // Blocked in its parts
 	// Waits says why it would not start at once; "" it would, in its wave.
 	Waits string `json:"waits,omitempty"`
 }

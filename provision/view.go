@@ -121,9 +121,31 @@ func (e *Engine) Explain(name string) (Explanation, error) {
 	if !ok {
 		return Explanation{}, fmt.Errorf("explain: %w", e.NoMachine(name))
 	}
+	if _, ok := e.rolloutOf(name); !ok && v.Waiting == "" {
+		left := e.leftOut(v)
+		v.Waiting, v.next = left.Why, left.Next
+	}
 	x := explain(v, e.Now())
 	x.Timeline = e.Timeline(name)
 	return x, nil
+}
+
+// leftOut is why an apply of what is declared would do nothing for a machine that
+// stands in no rollout.
+func (e *Engine) leftOut(v View) Wait {
+	e.mu.RLock()
+	set := e.set
+	w, ok := e.wanted[v.Name]
+	e.mu.RUnlock()
+	if v.Machine == nil || !ok || v.Sync == InSync || Busy(v.Status.Phase) {
+		return Wait{}
+	}
+	s := State{Status: v.Status}
+	if m, ok := e.known(v.Name); ok {
+		s = m.snapshot()
+	}
+	en, _ := planMachine(planInput{Candidate: set, Applied: set, Image: e.imageFacts}, v.Machine, w, s, false)
+	return en.left
 }
 
 // explain is the pure half.

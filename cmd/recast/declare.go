@@ -146,8 +146,34 @@ func apply(cmd *cobra.Command, c *client, digest inventory.Digest) error {
 		return err
 	}
 	// Standard error, so that the output of -o json stays JSON.
-	fmt.Fprintf(cmd.ErrOrStderr(), "Applied %s. Watch it: recast get machines --watch\n", digest.Short())
+	fmt.Fprint(cmd.ErrOrStderr(), appliedText(done))
 	return nil
+}
+
+// appliedText says what an apply begins, and whom it leaves out.
+func appliedText(p provision.Plan) string {
+	var left []string
+	starts := false
+	for _, e := range p.Entries {
+		if e.Blocked != "" {
+			left = append(left, e.Machine)
+		} else {
+			starts = true
+		}
+	}
+	if len(left) == 0 {
+		return fmt.Sprintf("Applied %s. Watch it: recast get machines --watch\n", p.Digest.Short())
+	}
+	const few = 5
+	names := strings.Join(left[:min(few, len(left))], " ")
+	if len(left) > few {
+		names += " …"
+	}
+	out := fmt.Sprintf("left out (%d): %s; why: recast explain %s\n", len(left), names, left[0])
+	if !starts {
+		return fmt.Sprintf("Applied %s, but nothing starts: every machine of the plan is %s", p.Digest.Short(), out)
+	}
+	return fmt.Sprintf("Applied %s. Watch it: recast get machines --watch\n%s", p.Digest.Short(), strings.ToUpper(out[:1])+out[1:])
 }
 
 // confirm asks on a terminal; elsewhere it says how to answer beforehand.
@@ -275,7 +301,10 @@ func printPlan(w io.Writer, p provision.Plan) {
 	}
 	for _, e := range p.Entries {
 		mark := map[provision.EntryKind]string{provision.EntryWrite: "!", provision.EntryInspect: "?"}[e.Kind]
-		if mark == "" {
+		switch {
+		case e.Blocked != "":
+			mark = "x"
+		case mark == "":
 			mark = "."
 		}
 		fmt.Fprintf(w, "%s %-8s %s  %s → %s  (%s)\n", mark, e.Kind, e.Machine, shortOr(e.From, "nothing"), e.To.Short(), e.Why)
