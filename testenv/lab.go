@@ -29,10 +29,12 @@ type LabSettings struct {
 	Recast string `json:"recast"`
 }
 
-// LabState is what a running lab says of itself, in Dir/lab.json.
+// LabState is what a lab says of itself, in Dir/lab.json. It outlives the
+// supervisor, so that the lab can be resumed as what it was.
 type LabState struct {
 	LabSettings
 	PID      int          `json:"pid"` // of the supervisor
+	Server   LabServer    `json:"server"`
 	Operator string       `json:"operator"`
 	Machines []LabMachine `json:"machines"`
 }
@@ -48,9 +50,8 @@ type LabMachine struct {
 }
 
 const (
-	labStateFile  = "lab.json"
-	labYAMLFile   = "lab.yaml"
-	labSecretFile = "bmc.secret"
+	labStateFile = "lab.json"
+	labYAMLFile  = "lab.yaml"
 )
 
 // LabUser is the folder of what belongs to the person who called the lab up. The
@@ -60,7 +61,7 @@ func LabUser(dir string) string { return filepath.Join(dir, "user") }
 // LabYAML is the file that declares a lab's machines, LabSecret the one that
 // holds their BMCs' credentials.
 func LabYAML(dir string) string   { return filepath.Join(LabUser(dir), labYAMLFile) }
-func LabSecret(dir string) string { return filepath.Join(dir, labSecretFile) }
+func LabSecret(dir string) string { return filepath.Join(dir, rackSecretFile) }
 
 // LabContext is the context file with which a client reaches the lab's server.
 func LabContext(dir string) string { return filepath.Join(dir, "data", "local.json") }
@@ -81,7 +82,9 @@ func ReadLab(dir string) (s LabState, alive bool, err error) {
 }
 
 // Supervise builds the rack and owns it, its BMCs and its server until the
-// context ends or the server does. What it started dies with this process.
+// context ends; a server that ends is started again. What it started dies with
+// this process. In the folder of a lab that was there before it goes on with its
+// disks, its BMCs' account and its declarations.
 func Supervise(ctx context.Context, dir string, settings LabSettings, log *slog.Logger) (err error) {
 	size, err := os.Stat(settings.Source)
 	if err != nil {
@@ -92,31 +95,30 @@ func Supervise(ctx context.Context, dir string, settings LabSettings, log *slog.
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, rack.Close(), os.Remove(filepath.Join(dir, labStateFile))) }()
+	defer func() { err = errors.Join(err, rack.Close()) }()
 	yaml := rack.YAML(RackDeclare{Image: settings.Image, UserData: labUserData})
-	// Afresh: in the folder of a lab that was killed a name may lead anywhere.
-	if err := errors.Join(os.RemoveAll(LabUser(dir)), os.Mkdir(LabUser(dir), 0o755)); err != nil {
-		return fmt.Errorf("make the folder of the lab's declarations: %w", err)
-	}
-	if err := os.WriteFile(LabYAML(dir), []byte(yaml), 0o644); err != nil {
-		return fmt.Errorf("write the lab's declarations: %w", err)
-	}
-	if err := os.WriteFile(LabSecret(dir), []byte(rack.Secret()), 0o600); err != nil {
-		return fmt.Errorf("write the BMCs' credentials: %w", err)
+	if err := keepDeclarations(dir, yaml); err != nil {
+		return err
 	}
 	config := filepath.Join(dir, "recast.yaml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, "ramdisk: %s\nsoftOff: 20s\n", settings.Ramdisk), 0o644); err != nil {
 		return fmt.Errorf("write the server's configuration: %w", err)
-	}
-	server, err := rack.Serve(RackServe{Recast: settings.Recast, Args: []string{"--config", config}})
-	if err != nil {
-		return err
 	}
 	state := LabState{LabSettings: settings, PID: os.Getpid(), Operator: rack.Operator()}
 	for _, n := range rack.Nodes {
 		state.Machines = append(state.Machines, LabMachine{Name: n.Name, Firmware: string(n.Firmware), BMC: string(n.Spec.BMC),
 			IP: n.IP.String(), Disk: n.Disks[0].Path, Dir: n.Dir})
 	}
+	start := func() (*RackServer, error) {
+		return rack.Serve(RackServe{Recast: settings.Recast, Args: []string{"--config", config}})
+	}
+	return keepServer(ctx, start, func(s LabServer) error {
+		state.Server = s
+		return writeLab(dir, state)
+	}, log)
+}
+
+func writeLab(dir string, state LabState) error {
 	raw, err := json.MarshalIndent(state, "", "  ")
 	if err != nil {
 		return err
@@ -125,12 +127,38 @@ func Supervise(ctx context.Context, dir string, settings LabSettings, log *slog.
 	if err := errors.Join(os.WriteFile(tmp, raw, 0o644), os.Rename(tmp, filepath.Join(dir, labStateFile))); err != nil {
 		return fmt.Errorf("write the lab's state: %w", err)
 	}
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-server.Done():
-		return fmt.Errorf("the lab's server ended: %w; see %s", errors.Join(server.Err(), errors.New("exit")), filepath.Join(dir, "server.log"))
+	return nil
+}
+
+// keepDeclarations makes the caller's folder with the file that declares the lab,
+// or leaves what was edited in it. The folder may be the caller's, and a name in
+// it may lead anywhere: only a file that is there and nowhere else is kept, and
+// what is written is written to a name that was free.
+func keepDeclarations(dir, yaml string) error {
+	if info, err := os.Lstat(LabUser(dir)); err == nil && !info.IsDir() {
+		if err := os.Remove(LabUser(dir)); err != nil {
+			return fmt.Errorf("make the folder of the lab's declarations: %w", err)
+		}
 	}
+	if err := os.Mkdir(LabUser(dir), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make the folder of the lab's declarations: %w", err)
+	}
+	path := LabYAML(dir)
+	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && info.Sys().(*syscall.Stat_t).Nlink == 1 {
+		return nil
+	}
+	if err := os.RemoveAll(path); err != nil {
+		return fmt.Errorf("write the lab's declarations: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return fmt.Errorf("write the lab's declarations: %w", err)
+	}
+	_, err = f.WriteString(yaml)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write the lab's declarations: %w", err)
+	}
+	return nil
 }
 
 // labUserData proves on the machine that it is in force: a file with the

@@ -3,7 +3,6 @@ package testenv
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -95,7 +94,7 @@ type Rack struct {
 	Options RackOptions
 	Net     *Net
 	Nodes   []*RackNode
-	// The account of every BMC; new for each rack.
+	// The account of every BMC, made with the rack's folder and kept in it.
 	BMCUser, BMCPassword string
 
 	operator *os.File // the listening socket of the host, for the server
@@ -133,7 +132,7 @@ func NewRack(ctx context.Context, o RackOptions) (r *Rack, err error) {
 	if o.DiskSize == 0 {
 		o.DiskSize = 2 << 30
 	}
-	r = &Rack{Options: o, BMCUser: "recast", BMCPassword: rand.Text()[:16]}
+	r = &Rack{Options: o}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("build rack %q: %w", o.Name, err), r.Close())
@@ -141,6 +140,9 @@ func NewRack(ctx context.Context, o RackOptions) (r *Rack, err error) {
 		}
 	}()
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return r, err
+	}
+	if r.BMCUser, r.BMCPassword, err = rackAccount(o.Dir); err != nil {
 		return r, err
 	}
 	if r.Net, err = NewNet(RackNamespace(o.Name), rackServer); err != nil {
@@ -169,7 +171,7 @@ func NewRack(ctx context.Context, o RackOptions) (r *Rack, err error) {
 func (r *Rack) Operator() string { return r.addr }
 
 // add builds machine number i.
-func (r *Rack) add(ctx context.Context, i int, m RackMachine) error {
+func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 	dir := filepath.Join(r.Options.Dir, m.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -200,7 +202,7 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) error {
 			Path: filepath.Join(dir, fmt.Sprintf("disk%d.img", j)), Size: d.Size,
 			Serial: fmt.Sprintf("LAB%04d-%d", i+1, j), Bus: d.Bus, Discard: d.Discard,
 		}
-		if err := rackFillDisk(ctx, disk.Path, d.Size); err != nil {
+		if disk.Size, err = rackFillDisk(ctx, disk.Path, d.Size); err != nil {
 			return err
 		}
 		node.Disks = append(node.Disks, disk)
@@ -239,7 +241,11 @@ func (r *Rack) addBMC(i int, node *RackNode) error {
 		if err != nil {
 			return err
 		}
-		node.Redfish, err = NewRedfish(RedfishOptions{Listener: l, User: r.BMCUser, Password: r.BMCPassword,
+		certificate, err := rackCertificate(node.Dir)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		node.Redfish, err = NewRedfish(RedfishOptions{Listener: l, Certificate: certificate, User: r.BMCUser, Password: r.BMCPassword,
 			UUID: node.UUID, Machine: node.QEMU, Faults: node.Spec.Faults})
 		return err
 	}
@@ -292,32 +298,33 @@ func rackAddr(first netip.Addr, i int) netip.Addr {
 	return first
 }
 
-// rackFillDisk makes a disk that holds something unknown. One that already has
-// the size is left as it is: a rack that is started again finds its disks.
-func rackFillDisk(ctx context.Context, path string, size int64) error {
-	if info, err := os.Stat(path); err == nil && info.Size() == size {
-		return nil
+// rackFillDisk makes a disk that holds something unknown. One that stands is left
+// as it is and has the size that it has: a rack that is started again finds its
+// disks.
+func rackFillDisk(ctx context.Context, path string, size int64) (int64, error) {
+	if info, err := os.Stat(path); err == nil {
+		return info.Size(), nil
 	}
 	f, err := os.Create(path + ".new")
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer f.Close()
 	pattern := bytes.Repeat([]byte{rackFill}, osMiB)
 	for left := size; left > 0; {
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("fill disk: %w", err)
+			return 0, fmt.Errorf("fill disk: %w", err)
 		}
 		n, err := f.Write(pattern[:min(left, osMiB)])
 		if err != nil {
-			return fmt.Errorf("fill disk: %w", err)
+			return 0, fmt.Errorf("fill disk: %w", err)
 		}
 		left -= int64(n)
 	}
 	if err := f.Close(); err != nil {
-		return fmt.Errorf("fill disk: %w", err)
+		return 0, fmt.Errorf("fill disk: %w", err)
 	}
-	return os.Rename(path+".new", path)
+	return size, os.Rename(path+".new", path)
 }
 
 var _ io.Closer = (*Rack)(nil)

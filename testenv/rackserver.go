@@ -53,13 +53,19 @@ func (r *Rack) Serve(o RackServe) (*RackServer, error) {
 	if err := r.Net.Start(cmd); err != nil {
 		return nil, fmt.Errorf("start server: %w", err)
 	}
-	s := &RackServer{Data: o.Data, cmd: cmd, done: make(chan struct{})}
+	s := newRackServer(o.Data, cmd)
+	r.servers = append(r.servers, s)
+	return s, nil
+}
+
+// newRackServer waits for a process that was started.
+func newRackServer(data string, cmd *exec.Cmd) *RackServer {
+	s := &RackServer{Data: data, cmd: cmd, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		s.err = cmd.Wait()
 	}()
-	r.servers = append(r.servers, s)
-	return s, nil
+	return s
 }
 
 // PID of the process.
