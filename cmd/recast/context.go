@@ -48,8 +48,9 @@ func localData() string {
 	return defaultData
 }
 
-// findContext reads the named context file, else the current one, else that of
-// the server on this host, which only root can read, else that of the lab.
+// findContext reads the named context, by its file, by its name or by that of a
+// lab, else the current one, else that of the server on this host, which only
+// root can read, else that of the lab.
 func findContext(name string) (clientContext, error) {
 	if name == "" {
 		name = os.Getenv("RECAST_CONTEXT")
@@ -71,7 +72,12 @@ func findContext(name string) (clientContext, error) {
 	if name != "" {
 		c, err := readContext(filepath.Join(dir, name+".json"))
 		if errors.Is(err, os.ErrNotExist) {
-			return c, codeError{fmt.Errorf("there is no context %q; recast login --list lists them", name), exitUsage}
+			lab := &labFlags{name, labRoot()}
+			c, err := readContext(lab.contextFile())
+			if errors.Is(err, os.ErrNotExist) {
+				return c, codeError{fmt.Errorf("there is no context and no lab %q; recast login --list lists the contexts", name), exitUsage}
+			}
+			return c, labDenied(err)
 		}
 		return c, err
 	}
@@ -83,11 +89,8 @@ func findContext(name string) (clientContext, error) {
 		return c, codeError{errors.New("the server on this host lets only root in without a login: use sudo, or recast login URL"), exitUsage}
 	case errors.Is(err, os.ErrNotExist):
 		c, err := labContext()
-		if errors.Is(err, os.ErrPermission) {
-			return c, codeError{errors.New("the lab on this host is another user's: use sudo"), exitUsage}
-		}
 		var coded codeError
-		if err == nil || errors.As(err, &coded) {
+		if err = labDenied(err); err == nil || errors.As(err, &coded) {
 			return c, err
 		}
 		return c, codeError{errors.New("no server is known: run recast login URL, or recast serve on this host as root, or recast lab up"), exitUsage}

@@ -62,6 +62,12 @@ func (f *labFlags) none() error {
 	return fmt.Errorf("there is no lab %q; %s makes one", f.name, f.command("up"))
 }
 
+// down says that the lab's supervisor ended, what stays of it and what to do.
+func (f *labFlags) down() error {
+	return fmt.Errorf("lab %q is down: its supervisor ended (%s says more), its disks and its store stand; %s resumes it, %s clears it",
+		f.name, filepath.Join(f.dir(), "lab.log"), f.command("up"), f.command("down"))
+}
+
 func newLab() *cobra.Command {
 	cmd := &cobra.Command{Use: "lab", GroupID: "server", Short: "A virtual rack on this machine, to try everything",
 		Long: `A virtual rack on this machine: a network namespace with two QEMU machines behind virtual BMCs
@@ -79,12 +85,13 @@ func newLabUp(f *labFlags) *cobra.Command {
 		Use: "up", Short: "Build a rack, a server and an image, and deploy the machines",
 		Long: `Build a virtual rack in a network namespace of its own: two QEMU machines, one BIOS behind IPMI,
 one UEFI behind Redfish; start a server in it, ingest an image, apply a definition, and show the
-machines until both are active. On a running lab it goes on watching.`,
+machines until both are active. On a running lab it goes on watching; a lab whose supervisor ended
+it resumes with its disks, its store and its lab.yaml as they are.`,
 		Example: "  sudo recast lab up\n  sudo recast lab up --os tiny --name second",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			// Whoever names no system takes the one that runs.
-			if s, alive, err := testenv.ReadLab(f.dir()); err == nil && alive && !cmd.Flags().Changed("os") {
+			// Whoever names no system takes the one that is there.
+			if s, _, err := testenv.ReadLab(f.dir()); err == nil && !cmd.Flags().Changed("os") {
 				kind = string(s.OS)
 			}
 			err := labUp(cmd, f, testenv.OSKind(kind), kernel)
@@ -101,13 +108,16 @@ machines until both are active. On a running lab it goes on watching.`,
 
 // interrupted says in one line what goes on, and how to go on.
 func (f *labFlags) interrupted() error {
-	s, alive, err := testenv.ReadLab(f.dir())
-	if err == nil && alive {
+	if s, alive, err := testenv.ReadLab(f.dir()); err == nil {
 		up := f.command("up")
 		if s.OS != testenv.OSDebian {
 			up += " --os " + string(s.OS)
 		}
-		return fmt.Errorf("interrupted: lab %q runs on; %s resumes, %s clears it", f.name, up, f.command("down"))
+		state := "runs on"
+		if !alive {
+			state = "is down"
+		}
+		return fmt.Errorf("interrupted: lab %q %s; %s resumes, %s clears it", f.name, state, up, f.command("down"))
 	}
 	return fmt.Errorf("interrupted: lab %q is not built yet; %s begins again with what is cached, %s clears the rest", f.name, f.command("up"), f.command("down"))
 }
@@ -139,12 +149,18 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 		}
 		fmt.Fprintf(out, "Lab %q is running; watching it.\n", f.name)
 	default:
+		var before *testenv.LabState
 		if err == nil { // its supervisor was killed: clear what it left
+			if err := f.same(running, kind); err != nil {
+				return err
+			}
 			if err := testenv.RemoveRack(f.name); err != nil {
 				return err
 			}
+			fmt.Fprintf(out, "Lab %q is down; resuming it with its disks.\n", f.name)
+			before = &running
 		}
-		settings, err := prepareLab(ctx, out, f, kind, kernel)
+		settings, err := prepareLab(ctx, out, f, kind, kernel, before)
 		if err != nil {
 			return err
 		}
@@ -181,12 +197,13 @@ func (f *labFlags) same(running testenv.LabState, kind testenv.OSKind) error {
 	if running.OS == kind {
 		return nil
 	}
-	return codeError{fmt.Errorf("lab %q runs with --os %s, not %s; %s ends it, another --name starts another",
+	return codeError{fmt.Errorf("lab %q stands with --os %s, not %s; %s ends it, another --name starts another",
 		running.Name, running.OS, kind, f.command("down")), exitRefused}
 }
 
-// prepareLab makes image and ramdisk, each cached by its inputs.
-func prepareLab(ctx context.Context, out io.Writer, f *labFlags, kind testenv.OSKind, kernel string) (s testenv.LabSettings, err error) {
+// prepareLab makes image and ramdisk, each cached by its inputs. A lab that was
+// there before keeps its image: that is what its lab.yaml names.
+func prepareLab(ctx context.Context, out io.Writer, f *labFlags, kind testenv.OSKind, kernel string, before *testenv.LabState) (s testenv.LabSettings, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return s, err
@@ -209,6 +226,13 @@ func prepareLab(ctx context.Context, out io.Writer, f *labFlags, kind testenv.OS
 	ramdisk := filepath.Join(cache, "ramdisk")
 	if _, err := image.BuildRamdisk(ctx, image.RamdiskOptions{KernelDeb: kernel, Agent: agent, FirmwareDir: image.FirmwareOf("/"), Out: ramdisk}); err != nil {
 		return s, err
+	}
+	if before != nil {
+		if _, err := os.Stat(before.Source); err == nil {
+			s = before.LabSettings
+			s.Ramdisk, s.Recast = ramdisk, self
+			return s, nil
+		}
 	}
 	fmt.Fprintf(out, "Image %q ...\n", kind)
 	img, err := testenv.BuildOS(ctx, testenv.OSOptions{Kind: kind, CacheDir: cache, KernelDeb: kernel, AgentBin: agent})
@@ -318,17 +342,38 @@ func declareLab(cmd *cobra.Command, c *client, f *labFlags, s testenv.LabState) 
 	if _, err := addImage(cmd, c, s.Source, s.Image.String()); err != nil {
 		return err
 	}
-	names := make([]string, len(s.Machines))
-	for i, m := range s.Machines {
-		names[i] = m.Name
-	}
-	p, err := askPlan(cmd, c, []string{testenv.LabYAML(f.dir())}, names)
+	erase, keep, err := labErase(s.Machines)
 	if err != nil {
 		return err
+	}
+	p, err := askPlan(cmd, c, []string{testenv.LabYAML(f.dir())}, erase)
+	if err != nil {
+		return err
+	}
+	if len(keep) > 0 {
+		fmt.Fprintf(cmd.OutOrStdout(), "The disks of %s hold what was written before, and are applied without --erase.\nTo write them anew: recast apply %s --erase %s\n",
+			strings.Join(keep, ", "), shellWord(testenv.LabYAML(f.dir())), strings.Join(keep, ","))
 	}
 	printPlan(cmd.OutOrStdout(), p)
 	if p.Empty() {
 		return nil
 	}
 	return apply(cmd, c, p.Digest)
+}
+
+// labErase names the machines whose disks hold only what the lab filled them
+// with, which alone it lets the server erase, and those that hold more.
+func labErase(machines []testenv.LabMachine) (erase, keep []string, err error) {
+	for _, m := range machines {
+		untouched, err := testenv.RackUntouched(m.Disk)
+		switch {
+		case err != nil:
+			return nil, nil, fmt.Errorf("%s: %w", m.Name, err)
+		case untouched:
+			erase = append(erase, m.Name)
+		default:
+			keep = append(keep, m.Name)
+		}
+	}
+	return erase, keep, nil
 }

@@ -221,12 +221,81 @@ func TestLabIsAskedWhereNoServerIsKnown(t *testing.T) {
 	if err := second.giveContext(c); err != nil {
 		t.Fatal(err)
 	}
-	if text, code := recast(t, nil, "get", "machines"); code != exitUsage || !strings.Contains(text, "2 labs are here: name one with --context "+f.contextFile()) &&
-		!strings.Contains(text, "as in --context "+f.contextFile()) {
+	if text, code := recast(t, nil, "get", "machines"); code != exitUsage || !strings.Contains(text, "2 labs are here: name one with --context lab or --context second") {
 		t.Errorf("%d %s", code, text)
 	}
-	if text, code := recast(t, nil, "get", "machines", "--context", second.contextFile()); code != exitOK {
+	for _, context := range []string{second.contextFile(), "second", "lab"} {
+		if text, code := recast(t, nil, "get", "machines", "--context", context); code != exitOK {
+			t.Errorf("%s: %d %s", context, code, text)
+		}
+	}
+	if text, code := recast(t, nil, "get", "machines", "--context", "third"); code != exitUsage || !strings.Contains(text, `no lab "third"`) {
 		t.Errorf("%d %s", code, text)
+	}
+	// What lab up prints then names the lab.
+	s := testenv.LabState{Operator: strings.TrimPrefix(c.URL, "https://"), Machines: []testenv.LabMachine{{Name: "m1"}}}
+	for i, line := range nextCommands(second, s)[:4] {
+		if strings.Count(line, " --context second ") != 1 {
+			t.Errorf("command %d: %s", i, line)
+		}
+	}
+	if err := os.RemoveAll(second.dir()); err != nil {
+		t.Fatal(err)
+	}
+	for i, line := range nextCommands(f, s) {
+		if strings.Contains(line, "--context") {
+			t.Errorf("command %d: %s", i, line)
+		}
+	}
+}
+
+// A lab whose supervisor ended is neither running nor gone.
+func TestLabWithoutItsSupervisorIsDown(t *testing.T) {
+	f := &labFlags{"t", t.TempDir()}
+	if err := os.MkdirAll(f.dir(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ended := exec.Command("true")
+	if err := ended.Run(); err != nil {
+		t.Fatal(err)
+	}
+	raw := fmt.Appendf(nil, `{"name":"t","os":"tiny","pid":%d,"machines":[{"name":"m1"}]}`, ended.Process.Pid)
+	if err := os.WriteFile(filepath.Join(f.dir(), "lab.json"), raw, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, output := range []string{"table", "json"} {
+		text, code := recast(t, nil, "lab", "status", "--name", "t", "--root", f.root, "-o", output)
+		for _, want := range []string{`lab "t" is down`, f.command("up") + " resumes it", f.command("down") + " clears it", "m1"} {
+			if code != exitNoServer || !strings.Contains(text, want) {
+				t.Errorf("%d, no %q in %s", code, want, text)
+			}
+		}
+		if output == "json" && !strings.Contains(text, `"running": false`) {
+			t.Errorf("%s", text)
+		}
+	}
+	if err := f.interrupted(); !strings.Contains(err.Error(), `lab "t" is down; `+f.command("up")+" --os tiny resumes") {
+		t.Error(err)
+	}
+}
+
+// Only what the lab itself filled its disks with is erased unasked.
+func TestLabErasesOnlyDisksThatNobodyWrote(t *testing.T) {
+	dir := t.TempDir()
+	var machines []testenv.LabMachine
+	for name, fill := range map[string]byte{"fresh": 0xA5, "active": 0x55} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, bytes.Repeat([]byte{fill}, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		machines = append(machines, testenv.LabMachine{Name: name, Disk: path})
+	}
+	erase, keep, err := labErase(machines)
+	if err != nil || len(erase) != 1 || erase[0] != "fresh" || len(keep) != 1 || keep[0] != "active" {
+		t.Errorf("erases %q, keeps %q (%v)", erase, keep, err)
+	}
+	if _, _, err := labErase([]testenv.LabMachine{{Name: "none", Disk: filepath.Join(dir, "none")}}); err == nil {
+		t.Error("a disk that cannot be read is decided about")
 	}
 }
 
@@ -271,5 +340,11 @@ func TestLabGivesItsCallerNothingBehindALink(t *testing.T) {
 	}
 	if owner(f.contextFile()) != 12345 || owner(testenv.LabUser(f.dir())) != 12345 {
 		t.Error("the caller cannot use what is his")
+	}
+	if err := errors.Join(os.Remove(testenv.LabYAML(f.dir())), os.Link(victim, testenv.LabYAML(f.dir()))); err != nil {
+		t.Skip("needs hard links between temporary folders")
+	}
+	if err := f.giveToCaller(&client{ctx: clientContext{Token: "secret"}}); err == nil || owner(victim) != 0 {
+		t.Errorf("behind a hard link: owner %d, %v", owner(victim), err)
 	}
 }

@@ -6,6 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"recast/testenv"
 )
@@ -30,8 +33,29 @@ func (f *labFlags) giveToCaller(c *client) error {
 	}
 	// The folder too, so that sed -i may write beside the file. Where a lab runs on
 	// it is the caller's already, and a name in it may lead anywhere.
-	return errors.Join(os.Lchown(f.contextFile(), uid, gid), os.Lchown(testenv.LabYAML(f.dir()), uid, gid),
+	return errors.Join(giveFile(f.contextFile(), uid, gid), giveFile(testenv.LabYAML(f.dir()), uid, gid),
 		os.Lchown(testenv.LabUser(f.dir()), uid, gid))
+}
+
+// giveFile follows no link, and gives away no file that has another name too: it
+// may be anybody's.
+func giveFile(path string, uid, gid int) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "give", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &os.PathError{Op: "give", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink != 1 {
+		return fmt.Errorf("give %s to its user: the file has other names too; remove it", path)
+	}
+	if err := unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
+		return &os.PathError{Op: "give", Path: path, Err: err}
+	}
+	return nil
 }
 
 // giveContext writes the token itself: the file that holds it is the server's.
@@ -64,9 +88,21 @@ func labContext() (c clientContext, err error) {
 		return c, os.ErrNotExist
 	}
 	if len(files) > 1 {
-		return c, codeError{fmt.Errorf("%d labs are here: name one with --context, as in --context %s", len(files), files[0]), exitUsage}
+		names := make([]string, len(files))
+		for i, file := range files {
+			names[i] = filepath.Base(filepath.Dir(filepath.Dir(file)))
+		}
+		return c, codeError{fmt.Errorf("%d labs are here: name one with --context %s", len(files), strings.Join(names, " or --context ")), exitUsage}
 	}
 	return readContext(files[0])
+}
+
+// labDenied says who may read a lab's context.
+func labDenied(err error) error {
+	if errors.Is(err, os.ErrPermission) {
+		return codeError{errors.New("the lab on this host is another user's: use sudo"), exitUsage}
+	}
+	return err
 }
 
 // labRoot is where labs stand.

@@ -47,7 +47,7 @@ left behind. What was built for it stays cached for 30 days after its last use.`
 func newLabStatus(f *labFlags) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{Use: "status", Short: "Show a lab",
-		Long: "Show whether a lab runs, where its server answers, and its machines.",
+		Long: "Show whether a lab runs, where its server answers, and its machines. It fails where there is no lab,\nor one that is down.",
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, alive, err := testenv.ReadLab(f.dir())
@@ -57,18 +57,27 @@ func newLabStatus(f *labFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return show(cmd.OutOrStdout(), output, s, func(w io.Writer, _ bool) {
-				state := "running"
-				if !alive {
-					state = "its supervisor is gone; " + f.command("down") + " clears the rest"
+			said := struct {
+				testenv.LabState
+				Running bool `json:"running"`
+			}{s, alive}
+			err = show(cmd.OutOrStdout(), output, said, func(w io.Writer, _ bool) {
+				if alive {
+					fmt.Fprintf(w, "lab %s: running, %s, supervisor %d\nserver https://%s, context %s\nserver %s\n",
+						s.Name, s.OS, s.PID, s.Operator, f.contextFile(), s.Server)
+				} else {
+					fmt.Fprintf(w, "lab %s: down, %s\n", s.Name, s.OS)
 				}
-				fmt.Fprintf(w, "lab %s: %s, %s, supervisor %d\nserver https://%s, context %s\n", s.Name, state, s.OS, s.PID, s.Operator, f.contextFile())
 				lines := [][]string{{"MACHINE", "FIRMWARE", "BMC", "ADDRESS", "DISK"}}
 				for _, m := range s.Machines {
 					lines = append(lines, []string{m.Name, m.Firmware, m.BMC, m.IP, m.Disk})
 				}
 				rows(w, lines)
 			})
+			if err == nil && !alive {
+				return codeError{f.down(), exitNoServer}
+			}
+			return err
 		}}
 	addOutput(cmd, &output)
 	return cmd
@@ -80,7 +89,10 @@ func newLabConsole(f *labFlags) *cobra.Command {
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, alive, err := testenv.ReadLab(f.dir())
-			if err != nil || !alive {
+			if err == nil && !alive {
+				return codeError{f.down(), exitNoServer}
+			}
+			if err != nil {
 				return fmt.Errorf("lab %q does not run; %s starts it", f.name, f.command("up"))
 			}
 			var names []string

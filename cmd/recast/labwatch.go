@@ -27,7 +27,7 @@ func watchLab(cmd *cobra.Command, c *client, f *labFlags, s testenv.LabState) er
 	var failed error
 	alive := func() error {
 		if _, ok, err := testenv.ReadLab(f.dir()); err != nil || !ok {
-			return codeError{fmt.Errorf("lab %q has ended: %s says why; %s clears the rest", f.name, filepath.Join(f.dir(), "lab.log"), f.command("down")), exitNoServer}
+			return codeError{f.down(), exitNoServer}
 		}
 		return nil
 	}
@@ -127,8 +127,16 @@ func nextCommands(f *labFlags, s testenv.LabState) []string {
 	}
 	self = shellWord(self)
 	ask := self
-	// Who is logged in nowhere asks the lab by itself.
-	if c, err := findContext(""); err != nil || c.URL != "https://"+s.Operator {
+	// Who is logged in nowhere asks the lab by itself, if it is the only one.
+	here := func(name string) bool {
+		c, err := findContext(name)
+		return err == nil && c.URL == "https://"+s.Operator
+	}
+	switch {
+	case here(""):
+	case here(f.name):
+		ask += " --context " + shellWord(f.name)
+	default:
 		ask += " --context " + shellWord(f.contextFile())
 	}
 	yaml := shellWord(testenv.LabYAML(f.dir()))

@@ -82,7 +82,7 @@ every machine boots into exactly that state. recast lab up shows all of it on th
 		Version: version,
 	}
 	parent(root)
-	root.PersistentFlags().String("context", "", "context file or name to use (default: the last login, else the server or the lab on this host)")
+	root.PersistentFlags().String("context", "", "context to use: file, name or lab (default: the last login, else the server or the lab on this host)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return codeError{fmt.Errorf("%w; %ssee: %s --help", err, nearFlag(c, err), c.CommandPath()), exitUsage}
 	})
