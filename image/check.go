@@ -92,7 +92,7 @@ func (s *Store) check(ctx context.Context, d inventory.Digest, look func(*pack.M
 	if errors.Is(err, ErrDamaged) {
 		// The image may have been mended or removed while we looked.
 		if now, e := s.Info(d); e == nil && now.Pack == info.Pack && now.Manifest == info.Manifest {
-			err = errors.Join(err, s.mark(d, err.Error()))
+			err = errors.Join(err, s.mark(d, DamageOf(err)))
 		}
 	}
 	if err != nil {

@@ -483,6 +483,9 @@ func TestDamageIsFoundKeptAndMended(t *testing.T) {
 				case "Manifest":
 					says = filepath.Join(dir, "blobs", info.Manifest.Hex())
 				}
+				if strings.Contains(damaged.Damaged, "damaged") {
+					t.Errorf("damage %q says itself that it is one", damaged.Damaged)
+				}
 				if !strings.Contains(damaged.Damaged, says) {
 					t.Errorf("damage %q does not name %q", damaged.Damaged, says)
 				}

@@ -36,6 +36,12 @@ var (
 	ErrUnknown  = errors.New("not a disk image")
 )
 
+// DamageOf is what is wrong with an image by an error that is ErrDamaged, without
+// saying again that it is damaged.
+func DamageOf(err error) string {
+	return strings.TrimPrefix(err.Error(), ErrDamaged.Error()+": ")
+}
+
 // Options of Open; the zero value works.
 type Options struct {
 	MaxSize int64        // of an unpacked image, bytes; 0 means DefaultMaxSize

@@ -117,7 +117,7 @@ func (e *Engine) decideWrite(ctx context.Context, q diskQuestion, s State, facts
 	m, err := e.Images.Manifest(digest)
 	if errors.Is(err, image.ErrDamaged) {
 		_ = e.Images.Check(ctx, digest, -1) // marks it, so that mending it is seen
-		return DiskDecision{Verdict: DiskDamaged, Image: digest, Reason: err.Error()}, nil
+		return DiskDecision{Verdict: DiskDamaged, Image: digest, Reason: image.DamageOf(err)}, nil
 	}
 	if err != nil {
 		return d, err
