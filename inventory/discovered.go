@@ -27,6 +27,9 @@ func YAMLFor(facts Facts, network ...string) string {
 	default:
 		fmt.Fprintf(&b, "  arch: %s\n", AMD64)
 	}
+	if mode := Firmware(facts.Boot.Mode); mode == BIOS || mode == UEFI {
+		fmt.Fprintf(&b, "  firmware: %s\n", mode)
+	}
 	if serial := strings.TrimSpace(facts.SystemVendor.SerialNumber); badSerial(serial) == "" && !noSerial.MatchString(serial) {
 		fmt.Fprintf(&b, "  serial: %q\n", serial)
 	}

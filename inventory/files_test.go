@@ -126,7 +126,7 @@ func TestYAMLForDeclaresADiscoveredMachine(t *testing.T) {
 			{Name: "ib0", MAC: "80:00:02:08:fe:80:00:00:00:00:00:00:f4:52:14:03:00:7b:cb:a1"}, {Name: "lo", MAC: "00:00:00:00:00:00"},
 		},
 		SystemVendor: SystemVendor{SerialNumber: "CZ-1234/5", UUID: "4C4C4544-0042-3510-8052-B4C04F4A4E31"},
-		Boot:         BootFacts{PXEInterface: "52:54:00:00:00:02"},
+		Boot:         BootFacts{PXEInterface: "52:54:00:00:00:02", Mode: "uefi"},
 	}
 	want := `apiVersion: recast/v1
 kind: Machine
@@ -135,6 +135,7 @@ metadata:
   labels: {}
 spec:
   arch: amd64
+  firmware: uefi
   serial: "CZ-1234/5"
   uuid: "4c4c4544-0042-3510-8052-b4c04f4a4e31"
   nics:
@@ -163,6 +164,10 @@ spec:
 		if m == nil || m.Serial != "" || m.UUID != "" {
 			t.Errorf("serial %q gives %s", serial, got)
 		}
+	}
+	facts.Boot.Mode = "" // never seen, so that nothing is claimed
+	if got := YAMLFor(facts); strings.Contains(got, "firmware") {
+		t.Errorf("an unknown firmware is declared:\n%s", got)
 	}
 	facts.CPU.Architecture = "aarch64"
 	if m := parseOne(t, YAMLFor(facts)).Machines[0]; m.Arch != ARM64 {
