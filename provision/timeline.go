@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -127,17 +128,7 @@ func (e *Engine) Observe(o inventory.Observation) {
 		return
 	}
 	m := e.machine(name)
-	text := string(o.Kind)
-	if o.Detail != "" {
-		text += " " + o.Detail
-	}
-	if o.Bytes > 0 {
-		text += fmt.Sprintf(" (%s)", inventory.SizeText(o.Bytes))
-	}
-	if o.Error != "" {
-		text += ": " + o.Error
-	}
-	m.history.saw(o.Time, text)
+	m.history.saw(o.Time, seenText(o))
 	e.changes.send(name)
 	if o.Kind == inventory.SawScript && o.Error == "" && strings.HasPrefix(o.Detail, string(ipxe.SpecRamdisk)) && e.fromItself(name, o.Remote) {
 		e.spawn(func() {
@@ -146,6 +137,42 @@ func (e *Engine) Observe(o inventory.Observation) {
 			}
 		})
 	}
+}
+
+// seenText is an observation in words.
+func seenText(o inventory.Observation) string {
+	text := string(o.Kind)
+	detail := o.Detail
+	if o.Kind == inventory.SawOffer || o.Kind == inventory.SawAck {
+		if o.Remote.IsValid() && !o.Remote.IsUnspecified() {
+			text += " of " + o.Remote.String() + ","
+		}
+		detail = bootFileText(detail)
+	}
+	if detail != "" {
+		text += " " + detail
+	}
+	text = strings.TrimSuffix(text, ",")
+	if o.Bytes > 0 {
+		text += fmt.Sprintf(" (%s)", inventory.SizeText(o.Bytes))
+	}
+	if o.Error != "" {
+		text += ": " + o.Error
+	}
+	return text
+}
+
+// bootFileText names the boot file of a DHCP reply. Where that is a URL, which
+// iPXE fills in, people look for what it leads to.
+func bootFileText(file string) string {
+	url, _, _ := strings.Cut(file, "?")
+	switch {
+	case !strings.Contains(url, "://"):
+		return file
+	case strings.HasSuffix(url, ipxe.ScriptPath):
+		return "boot script"
+	}
+	return path.Base(url)
 }
 
 // fromItself tells whether a script was fetched from the machine's own address,

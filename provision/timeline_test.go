@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -43,5 +44,26 @@ func TestAFloodOfPacketsPushesOutNoDecision(t *testing.T) {
 	}
 	if n := decided(); n != keepDurable {
 		t.Errorf("%d durable lines are kept, want %d", n, keepDurable)
+	}
+}
+
+func TestWhatIsSeenIsShortAndNamesTheAddress(t *testing.T) {
+	addr := netip.MustParseAddr("10.77.0.11")
+	for _, c := range []struct {
+		o    inventory.Observation
+		want string
+	}{
+		{inventory.Observation{Kind: inventory.SawDiscover, Detail: "firmware, architecture 7"}, "dhcp-discover firmware, architecture 7"},
+		{inventory.Observation{Kind: inventory.SawOffer, Remote: addr, Detail: "http://10.77.0.1:8080/boot/script?mac=${netX/mac}&uuid=${uuid}"}, "dhcp-offer of 10.77.0.11, boot script"},
+		{inventory.Observation{Kind: inventory.SawAck, Remote: addr, Detail: "snponly.efi"}, "dhcp-ack of 10.77.0.11, snponly.efi"},
+		{inventory.Observation{Kind: inventory.SawAck, Remote: addr, Detail: "http://10.77.0.1:8080/boot/loader/snponly.efi"}, "dhcp-ack of 10.77.0.11, snponly.efi"},
+		{inventory.Observation{Kind: inventory.SawAck, Remote: addr}, "dhcp-ack of 10.77.0.11"},
+		{inventory.Observation{Kind: inventory.SawOffer, Remote: netip.IPv4Unspecified(), Detail: "undionly.kpxe"}, "dhcp-offer undionly.kpxe"},
+		{inventory.Observation{Kind: inventory.SawScript, Remote: addr, Detail: "local: nothing to do", Bytes: 111}, "boot-script local: nothing to do (111 B)"},
+		{inventory.Observation{Kind: inventory.SawTFTP, Remote: addr, Detail: "undionly.kpxe", Error: "no answer"}, "tftp-transfer undionly.kpxe: no answer"},
+	} {
+		if got := seenText(c.o); got != c.want {
+			t.Errorf("%+v is %q, want %q", c.o, got, c.want)
+		}
 	}
 }
