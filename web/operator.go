@@ -203,6 +203,9 @@ func (s *Server) machineRoutes() []route {
 				if _, err := known(c); err != nil {
 					return err
 				}
+				if in.For < 0 {
+					return refuse(http.StatusBadRequest, fmt.Errorf("hold %s for %s: want more than 0; 0 is until it is released", c.Param("name"), in.For))
+				}
 				return refuse(http.StatusConflict, e.Hold(c.Request().Context(), c.Param("name"), who(c), in.Reason, time.Duration(in.For)))
 			}),
 		ask(http.MethodPost, one+"/wipe", scopeOperator, "Netboot it and erase one disk; the answer is that disk.",

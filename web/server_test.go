@@ -410,3 +410,16 @@ func TestAWipeIsRefusedBeforeItsDiskWasSeen(t *testing.T) {
 		t.Errorf("%d %s", code, text)
 	}
 }
+
+func TestAHoldOfNegativeTimeIsRefused(t *testing.T) {
+	s := newSite(t)
+	s.declare(t, "first")
+	code, text, h := s.send(t, "POST", apiRoot+"/machines/m2/hold", operatorToken, HoldRequest{Reason: "slip", For: -1})
+	if p := checkProblem(t, "hold", code, text, h); code != http.StatusBadRequest || !strings.Contains(p.Detail, "more than 0") {
+		t.Errorf("%d %s", code, text)
+	}
+	var v provision.View
+	if s.ok(t, "GET", apiRoot+"/machines/m2", nil, &v); v.Status.Hold != nil {
+		t.Errorf("it is held: %+v", v.Status.Hold)
+	}
+}

@@ -33,7 +33,7 @@ func newExitCodes() *cobra.Command {
   %d  it was not done; the reason is the last line on standard error
   %d  the command line, or the configuration it names, is wrong
   %d  plan --exit-code: there is something to do
-  %d  the server refused: bad files, an outdated plan, a wrong token, a state that forbids it
+  %d  the server refused: bad files, outdated plan, wrong token, unknown name, a state that forbids it
   %d  no server answers`, exitOK, exitError, exitUsage, exitChanges, exitRefused, exitNoServer)}
 }
 

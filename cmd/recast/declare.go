@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,6 +27,14 @@ func (f *planFlags) add(cmd *cobra.Command) {
 	addOutput(cmd, &f.output)
 }
 
+// check refuses an empty name: a script's unset variable must not look like a choice.
+func (f *planFlags) check(cmd *cobra.Command) error {
+	if cmd.Flags().Changed("erase") && (len(f.erase) == 0 || slices.Contains(f.erase, "")) {
+		return codeError{errors.New("--erase: an empty name; name the machines whose disk may be erased, as --erase r1u05,r1u06"), exitUsage}
+	}
+	return nil
+}
+
 func newPlan() *cobra.Command {
 	var f planFlags
 	var exitCode bool
@@ -40,6 +49,9 @@ first, . touches none.`,
 		Example: "  recast plan site/\n  recast plan --exit-code site/ || echo 'something is to do'",
 		Args:    arguments(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(cmd); err != nil {
+				return err
+			}
 			c, err := clientOf(cmd)
 			if err != nil {
 				return err
@@ -103,6 +115,9 @@ On a terminal the plan is shown and confirmed. Elsewhere name the plan that was
 looked at with --plan, or say --yes. A plan whose inputs have moved since is refused.`,
 		Example: "  recast apply site/\n  recast apply --plan sha256:1f0c…\n  recast apply site/ --erase r1u05 --yes",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(cmd); err != nil {
+				return err
+			}
 			c, err := clientOf(cmd)
 			if err != nil {
 				return err

@@ -122,7 +122,7 @@ func describe(cmd *cobra.Command, c *client, kind, name string) (description, er
 		}
 	}
 	if next := nearOr(name, pickNames(kind+"s")(&set), ""); next != "" {
-		return description{}, fmt.Errorf("there is no %s %q; %s", kind, name, next)
+		return description{}, codeError{fmt.Errorf("there is no %s %q; %s", kind, name, next), exitRefused}
 	}
 	return description{}, orNone(nil, kind, name, kind+"s")
 }
@@ -131,7 +131,7 @@ func orNone(err error, kind, name, list string) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("there is no %s %q; recast get %s lists what there is", kind, name, list)
+	return codeError{fmt.Errorf("there is no %s %q; recast get %s lists what there is", kind, name, list), exitRefused}
 }
 
 // line prints "Name:  value", aligned.
@@ -199,7 +199,7 @@ func printImage(w io.Writer, i *inventory.Image, here []image.Info, definitions 
 	state := "not here: recast image add SOURCE"
 	for _, h := range here {
 		if h.Digest == i.Digest {
-			state = fmt.Sprintf("whole, %s unpacked, %s packed, added %s", size(h.Size), size(h.PackSize), h.Added.Format(time.DateTime))
+			state = fmt.Sprintf("whole, %s unpacked, %s packed, added %s", size(h.Size), size(h.PackSize), dateClock(h.Added))
 			if h.Damaged != "" {
 				state = "damaged: " + h.Damaged + "; recast image add SOURCE mends it"
 			}

@@ -166,7 +166,7 @@ func showList[T any](l listing, all []T, is func(T, string) bool, row func(v *T,
 				names = append(names, row(&all[i], false)[0])
 			}
 		}
-		return fmt.Errorf("get %s: there is no %q; %s", l.kind, l.name, nearOr(l.name, names, "recast get "+l.kind+" lists what there is"))
+		return codeError{fmt.Errorf("get %s: there is no %q; %s", l.kind, l.name, nearOr(l.name, names, "recast get "+l.kind+" lists what there is")), exitRefused}
 	}
 	return show(l.cmd.OutOrStdout(), l.output, kept, func(w io.Writer, wide bool) {
 		lines := [][]string{row(nil, wide)}
@@ -214,7 +214,7 @@ func getDiscovered(l listing) error {
 		fmt.Fprint(l.cmd.OutOrStdout(), d.YAML)
 	}
 	if l.name != "" && !found {
-		return fmt.Errorf("get discovered: there is no %q; recast get discovered lists what there is", l.name)
+		return codeError{fmt.Errorf("get discovered: there is no %q; recast get discovered lists what there is", l.name), exitRefused}
 	}
 	return nil
 }

@@ -222,7 +222,7 @@ func byDigits(all []inventory.Digest, s string) (inventory.Digest, error) {
 	case len(digits) < minDigits:
 		return "", fmt.Errorf("give at least %d digits", minDigits)
 	case len(found) == 0:
-		return "", errors.New("there is none")
+		return "", codeError{errors.New("there is none"), exitRefused}
 	case len(found) > 1:
 		return "", fmt.Errorf("%d begin so; give more digits", len(found))
 	}

@@ -44,6 +44,9 @@ disk; what is under way is not stopped: recast abort does that.`,
 		Example: "  recast hold r1u05 --reason 'memory test' --for 4h",
 		Args:    arguments(cobra.MinimumNArgs(1)), ValidArgsFunction: completeMachines,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("for") && ttl <= 0 {
+				return codeError{fmt.Errorf("hold --for %s: want more than 0, as 4h; without --for it is held until recast release", ttl), exitUsage}
+			}
 			c, err := clientOf(cmd)
 			if err != nil {
 				return err
@@ -146,6 +149,9 @@ stands behind it, what happens next or what to do, and the last lines of its tim
 			} else if len(args) == 2 {
 				return codeError{fmt.Errorf("explain %q: only machines can be explained; see: recast explain --help", args[0]), exitUsage}
 			}
+			if lines < 0 {
+				return codeError{fmt.Errorf("explain --lines %d: want 0 or more", lines), exitUsage}
+			}
 			c, err := clientOf(cmd)
 			if err != nil {
 				return err
@@ -181,6 +187,6 @@ func printExplanation(w io.Writer, x provision.Explanation, n int) {
 		t = t[len(t)-n:]
 	}
 	for _, l := range t {
-		fmt.Fprintf(w, "  %s  %-8s %s\n", l.Time.Format(time.TimeOnly), l.Kind, l.Text)
+		fmt.Fprintf(w, "  %s  %-8s %s\n", clock(l.Time), l.Kind, l.Text)
 	}
 }

@@ -28,7 +28,7 @@ const (
 	exitError    = 1 // the command did not do what it was asked
 	exitUsage    = 2 // the command line, or the configuration it names, is wrong
 	exitChanges  = 3 // plan --exit-code: the plan is not empty
-	exitRefused  = 4 // the server refused: bad files, an outdated plan, a missing right
+	exitRefused  = 4 // the server refused: bad files, an outdated plan, a missing right, an unknown name
 	exitNoServer = 5 // the server does not answer
 )
 
@@ -60,8 +60,8 @@ func exitCode(err error, w io.Writer) int {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &coded):
-		if coded.error.Error() != "" {
-			fmt.Fprintln(w, "recast:", coded.error)
+		if text := err.Error(); text != "" { // whole: the code may stand deep in it
+			fmt.Fprintln(w, "recast:", text)
 		}
 		return coded.code
 	}

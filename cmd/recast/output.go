@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 	"gopkg.in/yaml.v3"
@@ -54,3 +55,8 @@ func rows(w io.Writer, lines [][]string) {
 	}
 	_ = t.Flush()
 }
+
+// Times are shown in UTC and say so: the reader's zone, the server's and the
+// rack's may be three.
+func clock(t time.Time) string     { return t.UTC().Format("15:04:05Z") }
+func dateClock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }

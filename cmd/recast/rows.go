@@ -79,14 +79,14 @@ func generationRow(g *provision.GenerationInfo, wide bool) []string {
 	if g == nil {
 		return []string{"GENERATION", "GROUP", "KEPT SINCE", "IMAGE", "RUNNING ON"}
 	}
-	return []string{digestText(g.Digest, wide), g.Group, g.At.Format(time.DateTime), g.Resolved.Image.Digest.Short(), dash(strings.Join(g.Machines, ","))}
+	return []string{digestText(g.Digest, wide), g.Group, dateClock(g.At), g.Resolved.Image.Digest.Short(), dash(strings.Join(g.Machines, ","))}
 }
 
 func rolloutRow(r *provision.Rollout, _ bool) []string {
 	if r == nil {
 		return []string{"GROUP", "PLAN", "BY", "SINCE", "MACHINES", "STOPPED"}
 	}
-	return []string{r.Group, r.Plan.Short(), r.By, r.At.Format(time.DateTime), fmt.Sprint(len(r.Machines)), dash(r.Stopped)}
+	return []string{r.Group, r.Plan.Short(), r.By, dateClock(r.At), fmt.Sprint(len(r.Machines)), dash(r.Stopped)}
 }
 
 func strayRow(d *provision.Stray, _ bool) []string {
@@ -106,7 +106,7 @@ func leaseRow(l *inventory.Lease, _ bool) []string {
 	if l == nil {
 		return []string{"ADDRESS", "MAC", "MACHINE", "NETWORK", "STATE", "EXPIRES"}
 	}
-	return []string{l.Addr.String(), l.MAC.String(), leaseHolder(l), l.Network, string(l.State), l.Expires.Format(time.DateTime)}
+	return []string{l.Addr.String(), l.MAC.String(), leaseHolder(l), l.Network, string(l.State), dateClock(l.Expires)}
 }
 
 func leaseHolder(l *inventory.Lease) string {
@@ -123,7 +123,7 @@ func auditRow(a *provision.AuditEntry, wide bool) []string {
 		if a.Image != "" {
 			about = "image " + a.Image.Short()
 		}
-		row = []string{fmt.Sprint(a.Seq), a.At.Format(time.DateTime), a.Who, a.What, dash(about), shortOr(a.Plan, "-"), dash(strings.Join(a.Erase, ",")), dash(a.Detail)}
+		row = []string{fmt.Sprint(a.Seq), dateClock(a.At), a.Who, a.What, dash(about), shortOr(a.Plan, "-"), dash(strings.Join(a.Erase, ",")), dash(a.Detail)}
 	}
 	switch {
 	case wide && a == nil:
@@ -138,7 +138,7 @@ func secretRow(s *provision.SecretInfo, _ bool) []string {
 	if s == nil {
 		return []string{"NAME", "VERSION", "SET", "BY"}
 	}
-	return []string{s.Name, fmt.Sprint(s.Version), s.At.Format(time.DateTime), dash(s.By)}
+	return []string{s.Name, fmt.Sprint(s.Version), dateClock(s.At), dash(s.By)}
 }
 
 func imageRow(i *image.Info, wide bool) []string {
@@ -149,7 +149,7 @@ func imageRow(i *image.Info, wide bool) []string {
 	if i.Damaged != "" {
 		state = "damaged: " + i.Damaged
 	}
-	return []string{digestText(i.Digest, wide), size(i.Size), size(i.PackSize), i.Added.Format(time.DateTime), state, dash(i.Source)}
+	return []string{digestText(i.Digest, wide), size(i.Size), size(i.PackSize), dateClock(i.Added), state, dash(i.Source)}
 }
 
 func digestText(d inventory.Digest, wide bool) string {

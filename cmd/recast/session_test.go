@@ -217,8 +217,8 @@ var varying = []struct {
 	pattern *regexp.Regexp
 	with    string
 }{
-	{regexp.MustCompile(`\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z?`), "TIME"},
-	{regexp.MustCompile(`(?m)^(  )\d\d:\d\d:\d\d  `), "${1}TIME  "},
+	{regexp.MustCompile(`\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z`), "TIME"},
+	{regexp.MustCompile(`(?m)^(  )\d\d:\d\d:\d\dZ  `), "${1}TIME  "},
 	{regexp.MustCompile(`\b\d+(ms|s|m\d+s) ago`), "AGE ago"},
 	{regexp.MustCompile(`\bfor \d+s\b`), "for AGE"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d{4,5}`), "SERVER"},

@@ -31,7 +31,7 @@ func (c *client) streamWhile(cmd *cobra.Command, alive func() error, f func(prov
 	for {
 		stop, err := c.streamOnce(ctx, func(v provision.View) bool {
 			if told {
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s the server is back\n", time.Now().Format(time.TimeOnly))
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s the server is back\n", clock(time.Now()))
 			}
 			reached, told, wait = true, false, minReconnect
 			return f(v)
@@ -47,7 +47,7 @@ func (c *client) streamWhile(cmd *cobra.Command, alive func() error, f func(prov
 			return gone
 		}
 		if !told {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s %v; reconnecting, ctrl-C ends it\n", time.Now().Format(time.TimeOnly), err)
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s %v; reconnecting, ctrl-C ends it\n", clock(time.Now()), err)
 			told = true
 		}
 		select {
@@ -107,7 +107,7 @@ func watchMachines(cmd *cobra.Command, name string) error {
 		line := fmt.Sprintf("%s  %s/%s  %s  %s  %s", v.Name, v.Status.Phase, dash(string(v.Status.Step)), v.Sync, progressText(v.Status), whyText(v))
 		if last[v.Name] != line {
 			last[v.Name] = line
-			fmt.Fprintln(cmd.OutOrStdout(), time.Now().Format(time.TimeOnly), line)
+			fmt.Fprintln(cmd.OutOrStdout(), clock(time.Now()), line)
 		}
 		return false
 	})
