@@ -275,6 +275,10 @@ func explain(verb string, err error) error {
 // oneLine squeezes the multi-line texts of the libraries.
 func oneLine(err error) string {
 	text := strings.Join(strings.Fields(err.Error()), " ")
+	// What go-ipmi tried for its handshake is in the way of what the BMC said.
+	if i := strings.LastIndex(text, "err: "); i >= 0 && strings.HasPrefix(text, "connect20 failed") {
+		text = text[i+len("err: "):]
+	}
 	const most = 300
 	if len(text) > most {
 		text = text[:most] + "…"

@@ -59,6 +59,15 @@ func TestReasonOf(t *testing.T) {
 }
 
 // Every text that stands for a status must be what the library prints for it.
+func TestARefusedPasswordIsToldWithoutTheHandshake(t *testing.T) {
+	lib := fmt.Errorf("connect20 failed after try all cipher suite ids ([17]), errs: \n%v",
+		fmt.Errorf("cmd: rakp1 failed with cipher suite id (17), err: %w", client.ErrRAKPAuthentication))
+	err := explain("log in to ipmi://10.9.0.1", lib)
+	if want := fmt.Sprintf("log in to ipmi://10.9.0.1: %v: %v", ErrAuth, client.ErrRAKPAuthentication); err.Error() != want || !errors.Is(err, ErrAuth) {
+		t.Errorf("got %q, want %q", err, want)
+	}
+}
+
 func TestTextReasonsAgreeWithStatusReasons(t *testing.T) {
 	for status, want := range rmcpReasons {
 		text := fmt.Errorf("%v", types.NewRmcpStatusError(status))

@@ -28,6 +28,8 @@ type BMCDone struct {
 	Err    string
 	// Final: trying again cannot help (a refused password, a wrong certificate).
 	Final bool
+	// Next mends it, "" nothing that is known here.
+	Next string
 }
 
 // BootServed: the machine asked what to boot and was given the ramdisk.

@@ -273,6 +273,9 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 		return err
 	})
 	if err != nil {
+		if next := e.secretNext(name, err); next != "" {
+			err = fmt.Errorf("%w; %s", err, next)
+		}
 		return "", fmt.Errorf("power of %q: %w", name, err)
 	}
 	m.mu.Lock()

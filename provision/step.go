@@ -245,6 +245,9 @@ func (t *transition) bmcDone(ev BMCDone) {
 	}
 	if ev.Err != "" {
 		t.fail(fmt.Sprintf("%s: %s", ev.Action, ev.Err), !ev.Final)
+		if ev.Next != "" && !t.busy() {
+			t.Status.NextAction = strings.Replace(againNext(t.Intent, t.Status.Machine), "mend the cause", ev.Next, 1)
+		}
 		return
 	}
 	switch t.Status.Step {

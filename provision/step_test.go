@@ -89,7 +89,8 @@ func (s *story) event(t *testing.T, line string) Event {
 				if text == "ok" {
 					text = ""
 				}
-				return BMCDone{Action: a, Err: text, Final: final}
+				text, next, _ := strings.Cut(text, " next ")
+				return BMCDone{Action: a, Err: text, Final: final, Next: next}
 			}
 		}
 	case "script":

@@ -25,6 +25,7 @@ func (e *Engine) act(ctx context.Context, m *machine, a Action) {
 		if err != nil {
 			done.Err = err.Error()
 			done.Final = errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrPin) || errors.Is(err, bmc.ErrUnsupported) || errors.Is(err, errNoCredentials)
+			done.Next = e.secretNext(m.name, err)
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -188,6 +189,15 @@ func (e *Engine) whileHeld(ctx context.Context) (context.Context, func(), error)
 		}
 	})
 	return ctx, func() { cancel(nil); work.Wait() }, nil
+}
+
+// secretNext is what a person does where a BMC refuses its secret, or there is none.
+func (e *Engine) secretNext(machine string, err error) string {
+	decl := e.Set().Machine(machine)
+	if decl == nil || decl.BMC == nil || !errors.Is(err, bmc.ErrAuth) && !errors.Is(err, errNoCredentials) {
+		return ""
+	}
+	return "recast secret set " + decl.BMC.Credentials
 }
 
 var errNoCredentials = errors.New("no credentials")
