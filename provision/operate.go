@@ -279,12 +279,41 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 		return "", fmt.Errorf("power of %q: %w", name, err)
 	}
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	now := m.state
-	now.Status.Power = string(seen)
-	m.put(now)
-	m.mu.Unlock()
+	health := now.Status.Health
+	now.Status = powered(now.Status, verb, string(seen), who)
+	if now.Status.Health == health {
+		m.put(now)
+	} else {
+		line := TimelineEntry{Time: e.Now(), Kind: "bmc", Text: fmt.Sprintf("seen %s: %s", seen, now.Status.Health)}
+		if err := e.commit(ctx, m, now, []TimelineEntry{line}); err != nil {
+			return "", fmt.Errorf("power of %q: it is %s, which could not be recorded: %w", name, seen, err)
+		}
+	}
 	e.changes.send(name)
 	return string(seen), nil
+}
+
+// powered is what a BMC's answer says of a machine that is taken as running.
+func powered(st Status, verb, seen, who string) Status {
+	st.Power = seen
+	on := "recast power on " + st.Machine
+	if seen == "on" && strings.HasSuffix(st.NextAction, on) {
+		st.NextAction = ""
+	}
+	if st.Phase != Active {
+		return st
+	}
+	switch {
+	case seen == "off" && verb == "off":
+		st.Health, st.NextAction = Suspended, fmt.Sprintf("switched off by %s: %s", who, on)
+	case seen == "off" && st.Health != Suspended:
+		st.Health, st.NextAction = Missing, "its BMC shows it off: "+on
+	case seen == "on" && (st.Health == Suspended || st.Health == Missing):
+		st.Health = HealthUnknown // until it reports
+	}
+	return st
 }
 
 // Secrets of the operator.

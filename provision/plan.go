@@ -189,6 +189,8 @@ func planWhy(st Status, w Wanted) string {
 		return "failed: " + st.LastError
 	case !blankSince(st).IsZero():
 		return "its disk was wiped"
+	case st.Running == "" && seenOther(st) != "":
+		return seenOther(st)
 	case st.Running == "":
 		return "recast has not written it yet"
 	case st.Running != w.Generation.Digest:
@@ -197,6 +199,14 @@ func planWhy(st Status, w Wanted) string {
 		return "the same generation, rendered differently for this machine"
 	}
 	return "not seen running"
+}
+
+// seenOther says what the ramdisk saw in place of what recast wrote; "" nothing.
+func seenOther(st Status) string {
+	if st.Running == "" && st.Evidence.Level == inventory.E2 && st.Evidence.Generation == "" {
+		return st.Evidence.Detail
+	}
+	return ""
 }
 
 // planDisk names the disk and what it holds, as far as an inventory tells.
@@ -285,6 +295,8 @@ func synced(st Status, w Wanted, declared bool) (Sync, string) {
 		return OutOfSync, "being deployed"
 	case !blankSince(st).IsZero():
 		return OutOfSync, "its disk was wiped, nothing is installed"
+	case seenOther(st) != "":
+		return OutOfSync, seenOther(st)
 	case st.Running == "" && st.Phase != Failed:
 		return SyncUnknown, "nothing is known of what it runs"
 	case st.Running != w.Generation.Digest:

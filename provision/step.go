@@ -326,6 +326,7 @@ func (t *transition) inspected(ev Inspected) {
 	}
 	facts := ev.Facts
 	t.Status.Facts, t.Status.FactsAt = &facts, t.now
+	t.disproved(facts)
 	d := ev.Decision
 	if wipe := t.Intent.Purpose == PurposeWipe; wipe != (d.Verdict == DiskWipe) && (!wipe || d.Verdict != DiskRefuse) {
 		t.impossible(ev) // what one purpose permits, no other does
@@ -369,6 +370,35 @@ func (t *transition) inspected(ev Inspected) {
 	default:
 		t.fail(d.Reason, false)
 	}
+}
+
+// disproved takes back what is on record of the disk that was written, where the
+// ramdisk sees that it holds something else.
+func (t *transition) disproved(facts inventory.Facts) {
+	st := &t.Status
+	if st.Running == "" || st.Disk == nil {
+		return
+	}
+	what := ""
+	for _, d := range facts.Disks {
+		if st.Disk.Matches(d) != nil {
+			continue
+		}
+		if m := d.Recast; m != nil && m.Machine == st.Machine {
+			return // which generation of ours, its system says
+		}
+		what = "holds " + d.Holds
+		if d.Holds == "" {
+			what = "is blank"
+		}
+	}
+	if what == "" {
+		return // one that is not there says nothing of what it holds
+	}
+	text := fmt.Sprintf("the ramdisk saw that %s %s, not generation %s", diskName(*st.Disk), what, st.Running.Short())
+	st.Running, st.RunningRendered, st.RunningWrite = "", "", ""
+	st.Evidence = Evidence{Level: inventory.E2, At: t.now, Detail: text}
+	t.finding(text)
 }
 
 // sameDisk compares all but the name, which a restart may change.

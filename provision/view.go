@@ -181,6 +181,8 @@ func explain(v View, now time.Time) Explanation {
 		}
 	case v.Waiting != "":
 		x.Missing, x.Next = v.Waiting, joinNext(v.next, x.Next)
+	case st.Health == Suspended || st.Health == Missing:
+		x.Missing = "it is switched off, as its BMC showed"
 	case v.Sync != InSync:
 		x.Missing = v.SyncWhy
 		if st.LastError != "" {
@@ -242,10 +244,16 @@ func causes(st Status) []string {
 			"the clock of the machine is far off, so that it does not believe our certificate",
 		}
 	case StepStarting:
-		return []string{
+		list := []string{
 			"the disk is not in the firmware's boot order",
 			"the system came up but cannot reach the server's agent port",
+			"it was switched off since: recast power status " + st.Machine + " asks its BMC",
 		}
+		if st.Power == "off" {
+			list[2] = "its BMC showed it off: recast power on " + st.Machine + " after recast abort, which ends the wait"
+			list[0], list[2] = list[2], list[0]
+		}
+		return list
 	}
 	return nil
 }
