@@ -26,6 +26,8 @@ type (
 		Frozen   provision.Freeze `json:"frozen,omitzero"`
 		// Findings of the DHCP server, as another server on the segment.
 		Findings []string `json:"findings,omitempty"`
+		// Malformed are the DHCP packets not understood since the server's start, by reason.
+		Malformed map[string]uint64 `json:"malformed,omitempty"`
 	}
 	PlanRequest struct {
 		Files []inventory.File `json:"files"`
@@ -246,6 +248,9 @@ func (s *Server) status() StatusReply {
 	}
 	if s.Findings != nil {
 		v.Findings = s.Findings()
+	}
+	if s.Malformed != nil {
+		v.Malformed = s.Malformed()
 	}
 	return v
 }

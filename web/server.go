@@ -33,8 +33,10 @@ type Server struct {
 	Stopping <-chan struct{}
 	// Findings of the DHCP server; nil none.
 	Findings func() []string
-	Observe  func(inventory.Observation)
-	Log      *slog.Logger
+	// Malformed counts the DHCP packets not understood, by reason; nil none.
+	Malformed func() map[string]uint64
+	Observe   func(inventory.Observation)
+	Log       *slog.Logger
 }
 
 // Paths below the boot listener's root.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -421,5 +422,16 @@ func TestAHoldOfNegativeTimeIsRefused(t *testing.T) {
 	var v provision.View
 	if s.ok(t, "GET", apiRoot+"/machines/m2", nil, &v); v.Status.Hold != nil {
 		t.Errorf("it is held: %+v", v.Status.Hold)
+	}
+}
+
+func TestStatusCountsMalformedPacketsByReason(t *testing.T) {
+	s := newSite(t)
+	want := map[string]uint64{"options": 3, "short": 1}
+	s.Malformed = func() map[string]uint64 { return want }
+	var got StatusReply
+	s.ok(t, "GET", apiRoot+"/status", nil, &got)
+	if !maps.Equal(got.Malformed, want) {
+		t.Errorf("%v, want %v", got.Malformed, want)
 	}
 }

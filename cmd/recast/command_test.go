@@ -16,6 +16,7 @@ import (
 
 	"recast/inventory"
 	"recast/store"
+	"recast/web"
 )
 
 // every command that a person can find, in the order of the help.
@@ -421,5 +422,23 @@ func TestReadmeIsTrue(t *testing.T) {
 	}
 	if !strings.Contains(text, fmt.Sprintf("| %d | no server answers |", exitNoServer)) {
 		t.Error("README does not say every exit code")
+	}
+}
+
+func TestANetworkIsDescribedWithItsMalformedPackets(t *testing.T) {
+	var out bytes.Buffer
+	printNetwork(&out, &inventory.Network{Name: "rack1"}, nil, web.StatusReply{Malformed: map[string]uint64{"short": 1, "options": 3}})
+	_, got, _ := strings.Cut(out.String(), "Malformed:")
+	if want := "        3 DHCP packets on all networks since the server's start: options\n" +
+		"Malformed:        1 DHCP packets on all networks since the server's start: short\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// What a reader in another zone, and one who greps logs, must not guess.
+func TestTimesNameTheirZone(t *testing.T) {
+	at := time.Date(2026, 3, 1, 0, 30, 0, 0, time.FixedZone("", 3600))
+	if got := clock(at) + " " + dateClock(at); got != "23:30:00Z 2026-02-28 23:30:00Z" {
+		t.Error(got)
 	}
 }

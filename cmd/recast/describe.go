@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -117,7 +118,7 @@ func describe(cmd *cobra.Command, c *client, kind, name string) (description, er
 					return description{}, err
 				}
 				err := ask("status", &st)
-				return description{n, func(w io.Writer) { printNetwork(w, n, leases, st.Findings) }}, err
+				return description{n, func(w io.Writer) { printNetwork(w, n, leases, st) }}, err
 			}
 		}
 	}
@@ -213,10 +214,13 @@ func printImage(w io.Writer, i *inventory.Image, here []image.Info, definitions 
 	}
 }
 
-func printNetwork(w io.Writer, n *inventory.Network, leases []inventory.Lease, findings []string) {
+func printNetwork(w io.Writer, n *inventory.Network, leases []inventory.Lease, st web.StatusReply) {
 	heads(w, networkRow(nil, true), networkRow(n, true))
-	for _, f := range findings {
+	for _, f := range st.Findings {
 		line(w, "Finding", "%s", f)
+	}
+	for _, why := range slices.Sorted(maps.Keys(st.Malformed)) {
+		line(w, "Malformed", "%d DHCP packets on all networks since the server's start: %s", st.Malformed[why], why)
 	}
 	for _, l := range leases {
 		if l.Network == n.Name {

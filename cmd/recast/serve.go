@@ -209,7 +209,8 @@ func (s *server) open(ctx context.Context) (err error) {
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
 		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.engine.Observe, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.dhcp.Findings, Version: version,
-		Observe: s.engine.Observe, Log: s.log}
+		Malformed: func() map[string]uint64 { return s.dhcp.Stats().Malformed },
+		Observe:   s.engine.Observe, Log: s.log}
 	return nil
 }
 
