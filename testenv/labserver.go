@@ -61,7 +61,7 @@ func keepServer(ctx context.Context, start func() (*RackServer, error), tell fun
 			state.How = err.Error()
 		}
 		wait := restartWait(restarts, time.Now())
-		log.Warn("the lab's server ended and is started again", "pid", s.PID(), "how", state.How, "in", wait.Round(time.Millisecond), "restarts", state.Restarts)
+		log.Warn("the lab's server ended and is started again", "pid", s.PID(), "how", state.How, "in", wait.Round(time.Millisecond), "restart", state.Restarts+1)
 		if err := tell(state); err != nil {
 			return err
 		}
@@ -88,5 +88,5 @@ func (s LabServer) String() string {
 	if s.Ended.IsZero() {
 		return text
 	}
-	return fmt.Sprintf("%s, started again %d times, ended last at %s: %s", text, s.Restarts, s.Ended.Local().Format(time.TimeOnly), s.How)
+	return fmt.Sprintf("%s, restarts %d, ended last at %s: %s", text, s.Restarts, s.Ended.Local().Format(time.TimeOnly), s.How)
 }

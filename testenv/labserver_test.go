@@ -72,7 +72,7 @@ func TestServerOfALabIsStartedAgainAfterKill(t *testing.T) {
 	if !strings.Contains(log.String(), "started again") || !strings.Contains(log.String(), "signal: killed") {
 		t.Errorf("log %q", &log)
 	}
-	if text := told[2].String(); !strings.Contains(text, "started again 1 times") || !strings.Contains(text, "signal: killed") {
+	if text := told[2].String(); !strings.Contains(text, "restarts 1") || !strings.Contains(text, "signal: killed") {
 		t.Errorf("%q", text)
 	}
 }

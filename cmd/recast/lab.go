@@ -140,6 +140,7 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 	f.root = root
 	ctx, out := cmd.Context(), cmd.OutOrStdout()
 	running, alive, err := testenv.ReadLab(f.dir())
+	var before *testenv.LabState // what is resumed
 	switch {
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return err
@@ -149,7 +150,6 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 		}
 		fmt.Fprintf(out, "Lab %q is running; watching it.\n", f.name)
 	default:
-		var before *testenv.LabState
 		if err == nil { // its supervisor was killed: clear what it left
 			if err := f.same(running, kind); err != nil {
 				return err
@@ -158,7 +158,8 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 				return err
 			}
 			fmt.Fprintf(out, "Lab %q is down; resuming it with its disks.\n", f.name)
-			before = &running
+			was := running
+			before = &was
 		}
 		settings, err := prepareLab(ctx, out, f, kind, kernel, before)
 		if err != nil {
@@ -184,6 +185,9 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 		if err := declareLab(cmd, c, f, running); err != nil {
 			return err
 		}
+	} else if before != nil {
+		_, ask := ownCommand(f, running)
+		fmt.Fprintf(out, "Its machines are off, as after a power failure; to start them: %s power on %s\n", ask, strings.Join(machineNames(running), " "))
 	}
 	if err := watchLab(cmd, c, f, running); err != nil {
 		return err
@@ -351,8 +355,9 @@ func declareLab(cmd *cobra.Command, c *client, f *labFlags, s testenv.LabState) 
 		return err
 	}
 	if len(keep) > 0 {
-		fmt.Fprintf(cmd.OutOrStdout(), "The disks of %s hold what was written before, and are applied without --erase.\nTo write them anew: recast apply %s --erase %s\n",
-			strings.Join(keep, ", "), shellWord(testenv.LabYAML(f.dir())), strings.Join(keep, ","))
+		_, ask := ownCommand(f, s)
+		fmt.Fprintf(cmd.OutOrStdout(), "The disks of %s hold what was written before, and are applied without --erase.\nTo write them anew: %s apply %s --erase %s\n",
+			strings.Join(keep, ", "), ask, shellWord(testenv.LabYAML(f.dir())), strings.Join(keep, ","))
 	}
 	printPlan(cmd.OutOrStdout(), p)
 	if p.Empty() {
@@ -376,4 +381,12 @@ func labErase(machines []testenv.LabMachine) (erase, keep []string, err error) {
 		}
 	}
 	return erase, keep, nil
+}
+
+func machineNames(s testenv.LabState) []string {
+	names := make([]string, len(s.Machines))
+	for i, m := range s.Machines {
+		names[i] = m.Name
+	}
+	return names
 }

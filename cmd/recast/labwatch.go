@@ -115,10 +115,10 @@ func printNext(out io.Writer, f *labFlags, s testenv.LabState) {
 	}
 }
 
-// nextCommands to try in a lab, as they can be pasted into a shell: look,
-// understand, change, bring back, end.
-func nextCommands(f *labFlags, s testenv.LabState) []string {
-	self := s.Recast
+// ownCommand is how this binary is called in a shell, and how with it the lab's
+// server is asked.
+func ownCommand(f *labFlags, s testenv.LabState) (self, ask string) {
+	self = s.Recast
 	if rel, err := filepath.Rel(mustGetwd(), self); err == nil && !strings.HasPrefix(rel, "..") {
 		self = rel
 		if !strings.Contains(rel, "/") {
@@ -126,7 +126,7 @@ func nextCommands(f *labFlags, s testenv.LabState) []string {
 		}
 	}
 	self = shellWord(self)
-	ask := self
+	ask = self
 	// Who is logged in nowhere asks the lab by itself, if it is the only one.
 	here := func(name string) bool {
 		c, err := findContext(name)
@@ -139,6 +139,13 @@ func nextCommands(f *labFlags, s testenv.LabState) []string {
 	default:
 		ask += " --context " + shellWord(f.contextFile())
 	}
+	return self, ask
+}
+
+// nextCommands to try in a lab, as they can be pasted into a shell: look,
+// understand, change, bring back, end.
+func nextCommands(f *labFlags, s testenv.LabState) []string {
+	self, ask := ownCommand(f, s)
 	yaml := shellWord(testenv.LabYAML(f.dir()))
 	return []string{
 		ask + " get machines -o wide",
