@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"recast/image"
 	"recast/inventory"
@@ -28,6 +29,7 @@ func (e *Engine) Inventory(ctx context.Context, token string, facts inventory.Fa
 	}
 	defer m.mu.Unlock()
 	s := m.state
+	facts = namedFacts(facts, m.name)
 	if s.Status.Step == StepInspecting && Busy(s.Status.Phase) {
 		if c, v := s.Intent.Claim, facts.SystemVendor; c.UUID != v.UUID || c.Serial != v.SerialNumber {
 			return inventory.Order{}, errors.Join(refused("inventory: UUID %q serial %q is not what claimed %s", v.UUID, v.SerialNumber, m.name),
@@ -46,6 +48,23 @@ func (e *Engine) Inventory(ctx context.Context, token string, facts inventory.Fa
 		}
 	}
 	return e.order(ctx, m)
+}
+
+// namedFacts says of the machine's own disks which generation they hold, in the
+// words that stand there after a write: what was confirmed of a disk, and what is
+// seen of it later, must be the same text.
+func namedFacts(facts inventory.Facts, machine string) inventory.Facts {
+	facts.Disks = slices.Clone(facts.Disks)
+	for i, d := range facts.Disks {
+		if d.Recast != nil && d.Recast.Machine == machine {
+			facts.Disks[i].Holds = holdsText(*d.Recast)
+		}
+	}
+	return facts
+}
+
+func holdsText(m inventory.Marker) string {
+	return fmt.Sprintf("generation %s, written by recast in attempt %d", m.Generation.Short(), m.Attempt)
 }
 
 // maxFacts bounds an inventory, as the store's records are bounded.

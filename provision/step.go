@@ -481,7 +481,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 		if t.Status.BootOrder = r.BootOrder; r.BootEntry != "" {
 			t.finding("the firmware has no boot entry for the disk: " + r.BootEntry)
 		}
-		t.holds(fmt.Sprintf("generation %s, written by recast in attempt %d", t.Status.Wanted.Short(), t.Status.Attempt))
+		t.holds()
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
 			Detail: "read back " + r.ReadBack.Short()}
 		t.line("step", "written and read back: image %s, %s fetched", r.ReadBack.Short(), inventory.SizeText(r.Fetched))
@@ -497,11 +497,11 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 }
 
 // holds brings the inventory up to date about the disk that was written.
-func (t *transition) holds(what string) {
+func (t *transition) holds() {
+	m := inventory.Marker{Machine: t.Status.Machine, Generation: t.Status.Wanted,
+		Rendered: t.Status.WantedRendered, Attempt: t.Status.Attempt, Write: t.Intent.WriteName()}
 	t.seen(t.Intent.Write.Disk, func(d *inventory.DiskFacts) {
-		d.Holds = what
-		d.Recast = &inventory.Marker{Machine: t.Status.Machine, Generation: t.Status.Wanted,
-			Rendered: t.Status.WantedRendered, Attempt: t.Status.Attempt, Write: t.Intent.WriteName()}
+		d.Holds, d.Recast = holdsText(m), &m
 	})
 }
 
