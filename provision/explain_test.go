@@ -48,6 +48,28 @@ func TestEveryWaitNamesItsCure(t *testing.T) {
 	}
 }
 
+// After the loss of the store a machine's disk knows what it runs.
+func TestExplainNamesAdoptWhereTheDiskKnows(t *testing.T) {
+	explained := func(change func(*Status)) string {
+		st := Status{Machine: "m1", Phase: Available, Facts: &inventory.Facts{Disks: []inventory.DiskFacts{{Name: "/dev/sda"},
+			{Name: "/dev/sdb", Recast: &inventory.Marker{Machine: "m1", Generation: genA}}}}}
+		change(&st)
+		return explain(View{Name: "m1", Machine: &inventory.Machine{Name: "m1"}, Group: "g", Sync: SyncUnknown, SyncWhy: "nothing is known of what it runs", Status: st}, t0).Next
+	}
+	if next := explained(func(*Status) {}); !strings.Contains(next, "holds generation "+genA.Short()+": recast adopt m1") {
+		t.Errorf("next %q", next)
+	}
+	for name, change := range map[string]func(*Status){
+		"of another machine": func(st *Status) { st.Facts.Disks[1].Recast.Machine = "m2" },
+		"half erased":        func(st *Status) { st.Unfinished = true },
+		"on record":          func(st *Status) { st.Running = genA },
+	} {
+		if next := explained(change); strings.Contains(next, "adopt") {
+			t.Errorf("%s: next %q", name, next)
+		}
+	}
+}
+
 func TestPlanDigestTellsDisksOfOneSerialApartBySize(t *testing.T) {
 	p := Plan{Entries: []Entry{{Machine: "m1", Disk: "disk serial A, /dev/sda, 1.0 TB (931.3 GiB)", DiskSize: 1000000000000}}}
 	q := Plan{Entries: []Entry{{Machine: "m1", Disk: "disk serial A, /dev/sda, 1.0 TB (931.3 GiB)", DiskSize: 1000000004096}}}

@@ -192,7 +192,24 @@ func explain(v View, now time.Time) Explanation {
 			x.Next = "recast plan PATH shows what apply would do"
 		}
 	}
+	if m := ownMarker(st); m != nil && v.Machine != nil && st.Hold == nil {
+		x.Next = joinNext(x.Next, fmt.Sprintf("its disk says that it holds generation %s: recast adopt %s believes it", m.Generation.Short(), v.Name))
+	}
 	return x
+}
+
+// ownMarker is what a disk says that recast wrote for a machine of which nothing
+// is on record, as after the loss of the store; nil: none does.
+func ownMarker(st Status) *inventory.Marker {
+	if st.Phase != Available || st.Running != "" || st.Unfinished || st.Facts == nil {
+		return nil
+	}
+	for _, d := range st.Facts.Disks {
+		if d.Recast != nil && d.Recast.Machine == st.Machine {
+			return d.Recast
+		}
+	}
+	return nil
 }
 
 func joinNext(a, b string) string {
