@@ -93,7 +93,7 @@ func printLine(w io.Writer, v provision.View, last map[string]string) {
 		return
 	}
 	last[v.Name] = key
-	fmt.Fprintf(w, "%s  %-8s %-10s %-12s %s\n", time.Now().Format(time.TimeOnly), v.Name, v.Status.Phase, v.Status.Step, note(v))
+	fmt.Fprintf(w, "%s  %-8s %-10s %-12s %s\n", clock(time.Now()), v.Name, v.Status.Phase, v.Status.Step, note(v))
 }
 
 func note(v provision.View) string {
