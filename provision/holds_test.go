@@ -42,7 +42,7 @@ func TestARedeployNamesTheGenerationOnTheDisk(t *testing.T) {
 	if err != nil || len(p.Entries) != 1 {
 		t.Fatalf("%+v, %v", p.Entries, err)
 	}
-	if e := p.Entries[0]; e.Holds != holds || e.Why != "generation "+second.Wanted.Short()+" is under way" {
+	if e := p.Entries[0]; e.Holds != holds || e.Why != "generation "+second.Wanted.Short()+" is being written" {
 		t.Errorf("holds %q, why %q", e.Holds, e.Why)
 	}
 }

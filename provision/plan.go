@@ -189,8 +189,8 @@ func planWhy(st Status, w Wanted) string {
 		return "failed: " + st.LastError
 	case !blankSince(st).IsZero():
 		return "its disk was wiped"
-	case st.Running == "" && Busy(st.Phase):
-		return fmt.Sprintf("generation %s is under way", st.Wanted.Short())
+	case st.Running == "" && Busy(st.Phase) && st.Evidence.Generation == st.Wanted: // it may be erased already
+		return fmt.Sprintf("generation %s is being written", st.Wanted.Short())
 	case st.Unfinished:
 		return "its disk was erased and not written to its end"
 	case st.Running == "" && seenOther(st) != "":
