@@ -1,0 +1,227 @@
+package provision
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"recast/inventory"
+)
+
+func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
+	if t.Intent == nil || t.Intent.Write == nil {
+		return // late
+	}
+	w := *t.Intent.Write
+	if r.Erased && !w.Erased {
+		w.Erased = true
+		t.Intent.Write = &w
+		if t.Intent.Purpose == PurposeDeploy || t.onlyDisk(w.Disk) {
+			t.Status.Disk, t.Status.Unfinished = &w.Disk, true
+		}
+		t.line("step", "the disk is being overwritten")
+		if !t.busy() {
+			// The word that ended the attempt and the first byte crossed on their way.
+			t.stop(t.Status.LastError + " after its disk was erased")
+		}
+	}
+	if !t.busy() {
+		return
+	}
+	switch r.Step {
+	case inventory.AgentFailed:
+		// It says that it stopped: its lease need not run out.
+		t.renewed(Renewed{Until: t.now.Add(-LeaseGrace)})
+		if damaged != "" {
+			t.damaged(damaged, r.Error)
+			return
+		}
+		t.fail("the ramdisk: "+r.Error, true)
+	case inventory.AgentDone:
+		if t.Status.Step != StepWriting && t.Status.Step != StepVerifying {
+			return
+		}
+		if t.Intent.Purpose == PurposeWipe {
+			t.wiped(r)
+			return
+		}
+		t.Status.Running, t.Status.RunningRendered = t.Status.Wanted, t.Status.WantedRendered
+		t.Status.RunningWrite = t.Intent.WriteName()
+		t.Status.Disk, t.Status.Unfinished = &w.Disk, false
+		if t.Status.BootOrder = r.BootOrder; r.BootEntry != "" {
+			t.finding("the firmware has no boot entry for the disk: " + r.BootEntry)
+		}
+		t.holds()
+		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
+			Detail: "read back " + r.ReadBack.Short()}
+		t.line("step", "written and read back: image %s, %s fetched", r.ReadBack.Short(), inventory.SizeText(r.Fetched))
+		t.enter(StepStarting, "the machine starts from its disk")
+	case inventory.AgentVerifying:
+		if t.Status.Step == StepWriting {
+			t.enter(StepVerifying, "")
+		}
+		t.progress(r)
+	case inventory.AgentComparing, inventory.AgentWriting, inventory.AgentConfigure:
+		t.progress(r)
+	}
+}
+
+// holds brings the inventory up to date about the disk that was written.
+func (t *transition) holds() {
+	m := inventory.Marker{Machine: t.Status.Machine, Generation: t.Status.Wanted,
+		Rendered: t.Status.WantedRendered, Attempt: t.Status.Attempt, Write: t.Intent.WriteName()}
+	t.seen(t.Intent.Write.Disk, func(d *inventory.DiskFacts) {
+		d.Holds, d.Recast = holdsText(m), &m
+	})
+}
+
+// seen changes what the inventory says of a disk.
+func (t *transition) seen(disk inventory.DiskID, change func(*inventory.DiskFacts)) {
+	if t.Status.Facts == nil {
+		return
+	}
+	facts := *t.Status.Facts
+	facts.Disks = append([]inventory.DiskFacts(nil), facts.Disks...)
+	for i, d := range facts.Disks {
+		if disk.Matches(d) == nil {
+			change(&facts.Disks[i])
+		}
+	}
+	t.Status.Facts = &facts
+}
+
+// progress moves the deadline only while bytes move: a slow disk is not a dead one.
+func (t *transition) progress(r inventory.Report) {
+	if t.Status.Step != StepWriting && t.Status.Step != StepVerifying {
+		return
+	}
+	t.Status.NextAction = ""
+	p := Progress{At: t.now, Doing: r.Step, Since: t.now, Done: r.Done, Total: r.Total, Fetched: r.Fetched, Written: r.Written}
+	old := t.Status.Progress
+	if old == nil || r.Done != old.Done || r.Fetched > old.Fetched || r.Written > old.Written {
+		t.Status.Deadline = t.now.Add(t.deadline(t.Status.Step))
+	}
+	if old != nil && old.Doing == p.Doing {
+		p.Since = old.Since
+	}
+	if elapsed := t.now.Sub(p.Since).Seconds(); elapsed > 0 {
+		p.Rate = float64(p.Done) / elapsed
+	}
+	t.Status.Progress = &p
+}
+
+func (t *transition) renewed(ev Renewed) {
+	if t.Intent == nil || t.Intent.Claim == nil {
+		return
+	}
+	claim := *t.Intent.Claim
+	claim.Until = ev.Until
+	t.Intent.Claim = &claim
+}
+
+// running takes the installed system's word. Its token proves that recast made
+// the disk it stands on, in that write.
+func (t *transition) running(r inventory.BootReport) {
+	st := &t.Status
+	fresh := r.BootID != st.BootID
+	st.BootID = r.BootID
+	if fresh {
+		t.line("seen", "the system reports generation %s, host name %q", r.Generation.Short(), r.Hostname)
+	}
+	recorded := r.Generation == st.Running && r.Rendered == st.RunningRendered && r.Write == st.RunningWrite
+	wanted := r.Generation == st.Wanted && r.Rendered == st.WantedRendered
+	switch {
+	case st.Step == StepStarting && recorded:
+		t.seenRunning(r)
+	case st.Step == StepStarting:
+		t.finding(otherRuns(r, *st))
+	case t.busy():
+		if fresh && (st.Step == StepPowering || st.Step == StepBooting || st.Step == StepClaiming) {
+			// It was seen off before, so that this is a new start, of its old disk instead
+			// of the network, or after a ramdisk that did not start. It may be up before
+			// the BMC shows it on.
+			t.rearm("it started from its disk although the network was armed")
+		}
+	case st.Unfinished:
+		t.finding(fmt.Sprintf("its disk was erased and not written, but the system reports generation %s: it started from another disk", r.Generation.Short()))
+	case !blankSince(*st).IsZero():
+		t.finding(fmt.Sprintf("its disk was wiped, but the system reports generation %s: it started from another disk", r.Generation.Short()))
+	case st.Phase == Failed && !wanted:
+		// It failed before its disk was touched, and its old system is back: what is
+		// wanted still failed.
+		st.LastSeen, st.LastSeenAt = "its old system reported itself as "+r.Hostname, t.now
+	case recorded:
+		t.seenRunning(r)
+	default:
+		t.learn(r)
+	}
+}
+
+func otherRuns(r inventory.BootReport, st Status) string {
+	return fmt.Sprintf("the system reports generation %s of write %s, but generation %s of write %s is on record",
+		r.Generation.Short(), r.Write, st.Running.Short(), st.RunningWrite)
+}
+
+// learn believes a disk that knows better than the record: the store came back
+// from a backup, or another disk of ours was started.
+func (t *transition) learn(r inventory.BootReport) {
+	health := Healthy
+	if t.Status.Running != "" {
+		t.finding(otherRuns(r, t.Status))
+		health = Degraded
+	}
+	t.Status.Running, t.Status.RunningRendered, t.Status.RunningWrite = r.Generation, r.Rendered, r.Write
+	t.Status.BootOrder = ""
+	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: r.Generation, At: t.now, Detail: "the system's own word"}
+	t.activate(health)
+	t.Status.LastSeen, t.Status.LastSeenAt = "the system reported itself as "+r.Hostname, t.now
+}
+
+func (t *transition) seenRunning(r inventory.BootReport) {
+	level, detail := t.Status.Evidence.Level, t.Status.Evidence.Detail
+	if level < inventory.E2 {
+		level = inventory.E2
+	}
+	t.Status.Evidence = Evidence{Level: level, Generation: t.Status.Running, At: t.now, Detail: detail}
+	if text := bootOrderFinding(t.Status.BootOrder, r.BootOrder, r.BootCurrent); text == "" || !slices.Contains(t.Status.Findings, text) {
+		t.Status.Findings = dropFindings(t.Status.Findings, bootOrderPrefix)
+		if text != "" {
+			t.finding(text)
+		}
+	}
+	t.activate(Healthy)
+	t.Status.LastSeen, t.Status.LastSeenAt = "the system reported itself as "+r.Hostname, t.now
+}
+
+func (t *transition) activate(h Health) {
+	if t.Status.Phase != Active {
+		t.phase(Active)
+	}
+	t.Status.Health, t.Status.LastError, t.Status.NextAction = h, "", ""
+	if t.Intent != nil {
+		t.Intent.Live = false
+	}
+}
+
+// finding is told once for as long as it stands: some can be caused by strangers.
+func (t *transition) finding(text string) {
+	if slices.Contains(t.Status.Findings, text) {
+		return
+	}
+	t.Status.Findings = addFinding(t.Status.Findings, text)
+	t.line("finding", "%s", text)
+}
+
+// dropFindings takes out those that begin so.
+func dropFindings(list []string, prefix string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(f string) bool { return strings.HasPrefix(f, prefix) })
+}
+
+// addFinding keeps the last twenty.
+func addFinding(list []string, text string) []string {
+	out := append([]string(nil), list...)
+	if len(out) >= 20 {
+		out = out[1:]
+	}
+	return append(out, text)
+}
