@@ -26,7 +26,7 @@ type (
 		Frozen   provision.Freeze `json:"frozen,omitzero"`
 		// Findings of the DHCP server, as another server on the segment.
 		Findings []string `json:"findings,omitempty"`
-		// Malformed are the DHCP packets not understood since the server's start, by reason.
+		// Malformed is what machines sent since the server's start and was not understood, by reason.
 		Malformed map[string]uint64 `json:"malformed,omitempty"`
 	}
 	PlanRequest struct {

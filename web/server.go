@@ -33,7 +33,7 @@ type Server struct {
 	Stopping <-chan struct{}
 	// Findings of the DHCP server; nil none.
 	Findings func() []string
-	// Malformed counts the DHCP packets not understood, by reason; nil none.
+	// Malformed counts what machines sent and was not understood, by reason; nil none.
 	Malformed func() map[string]uint64
 	Observe   func(inventory.Observation)
 	Log       *slog.Logger

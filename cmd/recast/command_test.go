@@ -427,10 +427,10 @@ func TestReadmeIsTrue(t *testing.T) {
 
 func TestANetworkIsDescribedWithItsMalformedPackets(t *testing.T) {
 	var out bytes.Buffer
-	printNetwork(&out, &inventory.Network{Name: "rack1"}, nil, web.StatusReply{Malformed: map[string]uint64{"short": 1, "options": 3}})
+	printNetwork(&out, &inventory.Network{Name: "rack1"}, nil, web.StatusReply{Malformed: map[string]uint64{"DHCP: short": 1, "DHCP: options": 3}})
 	_, got, _ := strings.Cut(out.String(), "Malformed:")
-	if want := "        3 DHCP packets on all networks since the server's start: options\n" +
-		"Malformed:        1 DHCP packets on all networks since the server's start: short\n"; got != want {
+	if want := "        3 on all networks since the server's start: DHCP: options\n" +
+		"Malformed:        1 on all networks since the server's start: DHCP: short\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -220,7 +220,7 @@ func printNetwork(w io.Writer, n *inventory.Network, leases []inventory.Lease, s
 		line(w, "Finding", "%s", f)
 	}
 	for _, why := range slices.Sorted(maps.Keys(st.Malformed)) {
-		line(w, "Malformed", "%d DHCP packets on all networks since the server's start: %s", st.Malformed[why], why)
+		line(w, "Malformed", "%d on all networks since the server's start: %s", st.Malformed[why], why)
 	}
 	for _, l := range leases {
 		if l.Network == n.Name {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -144,6 +145,8 @@ type server struct {
 	web     *web.Server
 	tftp    *tftp.Server
 	token   string
+
+	badQueries atomic.Uint64 // for boot scripts
 }
 
 func serve(ctx context.Context, c config, reread func() (config, error)) (err error) {
@@ -207,9 +210,9 @@ func (s *server) open(ctx context.Context) (err error) {
 		}}
 	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Observe: s.engine.Observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
-		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.engine.Observe, Log: s.log},
+		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.observeScript, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.dhcp.Findings, Version: version,
-		Malformed: func() map[string]uint64 { return s.dhcp.Stats().Malformed },
+		Malformed: s.malformed,
 		Observe:   s.engine.Observe, Log: s.log}
 	return nil
 }
@@ -341,4 +344,27 @@ func (s *server) reload() {
 	}
 	s.log.Info("SIGHUP: configuration, networks and interfaces are read again", "level", level)
 	s.serveSet(s.engine.Set())
+}
+
+// observeScript counts the queries for boot scripts that cannot be read.
+func (s *server) observeScript(o inventory.Observation) {
+	if o.Kind == inventory.SawBadPacket {
+		s.badQueries.Add(1)
+	}
+	s.engine.Observe(o)
+}
+
+// malformed counts what machines sent and nobody answered, by reason.
+func (s *server) malformed() map[string]uint64 {
+	out := map[string]uint64{}
+	for why, n := range s.dhcp.Stats().Malformed {
+		out["DHCP: "+why] = n
+	}
+	for why, n := range s.tftp.Dropped() {
+		out["TFTP: "+why] = uint64(n)
+	}
+	if n := s.badQueries.Load(); n > 0 {
+		out["boot script: bad query"] = n
+	}
+	return out
 }
