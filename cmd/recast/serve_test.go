@@ -273,6 +273,26 @@ func TestFullDiskLeavesMachinesServed(t *testing.T) {
 	}
 }
 
+func TestABadQueryForABootScriptIsCounted(t *testing.T) {
+	_, data := workplace(t)
+	for range 2 {
+		r, err := http.Get(bootURL(t, data) + "/boot/script?mac=zz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		if r.StatusCode != http.StatusBadRequest {
+			t.Fatal(r.Status)
+		}
+	}
+	for _, line := range []string{"recast secret set rack1-bmc <<< admin:pw", "recast freeze", "recast apply site.yaml --yes"} {
+		runStep(t, line, nil, map[string]int{}, func(string) bool { return true })
+	}
+	if text, code := recast(t, nil, "describe", "network", "loop"); code != 0 || !strings.Contains(text, "2 on all networks since the server's start: boot script: bad query") {
+		t.Errorf("%d %s", code, text)
+	}
+}
+
 // bootURL of the server whose data are in that folder.
 func bootURL(t *testing.T, data string) string {
 	t.Helper()
