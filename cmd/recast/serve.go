@@ -146,6 +146,7 @@ type server struct {
 	tftp    *tftp.Server
 	token   string
 
+	hup        chan os.Signal
 	badQueries atomic.Uint64 // for boot scripts
 }
 
@@ -157,6 +158,10 @@ func serve(ctx context.Context, c config, reread func() (config, error)) (err er
 	}
 	s.level.Set(level)
 	s.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &s.level}))
+	// From the first moment: a hangup that nobody waits for ends the process.
+	s.hup = make(chan os.Signal, 1)
+	signal.Notify(s.hup, syscall.SIGHUP)
+	defer signal.Stop(s.hup)
 	if err := s.open(ctx); err != nil {
 		return errors.Join(err, s.close())
 	}
@@ -275,12 +280,9 @@ func (s *server) run(ctx context.Context) error {
 		s.announce(apiListeners, operator, bootListeners)
 	}
 
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	for err == nil {
 		select {
-		case <-hup:
+		case <-s.hup:
 			s.reload()
 			continue
 		case err = <-failed:

@@ -122,6 +122,10 @@ func TestTermLetsTransfersFinish(t *testing.T) {
 	if _, err := w.Write(img[:3<<20]); err != nil {
 		t.Fatal(err)
 	}
+	await(t, "the upload under way", func() bool { // not in the sockets' buffers
+		parts, _ := filepath.Glob(filepath.Join(data, "images", "*", "tmp-*"))
+		return len(parts) > 0
+	})
 	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
