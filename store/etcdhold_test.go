@@ -33,6 +33,12 @@ func (e *etcdServer) awaitHold(t *testing.T, name string) *etcdStore {
 	}
 }
 
+func (h *hold) confirmedUntil() time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.until
+}
+
 func TestOneAtATimeHoldsACluster(t *testing.T) {
 	t.Parallel()
 	server := startEtcd(t)
@@ -45,8 +51,13 @@ func TestOneAtATimeHoldsACluster(t *testing.T) {
 	oneLine(t, err, "first (pid 1)", "since")
 	expect(t, "what the second left", []string{"/a=1"}, keys(t, first, ""))
 
-	// Longer than its lease: it is kept alive.
-	time.Sleep(3 * time.Second) // that nothing happens is the point
+	// The cluster confirms it again after the lease as it was granted has ended.
+	end := first.hold.confirmedUntil().Add(first.opts.HoldTime)
+	for deadline := time.Now().Add(long); first.hold.confirmedUntil().Before(end); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it is not kept alive: %v", first.Held())
+		}
+	}
 	if _, err := server.holdAs(t, "second"); !errors.Is(err, ErrHeld) || first.Held() != nil {
 		t.Fatalf("the second: %v, the first: %v", err, first.Held())
 	}
