@@ -307,56 +307,6 @@ func bootURL(t *testing.T, data string) string {
 	return "http://" + c.Boot
 }
 
-// pty is a terminal: what is written to the master is typed.
-func pty(t *testing.T) (master, slave *os.File) {
-	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Skipf("needs /dev/ptmx (%v)", err)
-	}
-	t.Cleanup(func() { master.Close() })
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err == nil {
-		slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	}
-	if err != nil {
-		t.Skipf("needs a pseudo terminal (%v)", err)
-	}
-	t.Cleanup(func() { slave.Close() })
-	return master, slave
-}
-
-func TestApplyOnATerminalShowsThePlanAndAsks(t *testing.T) {
-	workplace(t)
-	for _, line := range []string{"secret set rack1-bmc", "freeze"} {
-		if text, code := recast(t, strings.NewReader("admin:pw"), strings.Fields(line)...); code != exitOK {
-			t.Fatal(text)
-		}
-	}
-	for _, c := range []struct {
-		typed string
-		code  int
-		want  string
-	}{
-		{"no\n", exitError, "not applied"},
-		{"y\n", exitError, "not applied"},
-		{"\n", exitError, "not applied"},
-		{"yes\n", exitOK, "Applied"},
-	} {
-		master, slave := pty(t)
-		if _, err := master.WriteString(c.typed); err != nil {
-			t.Fatal(err)
-		}
-		text, code := recast(t, slave, "apply", "site.yaml")
-		if code != c.code || !strings.Contains(text, `Apply this plan? Only "yes" is a yes: `) || !strings.Contains(text, "\nPlan sha256:") || !strings.Contains(text, c.want) {
-			t.Errorf("%q: %d %s", c.typed, code, text)
-		}
-	}
-}
-
 // What was looked at is what is applied, or nothing is.
 func TestOutdatedPlanIsRefused(t *testing.T) {
 	workplace(t)
