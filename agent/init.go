@@ -151,6 +151,12 @@ func mount(c *console) {
 // end is the last thing that happens.
 func end(c *console, kind inventory.OrderKind) {
 	unix.Sync()
+	// A kernel that hangs on its way down restarts by itself. Not before: while
+	// it writes, one that only seems to hang is left alone.
+	for name, value := range map[string]string{"panic": "5", "panic_on_oops": "1", "softlockup_panic": "1",
+		"hardlockup_panic": "1", "hung_task_panic": "1"} {
+		_ = os.WriteFile("/proc/sys/kernel/"+name, []byte(value), 0) // not every kernel has each
+	}
 	cmd := unix.LINUX_REBOOT_CMD_RESTART
 	if kind == inventory.OrderPowerOff {
 		cmd = unix.LINUX_REBOOT_CMD_POWER_OFF

@@ -175,7 +175,7 @@ func (e *Engine) order(ctx context.Context, m *machine) (inventory.Order, error)
 		return inventory.Order{Kind: inventory.OrderWait, Reason: "send the inventory"}, nil
 	case in.Purpose == PurposeWipe && in.Write != nil && (st.Step == StepPowerOff || !in.Live):
 		return inventory.Order{Kind: inventory.OrderPowerOff, Reason: cmp.Or(st.LastError, "the disk is wiped")}, nil
-	case Busy(st.Phase) && st.Step != StepStarting:
+	case Busy(st.Phase) && !written(st.Step):
 		// Another attempt has begun; a BMC will cut the power, else it goes by itself.
 		return inventory.Order{Kind: inventory.OrderReboot, Reason: fmt.Sprintf("attempt %d begins: %s", st.Attempt, st.LastError)}, nil
 	case st.Phase == Failed && st.Unfinished:

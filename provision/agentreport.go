@@ -26,7 +26,7 @@ func (e *Engine) Report(ctx context.Context, token string, r inventory.Report) (
 	if in.Fence != r.Fence || m.state.Status.Attempt != r.Attempt || in.Claim.BootID != r.BootID {
 		return inventory.ReportReply{Abort: true, Reason: "a newer attempt has begun"}, nil
 	}
-	if !in.Live && m.state.Status.Step != StepStarting {
+	if !in.Live && !written(m.state.Status.Step) {
 		if w := in.Write; r.Erased && w != nil && !w.Erased {
 			if err := e.handleLocked(ctx, m, Reported{Report: r}); err != nil {
 				return inventory.ReportReply{Abort: true, Reason: err.Error()}, err

@@ -285,6 +285,10 @@ func loaded(s State, epoch string, now time.Time) State {
 		st.Phase, st.Step, st.Deadline, st.NextAction = Available, StepNone, time.Time{}, ""
 		st.LastError = "the store has lost its intent"
 	}
+	if st.Step == StepStarting && s.Intent != nil && !s.Intent.Cycled {
+		in := *s.Intent
+		in.Cycled, s.Intent = true, &in // what was seen of it is not on record
+	}
 	if d := now.Add(restartGrace); Busy(st.Phase) && !st.Deadline.IsZero() && st.Deadline.Before(d) {
 		st.Deadline = d
 	}
@@ -388,7 +392,7 @@ func (e *Engine) resume(ctx context.Context) {
 
 // repeat the BMC action of the machine's step. Its lock is held.
 func (e *Engine) repeat(ctx context.Context, m *machine) {
-	again := map[StepName]Action{StepStopping: ActOff, StepPowerOff: ActOff, StepArming: ActArm, StepPowering: ActOn}
+	again := map[StepName]Action{StepStopping: ActOff, StepPowerOff: ActOff, StepArming: ActArm, StepPowering: ActOn, StepRestarting: ActCycle}
 	if a, ok := again[m.state.Status.Step]; ok && Busy(m.state.Status.Phase) && e.hasBMC(m.name) {
 		e.act(ctx, m, a)
 	}

@@ -100,5 +100,6 @@ const (
 	ActOff   Action = "power off"
 	ActArm   Action = "set network boot"
 	ActOn    Action = "power on"
+	ActCycle Action = "power cycle"
 	ActClear Action = "clear the boot override"
 )

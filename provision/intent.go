@@ -52,7 +52,10 @@ type Intent struct {
 	// Earlier is the disk that an earlier attempt of this intent might write.
 	Earlier *inventory.DiskID `json:"earlier,omitempty"`
 	// Rearmed: the boot override was already set a second time in this attempt.
-	Rearmed bool             `json:"rearmed,omitempty"`
+	Rearmed bool `json:"rearmed,omitempty"`
+	// Cycled: in this attempt the written machine was, or must no more be,
+	// power-cycled for being silent.
+	Cycled  bool             `json:"cycled,omitempty"`
 	Plan    inventory.Digest `json:"plan,omitempty"`
 	By      string           `json:"by,omitempty"`
 	Created time.Time        `json:"created"`

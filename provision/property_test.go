@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -73,6 +74,8 @@ func (w *walk) event() Event {
 			return w.inspected()
 		case StepPowerOff:
 			return BMCDone{Action: ActOff, Err: pick(r, "", "", "it says no")}
+		case StepRestarting:
+			return BMCDone{Action: ActCycle, Err: pick(r, "", "", "it says no")}
 		case StepWriting, StepVerifying, StepStarting:
 			if r.IntN(2) == 0 {
 				return w.report()
@@ -95,7 +98,7 @@ func (w *walk) event() Event {
 		if !w.p.HasBMC {
 			return Ticked{}
 		}
-		ev := BMCDone{Action: pick(r, ActOff, ActArm, ActOn, ActClear)}
+		ev := BMCDone{Action: pick(r, ActOff, ActArm, ActOn, ActCycle, ActClear)}
 		if r.IntN(2) == 0 {
 			ev.Err, ev.Final = "it says no", r.IntN(3) == 0
 		}
@@ -204,11 +207,20 @@ func (w *walk) step(t *testing.T) {
 	st, in, old := next.Status, next.Intent, prev.Intent
 	if _, is := ev.(Claimed); is {
 		switch prev.Status.Step {
-		case StepNone, StepStopping, StepStarting:
+		case StepNone, StepStopping, StepStarting, StepRestarting:
 			bad("a claim is taken while %s/%s: no ramdisk may run", prev.Status.Phase, prev.Status.Step)
 		}
 	}
 	busy := Busy(st.Phase)
+	if slices.Contains(actions, ActCycle) {
+		_, tick := ev.(Ticked)
+		switch {
+		case !tick || !written(prev.Status.Step) || old.Cycled || prev.Status.Hold != nil:
+			bad("a power cycle for %T while %s, held %t, cycled before %t", ev, prev.Status.Step, prev.Status.Hold != nil, old.Cycled)
+		case w.now.Sub(prev.Status.Since) < min(w.p.Health/2, w.p.Deadlines["booting"]):
+			bad("a power cycle after only %s of silence", w.now.Sub(prev.Status.Since))
+		}
+	}
 	switch {
 	case busy && (st.Phase == Deploying) != (in.Purpose == PurposeDeploy), busy && (st.Phase == Cleaning) != (in.Purpose == PurposeWipe):
 		bad("%s for an intent to %s", st.Phase, in.Purpose)

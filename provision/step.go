@@ -117,7 +117,7 @@ func (t *transition) deadline(step StepName) time.Duration {
 	if step == StepStarting && t.p.Health > 0 {
 		return t.p.Health
 	}
-	if step == StepPowerOff {
+	if step == StepPowerOff || step == StepRestarting {
 		step = StepStopping // the same to a BMC
 	}
 	if d := t.p.Deadlines[string(step)]; d > 0 {
@@ -181,7 +181,7 @@ func (t *transition) started(ev Started) {
 // begin opens an attempt: off, armed, on; or a person where there is no BMC.
 // The attempt was counted before this, so that a crash cannot lose it.
 func (t *transition) begin() {
-	t.Intent.Rearmed = false
+	t.Intent.Rearmed, t.Intent.Cycled = false, false
 	if t.p.HasBMC {
 		t.enter(StepStopping, "")
 		t.actions = append(t.actions, ActOff)
@@ -216,7 +216,7 @@ func (t *transition) bmcDone(ev BMCDone) {
 	if !t.busy() {
 		return
 	}
-	expect := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn, StepPowerOff: ActOff}
+	expect := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn, StepRestarting: ActCycle, StepPowerOff: ActOff}
 	if ev.Action == ActClear {
 		if ev.Err != "" {
 			t.finding("the boot override still stands: " + ev.Err)
@@ -231,12 +231,16 @@ func (t *transition) bmcDone(ev BMCDone) {
 		switch ev.Action {
 		case ActOff:
 			t.Status.Power = "off"
-		case ActOn:
+		case ActOn, ActCycle:
 			t.Status.Power = "on"
 		}
 	}
-	if t.Status.Step == StepPowerOff {
+	switch t.Status.Step {
+	case StepPowerOff:
 		t.powerOffDone(ev.Err)
+		return
+	case StepRestarting:
+		t.cycled(ev.Err)
 		return
 	}
 	if t.held() {

@@ -83,7 +83,7 @@ func (s *story) event(t *testing.T, line string) Event {
 		}
 		return Started{Purpose: Purpose(f[1]), Generation: genA, Rendered: rendA, Epoch: "e", By: "ann"}
 	case "bmc":
-		for _, a := range []Action{ActOff, ActArm, ActOn, ActClear} {
+		for _, a := range []Action{ActOff, ActArm, ActOn, ActCycle, ActClear} {
 			if text, ok := strings.CutPrefix(rest, string(a)); ok {
 				text, final := strings.CutSuffix(strings.TrimPrefix(strings.TrimSpace(text), "error "), " final")
 				if text == "ok" {
@@ -170,6 +170,12 @@ func replay(t *testing.T, text string) string {
 			fmt.Fprintln(&out, line)
 		case line == "no bmc":
 			s.params.HasBMC = false
+			fmt.Fprintln(&out, line)
+		case strings.HasPrefix(line, "seen "):
+			s.state.Status.LastSeen, s.state.Status.LastSeenAt = strings.TrimPrefix(line, "seen "), s.now
+			fmt.Fprintln(&out, line)
+		case line == "hold":
+			s.state.Status.Hold = &Hold{Owner: "bob", Reason: "looks at it"}
 			fmt.Fprintln(&out, line)
 		case line == "no reporter":
 			s.params.Reports = false

@@ -40,7 +40,20 @@ func (t *transition) ticked() {
 		t.fail(fmt.Sprintf("not seen off after %s%s", waited, last), true)
 	case StepBooting:
 		t.rearm(fmt.Sprintf("no request for a boot script within %s of power on%s", waited, last))
+	case StepRestarting:
+		t.cycled("not done after " + waited.String())
 	case StepStarting:
+		if t.silent() {
+			t.Intent.Cycled = true
+			t.line("bmc", "nothing was seen of it for %s: it is power-cycled, in case it hangs", waited)
+			t.enter(StepRestarting, "")
+			t.actions = append(t.actions, ActCycle)
+			return
+		}
+		if end := t.Status.Since.Add(t.deadline(StepStarting)); t.now.Before(end) {
+			t.prolong(end)
+			return
+		}
 		if !t.p.Reports {
 			t.line("phase", "no network boot within %s: taken as running", waited)
 			t.activate(HealthUnknown)
@@ -127,7 +140,7 @@ func (t *transition) end(reason string) {
 		t.stop(reason + " after its disk was erased")
 		return
 	}
-	if t.Status.Step == StepStarting {
+	if written(t.Status.Step) {
 		t.stop(reason + ": written and read back, but not seen running")
 		t.Status.NextAction = t.startingNext()
 		return

@@ -55,7 +55,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
 			Detail: "read back " + r.ReadBack.Short()}
 		t.line("step", "written and read back: image %s, %s fetched", r.ReadBack.Short(), inventory.SizeText(r.Fetched))
-		t.enter(StepStarting, "the machine starts from its disk")
+		t.awaitSystem()
 	case inventory.AgentVerifying:
 		if t.Status.Step == StepWriting {
 			t.enter(StepVerifying, "")
@@ -131,9 +131,9 @@ func (t *transition) running(r inventory.BootReport) {
 	recorded := r.Generation == st.Running && r.Rendered == st.RunningRendered && r.Write == st.RunningWrite
 	wanted := r.Generation == st.Wanted && r.Rendered == st.WantedRendered
 	switch {
-	case st.Step == StepStarting && recorded:
+	case written(st.Step) && recorded:
 		t.seenRunning(r)
-	case st.Step == StepStarting:
+	case written(st.Step):
 		t.finding(otherRuns(r, *st))
 	case t.busy():
 		if fresh && (st.Step == StepPowering || st.Step == StepBooting || st.Step == StepClaiming) {

@@ -38,6 +38,7 @@ const (
 	StepWriting        StepName = "writing"
 	StepVerifying      StepName = "verifying"
 	StepStarting       StepName = "starting"
+	StepRestarting     StepName = "restarting"        // power-cycled, silent since it was to start
 	StepPowerOff       StepName = "powering-off"      // the last one of a wipe
 	StepAwaitingPerson StepName = "awaiting-operator" // no BMC, or an erase to confirm
 )

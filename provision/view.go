@@ -238,6 +238,8 @@ func missing(s StepName) string {
 		return "the ramdisk is at work"
 	case StepStarting:
 		return "the installed system has not reported itself"
+	case StepRestarting:
+		return "the BMC has not power-cycled it"
 	case StepAwaitingPerson:
 		return "a person has to power-cycle it"
 	}

@@ -122,6 +122,11 @@ func (e *Engine) doAction(ctx context.Context, m *machine, c bmc.Client, a Actio
 		return c.SetNextBoot(ctx, bmc.NextBoot{Device: bmc.BootNetwork, UEFI: uefi})
 	case ActOn:
 		return c.On(ctx)
+	case ActCycle: // one conversation, so that nothing comes between
+		if err := e.powerOff(ctx, c, s); err != nil {
+			return err
+		}
+		return c.On(ctx)
 	case ActClear:
 		next, err := c.NextBoot(ctx)
 		if err != nil || next.Device == bmc.BootDefault {

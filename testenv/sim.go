@@ -58,6 +58,7 @@ type Simulated struct {
 	boots []SimBoot
 	seq   int
 	dead  bool
+	hangs int // restarts from inside, still to come
 	work  sync.WaitGroup
 }
 
@@ -126,6 +127,14 @@ func (s *Simulated) SetDead(dead bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dead = dead
+}
+
+// HangAtRestart makes the next n restarts from inside hang until somebody
+// switches the power.
+func (s *Simulated) HangAtRestart(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hangs = n
 }
 
 // Logins that its BMC saw.
@@ -255,6 +264,17 @@ func (s *Simulated) end() (done <-chan struct{}) {
 
 // reboot from inside, unless something else has ended this start.
 func (s *Simulated) reboot(b *simBoot) {
+	s.mu.Lock()
+	hangs := s.hangs > 0
+	if hangs {
+		s.hangs--
+	}
+	s.mu.Unlock()
+	if hangs {
+		s.note(b, "hangs at its restart")
+		<-b.ctx.Done()
+		return
+	}
 	s.power.Lock()
 	defer s.power.Unlock()
 	if b.ctx.Err() == nil {

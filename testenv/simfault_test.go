@@ -162,6 +162,25 @@ func TestALostBootFlagIsArmedOnceMoreAndLeavesTheOldSystem(t *testing.T) {
 	}
 }
 
+// Kernels hang as they restart a server, too: the disk is written, and only
+// somebody who switches the power helps.
+func TestAMachineThatHangsAtItsRestartIsPowerCycled(t *testing.T) {
+	s, image := newSimRack(t, 2, nil)
+	for _, m := range s.machines {
+		m.HangAtRestart(1)
+	}
+	s.apply(simDeclare{Image: image, Spec: simQuick})
+	for _, m := range s.machines {
+		s.awaitActive(m.Options.Name, 60*time.Second)
+		if n := len(m.Disks[0].Erases()); n != 1 {
+			t.Errorf("%s was erased %d times", m.Options.Name, n)
+		}
+		if n := len(m.Boots()); n != 2 {
+			t.Errorf("%s was started %d times, want once for the ramdisk and once for its disk", m.Options.Name, n)
+		}
+	}
+}
+
 func TestTwoMachinesWithOneUUIDAreHeld(t *testing.T) {
 	s, image := newSimRack(t, 2, func(o *SimulatedOptions) {
 		o.UUID = "deadbeef-0000-4000-8000-00000000beef"

@@ -1,0 +1,31 @@
+package provision
+
+// written steps come after the read back: the disk is what was declared, and
+// the machine has to start from it.
+func written(step StepName) bool { return step == StepStarting || step == StepRestarting }
+
+// awaitSystem gives the machine its health deadline to be seen running. Where
+// silence would mean that it hangs, it is looked at before.
+func (t *transition) awaitSystem() {
+	t.enter(StepStarting, "the machine starts from its disk")
+	if t.p.Reports && t.p.HasBMC && !t.Intent.Cycled {
+		health := t.deadline(StepStarting)
+		t.Status.Deadline = t.now.Add(min(health, max(health/2, t.deadline(StepBooting))))
+	}
+}
+
+// silent: the system would report itself, and since the ramdisk left neither
+// its firmware nor a system was heard. Servers hang at the restart, too. One that
+// was heard is left alone: it may be in the middle of its first boot.
+func (t *transition) silent() bool {
+	return t.p.Reports && t.p.HasBMC && !t.Intent.Cycled && t.Status.Hold == nil &&
+		!t.Status.LastSeenAt.After(t.Status.Since)
+}
+
+// cycled: whatever came of it, the machine has its health deadline anew.
+func (t *transition) cycled(err string) {
+	if err != "" {
+		t.line("bmc", "%s: %s", ActCycle, err)
+	}
+	t.awaitSystem()
+}
