@@ -114,12 +114,7 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 		s.silent(r, q.network, why)
 		return
 	}
-	// Observed before the answer is known: strangers that get none are shown too.
-	if kind, ok := sawKinds[r.kind]; ok {
-		_, known := q.cfg.byMAC[r.mac]
-		s.observe(inventory.Observation{Kind: kind, Network: q.network.Name, MAC: r.mac, UUID: r.client.UUID,
-			Remote: r.ciaddr, Detail: introduce(r.client, known)})
-	}
+	s.sawAsked(&q)
 	if why := s.boot(ctx, &q); why != "" {
 		s.silent(r, q.network, why)
 		return
@@ -141,10 +136,7 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 	}
 	kind := o.packet.MessageType()
 	// Told before it is sent: the client's next packet must not overtake it.
-	if seen, ok := sawKinds[kind]; ok {
-		s.observe(inventory.Observation{Kind: seen, Network: q.network.Name, MAC: r.mac, UUID: r.client.UUID,
-			Remote: addr4(o.packet.YourIPAddr), Detail: o.detail})
-	}
+	s.sawAnswered(&q, o)
 	if err := p.link.wire.send(o.packet.ToBytes(), q.server, o.dest); err != nil {
 		s.counters.count(&s.counters.s.Silent, "send error")
 		s.log().Warn("send", "network", q.network.Name, "mac", r.mac, "err", err)
@@ -154,33 +146,13 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 	s.log().Debug("reply", "type", kind, "network", q.network.Name, "mac", r.mac, "address", o.packet.YourIPAddr, "to", o.dest.to, "detail", o.detail)
 }
 
-var sawKinds = map[dhcpv4.MessageType]inventory.ObservationKind{
-	dhcpv4.MessageTypeDiscover: inventory.SawDiscover,
-	dhcpv4.MessageTypeOffer:    inventory.SawOffer,
-	dhcpv4.MessageTypeRequest:  inventory.SawRequest,
-	dhcpv4.MessageTypeAck:      inventory.SawAck,
-	dhcpv4.MessageTypeNak:      inventory.SawNak,
-	dhcpv4.MessageTypeDecline:  inventory.SawDecline,
-	dhcpv4.MessageTypeRelease:  inventory.SawRelease,
-}
-
-func introduce(c ipxe.Client, known bool) string {
-	who := string(c.Loader)
-	if c.Loader != ipxe.LoaderOS {
-		who = fmt.Sprintf("%s, architecture %d", c.Loader, uint16(c.Arch))
-	}
-	if !known {
-		who += ", undeclared"
-	}
-	return who
-}
-
 func (s *Server) silent(r *request, n *inventory.Network, why string) {
 	s.counters.count(&s.counters.s.Silent, why)
 	name := ""
 	if n != nil {
 		name = n.Name
 	}
+	s.sawSilence(r, name, why)
 	s.log().Debug("silent", "type", r.kind, "network", name, "mac", r.mac, "reason", why)
 }
 

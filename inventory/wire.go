@@ -289,38 +289,6 @@ type BootReport struct {
 	BootCurrent string `json:"bootCurrent,omitempty"`
 }
 
-// ObservationKind names one thing a server saw of a machine.
-type ObservationKind string
-
-const (
-	SawDiscover  ObservationKind = "dhcp-discover"
-	SawOffer     ObservationKind = "dhcp-offer"
-	SawRequest   ObservationKind = "dhcp-request"
-	SawAck       ObservationKind = "dhcp-ack"
-	SawNak       ObservationKind = "dhcp-nak"
-	SawDecline   ObservationKind = "dhcp-decline"
-	SawRelease   ObservationKind = "dhcp-release"
-	SawForeign   ObservationKind = "dhcp-foreign-server" // another DHCP server answered
-	SawTFTP      ObservationKind = "tftp-transfer"
-	SawScript    ObservationKind = "boot-script"
-	SawFile      ObservationKind = "boot-file" // kernel, ramdisk or loader over HTTP
-	SawBadPacket ObservationKind = "bad-packet"
-)
-
-// Observation is what a server saw. The engine joins it to a machine by MAC or
-// by the lease of the remote address.
-type Observation struct {
-	Time    time.Time       `json:"time"`
-	Kind    ObservationKind `json:"kind"`
-	Network string          `json:"network,omitempty"`
-	MAC     MAC             `json:"mac,omitempty"`
-	UUID    string          `json:"uuid,omitempty"`
-	Remote  netip.Addr      `json:"remote,omitzero"`
-	Detail  string          `json:"detail,omitempty"` // file name, reason; never a secret
-	Bytes   int64           `json:"bytes,omitempty"`
-	Error   string          `json:"error,omitempty"`
-}
-
 // LeaseState of an address.
 type LeaseState string
 

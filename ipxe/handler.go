@@ -70,7 +70,7 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.Remote = seen.Remote
-	seen.MAC, seen.UUID = c.MAC, c.UUID
+	seen.MAC, seen.UUID, seen.Client, seen.Arch, seen.Version = c.MAC, c.UUID, string(c.Loader), uint16(c.Arch), version(r)
 
 	text, detail, err := h.answer(r.Context(), c, try)
 	seen.Detail, seen.Bytes = detail, int64(len(text))
@@ -101,25 +101,22 @@ func (h *Handler) answer(ctx context.Context, c Client, try int) (text, detail s
 }
 
 func (h *Handler) loader(w http.ResponseWriter, r *http.Request, name string) {
-	seen := inventory.Observation{Kind: inventory.SawFile, Remote: remoteAddr(r), Detail: name}
 	if h.Loaders == nil || !h.Loaders.Have(name) {
 		if _, known := loaderPaths[name]; !known {
 			http.NotFound(w, r)
 			return
 		}
-		seen.Error = fmt.Sprintf("loader %q is missing: %s", name, loaderCure)
-		h.observe(seen)
-		http.Error(w, seen.Error, http.StatusNotFound)
+		why := fmt.Sprintf("loader %q is missing: %s", name, loaderCure)
+		h.observe(inventory.Observation{Kind: inventory.SawFile, Remote: remoteAddr(r), Detail: name, Error: why})
+		http.Error(w, why, http.StatusNotFound)
 		return
 	}
 	b := h.Loaders.memFS[name]
 	w.Header().Set("Content-Type", loaderType(name))
-	// edk2 asks HEAD first and needs a Content-Length, which ServeContent sets.
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
-	if r.Method == http.MethodGet {
-		seen.Bytes = int64(len(b))
-		h.observe(seen)
-	}
+	h.observe(Transfer(w, r, name, func(w http.ResponseWriter, r *http.Request) {
+		// edk2 asks HEAD first and needs a Content-Length, which ServeContent sets.
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+	}))
 }
 
 // ParseQuery reads what a machine said of itself in its script's URL, and how

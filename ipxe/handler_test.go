@@ -69,7 +69,7 @@ func TestScriptRequestReachesTheBooterAndIsObserved(t *testing.T) {
 	}
 	if diff := cmp.Diff([]inventory.Observation{{
 		Time: noon, Kind: inventory.SawScript, MAC: "52:54:00:00:00:05", UUID: "11223344-5566-7788-99aa-bbccddeeff00",
-		Remote: remote, Detail: "local: active", Bytes: int64(len(want)),
+		Remote: remote, Detail: "local: active", Bytes: int64(len(want)), Client: "ipxe", Arch: 7,
 	}}, seen, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("observed (-want +got)\n%s", diff)
 	}
@@ -172,7 +172,7 @@ func TestHandOverFilesByHTTP(t *testing.T) {
 	for _, o := range seen {
 		got = append(got, fmt.Sprintf("%s %s %d %v", o.Kind, o.Detail, o.Bytes, o.Error != ""))
 	}
-	if diff := cmp.Diff([]string{"boot-file snponly.efi 6 false", "boot-file undionly.kpxe 0 true"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"boot-file snponly.efi 6 false", "boot-file snponly.efi 0 false", "boot-file undionly.kpxe 0 true"}, got); diff != "" {
 		t.Errorf("observed (-want +got)\n%s", diff)
 	}
 }

@@ -48,17 +48,18 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 		Lease: lease, Authoritative: net.DHCP == inventory.DHCPAuthoritative, Twin: twin, Now: e.Now()})
 	switch d.Verdict {
 	case ClaimGrant:
+		m.history.saw(sawClaim(c, remote, e.Now(), ""))
 		err = e.handleLocked(ctx, m, Claimed{Claim: d.Claim, Resume: d.Resume})
 	case ClaimRepeat:
 	case ClaimReplay:
 		err = e.handleLocked(ctx, m, Noticed{"a claim nonce was presented again, by another boot or from another address: somebody else has read its boot script"})
-		m.history.saw(e.Now(), fmt.Sprintf("claim from %s refused: %s", remote, d.Reason))
+		m.history.saw(sawClaim(c, remote, e.Now(), "refused: "+d.Reason))
 		return inventory.ClaimReply{}, errors.Join(refused("claim: %s", d.Reason), err)
 	case ClaimHold:
 		err = e.suspect(ctx, m, twin, d.Reason)
 		fallthrough
 	default:
-		m.history.saw(e.Now(), "claim refused: "+d.Reason)
+		m.history.saw(sawClaim(c, remote, e.Now(), "refused: "+d.Reason))
 		return inventory.ClaimReply{}, errors.Join(refused("claim: %s", d.Reason), err)
 	}
 	if err != nil {
@@ -66,6 +67,10 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 	}
 	return inventory.ClaimReply{Machine: decl.Name, Token: e.key.AgentToken(m.state.Intent),
 		LeaseSeconds: e.leaseLeft(m)}, nil
+}
+
+func sawClaim(c inventory.Claim, remote netip.Addr, now time.Time, refusal string) inventory.Observation {
+	return inventory.Observation{Time: now, Kind: inventory.SawClaim, Remote: remote, Version: clip(c.Agent, maxWord), Error: refusal}
 }
 
 // maxWord bounds what a machine says of itself and we keep: SMBIOS strings, boot

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -45,11 +46,21 @@ func (h *history) lastSeen() (string, time.Time) {
 	return h.seen, h.seenAt
 }
 
-func (h *history) saw(at time.Time, text string) {
+// saw what a server saw.
+func (h *history) saw(o inventory.Observation) {
+	h.keep(TimelineEntry{Time: o.Time, Kind: "seen", Text: seenText(o), Seen: &o})
+}
+
+// note what no server saw.
+func (h *history) note(at time.Time, text string) {
+	h.keep(TimelineEntry{Time: at, Kind: "seen", Text: text})
+}
+
+func (h *history) keep(l TimelineEntry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.seen, h.seenAt = text, at
-	h.packets = last(keepSeen, append(h.packets, TimelineEntry{Time: at, Kind: "seen", Text: text}))
+	h.seen, h.seenAt = l.Text, l.Time
+	h.packets = last(keepSeen, append(h.packets, l))
 }
 
 // add what was committed.
@@ -128,7 +139,7 @@ func (e *Engine) Observe(o inventory.Observation) {
 		return
 	}
 	m := e.machine(name)
-	m.history.saw(o.Time, seenText(o))
+	m.history.saw(o)
 	e.changes.send(name)
 	if o.Kind == inventory.SawScript && o.Error == "" && strings.HasPrefix(o.Detail, string(ipxe.SpecRamdisk)) && e.fromItself(name, o.Remote) {
 		e.spawn(func() {
@@ -145,21 +156,63 @@ func seenText(o inventory.Observation) string {
 	detail := o.Detail
 	if o.Kind == inventory.SawOffer || o.Kind == inventory.SawAck {
 		if o.Remote.IsValid() && !o.Remote.IsUnspecified() {
-			text += " of " + o.Remote.String() + ","
+			text += " of " + o.Remote.String()
 		}
-		detail = bootFileText(detail)
+		if o.Server.IsValid() {
+			text += " by " + o.Server.String()
+		}
+		if detail = bootFileText(detail); detail != "" && text != string(o.Kind) {
+			text += ","
+		}
 	}
 	if detail != "" {
 		text += " " + detail
 	}
-	text = strings.TrimSuffix(text, ",")
-	if o.Bytes > 0 {
-		text += fmt.Sprintf(" (%s)", inventory.SizeText(o.Bytes))
+	if o.Kind == inventory.SawClaim && o.Remote.IsValid() {
+		text += " from " + o.Remote.String()
+	}
+	if o.Foreign {
+		text += ", of another DHCP server, " + o.Server.String()
+	}
+	if o.Relay.IsValid() && o.Kind != inventory.SawOffer && o.Kind != inventory.SawAck {
+		text += ", through relay " + o.Relay.String()
+	}
+	if how := transferText(o); how != "" {
+		text += " (" + how + ")"
 	}
 	if o.Error != "" {
 		text += ": " + o.Error
 	}
 	return text
+}
+
+// transferText is how much of a file went, and how.
+func transferText(o inventory.Observation) string {
+	var parts []string
+	switch {
+	case o.Asked:
+		parts = append(parts, "size only")
+	case o.Bytes > 0 && o.Bytes < o.Size:
+		parts = append(parts, inventory.SizeTextBeside(o.Bytes, o.Size)+" of "+inventory.SizeTextBeside(o.Size, o.Bytes))
+	case o.Bytes > 0:
+		parts = append(parts, inventory.SizeText(o.Bytes))
+	}
+	if o.Offset > 0 {
+		parts = append(parts, "from byte "+strconv.FormatInt(o.Offset, 10))
+	}
+	if o.BlockSize > 0 && o.Bytes > 0 {
+		parts = append(parts, fmt.Sprintf("blocks of %d", o.BlockSize))
+	}
+	if took := time.Duration(o.Took).Round(time.Millisecond); took > 0 && o.Bytes > 0 {
+		parts = append(parts, "in "+took.String())
+	}
+	switch {
+	case o.Version != "" && o.Kind == inventory.SawScript:
+		parts = append(parts, "iPXE "+o.Version)
+	case o.Version != "":
+		parts = append(parts, "version "+o.Version)
+	}
+	return strings.Join(parts, ", ")
 }
 
 // bootFileText names the boot file of a DHCP reply. Where that is a URL, which

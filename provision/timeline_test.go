@@ -61,6 +61,18 @@ func TestWhatIsSeenIsShortAndNamesTheAddress(t *testing.T) {
 		{inventory.Observation{Kind: inventory.SawOffer, Remote: netip.IPv4Unspecified(), Detail: "undionly.kpxe"}, "dhcp-offer undionly.kpxe"},
 		{inventory.Observation{Kind: inventory.SawScript, Remote: addr, Detail: "local: nothing to do", Bytes: 111}, "boot-script local: nothing to do (111 B)"},
 		{inventory.Observation{Kind: inventory.SawTFTP, Remote: addr, Detail: "undionly.kpxe", Error: "no answer"}, "tftp-transfer undionly.kpxe: no answer"},
+		{inventory.Observation{Kind: inventory.SawTFTP, Detail: "snponly.efi", Asked: true, Size: 4096}, "tftp-transfer snponly.efi (size only)"},
+		{inventory.Observation{Kind: inventory.SawTFTP, Detail: "snponly.efi", Bytes: 2048, Size: 2048, BlockSize: 1468, Took: inventory.Duration(3 * time.Second)},
+			"tftp-transfer snponly.efi (2.0 KiB, blocks of 1468, in 3s)"},
+		{inventory.Observation{Kind: inventory.SawTFTP, Detail: "snponly.efi", Bytes: 1024, Size: 2048, BlockSize: 512, Error: "timeout"},
+			"tftp-transfer snponly.efi (1.0 KiB of 2.0 KiB, blocks of 512): timeout"},
+		{inventory.Observation{Kind: inventory.SawFile, Detail: "vmlinuz", Bytes: 1024, Offset: 1024, Size: 2048}, "boot-file vmlinuz (1.0 KiB of 2.0 KiB, from byte 1024)"},
+		{inventory.Observation{Kind: inventory.SawOffer, Remote: addr, Server: netip.MustParseAddr("10.77.0.1"), Detail: "snponly.efi"}, "dhcp-offer of 10.77.0.11 by 10.77.0.1, snponly.efi"},
+		{inventory.Observation{Kind: inventory.SawRequest, Detail: "os", Server: netip.MustParseAddr("10.77.0.9"), Foreign: true}, "dhcp-request os, of another DHCP server, 10.77.0.9"},
+		{inventory.Observation{Kind: inventory.SawDiscover, Detail: "firmware, architecture 0", Relay: netip.MustParseAddr("10.78.0.1")},
+			"dhcp-discover firmware, architecture 0, through relay 10.78.0.1"},
+		{inventory.Observation{Kind: inventory.SawUnanswered, Detail: "DISCOVER", Error: "another DHCP server"}, "dhcp-unanswered DISCOVER: another DHCP server"},
+		{inventory.Observation{Kind: inventory.SawScript, Detail: "ramdisk: deploy", Bytes: 512, Version: "1.0.0"}, "boot-script ramdisk: deploy (512 B, iPXE 1.0.0)"},
 	} {
 		if got := seenText(c.o); got != c.want {
 			t.Errorf("%+v is %q, want %q", c.o, got, c.want)

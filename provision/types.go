@@ -220,6 +220,8 @@ type TimelineEntry struct {
 	Kind   string    `json:"kind"` // phase, step, seen, bmc, operator, finding, error
 	Text   string    `json:"text"`
 	Detail string    `json:"detail,omitempty"`
+	// Seen is what stands behind a line of kind "seen", where a server saw it.
+	Seen *inventory.Observation `json:"seen,omitempty"`
 }
 
 // Explanation names the first missing step of a machine and the cure.

@@ -45,6 +45,8 @@ type transfer struct {
 	silent atomic.Bool // it did not answer in time
 	over   atomic.Bool // it sent an ERROR, which has no answer (RFC 1350 section 7)
 	probe  atomic.Bool // it answered the options with that: the size was all it wanted
+
+	block atomic.Int64 // block size in force
 }
 
 // read takes requests until the socket breaks or is closed.
@@ -164,6 +166,7 @@ func (r *relay) down(t *transfer, request []byte) {
 		case !library.IsValid():
 			library = from
 			asked := n >= 2 && buf[1] == opOACK
+			t.block.Store(int64(grantedBlock(buf[:n])))
 			up.Go(func() { t.up(from, asked) })
 		case t.over.Load():
 			continue

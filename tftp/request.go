@@ -3,6 +3,7 @@ package tftp
 import (
 	"encoding/binary"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -97,6 +98,25 @@ func parseRequest(p []byte) (request, error) {
 // end mark 0xff of DHCP's options, which old UEFI reads as part of option 67.
 func cleanName(s string) string {
 	return strings.TrimLeft(strings.TrimSuffix(s, "\xff"), "/")
+}
+
+// plainBlock is the block size where none is agreed on (RFC 1350 section 2).
+const plainBlock = 512
+
+// grantedBlock is the block size that the first packet of an answer stands for.
+func grantedBlock(p []byte) int {
+	if len(p) < 2 || p[1] != opOACK {
+		return plainBlock
+	}
+	fields := strings.Split(string(p[2:]), "\x00")
+	for i := 0; i+1 < len(fields); i += 2 {
+		if strings.EqualFold(fields[i], "blksize") {
+			if n, err := strconv.Atoi(fields[i+1]); err == nil {
+				return n
+			}
+		}
+	}
+	return plainBlock
 }
 
 // packet is the request as the library shall see it: option names in lower case,

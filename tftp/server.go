@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"net/netip"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -154,32 +153,32 @@ func (r *relay) send(ctx context.Context, name string, to io.ReaderFrom) (err er
 	content, ok := r.files[name]
 	if !ok {
 		// An optional file; the client goes on without it.
-		r.report(remote, fmt.Sprintf("%.80q", name), 0, 0, errors.New("no such file"))
+		r.report(inventory.Observation{Remote: remote, Detail: fmt.Sprintf("%.80q", name)}, errors.New("no such file"))
 		return fmt.Errorf("file %q is not served here", name)
 	}
 	out.SetSize(int64(len(content)))
 	start := r.now()
-	n, err := to.ReadFrom(&blocks{ctx: ctx, data: bytes.NewReader(content)})
+	o := inventory.Observation{Remote: remote, Detail: name, Size: int64(len(content))}
+	o.Bytes, err = to.ReadFrom(&blocks{ctx: ctx, data: bytes.NewReader(content)})
+	o.Took, o.BlockSize = inventory.Duration(r.now().Sub(start)), int(t.block.Load())
 	switch {
 	case t.probe.Load():
-		r.log().Debug("tftp size asked", "remote", remote, "file", name)
-		r.report(remote, name+", size only", 0, 0, nil)
-		return nil
+		o.Asked, o.Bytes, o.Took, err = true, 0, 0, nil
 	case t.silent.Load():
-		n, err = 0, errors.New("no answer")
+		o.Bytes, err = 0, errors.New("no answer")
 	}
-	r.report(remote, name, n, r.now().Sub(start), err)
+	r.report(o, err)
 	return err
 }
 
-func (s *Server) report(remote netip.Addr, what string, n int64, took time.Duration, err error) {
-	o := inventory.Observation{Time: s.now(), Kind: inventory.SawTFTP, Remote: remote, Detail: what, Bytes: n}
+// report tells of a transfer that ended.
+func (s *Server) report(o inventory.Observation, err error) {
+	o.Time, o.Kind = s.now(), inventory.SawTFTP
 	if err != nil {
 		o.Error = err.Error()
-		s.log().Info("tftp transfer ended early", "remote", remote, "file", what, "bytes", n, "error", err)
-	} else if n > 0 {
-		o.Detail += " in " + took.Round(time.Millisecond).String()
-		s.log().Debug("tftp transfer done", "remote", remote, "file", what, "bytes", n, "took", took)
+		s.log().Info("tftp transfer ended early", "remote", o.Remote, "file", o.Detail, "bytes", o.Bytes, "size", o.Size, "block", o.BlockSize, "error", err)
+	} else {
+		s.log().Debug("tftp transfer done", "remote", o.Remote, "file", o.Detail, "bytes", o.Bytes, "block", o.BlockSize, "took", o.Took)
 	}
 	if s.Observe != nil {
 		s.Observe(o)

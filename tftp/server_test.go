@@ -236,7 +236,7 @@ func TestSizeProbeIsNoFailure(t *testing.T) {
 		t.Fatalf("got %q", p)
 	}
 	c.send(c.from, "\x00\x05\x00\x00TFTP Aborted\x00")
-	if o := s.observed(t, 1); o.Error != "" || o.Detail != "snponly.efi, size only" {
+	if o := s.observed(t, 1); o.Error != "" || o.Detail != "snponly.efi" || !o.Asked || o.Bytes != 0 || o.Size != int64(len(loader)) {
 		t.Errorf("observed %+v", o)
 	}
 }
@@ -249,7 +249,7 @@ func TestAnAbortLaterIsAFailure(t *testing.T) {
 	c.ack(1)
 	c.receive(5 * time.Second)
 	c.send(c.from, "\x00\x05\x00\x03disk full\x00")
-	if o := s.observed(t, 1); !strings.Contains(o.Error, "disk full") || o.Detail != "snponly.efi" {
+	if o := s.observed(t, 1); !strings.Contains(o.Error, "disk full") || o.Detail != "snponly.efi" || o.Bytes >= o.Size || o.BlockSize != 512 {
 		t.Errorf("observed %+v", o)
 	}
 }

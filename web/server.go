@@ -75,9 +75,9 @@ func (s *Server) ramdisk() http.Handler {
 			http.NotFound(w, r)
 			return
 		}
-		files.ServeHTTP(w, r)
-		if s.Observe != nil && r.Method == http.MethodGet {
-			s.Observe(inventory.Observation{Kind: inventory.SawFile, Remote: remote(r), Detail: name})
+		seen := ipxe.Transfer(w, r, name, files.ServeHTTP)
+		if s.Observe != nil {
+			s.Observe(seen)
 		}
 	})
 }
