@@ -52,7 +52,7 @@ func TestFirmwareThatForgetsIsShown(t *testing.T) {
 	if f := run("03000000"); len(f) != 0 {
 		t.Errorf("mended, and still %q", f)
 	}
-	x := explain(View{Name: "m1", Machine: &inventory.Machine{}, Group: "g", Sync: InSync, Status: Status{Phase: Active, Findings: run("00000300")}}, t0)
+	x := explain(suspects{View: View{Name: "m1", Machine: &inventory.Machine{}, Group: "g", Sync: InSync, Status: Status{Phase: Active, Findings: run("00000300")}}}, t0)
 	if len(x.Findings) != 1 {
 		t.Errorf("explain shows %q", x.Findings)
 	}

@@ -34,7 +34,9 @@ type Config struct {
 	// SoftOff is how long an operating system may take to shut down before power
 	// is cut; 0 means 30 s, negative cuts at once.
 	SoftOff time.Duration
-	Log     *slog.Logger
+	// Findings of the DHCP server, for Explain; nil none.
+	Findings func() []string
+	Log      *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -78,6 +80,7 @@ type Engine struct {
 	rolling     map[string]Rollout
 	waiting     map[string]Wait // machine → first failing reason
 	strays      map[inventory.MAC]Stray
+	strangers   strangers
 	leases      map[netip.Addr]inventory.Lease
 	frozen      Freeze
 	networks    func(*inventory.Set) // told of every new Set

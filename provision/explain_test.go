@@ -41,7 +41,7 @@ func TestEveryWaitNamesItsCure(t *testing.T) {
 	} {
 		v := declared
 		c.change(&v)
-		x := explain(v, now)
+		x := explain(suspects{View: v}, now)
 		if x.Missing == "" || !strings.Contains(x.Next, c.want) {
 			t.Errorf("%s: missing %q, next %q, want %q", c.name, x.Missing, x.Next, c.want)
 		}
@@ -54,7 +54,7 @@ func TestExplainNamesAdoptWhereTheDiskKnows(t *testing.T) {
 		st := Status{Machine: "m1", Phase: Available, Facts: &inventory.Facts{Disks: []inventory.DiskFacts{{Name: "/dev/sda"},
 			{Name: "/dev/sdb", Recast: &inventory.Marker{Machine: "m1", Generation: genA}}}}}
 		change(&st)
-		return explain(View{Name: "m1", Machine: &inventory.Machine{Name: "m1"}, Group: "g", Sync: SyncUnknown, SyncWhy: "nothing is known of what it runs", Status: st}, t0).Next
+		return explain(suspects{View: View{Name: "m1", Machine: &inventory.Machine{Name: "m1"}, Group: "g", Sync: SyncUnknown, SyncWhy: "nothing is known of what it runs", Status: st}}, t0).Next
 	}
 	if next := explained(func(*Status) {}); !strings.Contains(next, "holds generation "+genA.Short()+": recast adopt m1") {
 		t.Errorf("next %q", next)

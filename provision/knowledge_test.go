@@ -55,7 +55,7 @@ func TestAMachineThatIsSwitchedOffIsNotHealthy(t *testing.T) {
 	if off.Health != Suspended || off.NextAction != "switched off by ann: recast power on m1" {
 		t.Errorf("%s, next %q", off.Health, off.NextAction)
 	}
-	if x := explain(View{Name: "m1", Machine: &inventory.Machine{}, Group: "g", Sync: InSync, Status: off}, t0); x.Missing == "" || x.Next != off.NextAction {
+	if x := explain(suspects{View: View{Name: "m1", Machine: &inventory.Machine{}, Group: "g", Sync: InSync, Status: off}}, t0); x.Missing == "" || x.Next != off.NextAction {
 		t.Errorf("explain: missing %q, next %q", x.Missing, x.Next)
 	}
 	if again := powered(off, "status", "off", "bob"); again.Health != Suspended || again.NextAction != off.NextAction {

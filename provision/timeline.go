@@ -135,6 +135,7 @@ func (e *Engine) Observe(o inventory.Observation) {
 	}
 	name := e.whose(o)
 	if name == "" {
+		e.strangers.saw(o)
 		e.Log.Debug("seen", "kind", o.Kind, "mac", o.MAC, "remote", o.Remote, "detail", o.Detail)
 		return
 	}

@@ -224,12 +224,19 @@ type TimelineEntry struct {
 	Seen *inventory.Observation `json:"seen,omitempty"`
 }
 
+// Cause is what may stand behind a missing step.
+type Cause struct {
+	Code string `json:"code"` // a word for searches and scripts: no-discover
+	Text string `json:"text"`
+	Next string `json:"next,omitempty"` // what to do, or the command to run
+}
+
 // Explanation names the first missing step of a machine and the cure.
 type Explanation struct {
 	Machine  string          `json:"machine"`
-	State    string          `json:"state"`   // one line: where it is and since when
-	Missing  string          `json:"missing"` // the first missing step; "" nothing is missing
-	Causes   []string        `json:"causes,omitempty"`
+	State    string          `json:"state"`            // one line: where it is and since when
+	Missing  string          `json:"missing"`          // the first missing step; "" nothing is missing
+	Causes   []Cause         `json:"causes,omitempty"` // the likeliest first
 	Findings []string        `json:"findings,omitempty"`
 	Next     string          `json:"next"` // what happens next, or the command to run
 	Timeline []TimelineEntry `json:"timeline"`

@@ -70,7 +70,7 @@ func (e *Engine) persist(ctx context.Context, m *machine, a Action, before State
 		if err == nil || !passes || ctx.Err() != nil {
 			return err
 		}
-		m.history.note(e.Now(), fmt.Sprintf("its BMC: %s: %v", a, err))
+		m.history.note(e.Now(), fmt.Sprintf("%s%s: %v", bmcPrefix, a, err))
 		again := time.NewTimer(pause)
 		select {
 		case <-again.C:

@@ -174,7 +174,10 @@ func printExplanation(w io.Writer, x provision.Explanation, n int) {
 		fmt.Fprintf(w, "  missing: %s\n", x.Missing)
 	}
 	for _, c := range x.Causes {
-		fmt.Fprintf(w, "  perhaps: %s\n", c)
+		fmt.Fprintf(w, "  perhaps: %s (%s)\n", c.Text, c.Code)
+		if c.Next != "" {
+			fmt.Fprintf(w, "           -> %s\n", c.Next)
+		}
 	}
 	for _, f := range x.Findings {
 		fmt.Fprintf(w, "  finding: %s\n", f)

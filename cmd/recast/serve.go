@@ -200,7 +200,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	}
 	if s.engine, err = provision.Open(ctx, provision.Config{Store: s.store, Images: s.images,
 		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, AgentPort: agentPort, BootPort: bootPort,
-		Ramdisk: s.ramdiskFiles, SoftOff: cmp.Or(s.SoftOff, -1), Log: s.log}); err != nil { // 0 s is "at once" here, the default there
+		Ramdisk: s.ramdiskFiles, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
 	if s.token, err = operatorToken(filepath.Join(s.Data, "operator.token"), func() error {
@@ -216,7 +216,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Observe: s.engine.Observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
 		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.observeScript, Log: s.log},
-		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.dhcp.Findings, Version: version,
+		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.findings, Version: version,
 		Malformed: s.malformed,
 		Observe:   s.engine.Observe, Log: s.log}
 	return nil
@@ -354,6 +354,14 @@ func (s *server) observeScript(o inventory.Observation) {
 		s.badQueries.Add(1)
 	}
 	s.engine.Observe(o)
+}
+
+// findings of the DHCP server, once there is one.
+func (s *server) findings() []string {
+	if s.dhcp == nil {
+		return nil
+	}
+	return s.dhcp.Findings()
 }
 
 // malformed counts what machines sent and nobody answered, by reason.

@@ -1,0 +1,491 @@
+package provision
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"time"
+
+	"recast/inventory"
+	"recast/ipxe"
+)
+
+// suspects is all that causes are looked for in.
+type suspects struct {
+	View     View
+	Timeline []TimelineEntry
+	Network  *inventory.Network // of its first interface; nil unknown
+	Attached bool               // the server has an address on it
+	Findings []string           // of the DHCP server
+	// Strangers are undeclared machines that asked lately.
+	Strangers []inventory.Observation
+}
+
+const (
+	// quietAgent is how long an agent that reports every second says nothing.
+	quietAgent = 20 * time.Second
+	// slowWrite is what no disk that is in order stays below, bytes a second.
+	slowWrite = 20e6
+	// looped is how often a thing happens once too often in one boot.
+	looped = 3
+	// oldIPXE is the last major version of iPXE that lacks what 2.0 brought.
+	oldIPXE = "1.0."
+)
+
+// diagnose names what is missing more closely than the step does, "" where it
+// cannot, and what may stand behind it, the likeliest first.
+func diagnose(q suspects, now time.Time) (string, []Cause) {
+	d := &diagnosis{suspects: q, trail: follow(q.Timeline), now: now, name: q.View.Name, st: q.View.Status}
+	step := d.st.Step
+	if d.st.Phase == Failed {
+		step = StepName(d.trail.step)
+	}
+	switch step {
+	case StepStopping, StepArming, StepPowering, StepPowerOff, StepRestarting:
+		d.power()
+	case StepBooting, StepAwaitingPerson:
+		d.boot()
+	case StepClaiming:
+		d.claim()
+	case StepInspecting, StepWriting, StepVerifying:
+		d.work()
+	case StepStarting:
+		d.start()
+	case StepNone:
+		d.again()
+	}
+	return d.missing, d.causes
+}
+
+type diagnosis struct {
+	suspects
+	trail
+	now     time.Time
+	name    string
+	st      Status
+	missing string
+	causes  []Cause
+}
+
+func (d *diagnosis) cause(code, next, format string, args ...any) {
+	d.causes = append(d.causes, Cause{Code: code, Text: fmt.Sprintf(format, args...), Next: next})
+}
+
+func (d *diagnosis) lacks(format string, args ...any) { d.missing = fmt.Sprintf(format, args...) }
+
+func (d *diagnosis) network() string {
+	if d.Network == nil {
+		return "NETWORK"
+	}
+	return d.Network.Name
+}
+
+func (d *diagnosis) capture() string {
+	return fmt.Sprintf("recast capture %s --for 2m -w FILE", d.name)
+}
+
+func (d *diagnosis) console() string { return "look at its console" }
+
+// bmcWords are what the errors of package bmc say, and what to do.
+var bmcWords = []struct{ code, has, next string }{
+	{"bmc-auth", "refused the user or password", "recast secret set SECRET, then: recast retry MACHINE"},
+	{"bmc-certificate", "certificate", "compare it with the BMC's own console, set bmc.pin and apply"},
+	{"bmc-cipher", "cipher suite", "allow suite 17 in the BMC, or set bmc.cipherSuite: 3 for this machine"},
+	{"bmc-cipher", "RMCP+ status 0x11", "allow suite 17 in the BMC, or set bmc.cipherSuite: 3 for this machine"},
+	{"bmc-licence", "icense", "the BMC's licence lacks this: install one, or declare bmc.url as ipmi://"},
+	{"bmc-sessions", "session", "end sessions in the BMC's own pages, or restart the BMC"},
+	{"bmc-busy", "the BMC is busy", "it is asked again; where it stays so, restart the BMC"},
+	{"bmc-unreachable", "does not answer", "check bmc.url, its cable and the route: recast power status MACHINE"},
+	{"bmc-unreachable", "did not answer in time", "check bmc.url, its cable and the route: recast power status MACHINE"},
+	{"bmc-unsupported", "does not offer this", "declare bmc.url with the other protocol (redfish:// or ipmi://)"},
+	{"bmc-lies", "the change was not seen", "it says yes and does nothing: restart the BMC, or update its firmware"},
+	{"bmc-rejected", "rejected the request", "see its own log: recast power status MACHINE"},
+}
+
+// power is about what the BMC says.
+func (d *diagnosis) power() {
+	text := d.bmc
+	if text == "" {
+		text = d.st.LastError
+	}
+	secret := "SECRET"
+	if m := d.View.Machine; m != nil && m.BMC != nil && m.BMC.Credentials != "" {
+		secret = m.BMC.Credentials
+	}
+	for _, w := range bmcWords {
+		if strings.Contains(text, w.has) {
+			next := strings.NewReplacer("SECRET", secret, "MACHINE", d.name).Replace(w.next)
+			d.cause(w.code, next, "%s", text)
+			return
+		}
+	}
+}
+
+// boot is about the way to the boot script.
+func (d *diagnosis) boot() {
+	switch {
+	case d.Script != nil && d.st.Phase != Failed:
+		d.scriptSaysNo()
+	case d.IPXE != nil && d.Unanswered == nil && d.Loaders < looped:
+		d.lacks("iPXE has asked for an address and not for its boot script")
+		d.cause("script-unreachable", "recast doctor", "the boot port over HTTP is blocked between it and this server, or another process holds it")
+		d.foreign()
+		d.cause("ipxe-driver", d.console(), "iPXE has trouble with this network card")
+	case d.Loader != nil:
+		d.loader()
+	case d.Unanswered != nil:
+		d.unanswered(d.Unanswered)
+	case d.Elsewhere != nil:
+		d.lacks("it took the address of another DHCP server, %s, and not ours", d.Elsewhere.Server)
+		if d.proxy() {
+			d.proxyIgnored()
+			return
+		}
+		d.cause("other-server-won", "stop that server, or declare dhcp: proxy on network "+d.network()+" and apply",
+			"another DHCP server, %s, answers the machine sooner than we do", d.Elsewhere.Server)
+		d.foreign()
+	case d.Acked != nil || d.Offered != nil && d.proxy():
+		d.noLoader()
+	case d.Offered != nil:
+		d.lacks("it was offered %s and has not asked for it", d.Offered.Remote)
+		d.foreign()
+		d.noBootFile(d.Offered)
+		d.cause("offer-lost", d.capture()+" on its side shows whether the OFFER arrives", "the offer does not reach it: DHCP snooping on the switch port (trust the server's), or a relay that drops replies")
+	case d.Asked != nil:
+		d.lacks("it has asked for an address and was offered none")
+		d.foreign()
+		d.cause("not-offered", "recast describe network "+d.network(), "the server had a reason: its counters show which")
+	default:
+		d.nothing()
+	}
+}
+
+func (d *diagnosis) proxy() bool { return d.Network != nil && d.Network.DHCP == inventory.DHCPProxy }
+
+// nothing was heard of it at all.
+func (d *diagnosis) nothing() {
+	since := d.from
+	if since.IsZero() {
+		since = d.st.Since
+	}
+	d.lacks("nothing was heard from it on the network since it was switched on%s ago", beforeSpace(d.now.Sub(since)))
+	d.stranger(since)
+	d.foreign()
+	if d.Network != nil && !d.Attached {
+		d.cause("relay-missing", "point the switch's DHCP relay (ip helper-address) at this server",
+			"network %s is reached through relays only, and none passed its packets on", d.Network.Name)
+	}
+	d.cause("no-discover", fmt.Sprintf("recast power status %s, and %s", d.name, d.console()),
+		"the firmware tries other devices first, or the BMC dropped the network boot: its boot order must have the network card, with PXE or HTTP Boot enabled on it")
+	d.cause("no-link", "recast doctor; "+d.capture(),
+		"the cable or VLAN of the boot interface; its switch port is still in spanning tree listening (set it to edge, portfast)")
+}
+
+func beforeSpace(t time.Duration) string {
+	if t <= 0 {
+		return ""
+	}
+	return " " + t.Round(time.Second).String()
+}
+
+// stranger looks for the machine under an address that nobody declared.
+func (d *diagnosis) stranger(since time.Time) {
+	uuid := ""
+	if m := d.View.Machine; m != nil {
+		uuid = m.UUID
+	}
+	if uuid == "" && d.st.Facts != nil {
+		uuid = d.st.Facts.SystemVendor.UUID
+	}
+	var some []string
+	for _, o := range d.Strangers {
+		if o.Time.Before(since) {
+			continue
+		}
+		if uuid != "" && o.UUID == uuid {
+			d.cause("discover-unknown-mac", fmt.Sprintf("set nics[].mac of %s to it and apply", d.name), "it asks from %s, which nobody declared: the UUID is this machine's", o.MAC)
+			return
+		}
+		if d.Network == nil || o.Network == "" || o.Network == d.Network.Name {
+			some = append(some, string(o.MAC))
+		}
+	}
+	if n := len(some); n > 0 {
+		d.cause("discover-unknown-mac", fmt.Sprintf("compare with its label; if it is one of them, correct nics[].mac of %s and apply", d.name),
+			"its hardware address may be declared wrong: since then undeclared machines asked, the last one %s", some[n-1])
+	}
+}
+
+// foreign names another DHCP server that was found on its network.
+func (d *diagnosis) foreign() {
+	for _, f := range d.Findings {
+		if strings.Contains(f, "another DHCP server") && (d.Network == nil || strings.Contains(f, fmt.Sprintf("network %q", d.Network.Name))) {
+			d.cause("other-server", "stop it; recast doctor asks again", "%s", f)
+		}
+	}
+}
+
+func (d *diagnosis) unanswered(o *inventory.Observation) {
+	d.lacks("it asked by DHCP (%s) and got no answer: %s", o.Detail, o.Error)
+	switch {
+	case o.Relay.IsValid() && o.Error == "no Network here":
+		d.cause("relay-without-network", fmt.Sprintf("declare a Network whose subnet holds %s, and apply", o.Relay), "its packets come through relay %s, which lies in no Network with dhcp: authoritative or proxy", o.Relay)
+	case o.Error == "no Network here":
+		d.cause("other-link", "give the server an address in network "+d.network()+", or listen: its interface", "it asks on a link where no Network is served")
+	case o.Error == "another DHCP server":
+		d.foreign()
+		if len(d.causes) == 0 {
+			d.cause("other-server", "stop it, or declare dhcp: proxy or force: true on network "+d.network(), "another DHCP server answers there, so that this one is silent")
+		}
+	case o.Error == "looking for other servers":
+		d.cause("probing", "it asks again by itself", "the server has just begun to serve this network, and is listening for others first")
+	case o.Error == "no free address":
+		d.cause("pool-empty", fmt.Sprintf("give %s an ip, or network %s a larger pool, and apply", d.name, d.network()), "the pool of network %s has no free address", d.network())
+	case o.Error == "store" || o.Error == "leases not read yet":
+		d.cause("store", "recast doctor", "leases cannot be stored, so that no new address is given out")
+	default:
+		d.foreign()
+		d.cause("not-answered", "recast describe network "+d.network(), "the server leaves such packets alone: %s", o.Error)
+	}
+}
+
+// noBootFile: the reply named none.
+func (d *diagnosis) noBootFile(o *inventory.Observation) {
+	if o == nil || o.Detail != "" || o.Client == string(ipxe.LoaderIPXE) {
+		return
+	}
+	arch := ipxe.Firmware(o.Arch)
+	if _, ok := arch.Loader(); !ok {
+		d.cause("arch-mismatch", "boot it in another mode of its firmware", "there is no loader for %s (option 93 is %d)", arch, o.Arch)
+		return
+	}
+	d.cause("no-boot-file", "recast doctor", "the answer named no boot file: the loader is missing, or it was not the machine's turn")
+}
+
+// mode compares how the firmware came with what is declared.
+func (d *diagnosis) mode(o *inventory.Observation) {
+	m := d.View.Machine
+	if m == nil || o == nil || o.Client == string(ipxe.LoaderOS) {
+		return
+	}
+	arch := ipxe.Firmware(o.Arch)
+	if m.Firmware != "" && (m.Firmware == inventory.UEFI) != arch.UEFI() {
+		d.cause("arch-mismatch", "change the mode in its setup, or firmware: of the Machine, and apply", "it booted as %s, and is declared with firmware: %s", arch, m.Firmware)
+	}
+	if l, ok := arch.Loader(); ok && (l == ipxe.LoaderARM64) != (m.Arch == inventory.ARM64) {
+		d.cause("arch-mismatch", "correct arch: of the Machine and apply", "it booted as %s, and is declared with arch: %s", arch, m.Arch)
+	}
+}
+
+// noLoader: it has its address and fetched nothing.
+func (d *diagnosis) noLoader() {
+	o := d.Acked
+	if o == nil {
+		o = d.Offered
+	}
+	d.lacks("it has its answer from DHCP and has not asked for a loader")
+	before := len(d.causes)
+	d.noBootFile(o)
+	d.mode(o)
+	if d.proxy() {
+		d.proxyIgnored()
+		return
+	}
+	if len(d.causes) > before {
+		return
+	}
+	d.cause("tftp-blocked", "recast doctor; "+d.capture(), "TFTP (udp port 69) is blocked between it and this server, or another process holds the port")
+	d.foreign()
+	d.cause("loader-not-asked", d.console(), "its firmware does not like the answer, or boots another device meanwhile")
+}
+
+func (d *diagnosis) proxyIgnored() {
+	d.lacks("it has an address from another server and does not take the boot file from us")
+	d.cause("proxy-ignored", "declare dhcp: authoritative on network "+d.network()+" and stop the other server, or enter our boot file there",
+		"its firmware does not put the two offers of ProxyDHCP together")
+	d.cause("proxy-blocked", "recast doctor; "+d.capture(), "udp port 4011 is blocked between it and this server")
+}
+
+// loader is about a loader that was asked for, and what came of it.
+func (d *diagnosis) loader() {
+	o := d.Loader
+	switch {
+	case strings.Contains(o.Error, "no such file") || strings.Contains(o.Error, "is missing") || strings.Contains(o.Error, "404"):
+		d.lacks("the loader it asked for, %s, is not served", o.Detail)
+		if strings.Contains(o.Error, "is missing") {
+			d.cause("bootfile-not-found", "sudo ./setup.sh fetches the loaders", "%s", o.Error)
+			return
+		}
+		d.foreign()
+		d.cause("bootfile-not-found", "recast describe network "+d.network(), "somebody else named that file: another DHCP server (options 66 and 67), or a name typed into its firmware")
+	case o.Error != "" && o.Bytes == 0:
+		d.lacks("the first packet of the loader %s was not acknowledged", o.Detail)
+		d.cause("tftp-stalls", "allow udp from any high port of this server to the machines; recast doctor looks at its own firewall", "a firewall drops what does not come from port 69: TFTP answers from a port of its own")
+		d.cause("no-link", d.capture(), "the way back to it is broken: gateway, VLAN, ARP")
+	case o.Error != "":
+		d.lacks("the loader %s broke off after %d of %d bytes%s", o.Detail, o.Bytes, o.Size, inBlocks(o))
+		d.cause("tftp-stalls", "recast doctor compares the MTU; "+d.capture(), "packets of that size are dropped on the way (MTU), or packets are lost")
+	case d.Loaders >= looped:
+		d.lacks("it fetched a loader %d times and never its script", d.Loaders)
+		d.cause("ipxe-loops", "recast describe network "+d.network()+"; "+d.capture(),
+			"iPXE is not known as such and gets a loader again: a relay or another server drops option 77 or 175, or the firmware starts over")
+		d.foreign()
+	default:
+		d.lacks("the loader %s was fetched whole, and has not asked by DHCP", o.Detail)
+		if f := d.st.Facts; f != nil && f.Boot.SecureBoot {
+			d.cause("secure-boot-refused", "switch Secure Boot off in its setup, or give it a signed loader", "Secure Boot is on, and the loader is not signed or revoked (SBAT, dbx)")
+		} else if ipxe.Firmware(o.Arch).UEFI() || f == nil || f.Boot.Mode == "uefi" {
+			defer d.cause("secure-boot-refused", d.console()+" for a security violation", "Secure Boot may be on: the loader is not signed")
+		}
+		d.mode(d.Asked)
+		d.cause("loader-hangs", d.console(), "the loader cannot drive its network card")
+	}
+}
+
+func inBlocks(o *inventory.Observation) string {
+	if o.BlockSize == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (block %d of %d bytes each)", o.Bytes/int64(o.BlockSize), o.BlockSize)
+}
+
+// scriptSaysNo: it asked for its script, and the answer was not the ramdisk.
+func (d *diagnosis) scriptSaysNo() {
+	kind, why, _ := strings.Cut(d.Script.Detail, ": ")
+	if d.Script.Error != "" {
+		why = d.Script.Error
+	}
+	d.lacks("its boot script did not start the ramdisk: %s", strings.TrimSpace(kind+" "+why))
+	switch {
+	case strings.Contains(why, "recast ramdisk build"):
+		d.cause("no-ramdisk", "recast ramdisk build", "there is no ramdisk")
+	case d.Script.Error != "":
+		d.cause("not-ready", "see the server's log", "the server could not say what it may boot: %s", why)
+	default:
+		d.cause("not-armed", "nothing, if it has come far enough since: its next boot is answered anew", "it asked when it was not its turn")
+	}
+}
+
+// claim is about the way from the script to the agent's first word.
+func (d *diagnosis) claim() {
+	switch {
+	case d.Claim != nil && d.Claim.Error != "":
+		d.lacks("its claim was %s", d.Claim.Error)
+		d.cause("claim-refused", "see the findings; recast retry "+d.name, "%s", d.Claim.Error)
+	case d.TLS != nil:
+		d.lacks("the ramdisk runs, and its TLS connection to the agent port failed: %s", d.TLS.Error)
+		d.cause("agent-no-tls", "recast doctor compares the clock and the certificate; recast retry "+d.name,
+			"its clock is far off, it was given another CA's digest by an older script, or something between intercepts TLS")
+	case d.Kernel == nil:
+		d.lacks("it has its boot script and has not asked for the kernel")
+		d.oldLoader()
+		d.cause("script-fetched-kernel-not", "recast doctor; "+d.console(), "the URL in the script does not lead to this server: a firewall before the boot port, or a wrong address of the server")
+	case d.Kernel.Error != "" || d.Initrd != nil && d.Initrd.Error != "":
+		o := d.Kernel
+		if o.Error == "" {
+			o = d.Initrd
+		}
+		d.lacks("%s did not arrive: %d of %d bytes, %s", o.Detail, o.Bytes, o.Size, o.Error)
+		if o.Bytes == 0 {
+			d.cause("kernel-not-found", "recast ramdisk build", "the ramdisk's files are gone or cannot be read")
+			return
+		}
+		d.cause("http-stalls", "recast doctor compares the MTU; "+d.capture(), "large packets are dropped on the way (MTU), or it was switched off meanwhile")
+		d.cause("no-memory", d.console(), "it has not enough memory for the ramdisk")
+	case d.Initrd == nil:
+		d.lacks("it has the kernel and has not asked for the ramdisk")
+		d.oldLoader()
+		d.cause("no-memory", d.console(), "it has not enough memory, or the loader hangs")
+	case d.System == nil:
+		d.lacks("it has kernel and ramdisk, and the ramdisk has not asked for an address")
+		d.cause("ramdisk-no-network", d.console(), "no driver for its network card in the ramdisk, or the driver's firmware file is missing")
+		d.cause("ramdisk-dies", d.console(), "the kernel does not start, or panics")
+	case d.Unanswered != nil || d.System.Kind == inventory.SawUnanswered:
+		d.unanswered(d.System)
+	default:
+		d.lacks("the ramdisk has its address and has not reached the agent port")
+		d.cause("agent-blocked", "recast doctor", "a firewall drops the agent port (8443), or another process holds it")
+		d.cause("agent-no-tls", "recast doctor compares the clock and the certificate", "its clock is far off, so that it does not believe our certificate")
+	}
+}
+
+// oldLoader: the 2019 iPXE of Debian 12 has no HTTPS and hangs on some machines.
+func (d *diagnosis) oldLoader() {
+	if d.Script != nil && strings.HasPrefix(d.Script.Version, oldIPXE) {
+		d.cause("ipxe-too-old", "give it a newer loader", "its iPXE is %s, which has no HTTPS and known hangs", d.Script.Version)
+	}
+}
+
+// work is about an agent that has claimed.
+func (d *diagnosis) work() {
+	if d.st.Phase == Failed {
+		d.workFailed()
+		return
+	}
+	p := d.st.Progress
+	heard := d.st.Since
+	if p != nil {
+		heard = p.At
+	}
+	switch quiet := d.now.Sub(heard).Round(time.Second); {
+	case quiet >= quietAgent:
+		d.lacks("nothing was heard from the ramdisk for %s", quiet)
+		d.cause("agent-quiet", d.console(), "it restarted, lost its network, or its disk does not answer; what it does next, it does after asking here")
+	case p != nil && p.Rate > 0 && p.Rate < slowWrite && p.At.Sub(p.Since) >= quietAgent:
+		d.lacks("the ramdisk is at work, at %s/s", inventory.SizeText(int64(p.Rate)))
+		d.cause("write-slow", "recast describe "+d.name+" names the disk; "+d.console()+" for errors of it", "a disk that fails, a controller without its cache, or a network that loses packets")
+	}
+}
+
+func (d *diagnosis) workFailed() {
+	text := d.st.LastError
+	switch {
+	case strings.Contains(text, "choose a disk"):
+		d.cause("disk-not-matched", "recast describe "+d.name+" lists its disks; correct disk.select and apply", "the hints must fit exactly one disk")
+	case strings.Contains(text, "its configuration needs") || strings.Contains(text, "-byte blocks"):
+		d.cause("disk-unfit", "give it another disk, or its definition another image", "the image does not fit on the disk that was chosen")
+	case strings.Contains(text, "reads back") || strings.Contains(text, "digest") || strings.Contains(text, "damaged") || strings.Contains(text, "frame"):
+		d.cause("digest-mismatch", "recast image verify "+cmp.Or(d.View.Image, "IMAGE")+"; recast retry "+d.name, "the bytes are not those that were declared: a bad copy here, memory that flips bits, or a disk that lies")
+	case strings.Contains(text, "fetch"):
+		d.cause("image-not-fetched", "recast doctor; recast retry "+d.name, "the image could not be fetched from this server")
+	case strings.Contains(text, "nothing was heard"):
+		d.cause("agent-quiet", d.console()+"; recast retry "+d.name, "it was switched off, lost its network, or its disk hangs")
+	case strings.Contains(text, "no byte moved"):
+		d.cause("write-slow", d.console()+" for errors of the disk", "the disk takes no more bytes")
+	}
+}
+
+// start is about a disk that was written and a system that says nothing.
+func (d *diagnosis) start() {
+	if d.st.Power == "off" {
+		d.cause("powered-off", fmt.Sprintf("recast power on %s after recast abort %s, which ends the wait", d.name, d.name), "its BMC showed it off")
+	}
+	if d.TLS != nil {
+		d.cause("agent-no-tls", "recast doctor; set the system's clock", "the system runs, and its TLS connection failed: %s", d.TLS.Error)
+	}
+	if d.Script != nil {
+		d.cause("boots-again", "recast describe "+d.name+" for findings on its boot order; set the disk first in its setup",
+			"it asked for a boot script again (%d times) instead of starting its disk: the BMC's override stands still, or the disk is not in the boot order", d.Scripts)
+	} else if d.Asked != nil {
+		d.cause("boots-again", d.console(), "its firmware asks for a network boot again: the disk is not first, or did not start")
+	}
+	if d.System != nil && d.Script == nil {
+		d.cause("agent-blocked", "recast doctor", "the system runs, and cannot reach the agent port of this server, or its report does not start")
+	}
+	if d.Script == nil && d.System == nil && d.Asked == nil {
+		d.cause("disk-not-started", d.console(), "the disk is not in the firmware's boot order, or the system hangs as it starts")
+		d.cause("agent-blocked", "recast doctor", "the system came up but cannot reach the server's agent port")
+	}
+	if d.st.Power != "off" {
+		d.cause("powered-off", "recast power status "+d.name+" asks its BMC", "it was switched off since")
+	}
+}
+
+// again is about a machine that has nothing to do, and boots from the network.
+func (d *diagnosis) again() {
+	if d.st.Phase != Active || d.Scripts < looped || d.now.Sub(d.Script.Time) > time.Hour {
+		return
+	}
+	d.cause("boots-again", "recast describe "+d.name+" for findings on its boot order; set the disk first in its setup",
+		"it asked for a boot script %d times since it was written, the last time %s ago: it restarts, or does not start its disk", d.Scripts, d.now.Sub(d.Script.Time).Round(time.Second))
+}

@@ -1,0 +1,159 @@
+package provision
+
+import (
+	"fmt"
+	"time"
+
+	"recast/inventory"
+)
+
+// Explain names the first missing step of a machine and the cure.
+func (e *Engine) Explain(name string) (Explanation, error) {
+	v, ok := e.View(name)
+	if !ok {
+		return Explanation{}, fmt.Errorf("explain: %w", e.NoMachine(name))
+	}
+	if _, ok := e.rolloutOf(name); !ok && v.Waiting == "" {
+		left := e.leftOut(v)
+		v.Waiting, v.next = left.Why, left.Next
+	}
+	return explain(e.suspects(v, e.Timeline(name)), e.Now()), nil
+}
+
+// suspects gathers what the causes are looked for in.
+func (e *Engine) suspects(v View, timeline []TimelineEntry) suspects {
+	q := suspects{View: v, Timeline: timeline, Strangers: e.strangers.list()}
+	if v.Machine != nil && len(v.Machine.NICs) > 0 {
+		q.Network = e.Set().Network(v.Machine.NICs[0].Network)
+	}
+	if q.Network != nil {
+		_, q.Attached = e.Address(q.Network.Name)
+	}
+	if e.Findings != nil {
+		q.Findings = e.Findings()
+	}
+	return q
+}
+
+// leftOut is why an apply of what is declared would do nothing for a machine that
+// stands in no rollout.
+func (e *Engine) leftOut(v View) Wait {
+	e.mu.RLock()
+	set := e.set
+	w, ok := e.wanted[v.Name]
+	e.mu.RUnlock()
+	if v.Machine == nil || !ok || v.Sync == InSync || Busy(v.Status.Phase) {
+		return Wait{}
+	}
+	s := State{Status: v.Status}
+	if m, ok := e.known(v.Name); ok {
+		s = m.snapshot()
+	}
+	en, _ := planMachine(planInput{Candidate: set, Applied: set, Image: e.imageFacts}, v.Machine, w, s, false)
+	return en.left
+}
+
+// explain is the pure half.
+func explain(q suspects, now time.Time) Explanation {
+	v, st := q.View, q.View.Status
+	x := Explanation{Machine: v.Name, State: string(st.Phase), Findings: st.Findings, Timeline: q.Timeline}
+	if st.Step != StepNone {
+		x.State += ", " + string(st.Step)
+	}
+	if !st.Since.IsZero() {
+		x.State += " for " + now.Sub(st.Since).Round(time.Second).String()
+	}
+	if st.Step == StepStarting && st.Power != "" {
+		x.State += ", its power last seen " + st.Power
+	}
+	x.Next = st.NextAction
+	switch {
+	case v.Machine == nil:
+		x.Missing, x.Next = "it is not declared any more", undeclaredNext
+	case v.Group == "" && !Busy(st.Phase) && st.Phase != Failed:
+		x.Missing, x.Next = "no group selects it", "give it labels that a group selects, and apply"
+	case st.Hold != nil:
+		w := heldWait(v.Name, st.Hold)
+		x.Missing, x.Next = w.Why, w.Next
+	case st.Phase == Failed:
+		x.Missing = st.LastError
+		_, x.Causes = diagnose(q, now)
+	case Busy(st.Phase):
+		if x.Missing, x.Causes = diagnose(q, now); x.Missing == "" {
+			x.Missing = missing(st.Step)
+		}
+		if !st.Deadline.IsZero() {
+			x.Next = fmt.Sprintf("by %s, else it counts as a failure of attempt %d", st.Deadline.Format(time.RFC3339), st.Attempt)
+			if st.NextAction != "" {
+				x.Next = st.NextAction + " " + x.Next
+			}
+		}
+	case v.Waiting != "":
+		x.Missing, x.Next = v.Waiting, joinNext(v.next, x.Next)
+	case st.Health == Suspended || st.Health == Missing:
+		x.Missing = "it is switched off, as its BMC showed"
+	case v.Sync != InSync:
+		x.Missing = v.SyncWhy
+		if st.LastError != "" {
+			x.Missing += "; " + st.LastError
+		}
+		if x.Next == "" {
+			x.Next = "recast plan PATH shows what apply would do"
+		}
+	}
+	if x.Causes == nil && v.Machine != nil && st.Phase == Active {
+		_, x.Causes = diagnose(q, now)
+	}
+	if m := ownMarker(st); m != nil && v.Machine != nil && st.Hold == nil {
+		x.Next = joinNext(x.Next, fmt.Sprintf("its disk says that it holds generation %s: recast adopt %s believes it", m.Generation.Short(), v.Name))
+	}
+	return x
+}
+
+// ownMarker is what a disk says that recast wrote for a machine of which nothing
+// is on record, as after the loss of the store; nil: none does.
+func ownMarker(st Status) *inventory.Marker {
+	if st.Phase != Available || st.Running != "" || st.Unfinished || st.Facts == nil {
+		return nil
+	}
+	for _, d := range st.Facts.Disks {
+		if d.Recast != nil && d.Recast.Machine == st.Machine {
+			return d.Recast
+		}
+	}
+	return nil
+}
+
+func joinNext(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "; " + b
+}
+
+// missing is what the step waits for.
+func missing(s StepName) string {
+	switch s {
+	case StepStopping, StepPowerOff:
+		return "the BMC has not shown the machine as off"
+	case StepArming:
+		return "the BMC has not taken the network boot override"
+	case StepPowering:
+		return "the BMC has not shown the machine as on"
+	case StepBooting:
+		return "the machine has not asked for a boot script"
+	case StepClaiming:
+		return "the ramdisk has not claimed the machine"
+	case StepInspecting:
+		return "the ramdisk has not reported the inventory"
+	case StepWriting, StepVerifying:
+		return "the ramdisk is at work"
+	case StepStarting:
+		return "the installed system has not reported itself"
+	case StepRestarting:
+		return "the BMC has not power-cycled it"
+	case StepAwaitingPerson:
+		return "a person has to power-cycle it"
+	}
+	return ""
+}

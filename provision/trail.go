@@ -1,0 +1,145 @@
+package provision
+
+import (
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"recast/inventory"
+	"recast/ipxe"
+)
+
+// trail is one boot as the servers saw it: the last observation of each thing
+// that has to happen, nil where it was not seen.
+type trail struct {
+	from time.Time // when the machine was switched on, or a person was asked to
+
+	Asked      *inventory.Observation // DHCP from firmware or loader
+	Unanswered *inventory.Observation // the last thing it said got no answer
+	Offered    *inventory.Observation
+	Elsewhere  *inventory.Observation // it chose another server
+	Acked      *inventory.Observation
+	Loader     *inventory.Observation
+	Loaders    int // whole ones
+	Scripts    int
+	IPXE       *inventory.Observation // DHCP from iPXE
+	Script     *inventory.Observation
+	Kernel     *inventory.Observation
+	Initrd     *inventory.Observation
+	System     *inventory.Observation // DHCP from the ramdisk's system, or the installed one's
+	TLS        *inventory.Observation // a handshake that failed
+	Claim      *inventory.Observation
+
+	step string // the last that was entered
+	bmc  string // the last error of its BMC
+}
+
+// follow reads the boot that began last.
+func follow(lines []TimelineEntry) trail {
+	var t trail
+	for _, l := range lines {
+		switch {
+		case l.Kind == "step" && (l.Text == string(StepStopping) || l.Text == string(StepPowering) || l.Text == string(StepAwaitingPerson)):
+			t = trail{from: l.Time, step: l.Text}
+		case l.Kind == "step" && slices.Contains(allSteps, StepName(l.Text)):
+			t.step = l.Text
+			if l.Text == string(StepStarting) {
+				t = trail{from: l.Time, step: l.Text} // the next boot is the installed system's
+			}
+		case l.Seen != nil:
+			t.saw(l.Seen)
+		case l.Kind == "seen" && strings.HasPrefix(l.Text, bmcPrefix):
+			t.bmc = strings.TrimPrefix(l.Text, bmcPrefix)
+		}
+	}
+	return t
+}
+
+// bmcPrefix begins what the timeline says of a BMC that fails and is asked again.
+const bmcPrefix = "its BMC: "
+
+var allSteps = []StepName{StepStopping, StepArming, StepPowering, StepBooting, StepClaiming, StepInspecting, StepWriting,
+	StepVerifying, StepStarting, StepRestarting, StepPowerOff, StepAwaitingPerson}
+
+func (t *trail) saw(o *inventory.Observation) {
+	switch o.Kind {
+	case inventory.SawDiscover, inventory.SawRequest, inventory.SawUnanswered:
+		switch {
+		case o.Client == string(ipxe.LoaderOS):
+			t.System = o
+			return
+		case o.Client == string(ipxe.LoaderIPXE):
+			t.IPXE = o
+		}
+		t.Asked, t.Unanswered = o, nil
+		if o.Kind == inventory.SawUnanswered {
+			t.Unanswered = o
+		}
+		if o.Foreign {
+			t.Elsewhere = o
+		}
+	case inventory.SawOffer:
+		t.Offered = o
+	case inventory.SawAck:
+		if o.Client == string(ipxe.LoaderOS) {
+			t.System = o
+			return
+		}
+		t.Acked, t.Elsewhere = o, nil
+	case inventory.SawTFTP, inventory.SawFile:
+		switch name := strings.Trim(path.Base(o.Detail), `"`); {
+		case name == ipxe.AutoexecName || o.Asked:
+		case strings.HasPrefix(name, "vmlinuz"):
+			t.Kernel = o
+		case strings.HasPrefix(name, "initrd"):
+			t.Initrd = o
+		default:
+			t.Loader = o
+			if whole(o) {
+				t.Loaders++
+			}
+		}
+	case inventory.SawScript:
+		t.Script = o
+		t.Scripts++
+	case inventory.SawTLS:
+		t.TLS = o
+	case inventory.SawClaim:
+		t.Claim = o
+	}
+}
+
+// whole tells whether a file was fetched to its end.
+func whole(o *inventory.Observation) bool {
+	return o != nil && o.Error == "" && o.Offset+o.Bytes >= o.Size
+}
+
+// strangers are the machines that nobody declared and that were heard of last.
+// The list is short: whoever invents addresses pushes out others, no more.
+type strangers struct {
+	mu   sync.Mutex
+	last []inventory.Observation
+}
+
+const keepStrangers = 64
+
+func (s *strangers) saw(o inventory.Observation) {
+	if o.MAC == "" || o.Kind != inventory.SawDiscover && o.Kind != inventory.SawUnanswered {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = slices.DeleteFunc(s.last, func(old inventory.Observation) bool { return old.MAC == o.MAC })
+	if len(s.last) >= keepStrangers {
+		s.last = slices.Delete(s.last, 0, 1)
+	}
+	s.last = append(s.last, o)
+}
+
+func (s *strangers) list() []inventory.Observation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.last)
+}
