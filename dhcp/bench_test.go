@@ -5,12 +5,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"testing"
@@ -120,18 +122,19 @@ func (th nsThread) do(f func()) {
 // two network namespaces, through a relay as perfdhcp plays it; window exchanges
 // are under way at once. Ours has each new lease on the disk before the ACK. Kea,
 // with the same generator, leaves its own to the page cache; where it is
-// installed, x-kea is our rate over its, and cpu-x-kea our CPU time over its,
-// the generator's in both.
+// installed, x-kea is our rate over its, and cpu-x-kea our CPU time over its.
 func BenchmarkExchange(b *testing.B) {
-	var kea exchanged
+	kea := map[string]exchanged{}
 	for _, bb := range []struct {
-		name  string
-		mac   byte
-		start func(b *testing.B, th nsThread) (cpu func() time.Duration)
+		name     string
+		mac      byte
+		machines int
+		start    func(b *testing.B, th nsThread, machines int) *os.Process
 	}{
-		{"kea", 0x0e, startKea},
-		{"pool", 0x0e, func(b *testing.B, th nsThread) func() time.Duration { return startServer(b, th, hall(0)) }},
-		{"reservation", 0x0a, func(b *testing.B, th nsThread) func() time.Duration { return startServer(b, th, hall(100_000)) }},
+		{"pool-kea", 0x0e, 0, startKea},
+		{"pool", 0x0e, 0, startServer},
+		{"reservation-kea", 0x0a, 100_000, startKea},
+		{"reservation", 0x0a, 100_000, startServer},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
 			th := newNSThread(b)
@@ -141,78 +144,123 @@ func BenchmarkExchange(b *testing.B) {
 				relay = newStation(b, "")
 				relay.run("ip", "addr", "add", "10.0.0.3/8", "dev", "eth0")
 			})
-			e := exchange(b, relay, bb.start(b, th), bb.mac)
+			e := exchange(b, relay, bb.start(b, th, bb.machines), bb.mac)
 			b.ReportMetric(e.rate, "exch/s")
-			b.ReportMetric(e.cpu, "cpu-us/exch(both-ends)")
+			b.ReportMetric(e.cpu, "server-cpu-us/exch")
 			b.ReportMetric(e.lost, "lost/exch")
-			if bb.name == "kea" {
-				kea = e
-			} else if kea.rate > 0 {
-				b.ReportMetric(e.rate/kea.rate, "x-kea")
-				b.ReportMetric(e.cpu/kea.cpu, "cpu-x-kea")
+			b.ReportMetric(e.rss, "server-MB")
+			if name, is := strings.CutSuffix(bb.name, "-kea"); is {
+				kea[name] = e
+			} else if k := kea[name]; k.rate > 0 {
+				b.ReportMetric(e.rate/k.rate, "x-kea")
+				b.ReportMetric(e.cpu/k.cpu, "cpu-x-kea")
 			}
 		})
 	}
 }
 
-// exchanged is what a run came to: exchanges a second, microseconds of CPU for
-// each, and how many of each had to be begun again.
-type exchanged struct{ rate, cpu, lost float64 }
+// exchanged is what a run came to: exchanges a second, microseconds of the
+// server's CPU for each, how many of each had to be begun again, and what the
+// server had in memory at its end.
+type exchanged struct{ rate, cpu, lost, rss float64 }
 
-// startServer runs our server; cpu is what other processes than this one used.
-func startServer(b *testing.B, th nsThread, set *inventory.Set) (cpu func() time.Duration) {
-	db, err := store.OpenBolt(filepath.Join(b.TempDir(), "store.db"), store.BoltOptions{})
-	if err != nil {
-		b.Fatal(err)
+// benchServer makes the test binary a server, so that what it costs is not
+// mixed with what the clients do; its value is the number of machines.
+const benchServer = "RECAST_DHCP_BENCH"
+
+func TestMain(m *testing.M) {
+	if n, err := strconv.Atoi(os.Getenv(benchServer)); err == nil {
+		if err := serveBench(n); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	}
-	b.Cleanup(func() { db.Close() })
+	os.Exit(m.Run())
+}
+
+// serveBench serves until standard input ends.
+func serveBench(machines int) error {
+	db, err := store.OpenBolt("store.db", store.BoltOptions{})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
 	s := &Server{Store: db, Booter: &booter{spec: ipxe.Spec{Kind: ipxe.SpecRamdisk}},
 		Bootfile: func(ipxe.Client, ipxe.Spec, netip.Addr) (string, bool) { return "ipxe-amd64.efi", true },
-		interfaces: func() (i []Interface, err error) {
-			th.do(func() { i, err = Interfaces() })
-			return i, err
-		},
-		listen: func(f Interface) (c *conn, err error) {
-			th.do(func() { c, err = listen(f) })
-			return c, err
-		},
 		probe: func(ctx context.Context, _ Interface, _ string, _ func(foreign)) error {
 			<-ctx.Done()
 			return nil
 		},
 	}
-	if err := s.Update(set); err != nil {
-		b.Fatal(err)
+	if err := s.Update(hall(machines)); err != nil {
+		return err
+	}
+	if path := os.Getenv(benchServer + "_PROFILE"); path != "" {
+		f, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	b.Cleanup(func() {
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
 		cancel()
-		if err := <-done; err != nil {
+	}()
+	return s.Run(ctx)
+}
+
+func startServer(b *testing.B, th nsThread, machines int) *os.Process {
+	exe, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(exe)
+	cmd.Dir, cmd.Stderr = b.TempDir(), os.Stderr
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", benchServer, machines))
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	th.do(func() { err = cmd.Start() })
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		stdin.Close()
+		if err := cmd.Wait(); err != nil {
 			b.Error(err)
 		}
 	})
-	eventually(b, "the server listens", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.links["br0"] != nil
-	})
-	return func() time.Duration { return 0 }
+	return cmd.Process
 }
 
 // startKea runs Kea with its default store, a file that it appends to.
-func startKea(b *testing.B, th nsThread) (cpu func() time.Duration) {
+func startKea(b *testing.B, th nsThread, machines int) *os.Process {
 	if _, err := exec.LookPath("kea-dhcp4"); err != nil {
 		b.Skip("needs kea-dhcp4 (apt-get install kea-dhcp4-server)")
 	}
 	dir := b.TempDir()
 	config := filepath.Join(dir, "kea.conf")
+	var reservations strings.Builder
+	for i, m := range hall(machines).Machines {
+		if i > 0 {
+			reservations.WriteString(",\n")
+		}
+		fmt.Fprintf(&reservations, `{"hw-address": "%s", "ip-address": "%s"}`, m.NICs[0].MAC, m.NICs[0].IP)
+	}
 	if err := os.WriteFile(config, fmt.Appendf(nil, `{"Dhcp4": {
 		"interfaces-config": {"interfaces": ["br0"], "dhcp-socket-type": "udp"}, "valid-lifetime": 3600,
 		"lease-database": {"type": "memfile", "persist": true, "lfc-interval": 0, "name": "%s/leases.csv"},
-		"subnet4": [{"id": 1, "subnet": "10.0.0.0/8", "pools": [{"pool": "10.64.0.0-10.127.255.255"}]}],
-		"loggers": [{"name": "kea-dhcp4", "severity": "WARN", "output_options": [{"output": "stderr"}]}]}}`, dir), 0o600); err != nil {
+		"option-data": [{"name": "routers", "data": "10.0.0.1"}, {"name": "domain-name-servers", "data": "10.0.0.1"}],
+		"next-server": "10.0.0.2", "boot-file-name": "ipxe-amd64.efi",
+		"subnet4": [{"id": 1, "subnet": "10.0.0.0/8", "pools": [{"pool": "10.64.0.0-10.127.255.255"}],
+			"reservations-out-of-pool": true, "reservations": [%s]}],
+		"loggers": [{"name": "kea-dhcp4", "severity": "WARN", "output_options": [{"output": "stderr"}]}]}}`, dir, reservations.String()), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	cmd := exec.Command("kea-dhcp4", "-c", config)
@@ -223,21 +271,25 @@ func startKea(b *testing.B, th nsThread) (cpu func() time.Duration) {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	return func() time.Duration {
-		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
-		if err != nil {
-			b.Fatal(err)
-		}
-		_, rest, _ := strings.Cut(string(raw), ") ")
-		f := strings.Fields(rest) // from the state, the third field, on
-		user, _ := strconv.Atoi(f[11])
-		system, _ := strconv.Atoi(f[12])
-		return time.Duration(user+system) * 10 * time.Millisecond // USER_HZ is 100
+	return cmd.Process
+}
+
+// cpuOf a process so far, and its resident memory in MB.
+func cpuOf(b *testing.B, p *os.Process) (cpu time.Duration, rss float64) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid))
+	if err != nil {
+		b.Fatal(err)
 	}
+	_, rest, _ := strings.Cut(string(raw), ") ")
+	f := strings.Fields(rest) // from the state, the third field, on
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	pages, _ := strconv.Atoi(f[21])
+	return time.Duration(user+system) * 10 * time.Millisecond, float64(pages*os.Getpagesize()) / 1e6 // USER_HZ is 100
 }
 
 // exchange plays the clients, b.N times.
-func exchange(b *testing.B, relay *netStation, other func() time.Duration, kind byte) exchanged {
+func exchange(b *testing.B, relay *netStation, server *os.Process, kind byte) exchanged {
 	var udp *net.UDPConn
 	relay.enter(func() (err error) {
 		udp, err = net.DialUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 0, 0, 3), Port: 67}, &net.UDPAddr{IP: net.IPv4(10, 0, 0, 2), Port: 67})
@@ -266,14 +318,8 @@ func exchange(b *testing.B, relay *netStation, other func() time.Duration, kind 
 		_, err := udp.Read(buf)
 		return err == nil
 	})
-	cpu := func() time.Duration {
-		var r unix.Rusage
-		_ = unix.Getrusage(unix.RUSAGE_SELF, &r)
-		return time.Duration(r.Utime.Nano()+r.Stime.Nano()) + other()
-	}
-	b.ReportAllocs()
+	before, _ := cpuOf(b, server)
 	b.ResetTimer()
-	before := cpu()
 	lost := 0
 	open := map[int]bool{}
 	next, finished := 0, 0
@@ -316,5 +362,6 @@ func exchange(b *testing.B, relay *netStation, other func() time.Duration, kind 
 	}
 	b.StopTimer()
 	n := float64(b.N)
-	return exchanged{rate: n / b.Elapsed().Seconds(), cpu: float64((cpu() - before).Microseconds()) / n, lost: float64(lost) / n}
+	cpu, rss := cpuOf(b, server)
+	return exchanged{rate: n / b.Elapsed().Seconds(), cpu: float64((cpu - before).Microseconds()) / n, lost: float64(lost) / n, rss: rss}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"runtime/debug"
 	"time"
@@ -24,7 +25,6 @@ const (
 	slotWait = 100 * time.Millisecond
 	// storePause is how long a store that failed is left alone.
 	storePause = time.Second
-	bootWait   = time.Second
 	// badEvery is the least time between two reports of bad packets.
 	badEvery = 10 * time.Second
 )
@@ -143,8 +143,13 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 		return
 	}
 	s.counters.count(&s.counters.s.Replies, kind.String())
-	s.log().Debug("reply", "type", kind, "network", q.network.Name, "mac", r.mac, "address", o.packet.YourIPAddr, "to", o.dest.to, "detail", o.detail)
+	if s.debug(ctx) {
+		s.log().Debug("reply", "type", kind, "network", q.network.Name, "mac", r.mac, "address", o.packet.YourIPAddr, "to", o.dest.to, "detail", o.detail)
+	}
 }
+
+// debug tells whether somebody reads what is said of every packet.
+func (s *Server) debug(ctx context.Context) bool { return s.log().Enabled(ctx, slog.LevelDebug) }
 
 func (s *Server) silent(r *request, n *inventory.Network, why string) {
 	s.counters.count(&s.counters.s.Silent, why)
@@ -219,8 +224,6 @@ func (s *Server) boot(ctx context.Context, q *question) string {
 	if d, known := q.cfg.byMAC[q.req.mac]; d.bmc || !known && q.network.Unknown != inventory.UnknownDiscover {
 		return ""
 	}
-	ctx, cancel := context.WithTimeout(ctx, bootWait)
-	defer cancel()
 	spec, err := s.Booter.BootSpec(ctx, c)
 	if err != nil {
 		s.log().Warn("ask what to boot", "mac", c.MAC, "err", err)
@@ -247,24 +250,24 @@ func (s *Server) decide(ctx context.Context, q question) (outcome, error) {
 			return o, nil
 		}
 		rev, err := s.commit(ctx, ops)
-		if err == nil {
-			s.table.mu.Lock()
+		conflict := errors.Is(err, store.ErrConflict)
+		s.table.mu.Lock()
+		if o.lease != nil {
+			delete(s.table.writing, place{o.lease.Network, o.lease.Addr})
+		}
+		switch {
+		case err == nil:
 			s.table.committed(&q, &o, rev)
-			s.table.mu.Unlock()
-			return o, nil
+		case !must && !conflict && !errors.Is(err, errBusy):
+			// The address is durably this machine's already; only the new expiry is not.
+			s.table.extend(&o)
+			err = nil
 		}
-		if errors.Is(err, store.ErrConflict) && try < 2 {
-			s.reread(ctx, ops)
-			continue
-		}
-		if must || errors.Is(err, store.ErrConflict) || errors.Is(err, errBusy) {
+		s.table.mu.Unlock()
+		if !conflict || try == 2 {
 			return o, err
 		}
-		// The address is durably this machine's already; only the new expiry is not.
-		s.table.mu.Lock()
-		s.table.extend(&o)
-		s.table.mu.Unlock()
-		return o, nil
+		s.reread(ctx, ops)
 	}
 }
 
@@ -312,17 +315,23 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 			t.forgetOffer(station{name, mac})
 			return nil, false
 		}
-		// Nobody else is given the address while it is being written.
-		t.hold(name, mac, known, l.Addr, q.now.Add(offerHold))
-		must = !same && q.cfg.reserved[l.Addr] != mac
 		// A little more than promised, so that firmware, iPXE, ramdisk and system,
 		// one after the other, need one write.
 		l.Expires = l.Expires.Add(q.leaseTime() / 8)
+		if q.cfg.reserved[l.Addr] == mac && len(ops) == 0 {
+			t.later(l)
+			t.forgetOffer(station{name, mac})
+			return nil, false
+		}
+		// Nobody else is given the address while it is being written.
+		t.hold(name, mac, known, l.Addr, q.now.Add(offerHold))
+		must = !same && q.cfg.reserved[l.Addr] != mac
 	}
 	op, err := leaseRecords.PutOp(leaseName(name, l.Addr), l, rev)
 	if err != nil {
 		panic(err) // strings and times only
 	}
+	t.writing[place{name, l.Addr}] = written{l, op.Value}
 	return append(ops, op), must
 }
 

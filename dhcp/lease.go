@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"sort"
@@ -33,6 +34,12 @@ type record struct {
 	seen   int // the watch's round, to find what a new snapshot lacks
 }
 
+// written is a record on its way to the store.
+type written struct {
+	lease inventory.Lease
+	raw   []byte
+}
+
 // offer keeps an address free for the client that was offered it. It is never stored.
 type offer struct {
 	mac      inventory.MAC
@@ -48,6 +55,11 @@ type table struct {
 	byMAC   map[station]netip.Addr
 	offers  map[place]offer
 	offered map[station]netip.Addr
+	// unstored leases are in force here and still to be written; see later.
+	unstored map[place]struct{}
+	// writing holds what we write just now: the watch brings it back, and it need
+	// not be decoded again.
+	writing map[place]written
 	// full holds when a Network's pool was last searched in vain.
 	full   map[string]time.Time
 	round  int
@@ -58,7 +70,7 @@ func newTable() *table {
 	return &table{
 		byAddr: map[place]*record{}, byMAC: map[station]netip.Addr{},
 		offers: map[place]offer{}, offered: map[station]netip.Addr{},
-		full: map[string]time.Time{},
+		full: map[string]time.Time{}, unstored: map[place]struct{}{}, writing: map[place]written{},
 	}
 }
 
@@ -202,15 +214,25 @@ func (t *table) apply(e store.Event) error {
 		return nil
 	}
 	if e.Deleted {
+		delete(t.unstored, p)
 		t.remove(p.network, p.addr)
 		return nil
 	}
-	l, err := leaseRecords.Decode(e.Record)
-	if err != nil {
-		return fmt.Errorf("read lease: %w", err)
+	w := t.writing[p]
+	l := w.lease
+	if w.raw == nil || !bytes.Equal(w.raw, e.Value) {
+		if l, err = leaseRecords.Decode(e.Record); err != nil {
+			return fmt.Errorf("read lease: %w", err)
+		}
 	}
 	if l.Network != p.network || l.Addr != p.addr {
 		return fmt.Errorf("read lease %q: it names %s on %q", e.Key, l.Addr, l.Network)
+	}
+	if r := t.byAddr[p]; r != nil && r.MAC == l.MAC {
+		if _, newer := t.unstored[p]; newer {
+			r.rev, r.stored, r.seen = e.Revision, l.Expires, t.round // an earlier write of ours
+			return nil
+		}
 	}
 	t.put(l, e.Revision)
 	return nil

@@ -32,6 +32,9 @@ func (q *question) answer(kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	if r.override.IsValid() {
 		id = r.override
 	}
+	options := make(dhcpv4.Options, 16) // more are rare
+	options[dhcpv4.OptionDHCPMessageType.Code()] = []byte{byte(kind)}
+	options[dhcpv4.OptionServerIdentifier.Code()] = ip4(id)
 	p := &dhcpv4.DHCPv4{
 		OpCode:        dhcpv4.OpcodeBootReply,
 		HWType:        r.HWType,
@@ -39,10 +42,7 @@ func (q *question) answer(kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 		TransactionID: r.TransactionID,
 		Flags:         r.Flags,
 		GatewayIPAddr: ip4(r.giaddr),
-		Options: dhcpv4.Options{
-			dhcpv4.OptionDHCPMessageType.Code():  {byte(kind)},
-			dhcpv4.OptionServerIdentifier.Code(): ip4(id),
-		},
+		Options:       options,
 	}
 	// RFC 6842: a client identifier is sent back. The relay's option goes back
 	// byte for byte; the encoder puts it last (RFC 3046 §2.1). A switch that
@@ -55,33 +55,48 @@ func (q *question) answer(kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	return p
 }
 
+// netOptions of a Network, encoded once. Replies share them and change none.
+type netOptions struct{ lease, renew, rebind, mask, router, dns, broadcast []byte }
+
+func optionsOf(n *inventory.Network) netOptions {
+	d := leaseTime(n)
+	o := netOptions{lease: seconds(d), renew: seconds(d / 2), rebind: seconds(d / 8 * 7),
+		mask: net.CIDRMask(n.Subnet.Bits(), 32)}
+	if n.Gateway.Is4() {
+		o.router = ip4(n.Gateway)
+	}
+	for _, a := range n.DNS {
+		if a.Is4() {
+			o.dns = append(o.dns, ip4(a)...)
+		}
+	}
+	if n.Subnet.Bits() < 31 {
+		o.broadcast = ip4(lastAddr(n.Subnet))
+	}
+	return o
+}
+
 // addLease adds the times of an OFFER or ACK.
 func (q *question) addLease(p *dhcpv4.DHCPv4) {
-	d := q.leaseTime()
-	p.Options[dhcpv4.OptionIPAddressLeaseTime.Code()] = seconds(d)
-	p.Options[dhcpv4.OptionRenewTimeValue.Code()] = seconds(d / 2)
-	p.Options[dhcpv4.OptionRebindingTimeValue.Code()] = seconds(d / 8 * 7)
+	o := q.cfg.options[q.network]
+	p.Options[dhcpv4.OptionIPAddressLeaseTime.Code()] = o.lease
+	p.Options[dhcpv4.OptionRenewTimeValue.Code()] = o.renew
+	p.Options[dhcpv4.OptionRebindingTimeValue.Code()] = o.rebind
 }
 
 // addNetwork adds what a client needs on its subnet, asked for or not: boot
 // ROMs forget to ask and fail without.
 func (q *question) addNetwork(p *dhcpv4.DHCPv4) {
-	n := q.network
-	p.Options[dhcpv4.OptionSubnetMask.Code()] = net.CIDRMask(n.Subnet.Bits(), 32)
-	if n.Gateway.Is4() {
-		p.Options[dhcpv4.OptionRouter.Code()] = ip4(n.Gateway)
+	o := q.cfg.options[q.network]
+	p.Options[dhcpv4.OptionSubnetMask.Code()] = o.mask
+	if o.router != nil {
+		p.Options[dhcpv4.OptionRouter.Code()] = o.router
 	}
-	var dns []byte
-	for _, a := range n.DNS {
-		if a.Is4() {
-			dns = append(dns, ip4(a)...)
-		}
+	if o.dns != nil {
+		p.Options[dhcpv4.OptionDomainNameServer.Code()] = o.dns
 	}
-	if len(dns) > 0 {
-		p.Options[dhcpv4.OptionDomainNameServer.Code()] = dns
-	}
-	if n.Subnet.Bits() < 31 {
-		p.Options[dhcpv4.OptionBroadcastAddress.Code()] = ip4(lastAddr(n.Subnet))
+	if o.broadcast != nil {
+		p.Options[dhcpv4.OptionBroadcastAddress.Code()] = o.broadcast
 	}
 }
 

@@ -30,6 +30,7 @@ const (
 
 // config is the declared truth as DHCP looks things up in it.
 type config struct {
+	options  map[*inventory.Network]netOptions
 	networks []*inventory.Network // all but those with dhcp: off, by name
 	byMAC    map[inventory.MAC]declared
 	reserved map[netip.Addr]inventory.MAC
@@ -52,13 +53,14 @@ func (d declared) String() string {
 }
 
 func compile(set *inventory.Set) *config {
-	c := &config{byMAC: map[inventory.MAC]declared{}, reserved: map[netip.Addr]inventory.MAC{}}
+	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: map[inventory.MAC]declared{}, reserved: map[netip.Addr]inventory.MAC{}}
 	if set == nil {
 		return c
 	}
 	for _, n := range set.Networks {
 		if n.DHCP == inventory.DHCPAuthoritative || n.DHCP == inventory.DHCPProxy {
 			c.networks = append(c.networks, n)
+			c.options[n] = optionsOf(n)
 		}
 	}
 	for _, m := range set.Machines {
@@ -474,8 +476,10 @@ func (q *question) isOurs(id netip.Addr) bool {
 	return false
 }
 
-func (q *question) leaseTime() time.Duration {
-	if d := time.Duration(q.network.LeaseTime); d > 0 {
+func (q *question) leaseTime() time.Duration { return leaseTime(q.network) }
+
+func leaseTime(n *inventory.Network) time.Duration {
+	if d := time.Duration(n.LeaseTime); d > 0 {
 		return d
 	}
 	return defaultLease

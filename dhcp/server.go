@@ -164,6 +164,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 	var background, workers sync.WaitGroup
 	background.Go(func() { s.follow(ctx) })
+	background.Go(func() { s.storeLater(ctx) })
 	for range s.Workers {
 		workers.Go(func() { s.work(ctx) })
 	}

@@ -146,6 +146,17 @@ func (r *rig) silence(p *dhcpv4.DHCPv4) string {
 	return why
 }
 
+// store waits until what is stored after the answer is in the store.
+func (r *rig) store() {
+	r.t.Helper()
+	eventually(r.t, "every lease is stored", func() bool {
+		r.flush(r.t.Context())
+		r.table.mu.Lock()
+		defer r.table.mu.Unlock()
+		return len(r.table.unstored) == 0 && len(r.table.writing) == 0
+	})
+}
+
 // exchange is DISCOVER to ACK.
 func (r *rig) exchange(mac string, change ...func(*dhcpv4.DHCPv4)) sent {
 	r.t.Helper()
@@ -159,6 +170,7 @@ func (r *rig) exchange(mac string, change ...func(*dhcpv4.DHCPv4)) sent {
 	if ack.MessageType() != dhcpv4.MessageTypeAck || !ack.YourIPAddr.Equal(offer.YourIPAddr) || ack.BootFileName != offer.BootFileName {
 		r.t.Fatalf("got %s after %s", ack.Summary(), offer.Summary())
 	}
+	r.store()
 	return ack
 }
 

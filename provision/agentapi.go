@@ -91,28 +91,29 @@ func (e *Engine) suspect(ctx context.Context, m *machine, twin, reason string) e
 }
 
 // leaseOf is the machine that holds the lease of an address now, "" none. What
-// was watched may be a moment late, the lease itself is durable before its ACK.
+// was watched may be a moment late; a pool's lease is durable before its ACK, and
+// a declared address is its machine's unless somebody else still has it.
 func (e *Engine) leaseOf(ctx context.Context, network string, addr netip.Addr) (string, error) {
-	holds := func(l inventory.Lease) bool {
-		return l.Machine != "" && !l.BMC && l.State == inventory.LeaseBound && e.Now().Before(l.Expires)
+	inForce := func(l inventory.Lease) bool {
+		return l.State == inventory.LeaseBound && e.Now().Before(l.Expires)
 	}
 	e.mu.RLock()
 	l := e.leases[addr]
+	m := e.set.MachineByAddr(addr)
 	e.mu.RUnlock()
-	if holds(l) {
+	if !inForce(l) {
+		var err error
+		if l, _, err = e.leaseTable.Get(ctx, network+"/"+addr.String()); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return "", fmt.Errorf("read the lease of %s: %w", addr, err)
+		}
+	}
+	switch {
+	case inForce(l) && !l.BMC:
 		return l.Machine, nil
+	case !inForce(l) && m != nil && (m.BMC == nil || m.BMC.IP != addr):
+		return m.Name, nil
 	}
-	l, _, err := e.leaseTable.Get(ctx, network+"/"+addr.String())
-	if errors.Is(err, store.ErrNotFound) {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("read the lease of %s: %w", addr, err)
-	}
-	if !holds(l) {
-		return "", nil
-	}
-	return l.Machine, nil
+	return "", nil
 }
 
 // leaseLeft is what remains of the durable lease, whole seconds.

@@ -248,6 +248,28 @@ func TestLeaseOfABMCIsNotItsMachines(t *testing.T) {
 	}
 }
 
+// A declared address is its machine's before anything is stored of its lease, and
+// not while somebody else still has it.
+func TestADeclaredAddressIsItsMachinesUnlessLeasedToAnother(t *testing.T) {
+	s := newSite(t, 1)
+	a := testAddr(1)
+	s.apply(strings.Replace(s.yaml(true), "network: n}", "network: n, ip: "+a.String()+"}", 1), "m1")
+	if got, err := s.leaseOf(t.Context(), "n", a); err != nil || got != "m1" {
+		t.Errorf("without a lease it is %q's, %v", got, err)
+	}
+	l := inventory.Lease{Network: "n", Addr: a, MAC: "52:54:00:00:09:09", State: inventory.LeaseBound, Expires: s.Now().Add(time.Hour)}
+	op, err := s.leaseTable.PutOp("n/"+a.String(), l, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Store.Commit(t.Context(), op); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.leaseOf(t.Context(), "n", a); err != nil || got != "" {
+		t.Errorf("while a stranger has it, it is %q's, %v", got, err)
+	}
+}
+
 // TestBootPathDoesNotWaitForACommit: the lock stands for a store that hangs.
 func TestBootPathDoesNotWaitForACommit(t *testing.T) {
 	s := newSite(t, 1)

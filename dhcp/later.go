@@ -1,0 +1,131 @@
+package dhcp
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"recast/inventory"
+	"recast/store"
+)
+
+const (
+	// laterEvery is how often the leases of declared addresses are stored.
+	laterEvery = time.Second
+	// laterAtOnce transactions are handed to the store together, which makes one
+	// group commit.
+	laterAtOnce = 16
+)
+
+// A lease of an address that is declared for its client is stored after the
+// answer: the declaration is the durable promise, and nobody else is ever given
+// the address, whatever a crash takes with it. The record says who is there now.
+
+// later notes a lease that is in force and to be stored. The lock is held.
+func (t *table) later(l inventory.Lease) {
+	t.put(l, 0)
+	t.unstored[place{l.Network, l.Addr}] = struct{}{}
+}
+
+// takeLater is up to n leases that are to be stored, and their writes. The lock
+// is held.
+func (t *table) takeLater(n int) (leases []inventory.Lease, ops []store.Op) {
+	for p := range t.unstored {
+		if len(ops) == n {
+			break
+		}
+		delete(t.unstored, p)
+		r := t.byAddr[p]
+		if r == nil {
+			continue
+		}
+		op, err := leaseRecords.PutOp(leaseName(p.network, p.addr), r.Lease, r.rev)
+		if err != nil {
+			panic(err) // strings and times only
+		}
+		t.writing[p] = written{r.Lease, op.Value}
+		leases, ops = append(leases, r.Lease), append(ops, op)
+	}
+	return leases, ops
+}
+
+// storeLater stores what waits for it, for ever, and once more at the end.
+func (s *Server) storeLater(ctx context.Context) {
+	tick := time.NewTicker(laterEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.flush(ctx)
+		case <-ctx.Done():
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+			defer cancel()
+			s.flush(ctx)
+			return
+		}
+	}
+}
+
+// flush stores what waits now. What the store does not take waits on.
+func (s *Server) flush(ctx context.Context) {
+	for ok := true; ok; {
+		var work sync.WaitGroup
+		var failed sync.Once
+		more := false
+		for range laterAtOnce {
+			s.table.mu.Lock()
+			leases, ops := s.table.takeLater(store.MaxOps)
+			s.table.mu.Unlock()
+			if len(ops) == 0 {
+				break
+			}
+			more = len(ops) == store.MaxOps
+			work.Go(func() {
+				if !s.storeAll(ctx, leases, ops) {
+					failed.Do(func() { ok = false })
+				}
+			})
+		}
+		work.Wait()
+		ok = ok && more
+	}
+}
+
+// storeAll is one transaction, or one for each lease where somebody else
+// changed one of them. It reports whether the store is there.
+func (s *Server) storeAll(ctx context.Context, leases []inventory.Lease, ops []store.Op) bool {
+	rev, err := s.commit(ctx, ops)
+	if errors.Is(err, store.ErrConflict) {
+		s.table.mu.Lock()
+		for _, l := range leases {
+			delete(s.table.writing, place{l.Network, l.Addr})
+		}
+		s.table.mu.Unlock()
+		s.reread(ctx, ops)
+		if len(ops) == 1 {
+			return true // another server gave it: its record stands until the client asks again
+		}
+		for i := range ops {
+			if !s.storeAll(ctx, leases[i:i+1], ops[i:i+1]) {
+				return false
+			}
+		}
+		return true
+	}
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	for _, l := range leases {
+		p := place{l.Network, l.Addr}
+		delete(s.table.writing, p)
+		r := s.table.byAddr[p]
+		switch {
+		case r == nil:
+		case err != nil:
+			s.table.unstored[p] = struct{}{}
+		case r.rev < rev:
+			r.rev, r.stored = rev, l.Expires
+		}
+	}
+	return err == nil
+}
