@@ -23,11 +23,16 @@ type memStore struct {
 	mu       sync.Mutex
 	rev      int64
 	recs     map[string]store.Record
-	watchers []chan store.Event
+	watchers []watcher
 	fail     error
 	commits  int
 	hang     chan struct{} // commits wait for it while it is set
 	before   func()        // runs before a commit, once
+}
+
+type watcher struct {
+	prefix string
+	events chan store.Event
 }
 
 func newMemStore() *memStore { return &memStore{recs: map[string]store.Record{}} }
@@ -100,7 +105,9 @@ func (m *memStore) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 			m.recs[op.Key] = e.Record
 		}
 		for _, w := range m.watchers {
-			w <- e
+			if strings.HasPrefix(e.Key, w.prefix) {
+				w.events <- e
+			}
 		}
 	}
 	return m.rev, nil
@@ -114,7 +121,7 @@ func (m *memStore) Watch(ctx context.Context, prefix string) (store.Watch, error
 		in <- store.Event{Record: r}
 	}
 	in <- store.Event{Synced: true, Record: store.Record{Revision: m.rev}}
-	m.watchers = append(m.watchers, in)
+	m.watchers = append(m.watchers, watcher{prefix, in})
 	out := make(chan store.Event)
 	go func() {
 		defer close(out)
@@ -140,6 +147,9 @@ func (m *memStore) leases(t testing.TB) map[string]inventory.Lease {
 	defer m.mu.Unlock()
 	out := map[string]inventory.Lease{}
 	for k, r := range m.recs {
+		if !strings.HasPrefix(k, inventory.LeasePrefix) {
+			continue
+		}
 		l, err := leaseRecords.Decode(r)
 		if err != nil {
 			t.Fatal(err)

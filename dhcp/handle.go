@@ -73,6 +73,8 @@ func (s *Server) accept(l *link, raw []byte, dst netip.Addr, asker netip.AddrPor
 		lane = laneStranger
 		if _, ok := s.cfg.Load().byMAC[r.mac]; ok {
 			lane = laneDeclared
+		} else if _, ok := s.ports.of(r.mac); ok {
+			lane = laneDeclared
 		}
 	}
 	if why := s.queue.push(arrival{req: r, link: l, dst: dst, asker: asker, at: s.now()}, lane); why != "" {
@@ -111,6 +113,10 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 	}
 	q, why := s.question(p)
 	if why != "" {
+		s.silent(r, q.network, why)
+		return
+	}
+	if why := s.locate(ctx, &q); why != "" {
 		s.silent(r, q.network, why)
 		return
 	}
@@ -221,7 +227,8 @@ func (s *Server) boot(ctx context.Context, q *question) string {
 	if c.Loader == ipxe.LoaderOS || s.Booter == nil || s.Bootfile == nil {
 		return ""
 	}
-	if d, known := q.cfg.byMAC[q.req.mac]; d.bmc || !known && q.network.Unknown != inventory.UnknownDiscover {
+	c.Machine = q.port.machine
+	if d, known := q.own(); d.bmc || !known && q.network.Unknown != inventory.UnknownDiscover {
 		return ""
 	}
 	spec, err := s.Booter.BootSpec(ctx, c)
@@ -275,7 +282,7 @@ func (s *Server) decide(ctx context.Context, q question) (outcome, error) {
 // needs. must says that the answer depends on them. The lock is held.
 func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 	name, mac := q.network.Name, q.req.mac
-	_, known := q.cfg.byMAC[mac]
+	own, known := q.own()
 	if o.offer.IsValid() {
 		t.hold(name, mac, known, o.offer, q.now.Add(offerHold))
 	}
@@ -308,7 +315,7 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 		// In force at once, whatever the store says.
 		t.put(l, 0)
 	case inventory.LeaseBound:
-		if same && len(ops) == 0 && r.Machine == l.Machine && r.BMC == l.BMC && r.Hostname == l.Hostname && !r.stored.Before(l.Expires) {
+		if same && len(ops) == 0 && r.Machine == l.Machine && r.BMC == l.BMC && r.Hostname == l.Hostname && samePort(r.Port, l.Port) && !r.stored.Before(l.Expires) {
 			if r.Expires.Before(l.Expires) {
 				r.Expires = l.Expires
 			}
@@ -318,14 +325,14 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 		// A little more than promised, so that firmware, iPXE, ramdisk and system,
 		// one after the other, need one write.
 		l.Expires = l.Expires.Add(q.leaseTime() / 8)
-		if q.cfg.reserved[l.Addr] == mac && len(ops) == 0 {
+		if own.ip == l.Addr && len(ops) == 0 {
 			t.later(l)
 			t.forgetOffer(station{name, mac})
 			return nil, false
 		}
 		// Nobody else is given the address while it is being written.
 		t.hold(name, mac, known, l.Addr, q.now.Add(offerHold))
-		must = !same && q.cfg.reserved[l.Addr] != mac
+		must = !same && own.ip != l.Addr
 	}
 	op, err := leaseRecords.PutOp(leaseName(name, l.Addr), l, rev)
 	if err != nil {

@@ -22,6 +22,8 @@ const (
 	optEncap   = dhcpv4.GenericOptionCode(175) // iPXE's encapsulated options
 	optNoProxy = 0xb0                          // within 175: do not wait for a ProxyDHCP server
 
+	subCircuit          = 1  // within 82, RFC 3046
+	subRemote           = 2  // likewise
 	subLinkSelection    = 5  // within 82, RFC 3527
 	subServerIDOverride = 11 // within 82, RFC 5107
 )
@@ -55,6 +57,7 @@ type request struct {
 	giaddr    netip.Addr
 	requested netip.Addr // option 50
 	serverID  netip.Addr // option 54
+	port      inventory.Port
 	link      netip.Addr // option 82.5: the subnet, where giaddr is not in it
 	override  netip.Addr // option 82.11: the server identifier the relay wants
 	hostname  string
@@ -120,6 +123,13 @@ func decode(raw []byte) (*request, error) {
 		if sub.FromBytes(agent) == nil {
 			r.link = addr4(sub[subLinkSelection])
 			r.override = addr4(sub[subServerIDOverride])
+			// A switch may add it and relay nothing: then there is no giaddr.
+			if id := sub[subCircuit]; len(id) > 0 {
+				r.port = inventory.Port{Circuit: inventory.PortID(id), Relay: r.giaddr}
+				if id := sub[subRemote]; len(id) > 0 {
+					r.port.Remote = inventory.PortID(id)
+				}
+			}
 		}
 	}
 	r.client = client(p, r.mac)

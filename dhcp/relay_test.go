@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"os"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -134,26 +136,33 @@ func TestServerIdentifierOverrideMakesTheRelayTheServer(t *testing.T) {
 	}
 }
 
+// behindRelay is a server, a router on its segment, and a client whose only way
+// is the router's port named access.
+func behindRelay(t *testing.T, set *inventory.Set, mac string) (s *Server, relay, client *netStation) {
+	t.Helper()
+	segment(t, "192.168.50.1/24")
+	s = serve(t, set)
+	relay = newStation(t, "")
+	relay.run("ip", "addr", "add", "192.168.50.2/24", "dev", "eth0")
+	relay.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+	run(t, "ip", "route", "add", "10.20.0.0/24", "via", "192.168.50.2")
+	client = newStation(t, "")
+	client.run("ip", "link", "del", "eth0")
+	relay.run("ip", "link", "add", "access", "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(client.pid))
+	relay.run("ip", "addr", "add", "10.20.0.1/24", "dev", "access")
+	relay.run("ip", "link", "set", "access", "up")
+	client.run("ip", "link", "set", "eth0", "address", mac, "up")
+	eventually(t, "a socket is open", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.links) > 0 })
+	return s, relay, client
+}
+
 // The relay of ISC takes its option out again only where it comes back as it
 // was, and drops the reply otherwise.
 func TestUdhcpcBehindDhcrelayBindsAndRenews(t *testing.T) {
 	if !namespace(t, "dhcrelay", "udhcpc") {
 		return
 	}
-	segment(t, "192.168.50.1/24")
-	s := serve(t, rack())
-	relay := newStation(t, "")
-	relay.run("ip", "addr", "add", "192.168.50.2/24", "dev", "eth0")
-	relay.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
-	run(t, "ip", "route", "add", "10.20.0.0/24", "via", "192.168.50.2")
-	client := newStation(t, "")
-	client.run("ip", "link", "del", "eth0")
-	relay.run("ip", "link", "add", "access", "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(client.pid))
-	relay.run("ip", "addr", "add", "10.20.0.1/24", "dev", "access")
-	relay.run("ip", "link", "set", "access", "up")
-	client.run("ip", "link", "set", "eth0", "address", macDeclared, "up")
-	eventually(t, "a socket is open", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.links) > 0 })
-
+	s, relay, client := behindRelay(t, rack(), macDeclared)
 	for _, tt := range []struct {
 		name  string
 		flags []string
@@ -184,5 +193,42 @@ func TestUdhcpcBehindDhcrelayBindsAndRenews(t *testing.T) {
 		}
 		_, _ = udhcpc.Process.Kill(), dhcrelay.Process.Kill()
 		_, _ = udhcpc.Wait(), dhcrelay.Wait()
+	}
+}
+
+// What ISC's relay calls the port is the interface's name. The machine is named by
+// it before anybody knew its hardware address, its system afterwards, and a board
+// put in its place only once it is gone.
+func TestMachineBehindDhcrelayIsNamedByItsPort(t *testing.T) {
+	if !namespace(t, "dhcrelay", "udhcpc") {
+		return
+	}
+	set := rack(unknown(inventory.UnknownIgnore), behindPort(inventory.Port{Circuit: "access", Relay: netip.MustParseAddr("10.20.0.1")}, "10.20.0.17", ""))
+	s, relay, client := behindRelay(t, set, macStranger)
+	relay.start("dhcrelay", "-4", "-d", "--no-pid", "-c", "10", "-a", "-iu", "eth0", "-id", "access", "192.168.50.1")
+	path, log := script(t)
+	firmware := []string{"udhcpc", "-n", "-q", "-f", "-i", "eth0", "-s", path, "-t", "20", "-T", "1", "-V", "PXEClient:Arch:00007:UNDI:003016", "-x", "0x5d:0007"}
+	client.run(firmware...)
+	logged(t, log, "ip=10.20.0.17\n")
+	l, ok := s.LeaseByAddr(netip.MustParseAddr("10.20.0.17"))
+	if !ok || l.Machine != "r1u07" || l.Port == nil || l.Port.String() != `{circuit: "access", relay: 10.20.0.1}` {
+		t.Errorf("lease %+v", l)
+	}
+	if err := os.Truncate(log, 0); err != nil {
+		t.Fatal(err)
+	}
+	client.run("udhcpc", "-n", "-q", "-f", "-i", "eth0", "-s", path, "-t", "20", "-T", "1") // its system
+	logged(t, log, "ip=10.20.0.17\n")
+
+	client.run("ip", "link", "set", "eth0", "down")
+	client.run("ip", "link", "set", "eth0", "address", macOther, "up")
+	if out, err := client.command(append(firmware, "-t", "2")...).CombinedOutput(); err == nil {
+		t.Errorf("another board has an address while the first has a lease:\n%s", out)
+	}
+	if f := s.Findings(); len(f) != 1 || !strings.Contains(f[0], macOther+` asks to boot at {circuit: "access", relay: 10.20.0.1}, where `+macStranger+` is "r1u07" already`) {
+		t.Errorf("findings %q", f)
+	}
+	if st := s.Stats(); len(st.Malformed) > 0 || st.Silent["unknown machine"] == 0 {
+		t.Errorf("stats %+v", st)
 	}
 }

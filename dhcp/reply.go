@@ -30,10 +30,12 @@ const (
 
 // config is the declared truth as DHCP looks things up in it.
 type config struct {
-	options  map[*inventory.Network]netOptions
-	networks []*inventory.Network // all but those with dhcp: off, by name
-	byMAC    map[inventory.MAC]declared
-	reserved map[netip.Addr]inventory.MAC
+	options   map[*inventory.Network]netOptions
+	networks  []*inventory.Network // all but those with dhcp: off, by name
+	byMAC     map[inventory.MAC]declared
+	plugs     map[circuit][]plug
+	plugByMAC map[inventory.MAC]inventory.Port // of interfaces declared with both
+	reserved  map[netip.Addr]inventory.MAC     // "" for one that is known by its port
 }
 
 // declared is one NIC of a declared machine, or its BMC.
@@ -53,7 +55,7 @@ func (d declared) String() string {
 }
 
 func compile(set *inventory.Set) *config {
-	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: map[inventory.MAC]declared{}, reserved: map[netip.Addr]inventory.MAC{}}
+	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: map[inventory.MAC]declared{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: map[netip.Addr]inventory.MAC{}}
 	if set == nil {
 		return c
 	}
@@ -65,7 +67,17 @@ func compile(set *inventory.Set) *config {
 	}
 	for _, m := range set.Machines {
 		for _, nic := range m.NICs {
-			c.byMAC[nic.MAC] = declared{machine: m.Name, network: nic.Network, ip: nic.IP}
+			d := declared{machine: m.Name, network: nic.Network, ip: nic.IP}
+			if nic.MAC != "" {
+				c.byMAC[nic.MAC] = d
+			}
+			if nic.Port != nil {
+				at := circuit{nic.Network, nic.Port.Circuit}
+				c.plugs[at] = append(c.plugs[at], plug{d, *nic.Port, nic.MAC})
+				if nic.MAC != "" {
+					c.plugByMAC[nic.MAC] = *nic.Port
+				}
+			}
 			if nic.IP.IsValid() {
 				c.reserved[nic.IP] = nic.MAC
 			}
@@ -138,8 +150,17 @@ type question struct {
 	server  netip.Addr     // our address on that link: the server identifier
 	ours    []netip.Addr   // all addresses we answer from
 	cfg     *config
+	port    declared // who it is by its switch port, where its hardware address is not declared
 	boot    boot
 	now     time.Time
+}
+
+// own is what the client is declared as; false for a stranger.
+func (q *question) own() (declared, bool) {
+	if d, ok := q.cfg.byMAC[q.req.mac]; ok {
+		return d, true
+	}
+	return q.port, q.port.machine != ""
 }
 
 // outcome is what to do about one packet. Either silence says why nothing is
@@ -181,7 +202,8 @@ const (
 // reply decides the answer to one packet (RFC 2131 §4.3). It reads the lease
 // table, whose lock the caller holds, and changes nothing.
 func reply(q question, t *table) outcome {
-	if _, ok := q.cfg.byMAC[q.req.mac]; !ok {
+	own, known := q.own()
+	if !known {
 		switch q.network.Unknown {
 		case inventory.UnknownLocal, inventory.UnknownDiscover:
 		default:
@@ -195,7 +217,7 @@ func reply(q question, t *table) outcome {
 		return silent("not a boot server here")
 	}
 	// Without the leases a pool address could be somebody else's; a declared one cannot.
-	if d := q.cfg.byMAC[q.req.mac]; !t.loaded && !(d.ip.IsValid() && q.network.Subnet.Contains(d.ip)) {
+	if !t.loaded && !(own.ip.IsValid() && q.network.Subnet.Contains(own.ip)) {
 		return silent(silenceUnloaded)
 	}
 	switch q.req.kind {
@@ -266,7 +288,8 @@ func (q *question) confirm(t *table, a netip.Addr, adopt bool) outcome {
 		return silent("address outside the subnet")
 	}
 	own, known := t.lease(q.network.Name, q.req.mac)
-	reservation := q.cfg.byMAC[q.req.mac].ip
+	d, _ := q.own()
+	reservation := d.ip
 	reserved := reservation.IsValid() && q.network.Subnet.Contains(reservation)
 	mine := reserved && reservation == a || known && own.Addr == a
 	if q.allowed(t, a) && (mine || adopt) {
@@ -296,6 +319,9 @@ func (q *question) ack(t *table, a netip.Addr) outcome {
 	o := outcome{packet: p, dest: q.destination(p, a), detail: q.boot.file}
 	o.lease = q.lease(a, inventory.LeaseBound, q.leaseTime())
 	o.lease.Hostname = q.req.hostname
+	if q.req.port.Circuit != "" {
+		o.lease.Port = &q.req.port
+	}
 	if old, ok := t.lease(q.network.Name, q.req.mac); ok {
 		if old.Addr != a {
 			o.drop = old.Addr
@@ -303,13 +329,16 @@ func (q *question) ack(t *table, a netip.Addr) outcome {
 		if o.lease.Hostname == "" { // firmware has none, and does not take away the system's
 			o.lease.Hostname = old.Hostname
 		}
+		if o.lease.Port == nil { // a renewal goes past the relay
+			o.lease.Port = old.Port
+		}
 	}
 	return o
 }
 
 // lease is a record of the client's.
 func (q *question) lease(a netip.Addr, state inventory.LeaseState, d time.Duration) *inventory.Lease {
-	own := q.cfg.byMAC[q.req.mac]
+	own, _ := q.own()
 	return &inventory.Lease{Network: q.network.Name, Addr: a, MAC: q.req.mac, Machine: own.machine, BMC: own.bmc,
 		State: state, Expires: q.now.Add(d)}
 }
@@ -337,7 +366,8 @@ func (q *question) decline(t *table) outcome {
 	}
 	a := r.requested
 	h, held := t.holder(q.network.Name, a, q.now)
-	reserved := a.IsValid() && q.cfg.reserved[a] == r.mac
+	own, _ := q.own()
+	reserved := a.IsValid() && own.ip == a
 	if !a.IsValid() || !q.network.Subnet.Contains(a) || held && h.mac != r.mac || !held && !reserved {
 		return silent("not its address")
 	}
@@ -346,7 +376,7 @@ func (q *question) decline(t *table) outcome {
 	o.detail = fmt.Sprintf("%s is in use by another device", a)
 	if reserved {
 		o.finding = fmt.Sprintf("network %q: %s, reserved for %s, is in use by another device; find it with \"arping %s\" and remove it",
-			q.network.Name, a, q.cfg.byMAC[r.mac], a)
+			q.network.Name, a, own, a)
 	}
 	return o
 }
@@ -380,7 +410,7 @@ func (q *question) inform() outcome {
 func (q *question) choose(t *table) (netip.Addr, string) {
 	n, mac := q.network, q.req.mac
 	finding := ""
-	if d := q.cfg.byMAC[mac]; d.ip.IsValid() && n.Subnet.Contains(d.ip) {
+	if d, _ := q.own(); d.ip.IsValid() && n.Subnet.Contains(d.ip) {
 		if q.reservationFree(t, d) {
 			return d.ip, ""
 		}
@@ -424,7 +454,7 @@ func (q *question) choose(t *table) (netip.Addr, string) {
 
 // allowed reports whether the client may have the address now.
 func (q *question) allowed(t *table, a netip.Addr) bool {
-	if d := q.cfg.byMAC[q.req.mac]; d.ip.IsValid() && q.network.Subnet.Contains(d.ip) {
+	if d, _ := q.own(); d.ip.IsValid() && q.network.Subnet.Contains(d.ip) {
 		if q.reservationFree(t, d) {
 			return a == d.ip
 		}
@@ -458,7 +488,7 @@ func (q *question) poolFree(t *table, a netip.Addr) bool {
 	if h.quarantined {
 		return false
 	}
-	_, known := q.cfg.byMAC[q.req.mac]
+	_, known := q.own()
 	// Strangers who were only offered an address never keep a declared machine waiting.
 	return h.mac == q.req.mac || h.offerOnly && !h.declared && known
 }

@@ -36,9 +36,9 @@ func (s *Server) sawAsked(q *question) {
 	if !ok {
 		return
 	}
-	_, known := q.cfg.byMAC[q.req.mac]
+	_, known := q.own()
 	o := seen(kind, q.req, q.network.Name)
-	o.Remote, o.Detail = q.req.ciaddr, introduce(q.req.client, known)
+	o.Remote, o.Detail = q.req.ciaddr, introduce(q.req, known)
 	if id := q.req.serverID; id.IsValid() {
 		o.Server, o.Foreign = id, !q.isOurs(id)
 	}
@@ -70,13 +70,17 @@ func (s *Server) sawSilence(r *request, network, why string) {
 	s.observe(o)
 }
 
-func introduce(c ipxe.Client, known bool) string {
+func introduce(r *request, known bool) string {
+	c := r.client
 	who := string(c.Loader)
 	if c.Loader != ipxe.LoaderOS {
 		who = fmt.Sprintf("%s, architecture %d", c.Loader, uint16(c.Arch))
 	}
 	if !known {
 		who += ", undeclared"
+	}
+	if r.port.Circuit != "" {
+		who += ", at port " + r.port.String()
 	}
 	return who
 }

@@ -55,6 +55,7 @@ type Server struct {
 	once     sync.Once
 	cfg      atomic.Pointer[config]
 	table    *table
+	ports    *ports
 	queue    *queue
 	counters counters
 	findings findings
@@ -97,6 +98,7 @@ type linkState struct {
 func (s *Server) init() {
 	s.once.Do(func() {
 		s.table = newTable()
+		s.ports = newPorts()
 		s.queue = newQueue()
 		s.links = map[string]*link{}
 		s.declared = compile(nil)
@@ -163,7 +165,8 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 
 	var background, workers sync.WaitGroup
-	background.Go(func() { s.follow(ctx) })
+	background.Go(func() { s.follow(ctx, "leases", inventory.LeasePrefix, s.table.begin, s.table.apply) })
+	background.Go(func() { s.follow(ctx, "ports", inventory.PortPrefix, s.ports.begin, s.ports.apply) })
 	background.Go(func() { s.storeLater(ctx) })
 	for range s.Workers {
 		workers.Go(func() { s.work(ctx) })
@@ -331,16 +334,16 @@ func (l *link) stop() {
 	l.guards.Wait()
 }
 
-// follow keeps the lease index current from the store, for ever.
-func (s *Server) follow(ctx context.Context) {
+// follow keeps an index current from the store, for ever.
+func (s *Server) follow(ctx context.Context, what, prefix string, begin func(), apply func(store.Event) error) {
 	for ctx.Err() == nil {
-		s.table.begin()
-		w, err := s.Store.Watch(ctx, inventory.LeasePrefix)
+		begin()
+		w, err := s.Store.Watch(ctx, prefix)
 		if err == nil {
-			s.findings.clear("leases")
+			s.findings.clear(what)
 			for e := range w.Events {
-				if err := s.table.apply(e); err != nil {
-					s.log().Warn("skip a lease record", "err", err)
+				if err := apply(e); err != nil {
+					s.log().Warn("skip a record of "+what, "err", err)
 				}
 			}
 			err = w.Err()
@@ -349,7 +352,7 @@ func (s *Server) follow(ctx context.Context) {
 			return
 		}
 		if err != nil && !errors.Is(err, store.ErrResync) {
-			s.findings.set("leases", fmt.Sprintf("dhcp: reading leases from the store: %v; declared addresses and known leases are served meanwhile", err), time.Time{})
+			s.findings.set(what, fmt.Sprintf("dhcp: reading %s from the store: %v; declared addresses and known leases are served meanwhile", what, err), time.Time{})
 		}
 		select {
 		case <-ctx.Done():

@@ -84,7 +84,7 @@ func newRig(t testing.TB, set *inventory.Set, change ...func(*rig)) *rig {
 	eventually(t, "the leases are read", func() bool {
 		r.table.mu.Lock()
 		defer r.table.mu.Unlock()
-		return r.table.loaded
+		return r.table.loaded && r.ports.ready()
 	})
 	r.ourAddrs.Store(&[]netip.Addr{ourAddr})
 	return r

@@ -254,9 +254,10 @@ type Location struct {
 	Unit int    `json:"unit,omitempty"`
 }
 
-// NIC is one declared network interface.
+// NIC is one declared network interface. Without a MAC it is known by its Port.
 type NIC struct {
 	MAC     MAC        `json:"mac"`
+	Port    *Port      `json:"port,omitempty"`
 	Network string     `json:"network,omitempty"`
 	IP      netip.Addr `json:"ip,omitzero"`
 }

@@ -115,8 +115,18 @@ func badSerial(s string) string {
 
 func (s scope) buildNIC(m *Machine, i int, raw rawNIC, hw hardware) (NIC, bool) {
 	at := "spec.nics[" + strconv.Itoa(i) + "]."
-	nic := NIC{Network: raw.Network.V}
-	ok := false
+	nic := NIC{Network: raw.Network.V, Port: s.buildPort(m.Name, raw.Port, raw.Network, at)}
+	ok := nic.Port != nil
+	switch {
+	case !raw.MAC.given() && raw.Port.Line == 0:
+		s.problem(raw.Line, at+"mac", "missing", "add it, such as \"52:54:00:00:00:05\", or the port it is plugged into")
+	case !raw.MAC.given():
+		for _, other := range m.NICs {
+			if other.MAC == "" {
+				s.problem(raw.Line, at+"mac", "a second interface without a hardware address", "only the one it boots from is learned: give the mac of the others")
+			}
+		}
+	}
 	if raw.MAC.given() {
 		mac, err := ParseMAC(raw.MAC.V)
 		switch {

@@ -205,8 +205,9 @@ type builder struct {
 	network    map[string]*Network
 	image      map[string]*Image
 	definition map[string]*Definition
-	templates  map[string]*template // by definition
-	pooled     map[string]bool      // networks with a pool, good or bad
+	templates  map[string]*template   // by definition
+	pooled     map[string]bool        // networks with a pool, good or bad
+	ports      map[portOn][]portClaim // by network and circuit
 	refs       []SecretRef
 }
 
@@ -227,6 +228,7 @@ func newBuilder() *builder {
 		definition: map[string]*Definition{},
 		templates:  map[string]*template{},
 		pooled:     map[string]bool{},
+		ports:      map[portOn][]portClaim{},
 	}
 }
 

@@ -133,9 +133,17 @@ type rawLocation struct {
 
 type rawNIC struct {
 	Line    int
-	MAC     text `yaml:"mac,required" form:"mac" example:"\"52:54:00:00:00:05\"" doc:"hardware address"`
-	Network text `yaml:"network" form:"name" doc:"name of the Network it is on"`
-	IP      text `yaml:"ip" form:"addr" doc:"its reserved address"`
+	MAC     text    `yaml:"mac" form:"mac" doc:"hardware address; may be left out where port is given"`
+	Port    rawPort `yaml:"port" doc:"the switch port it is plugged into, as the relay names it (DHCP option 82)"`
+	Network text    `yaml:"network" form:"name" doc:"name of the Network it is on"`
+	IP      text    `yaml:"ip" form:"addr" doc:"its reserved address"`
+}
+
+type rawPort struct {
+	Line    int
+	Circuit text `yaml:"circuit,required" example:"Ethernet1/7" doc:"the port: the relay's circuit ID, as text or in hex (0x…)"`
+	Remote  text `yaml:"remote" doc:"the switch: the relay's remote ID, as text or in hex (0x…)"`
+	Relay   text `yaml:"relay" form:"addr" doc:"the relay's address on the machine's subnet"`
 }
 
 type rawBMC struct {

@@ -22,6 +22,7 @@ type Set struct {
 	machine    map[string]*Machine
 	byMAC      map[MAC]*Machine
 	byAddr     map[netip.Addr]*Machine
+	byPort     map[portOn]*Machine
 	groupOf    map[string]*Group
 	bySubnet   []*Network            // by first address
 	selectors  map[string]selections // key of a Group's selector → value → Groups
@@ -60,13 +61,19 @@ func (s *Set) index() {
 	s.machine = byName(s.Machines, func(o *Machine) string { return o.Name })
 	s.byMAC = make(map[MAC]*Machine, len(s.Machines))
 	s.byAddr = make(map[netip.Addr]*Machine, len(s.Machines))
+	s.byPort = map[portOn]*Machine{}
 	s.groupOf = make(map[string]*Group, len(s.Machines))
 	s.bySubnet = append([]*Network(nil), s.Networks...)
 	sort.Slice(s.bySubnet, func(i, j int) bool { return s.bySubnet[i].Subnet.Addr().Less(s.bySubnet[j].Subnet.Addr()) })
 	s.indexGroups()
 	for _, m := range s.Machines {
 		for _, n := range m.NICs {
-			s.byMAC[n.MAC] = m
+			switch {
+			case n.MAC != "":
+				s.byMAC[n.MAC] = m
+			case n.Port != nil:
+				s.byPort[portOn{n.Network, *n.Port}] = m
+			}
 			if n.IP.IsValid() {
 				s.byAddr[n.IP] = m
 			}

@@ -311,6 +311,7 @@ type Lease struct {
 	Machine  string     `json:"machine,omitempty"` // declared machine, "" a stranger
 	BMC      bool       `json:"bmc,omitempty"`     // its BMC has the address, not the machine
 	Hostname string     `json:"hostname,omitempty"`
+	Port     *Port      `json:"port,omitempty"` // where the relay last saw it
 	State    LeaseState `json:"state"`
 	Expires  time.Time  `json:"expires"`
 }

@@ -21,6 +21,9 @@ type Client struct {
 	// Network is the declared Network the packet came in on; "" over HTTP.
 	Network string
 	Remote  netip.Addr // its own address over HTTP; zero in DHCP
+	// Machine that DHCP knows it for by its switch port; "" where its hardware
+	// address alone says who it is, and over HTTP.
+	Machine string
 }
 
 // Firmware is a client architecture of DHCP option 93 (RFC 4578 and its

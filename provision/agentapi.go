@@ -28,7 +28,7 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 	if c.BootID == "" || len(c.BootID) > maxWord || len(c.UUID) > maxWord || len(c.Serial) > maxWord {
 		return inventory.ClaimReply{}, refused("claim: bootID, uuid and serial have at most %d bytes, and bootID is not empty", maxWord)
 	}
-	decl := e.Set().MachineByMAC(c.MAC)
+	decl := e.machineBehind(c.MAC)
 	if decl == nil {
 		return inventory.ClaimReply{}, refused("claim: no machine declares %s", c.MAC)
 	}

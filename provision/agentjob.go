@@ -101,7 +101,7 @@ func (e *Engine) volume(ctx context.Context, name string, s State) (target.Volum
 		return target.Volume{}, err
 	}
 	var missing error
-	v, err := target.Render(target.Input{Rendered: rendered, Format: gen.Resolved.Config.Format,
+	v, err := target.Render(target.Input{Rendered: withLearned(rendered, in.Claim.MAC), Format: gen.Resolved.Config.Format,
 		Image: gen.Resolved.Image.Digest, Machine: decl, Attempt: s.Status.Attempt, Write: in.WriteName(),
 		Secrets: func(secret string) (string, bool) {
 			// The version that the generation names, whatever was set since.

@@ -86,7 +86,7 @@ func decideClaim(q claimQuestion) ClaimDecision {
 		return hold("%s and %s say the same UUID %s", q.Machine.Name, q.Twin, q.Claim.UUID)
 	}
 	claim := ClaimState{BootID: q.Claim.BootID, UUID: q.Claim.UUID, Serial: q.Claim.Serial,
-		Addr: q.Remote, Until: q.Now.Add(LeaseTime)}
+		Addr: q.Remote, MAC: q.Claim.MAC, Until: q.Now.Add(LeaseTime)}
 	if in.Claim == nil {
 		return ClaimDecision{Verdict: ClaimGrant, Claim: claim}
 	}

@@ -98,7 +98,7 @@ func (e *Engine) strayRoom(mac inventory.MAC) (have Stray, old inventory.MAC, ro
 	}
 	last := e.Now().Add(-strayOld)
 	for other, s := range e.strays {
-		if s.At.Before(last) || e.set.MachineByMAC(other) != nil {
+		if s.At.Before(last) || e.machineOf(other) != nil {
 			return have, other, true
 		}
 	}
@@ -108,7 +108,7 @@ func (e *Engine) strayRoom(mac inventory.MAC) (have Stray, old inventory.MAC, ro
 // discoveryOrder: a machine with something on a disk goes back to it; an empty
 // one waits to be declared.
 func (e *Engine) discoveryOrder(d Stray) inventory.Order {
-	if m := e.Set().MachineByMAC(d.MAC); m != nil {
+	if m := e.machineBehind(d.MAC); m != nil {
 		return inventory.Order{Kind: inventory.OrderReboot, Reason: "declared as " + m.Name}
 	}
 	if d.empty() {

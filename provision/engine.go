@@ -59,6 +59,7 @@ type Engine struct {
 	freezes     store.Table[Freeze]
 	discovered  store.Table[Stray]
 	leaseTable  store.Table[inventory.Lease] // only dhcp writes it
+	portTable   store.Table[inventory.PortRecord]
 	log         *auditLog
 
 	// applyMu makes apply, rollback, freeze and the scheduler one at a time: each
@@ -82,6 +83,7 @@ type Engine struct {
 	strays      map[inventory.MAC]Stray
 	strangers   strangers
 	leases      map[netip.Addr]inventory.Lease
+	ports       learned
 	frozen      Freeze
 	networks    func(*inventory.Set) // told of every new Set
 
@@ -145,6 +147,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		freezes:     store.NewTable[Freeze](c.Store, "/recast/freeze/"),
 		discovered:  store.NewTable[Stray](c.Store, "/recast/discovered/"),
 		leaseTable:  store.NewTable[inventory.Lease](c.Store, inventory.LeasePrefix),
+		portTable:   store.NewTable[inventory.PortRecord](c.Store, inventory.PortPrefix),
 		log:         newAuditLog(c.Store),
 		kept:        map[inventory.Digest]inventory.Generation{},
 		machines:    map[string]*machine{},
@@ -153,6 +156,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		waiting:     map[string]Wait{},
 		strays:      map[inventory.MAC]Stray{},
 		leases:      map[netip.Addr]inventory.Lease{},
+		ports:       learned{},
 		wake:        make(chan struct{}, 1),
 		changes:     newBroadcast(),
 		dials:       make(chan struct{}, maxDials),
@@ -232,7 +236,7 @@ func (e *Engine) load(ctx context.Context) error {
 	for _, row := range strays {
 		e.strays[row.Value.MAC] = row.Value
 	}
-	return nil
+	return e.loadPorts(ctx)
 }
 
 func (e *Engine) loadMachines(ctx context.Context) error {
@@ -354,6 +358,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.mu.Unlock()
 	}()
 	e.spawn(func() { e.watchLeases(ctx) })
+	e.spawn(func() { e.watchPorts(ctx) })
 	e.resume(ctx)
 	e.applyMu.Lock()
 	e.collect(ctx) // what a crash left

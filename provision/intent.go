@@ -84,6 +84,8 @@ type ClaimState struct {
 	UUID   string     `json:"uuid,omitempty"`
 	Serial string     `json:"serial,omitempty"`
 	Addr   netip.Addr `json:"addr,omitzero"`
+	// MAC of the interface it netbooted from; "" in old records.
+	MAC inventory.MAC `json:"mac,omitempty"`
 	// Until is when the lease ends; the agent stops by itself before that.
 	Until time.Time `json:"until"`
 }

@@ -402,7 +402,7 @@ func (e *Engine) Discovered() []Stray {
 	defer e.mu.RUnlock()
 	var out []Stray
 	for mac, d := range e.strays {
-		if e.set.MachineByMAC(mac) == nil {
+		if e.machineOf(mac) == nil {
 			d.YAML = inventory.YAMLFor(d.Facts, d.Network)
 			out = append(out, d)
 		}

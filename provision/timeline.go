@@ -248,7 +248,7 @@ func (e *Engine) whose(o inventory.Observation) string {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	if o.MAC != "" {
-		if m := e.set.MachineByMAC(o.MAC); m != nil {
+		if m := e.machineOf(o.MAC); m != nil {
 			return m.Name
 		}
 		return ""

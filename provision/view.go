@@ -16,12 +16,13 @@ func (e *Engine) BootSpec(_ context.Context, c ipxe.Client) (ipxe.Spec, error) {
 	e.mu.RLock()
 	set := e.set
 	stray := e.strays[c.MAC]
+	decl := e.bootsAs(c)
 	net := set.Network(c.Network)
 	if net == nil {
 		net = set.NetworkOf(c.Remote)
 	}
 	e.mu.RUnlock()
-	q := bootQuestion{Client: c, Machine: set.MachineByMAC(c.MAC), Key: e.key, Epoch: e.Store.Epoch(),
+	q := bootQuestion{Client: c, Machine: decl, Key: e.key, Epoch: e.Store.Epoch(),
 		CA: e.authority.Digest(), Now: e.Now(), Seen: stray.At, Empty: stray.empty()}
 	arch := inventory.AMD64
 	if q.Machine != nil {

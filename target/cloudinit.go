@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -115,6 +116,8 @@ func metaData(in Input) []byte {
 func networkConfig(nics []inventory.RenderedNIC) []byte {
 	var b strings.Builder
 	b.WriteString("version: 2\n")
+	// One that was never learned cannot be told from another.
+	nics = slices.DeleteFunc(slices.Clone(nics), func(n inventory.RenderedNIC) bool { return n.MAC == "" })
 	if len(nics) == 0 {
 		b.WriteString("ethernets: {}\n")
 		return []byte(b.String())

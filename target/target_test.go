@@ -436,3 +436,18 @@ func certificate(t *testing.T) (tls.Certificate, string) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key},
 		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
+
+// An interface whose hardware address nobody knows cannot be told from another.
+func TestInterfaceWithoutAnAddressIsLeftOut(t *testing.T) {
+	for _, tt := range []struct {
+		nics []inventory.RenderedNIC
+		want string
+	}{
+		{[]inventory.RenderedNIC{{Network: "rack1"}}, "version: 2\nethernets: {}\n"},
+		{[]inventory.RenderedNIC{{}, {MAC: "52:54:00:00:01:05"}}, "version: 2\nethernets:\n  net0:\n    match: {macaddress: \"52:54:00:00:01:05\"}\n    set-name: net0\n    dhcp4: true\n    optional: false\n"},
+	} {
+		if got := string(networkConfig(tt.nics)); got != tt.want {
+			t.Errorf("got %s; want %s", got, tt.want)
+		}
+	}
+}

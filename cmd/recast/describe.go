@@ -224,7 +224,11 @@ func printNetwork(w io.Writer, n *inventory.Network, leases []inventory.Lease, s
 	}
 	for _, l := range leases {
 		if l.Network == n.Name {
-			line(w, "  lease", "%s  %s  %s  %s", l.Addr, l.MAC, leaseHolder(&l), l.State)
+			port := ""
+			if l.Port != nil {
+				port = "  at " + l.Port.String()
+			}
+			line(w, "  lease", "%s  %s  %s  %s%s", l.Addr, l.MAC, leaseHolder(&l), l.State, port)
 		}
 	}
 }

@@ -102,11 +102,18 @@ func strayRow(d *provision.Stray, _ bool) []string {
 		fmt.Sprint(d.Facts.CPU.Count), size(d.Facts.Memory.Total), dash(strings.Join(disks, ", "))}
 }
 
-func leaseRow(l *inventory.Lease, _ bool) []string {
-	if l == nil {
-		return []string{"ADDRESS", "MAC", "MACHINE", "NETWORK", "STATE", "EXPIRES"}
+func leaseRow(l *inventory.Lease, wide bool) []string {
+	row, port := []string{"ADDRESS", "MAC", "MACHINE", "NETWORK", "STATE", "EXPIRES"}, "PORT"
+	if l != nil {
+		row, port = []string{l.Addr.String(), l.MAC.String(), leaseHolder(l), l.Network, string(l.State), dateClock(l.Expires)}, "-"
+		if l.Port != nil {
+			port = l.Port.String()
+		}
 	}
-	return []string{l.Addr.String(), l.MAC.String(), leaseHolder(l), l.Network, string(l.State), dateClock(l.Expires)}
+	if wide {
+		row = append(row, port)
+	}
+	return row
 }
 
 func leaseHolder(l *inventory.Lease) string {
