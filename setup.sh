@@ -35,6 +35,7 @@ udhcpc              a DHCP client
 isc-dhcp-client     another
 isc-dhcp-relay      a relay between
 tftp-hpa            a TFTP client
+atftp               another, that asks for windows
 curl                an HTTP and TFTP client
 etcd-server         the other store
 strace              counts system calls

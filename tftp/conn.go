@@ -93,3 +93,23 @@ func destination(oob []byte) netip.Addr {
 	}
 	return netip.Addr{}
 }
+
+// room is how large a block may be on the way from an address of ours to a
+// client without being cut into fragments, which firmware may not put together.
+func room(from netip.Addr, to netip.AddrPort) int {
+	const headers = 20 + 8 + 4 // IPv4, UDP, TFTP
+	mtu := 1500
+	// What the kernel knows of a path it tells of a connected socket.
+	c, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(to))
+	if err == nil {
+		defer c.Close()
+		if raw, err := c.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) {
+				if n, err := unix.GetsockoptInt(int(fd), unix.SOL_IP, unix.IP_MTU); err == nil {
+					mtu = min(mtu, n)
+				}
+			})
+		}
+	}
+	return max(mtu-headers, plainBlock)
+}

@@ -7,28 +7,29 @@ import (
 )
 
 // Limits bound what strangers can make the server do; a zero field means the
-// default. A machine that netboots asks three to six times: the size, the
-// loader, autoexec.ipxe, each perhaps twice.
+// default. Firmware asks for up to thirty names in a row, most of which nobody
+// has: GRUB and U-Boot look for their configuration by shorter and shorter
+// names, a Raspberry Pi for everything that its loader knows.
 type Limits struct {
-	Rate      float64 // requests a second per source, sustained; 4
-	Burst     int     // requests at once per source; 16
-	PerSource int     // transfers at once per source; 4
-	Transfers int     // transfers at once in all; 1000
+	Rate      float64 // requests a second per source, sustained; 8
+	Burst     int     // requests at once per source; 64
+	PerSource int     // transfers at once per source; 8
+	Transfers int     // transfers at once in all; 4096
 	Sources   int     // sources remembered; 65536
 }
 
 func (l Limits) filled() Limits {
 	if l.Rate == 0 {
-		l.Rate = 4
+		l.Rate = 8
 	}
 	if l.Burst == 0 {
-		l.Burst = 16
+		l.Burst = 64
 	}
 	if l.PerSource == 0 {
-		l.PerSource = 4
+		l.PerSource = 8
 	}
 	if l.Transfers == 0 {
-		l.Transfers = 1000
+		l.Transfers = 4096
 	}
 	if l.Sources == 0 {
 		l.Sources = 65536

@@ -1,205 +1,237 @@
 package tftp
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/pin/tftp/v3"
 )
 
 const (
-	// lostAfter is how long the library may take to begin a transfer.
+	// pause is how long the library waits before it sends a block again. It
+	// answers no late copy of an acknowledgement, so that a repeated block costs no
+	// more than itself.
+	pause = 250 * time.Millisecond
+	// lostAfter is how long it may take to begin.
 	lostAfter = 2 * time.Second
-	// linger is how long the library may take to send its last packet, which
-	// follows the end of our handler.
-	linger = 250 * time.Millisecond
+	// fullBlock fills an Ethernet frame: 1500 less the headers of IPv4, UDP and
+	// TFTP.
+	fullBlock = 1468
 )
 
-// relay stands between the network and the library, which listens on loopback.
-// The library opens a socket and starts a goroutine for every packet it reads,
-// answers ten bytes with 3 KB, and sends from whatever address the kernel likes;
-// so it gets only requests that were understood and admitted, and what it sends
-// goes out by a socket of ours: from the address that the client asked, and once
-// only until the client has answered.
+// relay hands transfers to the library, which listens on loopback. The library
+// opens a socket and starts a goroutine for every packet it reads, answers ten
+// bytes with 3 KB, and sends from whatever address the kernel likes; so it sees
+// only clients that have answered us, and what it sends goes out by the
+// transfer's own socket.
 type relay struct {
-	*Server
-	library netip.AddrPort
+	library *tftp.Server
+	conn    *net.UDPConn
+	dropped *counters
 
-	mu        sync.Mutex
-	transfers map[uint16]*transfer // by the port of inner
-	work      sync.WaitGroup
+	mu    sync.Mutex
+	tasks map[netip.AddrPort]*task // by the address of inner
 }
 
-// transfer is one admitted request on its way.
-type transfer struct {
-	client  netip.AddrPort
-	outer   *net.UDPConn // to the client; its port is our TID (RFC 1350 section 4)
-	inner   *net.UDPConn // to the library
-	release func()       // gives the place in the gate back, once
-
-	begun  atomic.Bool // the library has called us
-	heard  atomic.Bool // the client has answered, so that its address is its own
-	silent atomic.Bool // it did not answer in time
-	over   atomic.Bool // it sent an ERROR, which has no answer (RFC 1350 section 7)
-	probe  atomic.Bool // it answered the options with that: the size was all it wanted
-
-	block atomic.Int64 // block size in force
+// task is a transfer that the library works at.
+type task struct {
+	ctx    context.Context
+	file   *io.SectionReader
+	inner  *net.UDPConn // to the library
+	begun  atomic.Bool  // the library has called us
+	result chan result  // of the library's call
 }
 
-// read takes requests until the socket breaks or is closed.
-func (r *relay) read(conn *net.UDPConn) error {
-	// One byte more than the longest request tells a longer one.
-	var buf [maxRequest + 1]byte
-	oob := make([]byte, 128)
-	bound := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
-	for {
-		n, m, _, from, err := conn.ReadMsgUDPAddrPort(buf[:], oob)
-		if err != nil {
-			return fmt.Errorf("read TFTP socket: %w", err)
-		}
-		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		to := bound
-		if bound.IsUnspecified() {
-			to = destination(oob[:m])
-		}
-		if err := r.accept(buf[:n], from, to); err != nil {
-			r.dropped.add(err)
-			r.log().Debug("drop packet", "remote", from, "error", err)
-		}
-	}
+type result struct {
+	bytes int64 // handed out, the block under way included
+	err   error
 }
 
-const (
-	badDestination refusal = "not sent to an address of ours"
-	lostRequest    refusal = "no socket"
-	badSender      refusal = "from another process of this host"
-)
-
-// accept begins the transfer that a packet asks for.
-func (r *relay) accept(packet []byte, from netip.AddrPort, to netip.Addr) error {
-	req, err := parseRequest(packet)
+func newRelay(patience time.Duration, dropped *counters) (*relay, error) {
+	conn, err := net.ListenUDP("udp4", loopback())
 	if err != nil {
+		return nil, fmt.Errorf("open TFTP's socket on loopback: %w", err)
+	}
+	r := &relay{conn: conn, dropped: dropped, tasks: map[netip.AddrPort]*task{}}
+	// The library asks for this too, and takes its block size from it, but for the
+	// first requests too late.
+	if err := prepare(conn); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	r.library = tftp.NewServer(r.send, nil)
+	r.library.SetBlockSize(fullBlock)
+	r.library.SetTimeout(pause)
+	r.library.SetRetries(int(patience / pause))
+	r.library.SetBackoff(func(int) time.Duration { return 0 })
+	return r, nil
+}
+
+func (r *relay) run() error { return r.library.Serve(r.conn) }
+
+// stop ends run. No transfer may be under way.
+func (r *relay) stop() {
+	r.library.Shutdown()
+	r.conn.Close() // the library does not know it where run has not begun
+}
+
+// send is called by the library, in the transfer's goroutine.
+func (r *relay) send(_ string, to io.ReaderFrom) (err error) {
+	out, ok := to.(tftp.OutgoingTransfer)
+	if !ok {
+		return errors.New("internal error")
+	}
+	at := out.RemoteAddr()
+	k := r.task(netip.AddrPortFrom(at.AddrPort().Addr().Unmap(), at.AddrPort().Port()))
+	if k == nil {
+		return errors.New("ask at the public port")
+	}
+	k.begin()
+	var n int64
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+		k.end(n, err)
+	}()
+	n, err = to.ReadFrom(&blocks{k.ctx, k.file})
+	return err
+}
+
+func (k *task) begin() {
+	k.begun.Store(true)
+	_ = k.inner.SetReadDeadline(time.Time{})
+}
+
+func (k *task) end(n int64, err error) {
+	k.result <- result{n, err}
+	_ = k.inner.SetReadDeadline(time.Now())
+}
+
+// task finds the transfer that the library calls about, by its address: exactly,
+// for anybody on this host may have the port at 127.0.0.2.
+func (r *relay) task(at netip.AddrPort) *task {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tasks[at]
+}
+
+const badSender refusal = "from another process of this host"
+
+var errLost = errors.New("the transfer did not begin")
+
+// serve lets the library send a file whose first packet the client has answered.
+// It returns the number of blocks that have arrived.
+func (r *relay) serve(ctx context.Context, t *transfer) (acked int64, err error) {
+	inner, err := net.ListenUDP("udp4", loopback())
+	if err != nil {
+		return 0, fmt.Errorf("open TFTP's socket on loopback: %w", err)
+	}
+	k := &task{ctx: ctx, file: t.file, inner: inner, result: make(chan result, 1)}
+	at := inner.LocalAddr().(*net.UDPAddr).AddrPort()
+	r.mu.Lock()
+	r.tasks[at] = k
+	r.mu.Unlock()
+
+	given := r.exchange(ctx, t, k)
+
+	r.mu.Lock()
+	delete(r.tasks, at)
+	r.mu.Unlock()
+	if !k.begun.Load() {
+		return 0, errLost
+	}
+	end := <-k.result
+	var silence net.Error
+	switch {
+	case end.err == nil:
+		return end.bytes/int64(t.block) + 1, nil
+	case given != nil:
+		err = given
+	case errors.As(end.err, &silence) && silence.Timeout():
+		err = errSilent
+	default:
+		err = end.err
+	}
+	return max(end.bytes-1, 0) / int64(t.block), err
+}
+
+// exchange carries packets both ways until the library has ended, and returns
+// why we ended it, if we did.
+func (r *relay) exchange(ctx context.Context, t *transfer, k *task) (given error) {
+	defer k.inner.Close()
+	// Both the library's first packet and the client's answer to it are known
+	// already.
+	request, answer := "\x00\x01file\x00octet\x00", ackPacket(1)
+	if t.oack != nil {
+		request += fmt.Sprintf("blksize\x00%d\x00", t.block)
+		answer = ackPacket(0)
+	}
+	_ = k.inner.SetReadDeadline(time.Now().Add(lostAfter))
+	if _, err := k.inner.WriteToUDPAddrPort([]byte(request), r.conn.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
 		return err
 	}
-	if !to.IsValid() {
-		return badDestination
-	}
-	if err := r.gate.admit(r.now(), from.Addr()); err != nil {
-		return err
-	}
-	t := &transfer{client: from, release: sync.OnceFunc(func() { r.gate.end(from.Addr()) })}
-	if t.outer, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 0))); err == nil {
-		if t.inner, err = net.ListenUDP("udp4", loopback()); err != nil {
-			t.outer.Close()
-		}
-	}
-	if err != nil {
-		t.release()
-		r.log().Warn("tftp request lost", "remote", from, "error", err)
-		return lostRequest
-	}
-	port := t.inner.LocalAddr().(*net.UDPAddr).AddrPort().Port()
-	r.mu.Lock()
-	r.transfers[port] = t
-	r.mu.Unlock()
-	_ = t.inner.SetReadDeadline(time.Now().Add(lostAfter))
-	r.work.Go(func() {
-		r.down(t, req.packet())
-		r.mu.Lock()
-		delete(r.transfers, port)
-		r.mu.Unlock()
-		t.release()
-		if !t.begun.Load() {
-			r.dropped.add(lostRequest)
-			r.log().Warn("tftp request lost", "remote", from)
-		}
-	})
-	return nil
-}
-
-// begin finds the transfer that the library calls about, by its port.
-func (r *relay) begin(remote net.UDPAddr) (*transfer, error) {
-	r.mu.Lock()
-	t := r.transfers[uint16(remote.Port)]
-	r.mu.Unlock()
-	// Exactly: anybody on this host may have the port at 127.0.0.2.
-	if t == nil || addrPort(remote) != t.inner.LocalAddr().(*net.UDPAddr).AddrPort() {
-		return nil, errors.New("ask at the public port")
-	}
-	t.begun.Store(true)
-	return t, t.inner.SetReadDeadline(time.Time{})
-}
-
-func addrPort(a net.UDPAddr) netip.AddrPort {
-	p := a.AddrPort()
-	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
-}
-
-func (t *transfer) end() {
-	t.release()
-	_ = t.inner.SetReadDeadline(time.Now().Add(linger))
-}
-
-// down hands the request to the library and what comes back to the client.
-func (r *relay) down(t *transfer, request []byte) {
-	var up sync.WaitGroup
-	defer up.Wait()
-	defer t.inner.Close()
-	defer t.outer.Close()
-	if _, err := t.inner.WriteToUDPAddrPort(request, r.library); err != nil {
-		return
-	}
-	buf := make([]byte, blockSize+4)
+	buf := make([]byte, fullBlock+4)
 	var library netip.AddrPort // its socket for this transfer
+	var up sync.WaitGroup
 	for {
-		n, from, err := t.inner.ReadFromUDPAddrPort(buf)
+		n, from, err := k.inner.ReadFromUDPAddrPort(buf)
 		if err != nil {
-			return // ended, or never begun
+			break // ended, or never begun
 		}
 		switch {
-		case !t.begun.Load() || library.IsValid() && from != library:
+		case !k.begun.Load() || library.IsValid() && from != library:
 			r.dropped.add(badSender) // it shall not feed a machine
-			continue
 		case !library.IsValid():
 			library = from
-			asked := n >= 2 && buf[1] == opOACK
-			t.block.Store(int64(grantedBlock(buf[:n])))
-			up.Go(func() { t.up(from, asked) })
-		case t.over.Load():
-			continue
-		case !t.heard.Load():
-			// The library repeats itself. The address may be a victim's: the transfer
-			// ends here.
-			t.silent.Store(true)
-			_, _ = t.inner.WriteToUDPAddrPort([]byte("\x00\x05\x00\x00no answer\x00"), from)
-			continue
+			_, _ = k.inner.WriteToUDPAddrPort(answer, library)
+			up.Go(func() { given = k.acknowledge(ctx, t, library) })
+		case n >= 2 && buf[1] == opError:
+			// The client gets our words.
+		default:
+			t.send(buf[:n])
 		}
-		// What is lost on the way is sent again.
-		_, _ = t.outer.WriteToUDPAddrPort(buf[:n], t.client)
+	}
+	_ = t.conn.SetReadDeadline(time.Now())
+	up.Wait()
+	if errors.Is(given, os.ErrDeadlineExceeded) {
+		given = nil
+	}
+	return given
+}
+
+// acknowledge hands the client's acknowledgements to the library. Anything else
+// ends the library's work.
+func (k *task) acknowledge(ctx context.Context, t *transfer, library netip.AddrPort) error {
+	for {
+		block, err := t.receive(ctx, time.Time{})
+		if err != nil {
+			_, _ = k.inner.WriteToUDPAddrPort(errorPacket(codeText, "over"), library)
+			return err
+		}
+		_, _ = k.inner.WriteToUDPAddrPort(ackPacket(block), library)
 	}
 }
 
-// up hands the client's packets to the library, and nobody else's.
-func (t *transfer) up(library netip.AddrPort, asked bool) {
-	var buf [maxRequest + 4]byte
-	for {
-		n, from, err := t.outer.ReadFromUDPAddrPort(buf[:])
-		if err != nil {
-			return
-		}
-		if from != t.client {
-			continue
-		}
-		answered := t.heard.Swap(true)
-		if n >= 2 && buf[1] == opError {
-			t.probe.Store(asked && !answered)
-			t.over.Store(true)
-		}
-		_, _ = t.inner.WriteToUDPAddrPort(buf[:n], library)
+// blocks hands a file to the library, and ends with the context. It has no
+// method but Read, so that the library asks block by block.
+type blocks struct {
+	ctx  context.Context
+	data io.Reader
+}
+
+func (b *blocks) Read(p []byte) (int, error) {
+	if b.ctx.Err() != nil {
+		return 0, errStopping
 	}
+	return b.data.Read(p)
 }
 
 func loopback() *net.UDPAddr { return &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)} }

@@ -3,16 +3,27 @@ package tftp
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Opcodes of RFC 1350 section 5 and RFC 2347.
 const (
 	opRead  = 1
 	opWrite = 2
+	opData  = 3
+	opAck   = 4
 	opError = 5
 	opOACK  = 6
+)
+
+// Error codes of RFC 1350 section 5.
+const (
+	codeText     = 0 // see the text
+	codeNotFound = 1
+	codeWrongTID = 5
 )
 
 // maxRequest is what RFC 2347 allows for a request with all its options, and
@@ -100,46 +111,93 @@ func cleanName(s string) string {
 	return strings.TrimLeft(strings.TrimSuffix(s, "\xff"), "/")
 }
 
-// plainBlock is the block size where none is agreed on (RFC 1350 section 2).
-const plainBlock = 512
+const (
+	plainBlock = 512   // where none is agreed on (RFC 1350 section 2)
+	minBlock   = 8     // RFC 2348
+	maxBlock   = 65464 // likewise
+	// edk2 asks for a window of 4; beyond 16 no firmware gets faster, and a burst
+	// that overruns its receive ring makes it slower.
+	maxWindow = 16
+)
 
-// grantedBlock is the block size that the first packet of an answer stands for.
-func grantedBlock(p []byte) int {
-	if len(p) < 2 || p[1] != opOACK {
-		return plainBlock
-	}
-	fields := strings.Split(string(p[2:]), "\x00")
-	for i := 0; i+1 < len(fields); i += 2 {
-		if strings.EqualFold(fields[i], "blksize") {
-			if n, err := strconv.Atoi(fields[i+1]); err == nil {
-				return n
-			}
-		}
-	}
-	return plainBlock
+// terms are what a transfer runs by.
+type terms struct {
+	block   int           // bytes in each block but the last
+	window  int           // blocks sent ahead of their acknowledgement (RFC 7440)
+	timeout time.Duration // the client's (RFC 2349); 0 leaves it to us
+	oack    []byte        // says so to the client; nil where no option was granted
 }
 
-// packet is the request as the library shall see it: option names in lower case,
-// as it compares them, and only those that it knows.
-func (r request) packet() []byte {
-	mode := "octet"
-	if r.text {
-		mode = "netascii"
-	}
-	p := fmt.Appendf([]byte{0, opRead}, "%s\x00%s\x00", r.name, mode)
-	seen := map[string]bool{}
+// agree grants what it can of the options that were asked for, each once, to a
+// file of size bytes; room is how large a block may be on the way to the client.
+func (r request) agree(size int64, room int) terms {
+	t := terms{block: plainBlock, window: 1}
+	var granted []string
 	for _, o := range r.options {
-		if seen[o.name] || o.value == "" {
+		if slices.Contains(granted, o.name) {
 			continue
 		}
-		seen[o.name] = true
+		n, err := strconv.Atoi(o.value)
+		if err != nil {
+			continue
+		}
+		value := n
 		switch {
-		case o.name == "blksize":
-		case o.name == "tsize" && !r.text: // unknown before the text is converted
+		case o.name == "blksize" && minBlock <= n && n <= maxBlock:
+			t.block = min(n, room)
+			value = t.block
+		case o.name == "tsize":
+			value = int(size)
+		case o.name == "windowsize" && 1 <= n && n <= 65535:
+			t.window = min(n, maxWindow)
+			value = t.window
+		case o.name == "timeout" && 1 <= n && n <= 255:
+			t.timeout = time.Duration(n) * time.Second
 		default:
 			continue
 		}
-		p = fmt.Appendf(p, "%s\x00%s\x00", o.name, o.value)
+		if granted == nil {
+			t.oack = []byte{0, opOACK}
+		}
+		granted = append(granted, o.name)
+		t.oack = fmt.Appendf(t.oack, "%s\x00%d\x00", o.name, value)
 	}
-	return p
+	return t
+}
+
+// parseAnswer reads what a client sends in a transfer: the block that it
+// acknowledges, or that it gives up, as a clientError.
+func parseAnswer(p []byte) (block uint16, err error) {
+	if len(p) < 4 {
+		return 0, badAnswer
+	}
+	switch binary.BigEndian.Uint16(p) {
+	case opAck:
+		return binary.BigEndian.Uint16(p[2:]), nil
+	case opError:
+		text, _, _ := strings.Cut(string(p[4:]), "\x00")
+		return 0, clientError(fmt.Sprintf("error %d from the client: %.80q", binary.BigEndian.Uint16(p[2:]), text))
+	}
+	return 0, badAnswer
+}
+
+const badAnswer refusal = "neither acknowledgement nor error"
+
+// clientError is a client's ERROR, which has no answer (RFC 1350 section 7).
+type clientError string
+
+func (e clientError) Error() string { return string(e) }
+
+// dataPacket appends the head of a block.
+func dataPacket(p []byte, block uint16) []byte {
+	return binary.BigEndian.AppendUint16(append(p, 0, opData), block)
+}
+
+func ackPacket(block uint16) []byte {
+	return binary.BigEndian.AppendUint16([]byte{0, opAck}, block)
+}
+
+func errorPacket(code uint16, text string) []byte {
+	p := binary.BigEndian.AppendUint16([]byte{0, opError}, code)
+	return append(append(p, text...), 0)
 }

@@ -3,29 +3,39 @@ package tftp
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 func TestRequestsAreUnderstoodOrRefused(t *testing.T) {
 	long := strings.Repeat("n", 256)
 	for name, tc := range map[string]struct {
 		packet string
-		want   string // as the library gets it
+		want   string // what the client is told
 		err    error
 	}{
-		"plain":                        {"\x00\x01snponly.efi\x00octet\x00", "\x00\x01snponly.efi\x00octet\x00", nil},
-		"options":                      {"\x00\x01a\x00octet\x00tsize\x000\x00blksize\x001468\x00", "\x00\x01a\x00octet\x00tsize\x000\x00blksize\x001468\x00", nil},
-		"case":                         {"\x00\x01a\x00OCTET\x00BLKSIZE\x001432\x00", "\x00\x01a\x00octet\x00blksize\x001432\x00", nil},
-		"options nobody knows":         {"\x00\x01a\x00octet\x00windowsize\x004\x00multicast\x00x\x00", "\x00\x01a\x00octet\x00", nil},
-		"option given twice":           {"\x00\x01a\x00octet\x00blksize\x00600\x00blksize\x00700\x00", "\x00\x01a\x00octet\x00blksize\x00600\x00", nil},
-		"size of a text":               {"\x00\x01a\x00netascii\x00tsize\x000\x00", "\x00\x01a\x00netascii\x00", nil},
+		"plain":                        {"\x00\x01snponly.efi\x00octet\x00", "snponly.efi: ", nil},
+		"options":                      {"\x00\x01a\x00octet\x00tsize\x000\x00blksize\x001468\x00", "a: tsize 300000 blksize 1468", nil},
+		"case":                         {"\x00\x01a\x00OCTET\x00BLKSIZE\x001432\x00", "a: blksize 1432", nil},
+		"all that edk2 asks":           {"\x00\x01a\x00octet\x00tsize\x000\x00blksize\x001468\x00windowsize\x004\x00", "a: tsize 300000 blksize 1468 windowsize 4", nil},
+		"all that curl asks":           {"\x00\x01a\x00octet\x00tsize\x000\x00blksize\x00512\x00timeout\x006\x00", "a: tsize 300000 blksize 512 timeout 6", nil},
+		"options nobody knows":         {"\x00\x01a\x00octet\x00multicast\x00x\x00rollover\x000\x00", "a: ", nil},
+		"option given twice":           {"\x00\x01a\x00octet\x00blksize\x00600\x00blksize\x00700\x00", "a: blksize 600", nil},
+		"no numbers":                   {"\x00\x01a\x00octet\x00blksize\x00big\x00windowsize\x00-1\x00timeout\x001.5\x00", "a: ", nil},
+		"outside of what RFCs allow":   {"\x00\x01a\x00octet\x00blksize\x007\x00windowsize\x000\x00timeout\x00256\x00", "a: ", nil},
+		"more than RFCs allow":         {"\x00\x01a\x00octet\x00blksize\x0065465\x00windowsize\x0065536\x00timeout\x000\x00", "a: ", nil},
+		"the most that RFCs allow":     {"\x00\x01a\x00octet\x00blksize\x0065464\x00windowsize\x0065535\x00timeout\x00255\x00", "a: blksize 1468 windowsize 16 timeout 255", nil},
+		"the least":                    {"\x00\x01a\x00octet\x00blksize\x008\x00windowsize\x001\x00timeout\x001\x00", "a: blksize 8 windowsize 1 timeout 1", nil},
 		"option with an empty value":   {"\x00\x01a\x00octet\x00tsize\x00\x000\x00", "", badOptions},
-		"empty value, well formed":     {"\x00\x01a\x00octet\x00tsize\x00\x00blksize\x00600\x00", "\x00\x01a\x00octet\x00blksize\x00600\x00", nil},
-		"leading slash":                {"\x00\x01/snponly.efi\x00octet\x00", "\x00\x01snponly.efi\x00octet\x00", nil},
-		"end mark of DHCP":             {"\x00\x01snponly.efi\xff\x00octet\x00", "\x00\x01snponly.efi\x00octet\x00", nil},
-		"zeros up to the buffer":       {"\x00\x01a\x00octet\x00" + strings.Repeat("\x00", 300), "\x00\x01a\x00octet\x00", nil},
+		"empty value, well formed":     {"\x00\x01a\x00octet\x00tsize\x00\x00blksize\x00600\x00", "a: blksize 600", nil},
+		"leading slash":                {"\x00\x01/snponly.efi\x00octet\x00", "snponly.efi: ", nil},
+		"end mark of DHCP":             {"\x00\x01snponly.efi\xff\x00octet\x00", "snponly.efi: ", nil},
+		"zeros up to the buffer":       {"\x00\x01a\x00octet\x00" + strings.Repeat("\x00", 300), "a: ", nil},
 		"write":                        {"\x00\x02a\x00octet\x00", "", badWrite},
 		"data":                         {"\x00\x03\x00\x01abc", "", badOpcode},
 		"two bytes":                    {"\x00\x01", "", badShort},
@@ -38,20 +48,75 @@ func TestRequestsAreUnderstoodOrRefused(t *testing.T) {
 		"mail":                         {"\x00\x01a\x00mail\x00", "", badMode},
 		"not closed":                   {"\x00\x01a\x00octet", "", badEnd},
 		"option without value":         {"\x00\x01a\x00octet\x00blksize\x00", "", badOptions},
-		"traversal is a name like any": {"\x00\x01../../etc/passwd\x00octet\x00", "\x00\x01../../etc/passwd\x00octet\x00", nil},
+		"traversal is a name like any": {"\x00\x01../../etc/passwd\x00octet\x00", "../../etc/passwd: ", nil},
 	} {
 		r, err := parseRequest([]byte(tc.packet))
 		if !errors.Is(err, tc.err) || (err == nil) != (tc.err == nil) {
 			t.Errorf("%s: error %v, want %v", name, err, tc.err)
 			continue
 		}
-		if err == nil && string(r.packet()) != tc.want {
-			t.Errorf("%s: handed on %q, want %q", name, r.packet(), tc.want)
+		if err != nil {
+			continue
+		}
+		if got := r.name + ": " + optionsOf(t, r.agree(300_000, 1468)); got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
 		}
 	}
 }
 
+// optionsOf reads an OACK, and that the terms are what it says.
+func optionsOf(t *testing.T, got terms) string {
+	t.Helper()
+	want := terms{block: plainBlock, window: 1, oack: got.oack}
+	if got.oack == nil {
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("terms %+v without a word to the client", got)
+		}
+		return ""
+	}
+	text, ok := strings.CutPrefix(string(got.oack), "\x00\x06")
+	fields := strings.Split(strings.TrimSuffix(text, "\x00"), "\x00")
+	if !ok || len(fields)%2 != 0 || !strings.HasSuffix(text, "\x00") {
+		t.Fatalf("malformed OACK %q", got.oack)
+	}
+	for i := 0; i < len(fields); i += 2 {
+		n, err := strconv.Atoi(fields[i+1])
+		if err != nil {
+			t.Fatalf("OACK %q: %v", got.oack, err)
+		}
+		switch fields[i] {
+		case "blksize":
+			want.block = n
+		case "windowsize":
+			want.window = n
+		case "timeout":
+			want.timeout = time.Duration(n) * time.Second
+		case "tsize":
+		default:
+			t.Fatalf("OACK %q", got.oack)
+		}
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("terms %+v, but the client is told %q", got, got.oack)
+	}
+	return strings.Join(fields, " ")
+}
+
+func TestBlocksFitTheWay(t *testing.T) {
+	r := request{options: []option{{"blksize", "1468"}}}
+	if got := optionsOf(t, r.agree(1, 1368)); got != "blksize 1368" {
+		t.Errorf("over a tunnel: %s", got)
+	}
+	here := netip.MustParseAddr("127.0.0.1")
+	if got := room(here, netip.AddrPortFrom(here, 9)); got != 1468 {
+		t.Errorf("room over loopback, whose frames are larger than any Ethernet's: %d", got)
+	}
+}
+
 func FuzzParseRequest(f *testing.F) {
+	for _, seed := range captured(f, opRead) {
+		f.Add(seed)
+	}
 	f.Add([]byte("\x00\x01a\x00octet\x00tsize\x000\x00blksize\x001468\x00"))
 	f.Add([]byte("\x00\x02a\x00octet\x00"))
 	f.Add([]byte("\x00\x01/\xff\x00NETASCII\x00\x00\x00"))
@@ -60,14 +125,35 @@ func FuzzParseRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What goes on must be understood the same way again, and never grow.
-		out := r.packet()
-		again, err := parseRequest(out)
-		if err != nil || string(again.packet()) != string(out) || again.name != r.name || len(out) > len(p) {
-			t.Errorf("%q became %q, then %q, %v", p, out, again.packet(), err)
-		}
-		if len(r.name) > maxName || strings.ContainsRune(r.name, 0) {
+		if len(r.name) > maxName || r.name == "" || strings.ContainsRune(r.name, 0) {
 			t.Errorf("name %q", r.name)
+		}
+		a := r.agree(1<<40, 1468)
+		optionsOf(t, a)
+		// The answer goes to an address that may be a victim's.
+		if len(a.oack) >= 3*len(p) {
+			t.Errorf("%d bytes are answered with %d", len(p), len(a.oack))
+		}
+		if a.block < minBlock || a.block > 1468 || a.window < 1 || a.window > maxWindow || a.timeout > 255*time.Second {
+			t.Errorf("terms %+v", a)
+		}
+	})
+}
+
+func FuzzParseAnswer(f *testing.F) {
+	for _, op := range []byte{opAck, opError} {
+		for _, seed := range captured(f, op) {
+			f.Add(seed)
+		}
+	}
+	f.Fuzz(func(t *testing.T, p []byte) {
+		block, err := parseAnswer(p)
+		switch {
+		case err == nil && string(p[:4]) != string(ackPacket(block)):
+			t.Errorf("%q acknowledges %d", p, block)
+		case err == nil || errors.Is(err, badAnswer):
+		case p[1] != opError || len(err.Error()) > 500 || !utf8.ValidString(err.Error()):
+			t.Errorf("%q is %q", p, err)
 		}
 	})
 }
@@ -99,4 +185,31 @@ func TestGateBoundsOneSourceAndAll(t *testing.T) {
 	if len(g.sources) > 3 {
 		t.Errorf("%d sources are remembered", len(g.sources))
 	}
+}
+
+// captured are the packets with an opcode that real clients sent, one quoted on
+// a line of testdata/clients.txt, behind the client's name.
+func captured(t testing.TB, opcode byte) (packets [][]byte) {
+	t.Helper()
+	content, err := os.ReadFile("testdata/clients.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(content)) {
+		_, quoted, ok := strings.Cut(strings.TrimSpace(line), ": ")
+		if strings.HasPrefix(line, "#") || !ok {
+			continue
+		}
+		p, err := strconv.Unquote(quoted)
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if p[1] == opcode {
+			packets = append(packets, []byte(p))
+		}
+	}
+	if packets == nil {
+		t.Fatalf("no packet with opcode %d is captured", opcode)
+	}
+	return packets
 }

@@ -26,8 +26,8 @@ import (
 // loader is longer than one block of any size and not a multiple of one.
 var loader = bytes.Repeat([]byte("loader\r\n\x00\xff"), 10007)
 
-// silence is how long a test's server waits for a client.
-const silence = 300 * time.Millisecond
+// silence is how long a test's server bears with a silent client.
+const silence = 700 * time.Millisecond
 
 // running is a server on loopback.
 type running struct {
@@ -65,8 +65,8 @@ func startAt(t testing.TB, addr string, limits Limits) *running {
 			default:
 			}
 		},
-		Limits:  limits,
-		timeout: silence,
+		Limits:   limits,
+		patience: silence,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -152,8 +152,9 @@ func rrq(name string, options ...string) string {
 	return p
 }
 
-// get fetches a file and returns it with the first packet of the answer.
-func (c *client) get(request string, blksize int) (content []byte, first string) {
+// get fetches a file and returns it with the first packet of the answer. It
+// acknowledges each window.
+func (c *client) get(request string, blksize, window int) (content []byte, first string) {
 	c.t.Helper()
 	c.send(c.server, request)
 	first = c.receive(5 * time.Second)
@@ -162,14 +163,17 @@ func (c *client) get(request string, blksize int) (content []byte, first string)
 		c.ack(0)
 		p = c.receive(5 * time.Second)
 	}
-	for block := uint16(1); ; block++ {
-		if !strings.HasPrefix(p, "\x00\x03"+string(binary.BigEndian.AppendUint16(nil, block))) {
-			c.t.Fatalf("block %d: got %.40q", block, p)
+	for n := 1; ; n++ {
+		if !strings.HasPrefix(p, "\x00\x03"+string(binary.BigEndian.AppendUint16(nil, uint16(n)))) {
+			c.t.Fatalf("block %d: got %.40q", n, p)
 		}
 		content = append(content, p[4:]...)
-		c.ack(block)
 		if len(p)-4 < blksize {
+			c.ack(uint16(n))
 			return content, first
+		}
+		if n%window == 0 {
+			c.ack(uint16(n))
 		}
 		p = c.receive(5 * time.Second)
 	}
@@ -177,29 +181,40 @@ func (c *client) get(request string, blksize int) (content []byte, first string)
 
 func TestReadMatrix(t *testing.T) {
 	size := strconv.Itoa(len(loader))
+	text := bytes.ReplaceAll(bytes.ReplaceAll(loader, []byte("\r"), []byte("\r\x00")), []byte("\n"), []byte("\r\n"))
 	for _, tc := range []struct {
 		name    string
 		request string
 		blksize int
+		window  int
 		first   string // beginning of the first packet
 		want    []byte
 	}{
-		{"no options", rrq("snponly.efi"), 512, "\x00\x03\x00\x01", loader},
-		{"a whole frame", rrq("snponly.efi", "blksize", "1468"), 1468, "\x00\x06blksize\x001468\x00", loader},
-		{"what iPXE asks", rrq("snponly.efi", "blksize", "1432"), 1432, "\x00\x06blksize\x001432\x00", loader},
-		{"more than a frame is lowered", rrq("snponly.efi", "blksize", "65464"), 1468, "\x00\x06blksize\x001468\x00", loader},
-		{"a size too small is not granted", rrq("snponly.efi", "blksize", "8"), 512, "\x00\x03\x00\x01", loader},
-		{"the file's size", rrq("snponly.efi", "tsize", "0"), 512, "\x00\x06tsize\x00" + size + "\x00", loader},
-		{"names in capitals", rrq("snponly.efi", "TSIZE", "0"), 512, "\x00\x06tsize\x00" + size + "\x00", loader},
-		{"unknown options are left out", rrq("snponly.efi", "windowsize", "4", "blksize", "1024"), 1024, "\x00\x06blksize\x001024\x00", loader},
-		{"only unknown options", rrq("snponly.efi", "windowsize", "4"), 512, "\x00\x03\x00\x01", loader},
-		{"a multiple of the block ends with an empty one", rrq("even"), 512, "\x00\x03\x00\x01", make([]byte, 1024)},
-		{"an empty file", rrq("empty"), 512, "\x00\x03\x00\x01", nil},
-		{"a generated file", rrq("/autoexec.ipxe"), 512, "\x00\x03\x00\x01", []byte("#!ipxe\n")},
+		{"no options", rrq("snponly.efi"), 512, 1, "\x00\x03\x00\x01", loader},
+		{"a whole frame", rrq("snponly.efi", "blksize", "1468"), 1468, 1, "\x00\x06blksize\x001468\x00", loader},
+		{"what iPXE asks", rrq("snponly.efi", "blksize", "1432", "tsize", "0"), 1432, 1, "\x00\x06blksize\x001432\x00tsize\x00" + size + "\x00", loader},
+		{"what edk2 asks", rrq("snponly.efi", "tsize", "0", "blksize", "1468", "windowsize", "4"), 1468, 4, "\x00\x06tsize\x00" + size + "\x00blksize\x001468\x00windowsize\x004\x00", loader},
+		{"what curl asks", rrq("snponly.efi", "tsize", "0", "blksize", "512", "timeout", "6"), 512, 1, "\x00\x06tsize\x00" + size + "\x00blksize\x00512\x00timeout\x006\x00", loader},
+		{"more than a frame is lowered", rrq("snponly.efi", "blksize", "65464"), 1468, 1, "\x00\x06blksize\x001468\x00", loader},
+		{"smaller than a plain block", rrq("snponly.efi", "blksize", "100"), 100, 1, "\x00\x06blksize\x00100\x00", loader},
+		{"the file's size", rrq("snponly.efi", "tsize", "0"), 512, 1, "\x00\x06tsize\x00" + size + "\x00", loader},
+		{"names in capitals", rrq("snponly.efi", "TSIZE", "0"), 512, 1, "\x00\x06tsize\x00" + size + "\x00", loader},
+		{"a window alone", rrq("snponly.efi", "windowsize", "4"), 512, 4, "\x00\x06windowsize\x004\x00", loader},
+		{"a window of one", rrq("snponly.efi", "windowsize", "1"), 512, 1, "\x00\x06windowsize\x001\x00", loader},
+		{"a large window is lowered", rrq("snponly.efi", "windowsize", "64", "blksize", "1024"), 1024, 16, "\x00\x06windowsize\x0016\x00blksize\x001024\x00", loader},
+		{"unknown options are left out", rrq("snponly.efi", "multicast", "", "blksize", "1024"), 1024, 1, "\x00\x06blksize\x001024\x00", loader},
+		{"only unknown options", rrq("snponly.efi", "utimeout", "4"), 512, 1, "\x00\x03\x00\x01", loader},
+		{"a multiple of the block ends with an empty one", rrq("even"), 512, 1, "\x00\x03\x00\x01", make([]byte, 1024)},
+		{"a multiple of the window likewise", rrq("even", "windowsize", "2"), 512, 2, "\x00\x06windowsize\x002\x00", make([]byte, 1024)},
+		{"an empty file", rrq("empty"), 512, 1, "\x00\x03\x00\x01", nil},
+		{"an empty file in a window", rrq("empty", "windowsize", "4"), 512, 4, "\x00\x06windowsize\x004\x00", nil},
+		{"a generated file", rrq("/autoexec.ipxe"), 512, 1, "\x00\x03\x00\x01", []byte("#!ipxe\n")},
+		{"as text", strings.Replace(rrq("snponly.efi"), "octet", "NetASCII", 1), 512, 1, "\x00\x03\x00\x01", text},
+		{"as text, with its size", strings.Replace(rrq("snponly.efi", "tsize", "0", "windowsize", "3"), "octet", "netascii", 1), 512, 3, "\x00\x06tsize\x00" + strconv.Itoa(len(text)), text},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := start(t, Limits{})
-			got, first := dial(t, s.addr).get(tc.request, tc.blksize)
+			got, first := dial(t, s.addr).get(tc.request, tc.blksize, tc.window)
 			if !strings.HasPrefix(first, tc.first) {
 				t.Errorf("first packet %.60q, want %q", first, tc.first)
 			}
@@ -207,7 +222,7 @@ func TestReadMatrix(t *testing.T) {
 				t.Errorf("%d bytes differ from the %d of the file", len(got), len(tc.want))
 			}
 			o := s.observed(t, 1)
-			if o.Kind != inventory.SawTFTP || o.Bytes != int64(len(tc.want)) || o.Error != "" || o.Remote != netip.MustParseAddr("127.0.0.1") || o.Time.IsZero() {
+			if o.Kind != inventory.SawTFTP || o.Bytes != int64(len(tc.want)) || o.Size != o.Bytes || o.BlockSize != tc.blksize || o.Asked || o.Error != "" || o.Remote != netip.MustParseAddr("127.0.0.1") || o.Time.IsZero() {
 				t.Errorf("observed %+v", o)
 			}
 		})
@@ -370,6 +385,12 @@ func TestRealClientsFetchALoader(t *testing.T) {
 		{"curl without options", "curl", "curl", func(out string) []string {
 			return []string{"-sS", "--tftp-no-options", "-o", out, "tftp://127.0.0.1:" + port + "/snponly.efi"}
 		}},
+		{"atftp", "atftp", "atftp", func(out string) []string {
+			return []string{"-g", "-r", "snponly.efi", "-l", out, "127.0.0.1", port}
+		}},
+		{"atftp in windows", "atftp", "atftp", func(out string) []string {
+			return []string{"--option", "windowsize 8", "--option", "blksize 1468", "--option", "timeout 2", "-g", "-r", "snponly.efi", "-l", out, "127.0.0.1", port}
+		}},
 		{"busybox", "busybox", "busybox-static", func(out string) []string {
 			return []string{"tftp", "-g", "-b", "1024", "-r", "snponly.efi", "-l", out, "127.0.0.1", port}
 		}},
@@ -423,6 +444,6 @@ func BenchmarkTransfer(b *testing.B) {
 	c := dial(b, s.addr)
 	b.SetBytes(int64(len(loader)))
 	for b.Loop() {
-		c.get(rrq("snponly.efi", "blksize", "1468"), 1468)
+		c.get(rrq("snponly.efi", "blksize", "1468"), 1468, 1)
 	}
 }
