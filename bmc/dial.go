@@ -86,6 +86,7 @@ func (w *witness) BootDeviceOverrideGet(ctx context.Context) (o bmclibbmc.BootDe
 type session struct {
 	lib  *bmclib.Client
 	seen *witness
+	bad  *BadAnswers
 	log  *slog.Logger
 
 	wait func(time.Duration) time.Duration
@@ -122,7 +123,7 @@ func Dial(ctx context.Context, t Target) (Client, error) {
 		return nil, err
 	}
 
-	s := &session{seen: &witness{driver: d}, log: t.Log, wait: t.wait, slot: make(chan struct{}, 1)}
+	s := &session{seen: &witness{driver: d}, bad: t.Bad, log: t.Log, wait: t.wait, slot: make(chan struct{}, 1)}
 	registry := registrar.NewRegistry(registrar.WithDrivers(registrar.Drivers{{
 		Name: d.Name(), Protocol: a.scheme, DriverInterface: s.seen,
 	}}))
@@ -189,6 +190,7 @@ func (s *session) call(ctx context.Context, verb string, do func(context.Context
 	if err == nil {
 		return nil
 	}
+	s.bad.count(badAnswerOf(err))
 	if ctx.Err() != nil {
 		return ended(ctx, verb)
 	}
@@ -218,7 +220,7 @@ func (s *session) usable() error {
 func protect(do func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: decode its answer: %v", ErrRejected, p)
+			err = fmt.Errorf("%w: %v", badPanic, p)
 		}
 	}()
 	return do()
@@ -246,7 +248,9 @@ func (s *session) Power(ctx context.Context) (PowerState, error) {
 	state := PowerUnknown
 	err := s.call(ctx, "read power state", func(ctx context.Context) error {
 		text, err := s.lib.GetPowerState(ctx)
-		state = powerState(text)
+		if state = powerState(text); state == PowerUnknown && text != "" {
+			s.bad.count(badPower)
+		}
 		return s.cause(err)
 	})
 	if err != nil {

@@ -41,6 +41,7 @@ type ipmiDriver struct {
 	user     string
 	password Secret
 	suite    types.CipherSuiteID
+	bad      *BadAnswers
 	log      *slog.Logger
 	timeout  time.Duration // of one exchange
 
@@ -70,7 +71,7 @@ func newIPMI(a address, t Target) (*ipmiDriver, error) {
 	if len(t.Password) > ipmiPasswordMost {
 		return nil, fmt.Errorf("log in to %s: an IPMI password has at most %d bytes", t.URL, ipmiPasswordMost)
 	}
-	return &ipmiDriver{address: a, user: t.User, password: t.Password, suite: suite, log: t.Log, timeout: t.wait(ipmiTimeout)}, nil
+	return &ipmiDriver{address: a, user: t.User, password: t.Password, suite: suite, bad: t.Bad, log: t.Log, timeout: t.wait(ipmiTimeout)}, nil
 }
 
 // Name is that of bmclib's own coming provider.
@@ -109,7 +110,7 @@ func (d *ipmiDriver) handshake(ctx context.Context) (answered bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	dialer := &ipmiDialer{ctx: ctx, to: d.address.hostPort(), user: d.user, password: d.password, log: d.log}
+	dialer := &ipmiDialer{ctx: ctx, to: d.address.hostPort(), user: d.user, password: d.password, bad: d.bad, log: d.log}
 	lib.WithTimeout(d.timeout).WithRetry(ipmiRetries).WithCipherSuiteID(d.suite).WithUDPProxy(dialer)
 	d.lib = lib
 	if err := lib.Connect(ctx); err != nil {
@@ -182,6 +183,10 @@ func (d *ipmiDriver) with(ctx context.Context, retries int, do func(*client.Clie
 		// No answer: the BMC may have forgotten the session, and a late answer
 		// may still be on its way. The next call starts afresh.
 		d.dropLocked(ipmiFarewell)
+	}
+	// go-ipmi reports what it cannot unpack as a refusal with the code of success.
+	if answered != nil && answered.CompletionCode() == types.CodeOK || errors.Is(err, types.ErrUnpackedDataTooShort) {
+		return fmt.Errorf("%w: %s", badResponse, oneLine(err))
 	}
 	return err
 }
@@ -304,6 +309,7 @@ type ipmiDialer struct {
 	to       string
 	user     string
 	password Secret
+	bad      *BadAnswers
 	log      *slog.Logger
 	guard    *ipmiGuard
 }
@@ -314,6 +320,6 @@ func (d *ipmiDialer) Dial(string, string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.guard = &ipmiGuard{Conn: conn, user: d.user, password: d.password, log: d.log}
+	d.guard = &ipmiGuard{Conn: conn, user: d.user, password: d.password, bad: d.bad, log: d.log}
 	return d.guard, nil
 }

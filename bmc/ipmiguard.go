@@ -33,6 +33,7 @@ type ipmiGuard struct {
 	net.Conn
 	user     string
 	password Secret
+	bad      *BadAnswers
 	log      *slog.Logger
 
 	mu sync.Mutex
@@ -47,11 +48,10 @@ type ipmiGuard struct {
 		k1, k2    []byte
 		integrity types.IntegrityAlg
 	}
-	active  bool
-	heard   bool
-	sent    [0x40]bool // by payload type, in this handshake
-	seen    map[uint32]bool
-	dropped int
+	active bool
+	heard  bool
+	sent   [0x40]bool // by payload type, in this handshake
+	seen   map[uint32]bool
 }
 
 // errRepeated ends a handshake in which a packet was lost. go-ipmi leaves only
@@ -114,8 +114,10 @@ func (g *ipmiGuard) Read(p []byte) (int, error) {
 			return n, err
 		}
 		if why := g.judge(p[:n]); why != nil {
-			g.dropped++
-			g.log.Debug("drop IPMI packet", "why", why, "dropped", g.dropped)
+			bad := badDecode // the library's own reasons
+			errors.As(why, &bad)
+			g.bad.count(bad)
+			g.log.Debug("drop IPMI packet", "why", why)
 			continue
 		}
 		return n, nil
@@ -133,7 +135,7 @@ func (g *ipmiGuard) judge(p []byte) (why error) {
 		}
 	}()
 	if len(p) < rmcpSize+1 || p[0] != 0x06 || p[3]&0x1f != rmcpClass {
-		return fmt.Errorf("no IPMI packet")
+		return badIPMI
 	}
 	// The library's own decoder first: what it cannot take it must not get.
 	var packet types.Rmcp
@@ -142,7 +144,7 @@ func (g *ipmiGuard) judge(p []byte) (why error) {
 	}
 	if packet.Session15 != nil {
 		if g.active || g.await != 0 {
-			return fmt.Errorf("a packet without session inside a session")
+			return badSessionless
 		}
 		var response types.IPMIResponse
 		if err := response.Unpack(packet.Session15.Payload); err != nil {
@@ -152,32 +154,32 @@ func (g *ipmiGuard) judge(p []byte) (why error) {
 		return nil
 	}
 	if packet.Session20 == nil || len(p) < headerEnd {
-		return fmt.Errorf("no IPMI session packet")
+		return badIPMI
 	}
 	header, body := packet.Session20.SessionHeader20, packet.Session20.SessionPayload
 	if g.active {
 		return g.judgeSealed(p, header, body)
 	}
 	if header.PayloadType != g.await || header.SessionID != 0 || p[5]&flagsSealed != 0 {
-		return fmt.Errorf("payload type %#02x is not awaited", uint8(header.PayloadType))
+		return fmt.Errorf("%w: %#02x", badAwaited, uint8(header.PayloadType))
 	}
 	if len(body) < 8 || binary.LittleEndian.Uint32(body[4:8]) != g.consoleID {
-		return fmt.Errorf("a handshake of somebody else")
+		return badSession
 	}
 	refused := body[1] != 0
 	switch {
 	case refused:
 	case header.PayloadType == types.PayloadTypeRmcpOpenSessionResponse:
 		if len(body) < 36 {
-			return fmt.Errorf("short open session response")
+			return badLogin
 		}
 		got := [3]byte{body[16] & 0x3f, body[24] & 0x3f, body[32] & 0x3f}
 		if got != g.algorithms {
-			return fmt.Errorf("the BMC answers with algorithms %v, asked for %v", got, g.algorithms)
+			return fmt.Errorf("%w: %v, not %v", badAlgorithms, got, g.algorithms)
 		}
 	case header.PayloadType == types.PayloadTypeRAKPMessage2:
 		if len(body) < 40 {
-			return fmt.Errorf("short RAKP message 2")
+			return badLogin
 		}
 		_, k1, k2, err := crypto.DeriveSessionKeys(types.AuthAlg(g.algorithms[0]), g.consoleRand, body[8:24],
 			g.role, g.user, crypto.PadPassword20([]byte(g.password.Reveal())))
@@ -196,14 +198,14 @@ func (g *ipmiGuard) judge(p []byte) (why error) {
 // judgeSealed checks a packet inside the session: whole, ours, new, encrypted.
 func (g *ipmiGuard) judgeSealed(p []byte, header *types.SessionHeader20, body []byte) error {
 	if p[5]&flagsSealed != flagsSealed {
-		return fmt.Errorf("clear text inside a session")
+		return badClear
 	}
 	if header.SessionID != g.consoleID {
-		return fmt.Errorf("session %#x is not ours", header.SessionID)
+		return fmt.Errorf("%w: %#x", badSession, header.SessionID)
 	}
 	size, ok := crypto.IntegrityAuthCodeLen(g.keys.integrity)
 	if !ok || size == 0 || len(p) < headerEnd+len(body)+size {
-		return fmt.Errorf("no integrity code")
+		return badCode
 	}
 	end := len(p) - size
 	want, err := crypto.SessionIntegrityAuthCode(g.keys.integrity, p[rmcpSize:end], g.keys.k1, "")
@@ -211,13 +213,13 @@ func (g *ipmiGuard) judgeSealed(p []byte, header *types.SessionHeader20, body []
 		return err
 	}
 	if !crypto.Equal(want, p[end:]) {
-		return fmt.Errorf("wrong integrity code")
+		return badCode
 	}
 	if header.Sequence != 0 && g.seen[header.Sequence] {
-		return fmt.Errorf("sequence number %d was seen before", header.Sequence)
+		return fmt.Errorf("%w: %d", badRepeated, header.Sequence)
 	}
 	if header.PayloadType != types.PayloadTypeIPMI {
-		return fmt.Errorf("payload type %#02x is not awaited", uint8(header.PayloadType))
+		return fmt.Errorf("%w: %#02x", badAwaited, uint8(header.PayloadType))
 	}
 	plain, err := crypto.DecryptAESPayload(body, g.keys.k2)
 	if err != nil {

@@ -1,11 +1,15 @@
 package bmc
 
 import (
+	"bytes"
 	"log/slog"
+	"net"
 	"testing"
+	"time"
 
 	"github.com/bougou/go-ipmi/pkg/crypto"
 	"github.com/bougou/go-ipmi/pkg/types"
+	"github.com/google/go-cmp/cmp"
 )
 
 // guardInSession is a guard whose keys are known to the test.
@@ -141,5 +145,68 @@ func TestGuardSendsEachLoginMessageOnce(t *testing.T) {
 		if got := g.follow(message(step.kind, 32)); got != step.want {
 			t.Errorf("payload type %#02x: sent %v, want %v", uint8(step.kind), got, step.want)
 		}
+	}
+}
+
+// Datagrams of every kind that is not believed, and one that is, from a socket.
+func TestDatagramsThatAreNotBelievedAreCountedByReason(t *testing.T) {
+	back, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer back.Close()
+	conn, err := net.Dial("udp", back.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	g := guardInSession()
+	g.Conn, g.bad = conn, &BadAnswers{}
+	good := sealed(t, g, 1, chassisIsOn(t, g))
+	with := func(at int, b byte) []byte {
+		p := sealed(t, g, 2, chassisIsOn(t, g))
+		p[at] = b
+		return p
+	}
+	body := []byte{0x81, 0x04, 0x7b, 0x20, 0x04, 0x01, 0x00, 0x01, 0, 0, 0xda}
+	sessionless := append([]byte{6, 0, 0xff, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(len(body))}, body...)
+	read := func(packets ...[]byte) {
+		t.Helper()
+		for _, p := range packets {
+			if _, err := back.WriteTo(p, conn.LocalAddr()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		want := packets[len(packets)-1]
+		p := make([]byte, 1024)
+		if n, err := g.Read(p); err != nil || !bytes.Equal(p[:n], want) {
+			t.Fatalf("%d bytes, %v; want the good one's %d", n, err, len(want))
+		}
+	}
+	read(good)
+	read(good, []byte{6}, []byte("SSH-2.0-dropbear"), with(5, 0), sessionless, with(6, 0), with(20, 0xee), with(20, 0xef),
+		sealed(t, g, 2, make([]byte, 24)), sealed(t, g, 3, chassisIsOn(t, g)))
+
+	// And within a login.
+	g.active, g.await = false, types.PayloadTypeRmcpOpenSessionResponse
+	g.algorithms = [3]byte{3, 4, 1}
+	login := func(kind byte, console byte, size int, algorithms [3]byte) []byte {
+		p := append([]byte{6, 0, 0xff, 7, 6, kind, 0, 0, 0, 0, 0, 0, 0, 0, byte(size), 0}, make([]byte, size)...)
+		copy(p[20:], []byte{console, 0xa2, 0xa1, 0xa0})
+		if size == 36 {
+			p[16+16], p[16+24], p[16+32] = algorithms[0], algorithms[1], algorithms[2]
+		}
+		return p
+	}
+	suite := [3]byte{3, 4, 1}
+	read(login(0x13, 0xa3, 36, suite), login(0x11, 0xa4, 36, suite), login(0x11, 0xa3, 20, suite), login(0x11, 0xa3, 36, [3]byte{}), login(0x11, 0xa3, 36, suite))
+
+	want := map[string]uint64{string(badRepeated): 1, string(badIPMI): 2, string(badClear): 1, string(badSessionless): 1, string(badSession): 2,
+		string(badCode): 2, string(badDecode): 1, string(badAwaited): 1, string(badLogin): 1, string(badAlgorithms): 1}
+	if d := cmp.Diff(want, g.bad.Counts()); d != "" {
+		t.Errorf("counted (-want +got):\n%s", d)
 	}
 }

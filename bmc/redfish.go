@@ -304,7 +304,7 @@ func (d *redfishDriver) get(ctx context.Context, uri string, v any) (http.Header
 	}
 	defer response.Body.Close()
 	if err := json.NewDecoder(response.Body).Decode(v); err != nil {
-		return nil, fmt.Errorf("%w: read %s: %s", ErrRejected, uri, oneLine(err))
+		return nil, fmt.Errorf("%w: read %s: %s", badShape, uri, oneLine(err))
 	}
 	return response.Header, nil
 }
@@ -330,11 +330,11 @@ func (d *redfishDriver) patch(ctx context.Context, uri, etag string, v any) erro
 // do is one request of ours, in the session that bmclib opened.
 func (d *redfishDriver) do(ctx context.Context, method, uri, etag string, body []byte) (*http.Response, error) {
 	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") {
-		return nil, fmt.Errorf("%w: it links to %q", ErrRejected, uri)
+		return nil, fmt.Errorf("%w: %q", badLink, uri)
 	}
 	request, err := http.NewRequestWithContext(ctx, method, "https://"+d.address.hostPort()+uri, bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("%w: it links to %q", ErrRejected, uri)
+		return nil, fmt.Errorf("%w: %q", badLink, uri)
 	}
 	request.Header.Set("Accept", "application/json")
 	request.Header.Set("OData-Version", "4.0")

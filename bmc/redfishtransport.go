@@ -29,6 +29,7 @@ const answerMost = 4 << 20
 // reduces to text.
 type redfishTransport struct {
 	base *http.Transport
+	bad  *BadAnswers
 	log  *slog.Logger
 
 	// one in flight: the answer is read whole before the next request goes out,
@@ -98,6 +99,7 @@ func Fingerprint(ctx context.Context, rawURL string) (inventory.Digest, error) {
 func newRedfishTransport(a address, t Target) *redfishTransport {
 	dialer := &net.Dialer{Timeout: 10 * time.Second}
 	return &redfishTransport{
+		bad: t.Bad,
 		log: t.Log,
 		ctx: context.Background(),
 		base: &http.Transport{
@@ -160,11 +162,13 @@ func (r *redfishTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		err = r.readAll(response)
 	}
 	if err != nil {
+		// Counted here: gofish may make light of it, and what it leaves of it is text.
+		r.bad.count(badAnswerOf(err))
 		reason := reasonOf(err)
 		if reason == ErrRejected && !errors.Is(err, ErrRejected) {
 			reason = ErrUnreachable // no answer came, so none can have refused
 		}
-		r.fail(0, fmt.Errorf("%s %s: %w: %s", out.Method, out.URL.Path, reason, oneLine(err)), err)
+		r.fail(0, fmt.Errorf("%s %s: %w: %s", out.Method, out.URL.Path, reason, strings.TrimPrefix(oneLine(err), reason.Error()+": ")), err)
 		r.log.Debug("redfish", "method", out.Method, "path", out.URL.Path, "error", err)
 		return nil, err
 	}
@@ -191,7 +195,10 @@ func (r *redfishTransport) readAll(response *http.Response) error {
 		return fmt.Errorf("read answer: %w", err)
 	}
 	if len(body) > answerMost {
-		return fmt.Errorf("%w: its answer is larger than %d MiB", ErrRejected, answerMost>>20)
+		return badLong
+	}
+	if response.Request.Method == http.MethodGet && response.StatusCode == http.StatusOK && !isObject(body) {
+		return badJSON
 	}
 	r.mu.Lock()
 	systems, system := r.systems, r.system
@@ -203,6 +210,12 @@ func (r *redfishTransport) readAll(response *http.Response) error {
 	response.Body = io.NopCloser(bytes.NewReader(body))
 	response.ContentLength = int64(len(body))
 	return nil
+}
+
+// isObject reports whether the bytes are one JSON object, as every resource is.
+func isObject(body []byte) bool {
+	body = bytes.TrimSpace(body)
+	return len(body) > 0 && body[0] == '{' && json.Valid(body)
 }
 
 // note records a failure and the token of a new session.
@@ -258,10 +271,10 @@ func extendedInfo(body []byte) (id, text string) {
 // sameHost refuses to carry a session token to another host.
 func sameHost(request *http.Request, via []*http.Request) error {
 	if request.URL.Host != via[0].URL.Host || request.URL.Scheme != via[0].URL.Scheme {
-		return fmt.Errorf("%w: it redirects to another host", ErrRejected)
+		return badLink
 	}
 	if len(via) > 4 {
-		return fmt.Errorf("%w: it redirects in circles", ErrRejected)
+		return badLink
 	}
 	return nil
 }

@@ -39,6 +39,8 @@ type Target struct {
 	// CipherSuite for IPMI: 0 means 17 (SHA-256). 3 (SHA-1) only where it is
 	// asked for here: there is no fallback. Nothing else is accepted.
 	CipherSuite int
+	// Bad counts the answers that are not believed; nil counts none.
+	Bad *BadAnswers
 	// Log gets requests at debug level; nil discards.
 	Log *slog.Logger
 

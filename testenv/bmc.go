@@ -30,6 +30,8 @@ type BMCFaults struct {
 	Hang bool
 	// Busy answers 503 (Redfish) or node busy (IPMI), after the login.
 	Busy bool
+	// CutShort answers every question with one byte, after the login (IPMI).
+	CutShort bool
 	// LoseReply executes a power command and never answers it.
 	LoseReply bool
 	// RejectAfter executes a change and then answers that it was refused (Redfish).

@@ -219,6 +219,9 @@ func (m ipmiMiddleware) Handle(ctx context.Context, h *handlers.HandlerContext, 
 	case faults.Busy:
 		b.record("read", command.Name+": busy", false)
 		return nil, types.CodeNodeBusy, nil
+	case faults.CutShort:
+		b.record("read", command.Name+": cut short", false)
+		return []byte{1}, types.CodeOK, nil
 	case command.NetFn == types.CommandSetSystemBootOptions.NetFn && command.ID == types.CommandSetSystemBootOptions.ID:
 		if code, done := m.setParameter(data, faults); done {
 			return nil, code, nil

@@ -235,7 +235,7 @@ func TestBootForStrace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewHTTP((&Server{Images: store, Ramdisk: http.Dir(dir)}).Boot(), nil)
+	server := (&Server{Images: store, Ramdisk: http.Dir(dir)}).BootHTTP()
 	done := make(chan struct{})
 	go func() { server.Serve(l); close(done) }()
 	fmt.Printf("serving http://%s\n", l.Addr())

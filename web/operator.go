@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"time"
 
@@ -26,7 +27,8 @@ type (
 		Frozen   provision.Freeze `json:"frozen,omitzero"`
 		// Findings of the DHCP server, as another server on the segment.
 		Findings []string `json:"findings,omitempty"`
-		// Malformed is what machines sent since the server's start and was not understood, by reason.
+		// Malformed is what machines, BMCs and clients sent since the server's start
+		// and was not understood or refused, by reason.
 		Malformed map[string]uint64 `json:"malformed,omitempty"`
 	}
 	PlanRequest struct {
@@ -249,8 +251,12 @@ func (s *Server) status() StatusReply {
 	if s.Findings != nil {
 		v.Findings = s.Findings()
 	}
+	v.Malformed = s.refused.counts()
 	if s.Malformed != nil {
-		v.Malformed = s.Malformed()
+		if v.Malformed == nil {
+			v.Malformed = map[string]uint64{}
+		}
+		maps.Copy(v.Malformed, s.Malformed())
 	}
 	return v
 }

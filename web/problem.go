@@ -103,6 +103,7 @@ func (s *Server) problem(err error, c echo.Context) {
 		return
 	}
 	p := problemOf(err)
+	s.refused.status(frontOf(c.Request().URL.Path), p.Status)
 	if p.Status >= 500 && s.Log != nil {
 		s.Log.Warn("request failed", "method", c.Request().Method, "path", c.Path(), "status", p.Status, "err", err)
 	}

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"time"
 
 	"recast/image"
 	"recast/inventory"
@@ -33,10 +32,12 @@ type Server struct {
 	Stopping <-chan struct{}
 	// Findings of the DHCP server; nil none.
 	Findings func() []string
-	// Malformed counts what machines sent and was not understood, by reason; nil none.
+	// Malformed counts what came elsewhere and was not understood, by reason; nil none.
 	Malformed func() map[string]uint64
 	Observe   func(inventory.Observation)
 	Log       *slog.Logger
+
+	refused refusals
 }
 
 // Paths below the boot listener's root.
@@ -56,7 +57,9 @@ func (s *Server) Boot() http.Handler {
 	mux.Handle("/boot/", s.Scripts)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		hurry(w, r) // nothing here has a body to send
-		mux.ServeHTTP(w, r)
+		n := &noted{ResponseWriter: w}
+		mux.ServeHTTP(n, r)
+		s.refused.status(frontBoot, n.code)
 	})
 }
 
@@ -88,17 +91,4 @@ func remote(r *http.Request) netip.Addr {
 		return netip.Addr{}
 	}
 	return ap.Addr().Unmap()
-}
-
-// NewHTTP wraps a handler with the limits every listener of ours has. Image
-// bytes and long polls take long, so only the header's time is bounded.
-func NewHTTP(h http.Handler, log *slog.Logger) *http.Server {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	// One long poll per connection is all an agent needs: HTTP/1.1 alone.
-	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	return &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, Protocols: &protocols,
-		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 }

@@ -358,7 +358,7 @@ func TestTLSChainHoldsTheCAThatAgentsPin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewHTTP(s.API(), nil)
+	server := s.APIHTTP()
 	server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}}
 	l, err := tls.Listen("tcp", "127.0.0.1:0", server.TLSConfig)
 	if err != nil {

@@ -220,6 +220,9 @@ func printNetwork(w io.Writer, n *inventory.Network, leases []inventory.Lease, s
 		line(w, "Finding", "%s", f)
 	}
 	for _, why := range slices.Sorted(maps.Keys(st.Malformed)) {
+		if from, _, _ := strings.Cut(why, ":"); from != "DHCP" && from != "TFTP" && from != "boot HTTP" {
+			continue // recast version has the rest
+		}
 		line(w, "Malformed", "%d on all networks since the server's start: %s", st.Malformed[why], why)
 	}
 	for _, l := range leases {

@@ -6,11 +6,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -172,7 +174,9 @@ func listContexts(cmd *cobra.Command) error {
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{Use: "version", GroupID: "server", Short: "Show the version of this binary and of the server",
-		Long: "Show the version of this binary, and of the server where one is known.",
+		Long: `Show the version of this binary, and of the server where one is known: whether its store takes
+writes, whether rollouts are frozen, and, by reason, how many packets, requests and BMC answers
+were malformed or refused.`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			fmt.Fprintln(cmd.OutOrStdout(), "recast", version)
@@ -190,6 +194,9 @@ func newVersion() *cobra.Command {
 			}
 			if v.Frozen.Reason != "" {
 				fmt.Fprintln(cmd.OutOrStdout(), "rollouts are frozen:", v.Frozen.Reason, "- recast unfreeze lets them go on")
+			}
+			for _, why := range slices.Sorted(maps.Keys(v.Malformed)) {
+				fmt.Fprintf(cmd.OutOrStdout(), "malformed or refused since its start: %d, %s\n", v.Malformed[why], why)
 			}
 			return nil
 		}}

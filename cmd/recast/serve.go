@@ -15,13 +15,13 @@ import (
 	"path/filepath"
 	"reflect"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"gopkg.in/yaml.v3"
 
+	"recast/bmc"
 	"recast/dhcp"
 	"recast/image"
 	"recast/inventory"
@@ -146,8 +146,8 @@ type server struct {
 	tftp    *tftp.Server
 	token   string
 
-	hup        chan os.Signal
-	badQueries atomic.Uint64 // for boot scripts
+	hup chan os.Signal
+	bad bmc.BadAnswers
 }
 
 func serve(ctx context.Context, c config, reread func() (config, error)) (err error) {
@@ -200,7 +200,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	}
 	if s.engine, err = provision.Open(ctx, provision.Config{Store: s.store, Images: s.images,
 		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, AgentPort: agentPort, BootPort: bootPort,
-		Ramdisk: s.ramdiskFiles, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
+		Ramdisk: s.ramdiskFiles, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
 	if s.token, err = operatorToken(filepath.Join(s.Data, "operator.token"), func() error {
@@ -215,7 +215,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		}}
 	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Observe: s.engine.Observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
-		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.observeScript, Log: s.log},
+		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.engine.Observe, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.findings, Version: version,
 		Malformed: s.malformed,
 		Observe:   s.engine.Observe, Log: s.log}
@@ -252,9 +252,9 @@ func (s *server) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	api := web.NewHTTP(s.web.API(), s.log)
+	api := s.web.APIHTTP()
 	api.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.certificates()}
-	boot := web.NewHTTP(s.web.Boot(), s.log)
+	boot := s.web.BootHTTP()
 
 	var work sync.WaitGroup
 	failed := make(chan error, 16)
@@ -348,12 +348,10 @@ func (s *server) reload() {
 	s.serveSet(s.engine.Set())
 }
 
-// observeScript counts the queries for boot scripts that cannot be read.
-func (s *server) observeScript(o inventory.Observation) {
-	if o.Kind == inventory.SawBadPacket {
-		s.badQueries.Add(1)
-	}
-	s.engine.Observe(o)
+// dial opens a BMC whose bad answers are counted.
+func (s *server) dial(ctx context.Context, t bmc.Target) (bmc.Client, error) {
+	t.Bad = &s.bad
+	return bmc.Dial(ctx, t)
 }
 
 // findings of the DHCP server, once there is one.
@@ -364,7 +362,7 @@ func (s *server) findings() []string {
 	return s.dhcp.Findings()
 }
 
-// malformed counts what machines sent and nobody answered, by reason.
+// malformed counts what machines and BMCs sent and was not believed, by reason.
 func (s *server) malformed() map[string]uint64 {
 	out := map[string]uint64{}
 	for why, n := range s.dhcp.Stats().Malformed {
@@ -373,8 +371,8 @@ func (s *server) malformed() map[string]uint64 {
 	for why, n := range s.tftp.Dropped() {
 		out["TFTP: "+why] = uint64(n)
 	}
-	if n := s.badQueries.Load(); n > 0 {
-		out["boot script: bad query"] = n
+	for why, n := range s.bad.Counts() {
+		out["BMC: "+why] = n
 	}
 	return out
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -277,7 +278,8 @@ func TestFullDiskLeavesMachinesServed(t *testing.T) {
 	}
 }
 
-func TestABadQueryForABootScriptIsCounted(t *testing.T) {
+// Whatever port it comes to, an operator finds it by its reason.
+func TestWhatIsMalformedIsCountedByReason(t *testing.T) {
 	_, data := workplace(t)
 	for range 2 {
 		r, err := http.Get(bootURL(t, data) + "/boot/script?mac=zz")
@@ -289,11 +291,52 @@ func TestABadQueryForABootScriptIsCounted(t *testing.T) {
 			t.Fatal(r.Status)
 		}
 	}
-	for _, line := range []string{"recast secret set rack1-bmc <<< admin:pw", "recast freeze", "recast apply site.yaml --yes"} {
+	// A BMC that talks of something else.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, "SSH-2.0-dropbear\r\n")
+			_, _ = conn.Read(make([]byte, 1<<10))
+			_ = conn.Close()
+		}
+	}()
+	defer func() { _ = l.Close(); <-ended }()
+	for _, line := range []string{"edit site.yaml 127.0.0.1:1 " + l.Addr().String(), "recast secret set rack1-bmc <<< admin:pw", "recast freeze", "recast apply site.yaml --yes"} {
 		runStep(t, line, nil, map[string]int{}, func(string) bool { return true })
 	}
-	if text, code := recast(t, nil, "describe", "network", "loop"); code != 0 || !strings.Contains(text, "2 on all networks since the server's start: boot script: bad query") {
-		t.Errorf("%d %s", code, text)
+	if text, code := recast(t, nil, "power", "status", "r1u05"); code == exitOK {
+		t.Errorf("power: %s", text)
+	}
+	cc, err := readContext(filepath.Join(data, localContext))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newClient(cc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.call(t.Context(), http.MethodPost, "/agent/v1/claim", "no object", nil); err == nil {
+		t.Error("a string was taken for a claim")
+	}
+
+	network, code := recast(t, nil, "describe", "network", "loop")
+	if code != exitOK || !strings.Contains(network, "2 on all networks since the server's start: boot HTTP: 400 Bad Request\n") || strings.Contains(network, "API") || strings.Contains(network, "BMC") {
+		t.Errorf("%d %s", code, network)
+	}
+	text, code := recast(t, nil, "version")
+	for _, want := range []string{"2, boot HTTP: 400 Bad Request", "1, agent API: 400 Bad Request", "BMC: Redfish: neither TLS nor HTTP"} {
+		if code != exitOK || !strings.Contains(text, want+"\n") {
+			t.Errorf("no %q: %d %s", want, code, text)
+		}
 	}
 }
 
