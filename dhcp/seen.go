@@ -32,6 +32,9 @@ func seen(kind inventory.ObservationKind, r *request, network string) inventory.
 // sawAsked tells of a client's packet, before its answer is known: strangers that
 // get none are shown too.
 func (s *Server) sawAsked(q *question) {
+	if q.req.giaddr.IsValid() {
+		s.counters.count(&s.counters.s.Relayed, q.network.Name)
+	}
 	kind, ok := sawKinds[q.req.kind]
 	if !ok {
 		return

@@ -1,11 +1,17 @@
 package dhcp
 
 import (
+	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"recast/inventory"
 )
@@ -40,5 +46,56 @@ func TestObservationsTellWhoAnsweredAndWhyWeDidNot(t *testing.T) {
 		fmt.Sprintf("%s server %v foreign false, firmware 7: ", inventory.SawAck, ours),
 	}, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestRelayedRequestsAreCountedByNetwork(t *testing.T) {
+	r := newRig(t, rack())
+	r.put(message(DISCOVER, macDeclared))
+	r.get()
+	r.put(message(DISCOVER, macDeclared, func(p *dhcpv4.DHCPv4) { p.GatewayIPAddr = net.IPv4(10, 20, 0, 3).To4() }))
+	r.get()
+	if diff := cmp.Diff(map[string]uint64{"rack1": 1}, r.Stats().Relayed); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestSocketTablesAreRead(t *testing.T) {
+	const udp = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
+  12: 00000000:0043 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 111 2 0 0
+  13: 010014AC:0043 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 112 2 0 0
+  14: 00000000:0045 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 113 2 0 0
+  short line
+`
+	const tcp = `  sl  local_address rem_address   st
+   0: 0100007F:0043 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 211 1 0
+   1: 0100007F:0043 0100007F:9000 01 00000000:00000000 00:00000000 00000000     0        0 212 1 0
+   2: 00000000000000000000000001000000:0043 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 213 1 0
+`
+	got := map[string]netip.Addr{}
+	sockets(strings.NewReader(udp), false, 67, got)
+	sockets(strings.NewReader(tcp), true, 67, got)
+	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
+		return // the tables above are of a little-endian machine
+	}
+	if diff := cmp.Diff(map[string]netip.Addr{"socket:[111]": netip.IPv4Unspecified(), "socket:[112]": netip.MustParseAddr("172.20.0.1"),
+		"socket:[211]": netip.MustParseAddr("127.0.0.1"), "socket:[213]": netip.IPv6Loopback()}, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestPortOwnersNamesThisProcess(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := PortOwners("tcp", l.Addr().(*net.TCPAddr).Port)
+	if len(got) != 1 || got[0].PID != os.Getpid() || got[0].Exe != exe || got[0].Addr != netip.MustParseAddr("127.0.0.1") {
+		t.Errorf("%+v", got)
 	}
 }

@@ -10,8 +10,6 @@ package dhcp
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -401,12 +399,7 @@ func (s *Server) Stats() Stats {
 	return st
 }
 
-// probeClass marks our own DISCOVERs, so that servers that share a store do not
-// take each other for strangers.
-func (s *Server) probeClass() string {
-	h := sha256.Sum256([]byte(s.Store.Epoch()))
-	return probeMark + hex.EncodeToString(h[:6])
-}
+func (s *Server) probeClass() string { return probeClass(s.Store.Epoch()) }
 
 const probeMark = "recast-probe:"
 

@@ -14,6 +14,7 @@ type Stats struct {
 	Replies   map[string]uint64 // by message type: OFFER, ACK, NAK
 	Silent    map[string]uint64 // understood and not answered, by reason
 	Malformed map[string]uint64 // not understood, by reason
+	Relayed   map[string]uint64 // requests that came through relays, by Network
 	Leases    int               // records in the index, quarantined and expired ones included
 }
 
@@ -35,7 +36,7 @@ func (c *counters) snapshot() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.s
-	s.Replies, s.Silent, s.Malformed = maps.Clone(s.Replies), maps.Clone(s.Silent), maps.Clone(s.Malformed)
+	s.Replies, s.Silent, s.Malformed, s.Relayed = maps.Clone(s.Replies), maps.Clone(s.Silent), maps.Clone(s.Malformed), maps.Clone(s.Relayed)
 	return s
 }
 

@@ -464,3 +464,17 @@ func (e *Engine) inForce() inventory.Digest {
 	defer e.mu.RUnlock()
 	return e.planInForce
 }
+
+// AppliedSet reads the Set in force from a store that no Engine has open.
+func AppliedSet(ctx context.Context, st store.Store) (*inventory.Set, error) {
+	e := &Engine{Config: Config{Store: st}, current: store.NewTable[currentSet](st, "/recast/declared/")}
+	cur, _, err := e.current.Get(ctx, currentName)
+	if errors.Is(err, store.ErrNotFound) {
+		return inventory.EmptySet(), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the applied set: %w", err)
+	}
+	set, _, err := e.getSet(ctx, cur.Digest)
+	return set, err
+}

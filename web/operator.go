@@ -30,6 +30,8 @@ type (
 		// Malformed is what machines, BMCs and clients sent since the server's start
 		// and was not understood or refused, by reason.
 		Malformed map[string]uint64 `json:"malformed,omitempty"`
+		// Relayed counts the DHCP packets that came through relays since the server's start, by Network.
+		Relayed map[string]uint64 `json:"relayed,omitempty"`
 	}
 	PlanRequest struct {
 		Files []inventory.File `json:"files"`
@@ -257,6 +259,9 @@ func (s *Server) status() StatusReply {
 			v.Malformed = map[string]uint64{}
 		}
 		maps.Copy(v.Malformed, s.Malformed())
+	}
+	if s.Relayed != nil {
+		v.Relayed = s.Relayed()
 	}
 	return v
 }

@@ -34,8 +34,10 @@ type Server struct {
 	Findings func() []string
 	// Malformed counts what came elsewhere and was not understood, by reason; nil none.
 	Malformed func() map[string]uint64
-	Observe   func(inventory.Observation)
-	Log       *slog.Logger
+	// Relayed counts DHCP packets that came through relays, by Network; nil none.
+	Relayed func() map[string]uint64
+	Observe func(inventory.Observation)
+	Log     *slog.Logger
 
 	refused refusals
 }

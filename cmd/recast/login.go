@@ -106,26 +106,31 @@ func login(cmd *cobra.Command, server, name, tokenFile, fingerprint string) erro
 // fetchCA takes the last certificate of the chain that the server shows. It is
 // believed only once a person, or --fingerprint, says so.
 func fetchCA(raw string) (server string, ca *x509.Certificate, err error) {
+	server, ca, _, err = fetchChain(raw)
+	return server, ca, err
+}
+
+// fetchChain is the whole chain that the server shows.
+func fetchChain(raw string) (server string, ca *x509.Certificate, chain []*x509.Certificate, err error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" {
-		return "", nil, codeError{fmt.Errorf("log in to %q: want https://host:port", raw), exitUsage}
+		return "", nil, nil, codeError{fmt.Errorf("log in to %q: want https://host:port", raw), exitUsage}
 	}
 	if u.Port() == "" {
 		u.Host = net.JoinHostPort(u.Hostname(), "8443")
 	}
 	server = "https://" + u.Host
-	var chain []*x509.Certificate
 	conn, err := tls.Dial("tcp", u.Host, &tls.Config{MinVersion: tls.VersionTLS12,
 		InsecureSkipVerify: true, // nothing is sent; the fingerprint is what is compared
 		VerifyConnection:   func(s tls.ConnectionState) error { chain = s.PeerCertificates; return nil }})
 	if err != nil {
-		return "", nil, codeError{fmt.Errorf("log in to %s: %w; is the server running?", server, err), exitNoServer}
+		return "", nil, nil, codeError{fmt.Errorf("log in to %s: %w; is the server running?", server, err), exitNoServer}
 	}
 	_ = conn.Close()
 	if len(chain) < 2 || !chain[len(chain)-1].IsCA {
-		return "", nil, fmt.Errorf("log in to %s: it shows no CA certificate; is it a recast server's API port?", server)
+		return "", nil, nil, fmt.Errorf("log in to %s: it shows no CA certificate; is it a recast server's API port?", server)
 	}
-	return server, chain[len(chain)-1], nil
+	return server, chain[len(chain)-1], chain, nil
 }
 
 // useContext makes a stored context the current one.

@@ -218,6 +218,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.engine.Observe, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.findings, Version: version,
 		Malformed: s.malformed,
+		Relayed:   func() map[string]uint64 { return s.dhcp.Stats().Relayed },
 		Observe:   s.engine.Observe, Log: s.log}
 	return nil
 }

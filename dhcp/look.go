@@ -1,0 +1,58 @@
+package dhcp
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"net"
+	"net/netip"
+
+	"recast/inventory"
+)
+
+// Foreign is a DHCP server that answered a probe.
+type Foreign struct {
+	Server netip.Addr       `json:"server"`
+	MAC    net.HardwareAddr `json:"-"`
+	Offer  netip.Addr       `json:"offer"` // the address it offered; nobody takes it
+}
+
+// LookForOthers sends one DISCOVER, repeated once, on an interface and lists who
+// offers an address until the context ends. A recast server with that epoch of
+// the store keeps still; "" is no server's.
+func LookForOthers(ctx context.Context, f Interface, epoch string) ([]Foreign, error) {
+	var out []Foreign
+	err := probe(ctx, f, probeClass(epoch), func(o foreign) {
+		for _, have := range out {
+			if have.Server == o.server {
+				return
+			}
+		}
+		out = append(out, Foreign{Server: o.server, MAC: o.mac, Offer: o.offer})
+	})
+	return out, err
+}
+
+// probeClass marks our own DISCOVERs, so that servers that share a store do not
+// take each other for strangers.
+func probeClass(epoch string) string {
+	h := sha256.Sum256([]byte(epoch))
+	return probeMark + hex.EncodeToString(h[:6])
+}
+
+// Place is where a Network is served.
+type Place struct {
+	Network *inventory.Network
+	Iface   *Interface // nil: reached through relays only
+	Server  netip.Addr // our address on it
+	Problem error      // why it is not served on an interface although it might be
+}
+
+// Places of the Networks with DHCP among these interfaces.
+func Places(set *inventory.Set, ifaces []Interface) []Place {
+	var out []Place
+	for _, s := range attach(compile(set).networks, ifaces) {
+		out = append(out, Place{s.network, s.iface, s.server, s.problem})
+	}
+	return out
+}
