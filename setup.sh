@@ -123,35 +123,107 @@ setup_apt_testing() {
 	"${apt_testing[@]}" update
 }
 
-setup_loaders() {
-	local to=ipxe/loaders deb dir root src name
-	[ -s $to/undionly.kpxe ] && [ -s $to/snponly.efi ] && [ -s $to/ipxe-amd64.efi ] && [ -e $to/VERSION ] && return 0
-	scratch deb
-	dir=$tmp/deb
-	if setup_apt_testing && (cd "$dir" && "${apt_testing[@]}" download ipxe); then
-		:
-	else
-		say "the mirror offers no newer iPXE; taking the installed suite's (HTTP only)"
+# The loaders by name, each with the package it is taken from and where it stands
+# there. The first package that is newer in testing is taken from there.
+loaders='
+ipxe-amd64.efi    ipxe                   usr/lib/ipxe/ipxe-amd64.efi boot/ipxe.efi
+snponly.efi       ipxe                   usr/lib/ipxe/snponly.efi
+undionly.kpxe     ipxe                   usr/lib/ipxe/undionly.kpxe
+ipxe.pxe          ipxe                   usr/lib/ipxe/ipxe.pxe
+ipxe-arm64.efi    ipxe                   usr/lib/ipxe/ipxe-arm64.efi
+ipxe-riscv64.efi  ipxe                   usr/lib/ipxe/ipxe-riscv64.efi
+ipxe-loong64.efi  ipxe                   usr/lib/ipxe/ipxe-loong64.efi
+shimx64.efi       shim-signed            usr/lib/shim/shimx64.efi.signed
+grubx64.efi       grub-efi-amd64-signed  usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed
+'
+
+# fetch PACKAGE: its files below $tmp/PACKAGE, its version in $version.
+fetch() {
+	local dir
+	scratch "deb/$1"
+	dir=$tmp/deb/$1
+	# iPXE of Debian 12 is of 2019. The signed ones must fit the suite: its kernel is
+	# signed with the same key.
+	if [ "$1" != ipxe ] || ! setup_apt_testing || ! (cd "$dir" && "${apt_testing[@]}" download "$1"); then
+		[ "$1" != ipxe ] || say "the mirror offers no newer iPXE; taking the installed suite's (HTTP only)"
 		update
-		(cd "$dir" && apt-get -qq -o APT::Sandbox::User=root download ipxe) ||
-			die "cannot download Debian's ipxe package: check the network, then run ./setup.sh loaders again"
+		(cd "$dir" && apt-get -qq -o APT::Sandbox::User=root download "$1") ||
+			die "cannot download Debian's $1 package: check the network, then run ./setup.sh loaders again"
 	fi
-	deb=$(ls "$dir"/ipxe_*.deb)
-	scratch loaders
-	root=$tmp/loaders
-	dpkg-deb -x "$deb" "$root"
-	for name in undionly.kpxe snponly.efi ipxe-amd64.efi ipxe-arm64.efi; do
-		for src in "usr/lib/ipxe/$name" "boot/${name/-amd64/}"; do
-			if [ -f "$root/$src" ]; then
-				cp "$root/$src" "$to/.new"
+	scratch "$1"
+	dpkg-deb -x "$dir/$1"_*.deb "$tmp/$1"
+	version=$(dpkg-deb -f "$dir/$1"_*.deb Version)
+}
+
+setup_loaders() {
+	local to=ipxe/loaders name package paths path version have='' state
+	# What this script puts there and how; where that changed, all is made anew.
+	state=$(sed -n '/^loaders=/,/^# The ramdisk.s kernel/p' setup.sh | sha256sum | cut -d' ' -f1)
+	[ "$(cat $to/.state 2>/dev/null)" != "$state" ] || return 0
+	: >"$to/.version"
+	while read -r name package paths; do
+		[ -n "$name" ] || continue
+		case $have in *" $package "*) ;; *)
+			fetch "$package"
+			echo "$package $version" >>"$to/.version"
+			have="$have $package "
+			;;
+		esac
+		for path in $paths; do
+			if [ -f "$tmp/$package/$path" ]; then
+				cp "$tmp/$package/$path" "$to/.new"
 				mv "$to/.new" "$to/$name"
 				break
 			fi
 		done
-	done
-	dpkg-deb -f "$deb" Version >$to/VERSION
+	done <<<"$loaders"
+	setup_local_loaders
+	mv "$to/.version" "$to/VERSION"
+	echo "$state" >"$to/.state"
 	give $to
-	say "loaders of ipxe $(cat $to/VERSION): $(cd $to && ls | grep -v -e README -e VERSION | tr '\n' ' ')"
+	say "loaders of $(tr '\n' ',' <$to/VERSION) $(cd $to && ls | grep -v -e README -e VERSION | tr '\n' ' ')"
+}
+
+# The GRUBs that a machine loads from the network to start its own disk: no
+# network in them, and nothing to ask. Under UEFI the disk's own loader is what
+# stands at the removable path, else where an installer put it.
+setup_local_loaders() {
+	local to=ipxe/loaders
+	command -v grub-mkimage >/dev/null || die "grub-mkimage is missing; run: sudo ./setup.sh packages loaders"
+	scratch local/uefi/boot/grub
+	scratch local/bios/boot/grub
+	cat >"$tmp/local/uefi/boot/grub/grub.cfg" <<-'END'
+		for file in /EFI/BOOT/BOOTX64.EFI /EFI/debian/shimx64.efi /EFI/debian/grubx64.efi /EFI/ubuntu/shimx64.efi \
+			/EFI/redhat/shimx64.efi /EFI/rocky/shimx64.efi /EFI/almalinux/shimx64.efi /EFI/centos/shimx64.efi \
+			/EFI/fedora/shimx64.efi /EFI/opensuse/shim.efi /EFI/sles/shim.efi /EFI/Microsoft/Boot/bootmgfw.efi; do
+			if search --no-floppy --file --set=root $file; then
+				echo "recast: starting $file of $root"
+				if chainloader $file; then boot; fi
+			fi
+		done
+		echo "recast: no disk has a loader; leaving"
+		exit
+	END
+	cat >"$tmp/local/bios/boot/grub/grub.cfg" <<-'END'
+		set root=hd0
+		echo "recast: starting the first disk"
+		if chainloader +1; then boot; fi
+		echo "recast: the first disk does not start; leaving"
+		exit
+	END
+	# In a memdisk: what is embedded as configuration is read without if and for.
+	local_loader x86_64-efi uefi local.efi search search_fs_file fat test boot
+	local_loader i386-pc-pxe bios local.pxe biosdisk boot
+}
+
+# local_loader FORMAT CONFIG NAME MODULE...
+local_loader() {
+	local format=$1 config=$2 name=$3
+	shift 3
+	tar -C "$tmp/local/$config" --owner=0 --group=0 --mtime=@0 -cf "$tmp/local/$config.tar" boot
+	grub-mkimage -O "$format" -p '(memdisk)/boot/grub' -m "$tmp/local/$config.tar" -o ipxe/loaders/.new \
+		memdisk tar normal configfile part_gpt part_msdos chain echo sleep "$@"
+	mv ipxe/loaders/.new "ipxe/loaders/$name"
 }
 
 # The ramdisk's kernel: the generic one. Debian's cloud kernel has no AHCI and no

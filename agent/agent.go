@@ -96,6 +96,9 @@ func (a *Agent) Run(ctx context.Context) (Outcome, error) {
 		return Outcome{}, err
 	}
 	defer client.Close()
+	if client.trace = a.Args.Trace; client.trace != "" {
+		a.Log("trace %s", client.trace)
+	}
 	s := &session{Agent: a, client: client, lease: NewLease(a.now), images: ImageHTTP()}
 	defer s.images.CloseIdleConnections()
 

@@ -25,6 +25,8 @@ type Args struct {
 	// Nonce claims an armed machine; Discover lets a stranger post one inventory.
 	// Exactly one of them is set.
 	Nonce, Discover string
+	// Trace of the attempt, as the server's logs name it; "" none.
+	Trace string
 }
 
 // ParseArgs picks recast's arguments out of a kernel command line and leaves
@@ -76,6 +78,8 @@ func (a *Args) set(key, value string) error {
 			return nil
 		}
 		a.MAC, err = inventory.ParseMAC(value)
+	case "trace":
+		a.Trace, err = token(value)
 	case "nonce":
 		a.Nonce, err = token(value)
 	case "discover":

@@ -93,6 +93,7 @@ func verifyPinned(chain []*x509.Certificate, ca inventory.Digest, host string) e
 type Client struct {
 	base  string
 	http  *http.Client
+	trace string
 	token string
 }
 
@@ -221,6 +222,9 @@ func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Res
 	}
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.trace != "" {
+		req.Header.Set(inventory.TraceHeader, c.trace)
 	}
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)

@@ -32,6 +32,7 @@ func TestKernelArguments(t *testing.T) {
 		{"all of it", base + " recast.time=1700000000 recast.mac=52-54-00-00-00-05 recast.nonce=n-1", Args{URL: armed.URL, CA: someCA,
 			Time: time.Unix(1700000000, 0), MAC: "52:54:00:00:00:05", Nonce: "n-1"}, ""},
 		{"stranger", base + " recast.discover=tok", Args{URL: armed.URL, CA: someCA, Discover: "tok"}, ""},
+		{"with a trace", base + " recast.nonce=n-1 recast.trace=1d44f94068682d44", Args{URL: armed.URL, CA: someCA, Nonce: "n-1", Trace: "1d44f94068682d44"}, ""},
 		{"a newer server says more", base + " recast.nonce=n-1 recast.colour=blue", armed, ""},
 		{"the last one counts", base + " recast.nonce=n-0 recast.nonce=n-1", armed, ""},
 		{"slash at the end", "recast.url=https://10.0.0.1:8443/ recast.nonce=n-1 recast.ca=" + someCA.String(), armed, ""},

@@ -145,8 +145,8 @@ func TestArchitectureChoosesTheLoader(t *testing.T) {
 		{"arm64 HTTP", []uint16{19}, url + "ipxe-arm64.efi"},
 		{"BIOS HTTP", []uint16{20}, ""},
 		{"arm64 U-Boot", []uint16{22}, ""},
-		{"riscv64 UEFI", []uint16{27}, ""},
-		{"loongarch64 UEFI", []uint16{39}, ""},
+		{"riscv64 UEFI", []uint16{27}, "ipxe-riscv64.efi"},
+		{"loongarch64 UEFI", []uint16{39}, "ipxe-loong64.efi"},
 		{"Raspberry Pi", []uint16{41}, ""},
 		{"a number nobody knows", []uint16{999}, ""},
 		{"a list: the first that we can serve", []uint16{6, 7}, "snponly.efi"},
@@ -281,5 +281,36 @@ func TestRouterIsNeverHiddenByClasslessRoutes(t *testing.T) {
 	none := ask(t, rack(func(s *inventory.Set) { s.Networks[0].Gateway = netip.Addr{} }), message(DISCOVER, macDeclared), nil)
 	if none.packet.Options.Has(dhcpv4.OptionRouter) {
 		t.Errorf("a router that nobody declared: %x", none.packet.Options[3])
+	}
+}
+
+// What a capture of packets is joined to the logs by: iPXE and people find the
+// attempt's trace in both.
+func TestTheAttemptsTraceGoesWithTheBootFile(t *testing.T) {
+	const trace = "1d44f94068682d44"
+	traced := func(q *question) {
+		booting(q)
+		q.boot.trace = trace
+	}
+	mark := append([]byte{69, 16}, trace...)
+	for name, tt := range map[string]struct {
+		client func(*dhcpv4.DHCPv4)
+		option uint8
+		want   []byte
+	}{
+		"firmware": {pxe(0), 43, append(append([]byte{6, 1, 8, 10, 4, 0, 'P', 'X', 'E'}, mark...), 255)},
+		"iPXE": {func(p *dhcpv4.DHCPv4) {
+			pxe(0)(p)
+			p.Options[175] = []byte{0x13, 1, 1}
+		}, 175, append([]byte{0xb0, 1, 1}, mark...)},
+	} {
+		o := ask(t, rack(), message(DISCOVER, macDeclared, tt.client), nil, traced)
+		if o.packet == nil || !bytes.Equal(o.packet.Options[tt.option], tt.want) {
+			t.Errorf("%s: option %d is %x; want %x", name, tt.option, o.packet.Options[tt.option], tt.want)
+		}
+		o = ask(t, rack(), message(DISCOVER, macDeclared, tt.client), nil, booting)
+		if o.packet == nil || bytes.Contains(o.packet.Options[tt.option], mark) {
+			t.Errorf("%s: a trace that nobody gave: %x", name, o.packet.Options[tt.option])
+		}
 	}
 }

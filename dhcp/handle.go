@@ -150,7 +150,7 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 	}
 	s.counters.count(&s.counters.s.Replies, kind.String())
 	if s.debug(ctx) {
-		s.log().Debug("reply", "type", kind, "network", q.network.Name, "mac", r.mac, "address", o.packet.YourIPAddr, "to", o.dest.to, "detail", o.detail)
+		s.log().Debug("reply", "type", kind, "network", q.network.Name, "mac", r.mac, "address", o.packet.YourIPAddr, "to", o.dest.to, "detail", o.detail, "trace", q.boot.trace)
 	}
 }
 
@@ -240,7 +240,7 @@ func (s *Server) boot(ctx context.Context, q *question) string {
 		return "ignored: " + string(ipxe.SpecIgnore)
 	}
 	if file, ok := s.Bootfile(c, spec, q.server); ok {
-		q.boot.file = file
+		q.boot = boot{file: file, trace: spec.Trace}
 	}
 	return ""
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -23,7 +24,7 @@ const (
 // pxeVendor is option 43 for firmware: discovery control 8 ("use the file that
 // was offered, ask nobody") and an immediate prompt. Without both, edk2 asks a
 // boot server on port 4011 although it has the file (PXE 2.1 table 2-1).
-var pxeVendor = []byte{6, 1, 8, 10, 4, 0, 'P', 'X', 'E', 255}
+var pxeVendor = []byte{6, 1, 8, 10, 4, 0, 'P', 'X', 'E'}
 
 // answer begins a reply: what every message type carries.
 func (q *question) answer(kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
@@ -127,13 +128,23 @@ func (q *question) addBoot(p *dhcpv4.DHCPv4) {
 	p.Options[dhcpv4.OptionTFTPServerName.Code()] = []byte(q.server.String())
 	if c.Loader == ipxe.LoaderIPXE && q.network.DHCP != inventory.DHCPProxy {
 		// Else it waits two seconds for a ProxyDHCP server.
-		p.Options[optEncap.Code()] = []byte{optNoProxy, 1, 1}
+		p.Options[optEncap.Code()] = appendTrace([]byte{optNoProxy, 1, 1}, q.boot.trace)
 		return
 	}
 	// Firmware takes the offer for a PXE one, and iPXE for a proxy's, only with
 	// this class in it.
 	p.Options[dhcpv4.OptionClassIdentifier.Code()] = []byte("PXEClient")
-	p.Options[dhcpv4.OptionVendorSpecificInformation.Code()] = pxeVendor
+	p.Options[dhcpv4.OptionVendorSpecificInformation.Code()] = append(appendTrace(slices.Clone(pxeVendor), q.boot.trace), 255)
+}
+
+// appendTrace adds the attempt's trace to a list of sub-options: what a capture of
+// packets is joined to the logs by. The number is free in option 175, and in
+// option 43 among those that PXE 2.1 (table 2-1) leaves to boot loaders.
+func appendTrace(to []byte, trace string) []byte {
+	if trace == "" {
+		return to
+	}
+	return append(append(to, subTrace, byte(len(trace))), trace...)
 }
 
 // fit makes the reply as small as the client wants it: 576 bytes unless it asks

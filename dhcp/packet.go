@@ -22,6 +22,7 @@ const (
 	optEncap   = dhcpv4.GenericOptionCode(175) // iPXE's encapsulated options
 	optNoProxy = 0xb0                          // within 175: do not wait for a ProxyDHCP server
 
+	subTrace            = 69 // within 43 and 175: the attempt's trace, as text
 	subCircuit          = 1  // within 82, RFC 3046
 	subRemote           = 2  // likewise
 	subLinkSelection    = 5  // within 82, RFC 3527

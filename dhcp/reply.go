@@ -137,7 +137,8 @@ func (c *config) network(r *request, local []*inventory.Network, unicast bool) (
 
 // boot is what the client shall load; the zero value means just an address.
 type boot struct {
-	file string // TFTP name, or URL for iPXE
+	file  string // TFTP name, or URL for iPXE
+	trace string // of the attempt; "" none
 }
 
 // question is everything the answer to one packet depends on, but the leases.

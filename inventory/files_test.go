@@ -61,10 +61,10 @@ func TestProblemsOfSeveralFilesComeInTheirOrder(t *testing.T) {
 		{Name: "m.yaml", Data: []byte(strings.Split(rack(t), "---\n")[0] + "...\n---\n# nothing\n---\nkind: C\n")},
 	})
 	want := []string{
-		`z.yaml:1: kind: unknown kind "A"; want one of Network, Image, Definition, Group, Machine`,
-		`z.yaml:3: kind: unknown kind "B"; want one of Network, Image, Definition, Group, Machine`,
+		`z.yaml:1: kind: unknown kind "A"; want one of Network, Image, Definition, Group, Model, Machine`,
+		`z.yaml:3: kind: unknown kind "B"; want one of Network, Image, Definition, Group, Model, Machine`,
 		`m.yaml:4: metadata.name: the Network "rack1" is declared twice, first at a.yaml:4; rename or remove one`,
-		`m.yaml:16: kind: unknown kind "C"; want one of Network, Image, Definition, Group, Machine`,
+		`m.yaml:16: kind: unknown kind "C"; want one of Network, Image, Definition, Group, Model, Machine`,
 	}
 	if err == nil {
 		t.Fatal("no problem was found")

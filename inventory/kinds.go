@@ -288,6 +288,9 @@ type Machine struct {
 	Serial    string            `json:"serial,omitempty"` // where declared, must match SMBIOS
 	UUID      string            `json:"uuid,omitempty"`   // likewise
 	Protected bool              `json:"protected,omitempty"`
+	// Boot is its own word with what its Model says added.
+	Boot       Boot `json:"boot,omitzero"`
+	SecureBoot bool `json:"secureBoot,omitempty"`
 }
 
 // Selects reports whether every wanted label or location field of the group is

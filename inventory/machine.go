@@ -73,6 +73,12 @@ func (b *builder) buildMachine(d *declared[rawMachine], hw hardware) {
 		}
 	}
 	m.BMC = d.buildBMC(m, raw.BMC, hw)
+	d.refers(raw.Model, "spec.model", "Model")
+	m.Boot, m.SecureBoot = d.buildBoot(raw.Boot), raw.SecureBoot.V
+	if model := b.model[raw.Model.V]; model != nil {
+		m.Boot = m.Boot.over(model.Boot)
+	}
+	d.checkBoot(m, raw)
 	if d.named {
 		b.set.Machines = append(b.set.Machines, m)
 	}

@@ -24,7 +24,7 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 			`rack.yaml:45: kind: unknown kind "Gruop"; did you mean "Group"?`,
 		}},
 		{"missing kind", "kind: Group\n", "", []string{
-			"rack.yaml:44: kind: missing; want one of Network, Image, Definition, Group, Machine",
+			"rack.yaml:44: kind: missing; want one of Network, Image, Definition, Group, Model, Machine",
 		}},
 		{"wrong version", "apiVersion: recast/v1\nkind: Image", "apiVersion: recast/v2\nkind: Image", []string{
 			`rack.yaml:13: apiVersion: unknown value "recast/v2"; did you mean "recast/v1"?`,

@@ -98,7 +98,7 @@ func ReadFrom(name string, r io.Reader) (File, error) {
 }
 
 // Kinds are the declared kinds.
-var Kinds = []string{"Network", "Image", "Definition", "Group", "Machine"}
+var Kinds = []string{"Network", "Image", "Definition", "Group", "Model", "Machine"}
 
 // Parse reads declared documents strictly and returns one whole Set, or every
 // Problem that was found (the error is Problems) and no Set.
@@ -165,6 +165,8 @@ func (b *builder) document(d *decoder, n *yaml.Node) {
 		take(d, n, &b.definitions)
 	case "Group":
 		take(d, n, &b.groups)
+	case "Model":
+		take(d, n, &b.models)
 	case "Machine":
 		take(d, n, &b.machines)
 	case "":
@@ -195,6 +197,7 @@ type builder struct {
 	images      []*declared[rawImage]
 	definitions []*declared[rawDefinition]
 	groups      []*declared[rawGroup]
+	models      []*declared[rawModel]
 	machines    []*declared[rawMachine]
 
 	// Every declared name, those of refused objects too, so that one mistake is
@@ -205,6 +208,7 @@ type builder struct {
 	network    map[string]*Network
 	image      map[string]*Image
 	definition map[string]*Definition
+	model      map[string]*Model
 	templates  map[string]*template   // by definition
 	pooled     map[string]bool        // networks with a pool, good or bad
 	ports      map[portOn][]portClaim // by network and circuit
@@ -226,6 +230,7 @@ func newBuilder() *builder {
 		network:    map[string]*Network{},
 		image:      map[string]*Image{},
 		definition: map[string]*Definition{},
+		model:      map[string]*Model{},
 		templates:  map[string]*template{},
 		pooled:     map[string]bool{},
 		ports:      map[portOn][]portClaim{},
@@ -306,6 +311,7 @@ func (b *builder) build() {
 	registerAll(b, "Image", b.images)
 	registerAll(b, "Definition", b.definitions)
 	registerAll(b, "Group", b.groups)
+	registerAll(b, "Model", b.models)
 	registerAll(b, "Machine", b.machines)
 	for _, d := range b.networks {
 		b.buildNetwork(d)
@@ -319,6 +325,9 @@ func (b *builder) build() {
 	}
 	for _, d := range b.groups {
 		b.buildGroup(d)
+	}
+	for _, d := range b.models {
+		b.buildModel(d)
 	}
 	hw := newHardware()
 	for _, d := range b.machines {

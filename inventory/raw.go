@@ -113,15 +113,30 @@ type rawRollout struct {
 }
 
 type rawMachine struct {
-	Line      int
-	Location  rawLocation `yaml:"location"`
-	Arch      text        `yaml:"arch" enum:"amd64|arm64" doc:"CPU architecture; default amd64"`
-	Firmware  text        `yaml:"firmware" enum:"bios|uefi" doc:"how it boots; default as the ramdisk last saw, else uefi"`
-	NICs      []rawNIC    `yaml:"nics,required" doc:"network interfaces; at least one"`
-	BMC       rawBMC      `yaml:"bmc" doc:"board management controller; without one a person switches the power"`
-	Serial    text        `yaml:"serial" doc:"must be what the machine itself says (SMBIOS)"`
-	UUID      text        `yaml:"uuid" form:"uuid" doc:"must be what the machine itself says (SMBIOS)"`
-	Protected boolean     `yaml:"protected" doc:"blocks every plan that would erase it"`
+	Line       int
+	Location   rawLocation    `yaml:"location"`
+	Arch       text           `yaml:"arch" enum:"amd64|arm64" doc:"CPU architecture; default amd64"`
+	Firmware   text           `yaml:"firmware" enum:"bios|uefi" doc:"how it boots; default as the ramdisk last saw, else uefi"`
+	NICs       []rawNIC       `yaml:"nics,required" doc:"network interfaces; at least one"`
+	BMC        rawBMC         `yaml:"bmc" doc:"board management controller; without one a person switches the power"`
+	Serial     text           `yaml:"serial" doc:"must be what the machine itself says (SMBIOS)"`
+	UUID       text           `yaml:"uuid" form:"uuid" doc:"must be what the machine itself says (SMBIOS)"`
+	Protected  boolean        `yaml:"protected" doc:"blocks every plan that would erase it"`
+	Model      text           `yaml:"model" form:"name" doc:"name of the Model whose boot it takes where it says nothing itself"`
+	Boot       rawMachineBoot `yaml:"boot" doc:"how it boots from the network"`
+	SecureBoot boolean        `yaml:"secureBoot" doc:"its firmware starts signed loaders only: no other is ever offered to it"`
+}
+
+type rawModel struct {
+	Line int
+	Boot rawMachineBoot `yaml:"boot,required" doc:"how machines of this build boot from the network"`
+}
+
+type rawMachineBoot struct {
+	Line    int
+	Loader  text   `yaml:"loader" doc:"snponly: the firmware drives the network card (the default); ipxe: iPXE's own drivers; or the digest of an imported loader"`
+	Local   text   `yaml:"local" enum:"exit|sanboot|silent|grub|http-404" doc:"how it starts its own disk; default sanboot under BIOS, exit under UEFI"`
+	Console []text `yaml:"console" example:"ttyS1,115200n8" doc:"consoles of the ramdisk's kernel, the last one for its messages; default tty0 and ttyS0,115200n8"`
 }
 
 type rawLocation struct {

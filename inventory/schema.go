@@ -30,7 +30,7 @@ type schema map[string]any
 func Schema() []byte {
 	kinds := map[string]reflect.Type{
 		"Network": reflect.TypeFor[rawNetwork](), "Image": reflect.TypeFor[rawImage](), "Definition": reflect.TypeFor[rawDefinition](),
-		"Group": reflect.TypeFor[rawGroup](), "Machine": reflect.TypeFor[rawMachine](),
+		"Group": reflect.TypeFor[rawGroup](), "Model": reflect.TypeFor[rawModel](), "Machine": reflect.TypeFor[rawMachine](),
 	}
 	root := schemaOf(reflect.TypeFor[rawDocument[struct{}]](), rawField{})
 	root["$schema"] = "http://json-schema.org/draft-07/schema#"

@@ -121,6 +121,10 @@ type DiskID struct {
 	LogicalBlockSize int    `json:"logicalBlockSize"`
 }
 
+// TraceHeader names, in an agent's requests, the attempt that they belong to. It
+// is for logs and believed by nobody.
+const TraceHeader = "Recast-Trace"
+
 // Claim is an armed machine's first word to the agent API.
 type Claim struct {
 	Nonce  string `json:"nonce"`

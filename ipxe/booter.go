@@ -56,12 +56,26 @@ type Spec struct {
 	Machine string // "" for an undeclared one
 	Reason  string // one line for the console and the timeline
 
+	// Trace joins what DHCP, scripts, agent and logs say of one attempt: TraceLen
+	// hex digits, or "".
+	Trace string
+
+	// Loader is the declared one: "", snponly, ipxe or the digest of an imported
+	// one (see inventory.Boot). SecureBoot: only signed ones start.
+	Loader     string
+	SecureBoot bool
+	// Local is the declared way to the disk, with SpecLocal; "" by the firmware.
+	Local inventory.LocalBoot
+
 	// With SpecRamdisk: paths below the boot listener's root, and the kernel's
 	// arguments in order. No argument holds a secret but the claim nonce.
 	Kernel  string
 	Initrds []string
 	Args    []string
 }
+
+// TraceLen is how many digits a trace has.
+const TraceLen = 16
 
 // Booter is asked by the DHCP server and by the script handler, several times
 // in one boot, and answered by the engine from memory. An error means "no

@@ -3,6 +3,8 @@ package ipxe
 import (
 	"fmt"
 	"net/netip"
+
+	"recast/inventory"
 )
 
 // Where the hand-over stands below the root of the boot listener.
@@ -10,6 +12,7 @@ const (
 	ScriptPath   = "/boot/script"
 	AutoexecPath = "/boot/" + AutoexecName
 	LoaderPath   = "/boot/loader/" // + the loader's name
+	NothingPath  = "/boot/nothing" // never found
 )
 
 // AutoexecName is the script that iPXE from 1.21 on asks the place it came
@@ -46,11 +49,11 @@ func (b Boot) Bootfile(c Client, spec Spec, server netip.Addr, httpPort int) (fi
 		// console why it goes to the disk.
 		return base + ScriptPath + scriptQuery, true
 	}
-	if spec.Kind != SpecRamdisk {
-		return "", false
+	if spec.Kind == SpecLocal && spec.Local == inventory.LocalHTTP404 && c.Loader == LoaderHTTP {
+		return base + NothingPath, true
 	}
-	loader, ok := c.Arch.Loader()
-	if !ok || (b.Have != nil && !b.Have(loader)) {
+	loader, why := b.pick(c, spec)
+	if loader == "" || why != "" {
 		return "", false
 	}
 	switch c.Loader {
@@ -64,17 +67,44 @@ func (b Boot) Bootfile(c Client, spec Spec, server netip.Addr, httpPort int) (fi
 	return "", false
 }
 
-// Explain says in one line why Bootfile named nothing; "" when it named a file.
+// Explain says in one line why Bootfile named nothing although the machine shall
+// load something; "" when it named a file.
 func (b Boot) Explain(c Client, spec Spec) string {
-	if spec.Kind != SpecRamdisk || c.Loader == LoaderIPXE || c.Loader == LoaderOS {
+	if c.Loader == LoaderIPXE || c.Loader == LoaderOS {
 		return ""
 	}
-	loader, ok := c.Arch.Loader()
-	if !ok {
-		return fmt.Sprintf("no loader for %s (option 93 is %d)", c.Arch, uint16(c.Arch))
+	_, why := b.pick(c, spec)
+	return why
+}
+
+// pick chooses the loader for a firmware. Neither a loader nor a reason: there is
+// nothing to load.
+func (b Boot) pick(c Client, spec Spec) (loader, why string) {
+	f := firmwares[c.Arch]
+	switch spec.Kind {
+	case SpecRamdisk:
+		loader = f.loader
+		if spec.Loader == inventory.LoaderIPXE {
+			loader = f.own
+		}
+	case SpecLocal:
+		switch spec.Local {
+		// Both need something of ours on the machine; the other ways need nothing.
+		case inventory.LocalSANBoot:
+			loader = f.loader
+		case inventory.LocalGRUB:
+			loader = f.local
+		default:
+			return "", ""
+		}
+	default:
+		return "", ""
+	}
+	if loader == "" {
+		return "", fmt.Sprintf("no loader for %s (option 93 is %d)", c.Arch, uint16(c.Arch))
 	}
 	if b.Have != nil && !b.Have(loader) {
-		return fmt.Sprintf("loader %q is missing: %s", loader, loaderCure)
+		return "", fmt.Sprintf("loader %q is missing: %s", loader, loaderCure)
 	}
-	return ""
+	return loader, ""
 }

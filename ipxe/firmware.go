@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"recast/inventory"
 )
 
 // What option 93 can hold: the IANA registry "Processor Architecture Types",
@@ -39,43 +41,48 @@ const (
 	FirmwareRaspberryBoot Firmware = 41
 )
 
-// The loaders by name, as Debian's ipxe package spells them: the only boot file
-// names there are.
-const (
-	LoaderUndionly = "undionly.kpxe"
-	// snponly drives the network card through the firmware. It is preferred over
-	// ipxe-amd64.efi for a PXE or HTTP boot: a third of the bytes over TFTP, it
-	// keeps to the interface it was loaded from on a machine with many, and the
-	// full build's own drivers hang on some cards (ipxe issues 541, 972, 973).
-	LoaderSNPOnly = "snponly.efi"
-	LoaderAMD64   = "ipxe-amd64.efi"
-	LoaderARM64   = "ipxe-arm64.efi"
-)
-
 // firmware is what we know of one value of option 93. An entry without loader
 // is a firmware we can name but have nothing for.
 type firmware struct {
 	name   string
-	loader string
+	loader string // drives the network card through the firmware, where there is one that does
+	own    string // brings its own drivers
+	local  string // starts the machine's disk
+	signed string // what Secure Boot lets start
+	arch   inventory.Arch
 	uefi   bool
 	http   bool
 }
 
+// Firmwares that get the same, under several numbers.
+var (
+	bios  = firmware{name: "x86 BIOS", loader: LoaderUndionly, own: LoaderPXE, local: LoaderLocalBIOS, arch: inventory.AMD64}
+	x64   = firmware{name: "x86-64 UEFI", loader: LoaderSNPOnly, own: LoaderAMD64, local: LoaderLocalAMD64, signed: LoaderShimAMD64, arch: inventory.AMD64, uefi: true}
+	arm64 = firmware{name: "arm64 UEFI", loader: LoaderARM64, own: LoaderARM64, arch: inventory.ARM64, uefi: true}
+	riscv = firmware{name: "riscv64 UEFI", loader: LoaderRISCV64, own: LoaderRISCV64, arch: "riscv64", uefi: true}
+	loong = firmware{name: "loongarch64 UEFI", loader: LoaderLoong64, own: LoaderLoong64, arch: "loong64", uefi: true}
+)
+
+func (f firmware) byHTTP() firmware {
+	f.name, f.http = f.name+" HTTP", true
+	return f
+}
+
 var firmwares = map[Firmware]firmware{
-	FirmwareBIOS:    {name: "x86 BIOS", loader: LoaderUndionly},
+	FirmwareBIOS:    bios,
 	FirmwareItanium: {name: "Itanium", uefi: true},
 	FirmwareX86UEFI: {name: "x86 UEFI (32 bit)", uefi: true},
 	// RFC 4578 gave 7 to EFI byte code and 9 to x86-64; its erratum 4624 swaps
 	// them, and x86-64 machines send either.
-	FirmwareX64UEFI:       {name: "x86-64 UEFI", loader: LoaderSNPOnly, uefi: true},
-	FirmwareEBC:           {name: "x86-64 UEFI", loader: LoaderSNPOnly, uefi: true},
+	FirmwareX64UEFI:       x64,
+	FirmwareEBC:           x64,
 	FirmwareARM32UEFI:     {name: "arm UEFI (32 bit)", uefi: true},
-	FirmwareARM64UEFI:     {name: "arm64 UEFI", loader: LoaderARM64, uefi: true},
+	FirmwareARM64UEFI:     arm64,
 	FirmwareX86HTTP:       {name: "x86 UEFI HTTP (32 bit)", uefi: true, http: true},
-	FirmwareX64HTTP:       {name: "x86-64 UEFI HTTP", loader: LoaderSNPOnly, uefi: true, http: true},
-	FirmwareEBCHTTP:       {name: "x86-64 UEFI HTTP", loader: LoaderSNPOnly, uefi: true, http: true},
+	FirmwareX64HTTP:       x64.byHTTP(),
+	FirmwareEBCHTTP:       x64.byHTTP(),
 	FirmwareARM32HTTP:     {name: "arm UEFI HTTP (32 bit)", uefi: true, http: true},
-	FirmwareARM64HTTP:     {name: "arm64 UEFI HTTP", loader: LoaderARM64, uefi: true, http: true},
+	FirmwareARM64HTTP:     arm64.byHTTP(),
 	FirmwareBIOSHTTP:      {name: "x86 BIOS HTTP", http: true},
 	FirmwareARM32UBoot:    {name: "arm U-Boot (32 bit)"},
 	FirmwareARM64UBoot:    {name: "arm64 U-Boot"},
@@ -83,14 +90,14 @@ var firmwares = map[Firmware]firmware{
 	FirmwareARM64UBHTTP:   {name: "arm64 U-Boot HTTP", http: true},
 	FirmwareRISCV32UEFI:   {name: "riscv32 UEFI", uefi: true},
 	FirmwareRISCV32HTTP:   {name: "riscv32 UEFI HTTP", uefi: true, http: true},
-	FirmwareRISCV64UEFI:   {name: "riscv64 UEFI", uefi: true},
-	FirmwareRISCV64HTTP:   {name: "riscv64 UEFI HTTP", uefi: true, http: true},
+	FirmwareRISCV64UEFI:   riscv,
+	FirmwareRISCV64HTTP:   riscv.byHTTP(),
 	FirmwareRISCV128UEFI:  {name: "riscv128 UEFI", uefi: true},
 	FirmwareRISCV128HTTP:  {name: "riscv128 UEFI HTTP", uefi: true, http: true},
 	FirmwareLoong32UEFI:   {name: "loongarch32 UEFI", uefi: true},
 	FirmwareLoong32HTTP:   {name: "loongarch32 UEFI HTTP", uefi: true, http: true},
-	FirmwareLoong64UEFI:   {name: "loongarch64 UEFI", uefi: true},
-	FirmwareLoong64HTTP:   {name: "loongarch64 UEFI HTTP", uefi: true, http: true},
+	FirmwareLoong64UEFI:   loong,
+	FirmwareLoong64HTTP:   loong.byHTTP(),
 	FirmwareRaspberryBoot: {name: "Raspberry Pi boot"},
 }
 
@@ -108,11 +115,16 @@ func (f Firmware) UEFI() bool { return firmwares[f].uefi }
 // HTTP reports whether the firmware wants a URL and not a TFTP name.
 func (f Firmware) HTTP() bool { return firmwares[f].http }
 
-// Loader is the file this firmware starts; false when we have none for it.
+// Loader is the file this firmware starts where nothing else is declared; false
+// when we have none for it.
 func (f Firmware) Loader() (string, bool) {
 	l := firmwares[f].loader
 	return l, l != ""
 }
+
+// CPU is the architecture of the machine's processors; "" where the number does
+// not tell. It may be one that recast has no ramdisk for.
+func (f Firmware) CPU() inventory.Arch { return firmwares[f].arch }
 
 // PickFirmware chooses from the list that option 93 may be: the first one we
 // have a loader for, else the first. An absent option is an old BIOS ROM.

@@ -74,17 +74,25 @@ func TestRealFirmwareReachesItsDisk(t *testing.T) {
 		// an iPXE already, as SeaBIOS has no PXE of its own.
 		chain   bool
 		machine func(t *testing.T, dir string) []string
+		local   inventory.LocalBoot
 	}{
-		{"SeaBIOS and the iPXE of its card", ipxe.FirmwareBIOS, "0", false, biosMachine},
-		{"SeaBIOS and our undionly", ipxe.FirmwareBIOS, "0", true, biosMachine},
-		{"OVMF and our snponly", ipxe.FirmwareX64UEFI, "7", false, uefiMachine},
+		{"SeaBIOS and the iPXE of its card", ipxe.FirmwareBIOS, "0", false, biosMachine, ""},
+		{"SeaBIOS and our undionly", ipxe.FirmwareBIOS, "0", true, biosMachine, ""},
+		{"OVMF and our snponly", ipxe.FirmwareX64UEFI, "7", false, uefiMachine, ""},
+		{"SeaBIOS by exit", ipxe.FirmwareBIOS, "0", false, biosMachine, inventory.LocalExit},
+		{"SeaBIOS by GRUB", ipxe.FirmwareBIOS, "0", true, biosMachine, inventory.LocalGRUB},
+		{"OVMF by GRUB", ipxe.FirmwareX64UEFI, "7", false, uefiMachine, inventory.LocalGRUB},
+		{"OVMF by sanboot", ipxe.FirmwareX64UEFI, "7", false, uefiMachine, inventory.LocalSANBoot},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			if tc.local != "" && os.Getenv("RECAST_BOOT") == "" {
+				t.Skip("only in make test-boot")
+			}
 			args := tc.machine(t, t.TempDir())
 			booter := &scriptedBooter{answers: []answer{
 				{err: errors.New("the store is away")},
 				{spec: ipxe.Spec{Kind: ipxe.SpecRamdisk, Machine: "r1u05", Reason: "a test", Kernel: "/boot/absent/vmlinuz", Initrds: []string{"/boot/absent/initrd"}, Args: []string{"quiet"}}},
-				{spec: ipxe.Spec{Kind: ipxe.SpecLocal, Machine: "r1u05", Reason: "deployed; && reboot ${x}"}},
+				{spec: ipxe.Spec{Kind: ipxe.SpecLocal, Machine: "r1u05", Local: tc.local, Reason: "deployed; && reboot ${x}"}},
 			}}
 			var obs observations
 			h := &ipxe.Handler{Booter: booter, Loaders: loaders, Observe: obs.add}

@@ -47,7 +47,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == ScriptPath:
 		h.script(w, r)
-	case r.URL.Path == AutoexecPath:
+	case r.URL.Path == AutoexecPath || name == AutoexecName:
 		writeScript(w, Autoexec(h.Port))
 	case isLoader:
 		h.loader(w, r, name)
@@ -72,33 +72,45 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 	c.Remote = seen.Remote
 	seen.MAC, seen.UUID, seen.Client, seen.Arch, seen.Version = c.MAC, c.UUID, string(c.Loader), uint16(c.Arch), version(r)
 
-	text, detail, err := h.answer(r.Context(), c, try)
+	spec, err := h.Booter.BootSpec(r.Context(), c)
+	// An iPXE that DHCP sent here gives up when nothing is found, and its firmware
+	// goes on; one that a script of ours sent would ask again.
+	if err == nil && spec.Kind == SpecLocal && spec.Local == inventory.LocalHTTP404 && !r.URL.Query().Has("try") {
+		seen.Detail = told(spec) + ", as not found"
+		h.observe(seen)
+		http.Error(w, seen.Detail, http.StatusNotFound)
+		return
+	}
+	text, detail, err := answer(spec, err, c, try)
 	seen.Detail, seen.Bytes = detail, int64(len(text))
 	if err != nil {
 		seen.Error = err.Error()
 		h.log().Warn("no boot script yet", "mac", c.MAC, "remote", c.Remote, "try", try, "error", err)
 	}
+	h.log().Debug("boot script", "mac", c.MAC, "remote", c.Remote, "try", try, "answer", detail, "trace", spec.Trace)
 	writeScript(w, text)
 	h.observe(seen)
 }
 
-// answer asks the Booter and renders; it always has a script to give. Its error
-// is for the log and the timeline, never for the public script.
-func (h *Handler) answer(ctx context.Context, c Client, try int) (text, detail string, err error) {
-	spec, err := h.Booter.BootSpec(ctx, c)
-	if err != nil {
+// answer renders what the Booter said; there is always a script to give. Its
+// error is for the log and the timeline, never for the public script.
+func answer(spec Spec, refused error, c Client, try int) (text, detail string, err error) {
+	if refused != nil {
 		why := "the server is not ready"
-		if errors.Is(err, context.DeadlineExceeded) {
+		if errors.Is(refused, context.DeadlineExceeded) {
 			why = "the server is busy"
 		}
-		return RenderWait(why, try), "wait", fmt.Errorf("ask for the boot decision: %w", err)
+		return RenderWait(why, try), "wait", fmt.Errorf("ask for the boot decision: %w", refused)
 	}
 	text, err = Render(spec, c, try)
 	if err != nil {
 		return RenderWait("the boot decision cannot be rendered; see the server's log", try), "wait", err
 	}
-	return text, strings.TrimSuffix(string(spec.Kind)+": "+spec.Reason, ": "), nil
+	return text, told(spec), nil
 }
+
+// told is a spec for the timeline.
+func told(s Spec) string { return strings.TrimSuffix(string(s.Kind)+": "+s.Reason, ": ") }
 
 func (h *Handler) loader(w http.ResponseWriter, r *http.Request, name string) {
 	if h.Loaders == nil || !h.Loaders.Have(name) {

@@ -75,6 +75,30 @@ func TestScriptRequestReachesTheBooterAndIsObserved(t *testing.T) {
 	}
 }
 
+func TestLocalDiskByNotFoundIsToldOnceToWhomDHCPSent(t *testing.T) {
+	var seen []string
+	h := &Handler{
+		Booter: booterFunc(func(c Client) (Spec, error) {
+			return Spec{Kind: SpecLocal, Local: inventory.LocalHTTP404, Machine: "r1u05", Reason: "active"}, nil
+		}),
+		Observe: func(o inventory.Observation) { seen = append(seen, o.Detail) },
+	}
+	if r := get(t, h, "GET", "/boot/script?mac=52:54:00:00:00:05&arch=x86_64.efi"); r.StatusCode != http.StatusNotFound {
+		t.Errorf("by DHCP: %d %s", r.StatusCode, body(t, r))
+	}
+	// It would ask again and again.
+	r := get(t, h, "GET", "/boot/script?mac=52:54:00:00:00:05&arch=x86_64.efi&try=0")
+	if got, want := body(t, r), "#!ipxe\necho recast: r1u05: starting the local disk: active\nexit 1\n"; got != want {
+		t.Errorf("by a script of ours: %d %s", r.StatusCode, got)
+	}
+	if r := get(t, h, "GET", NothingPath); r.StatusCode != http.StatusNotFound {
+		t.Errorf("%s: %d", NothingPath, r.StatusCode)
+	}
+	if diff := cmp.Diff([]string{"local: active, as not found", "local: active"}, seen); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestBooterErrorKeepsTheMachineAlive(t *testing.T) {
 	for name, b := range map[string]booterFunc{
 		"error":          func(Client) (Spec, error) { return Spec{}, errors.New("secret path /var/lib/recast") },
@@ -151,6 +175,7 @@ func TestHandOverFilesByHTTP(t *testing.T) {
 	}{
 		{"GET", "/boot/script", 200, "text/plain; charset=utf-8", Stub()},
 		{"GET", "/boot/autoexec.ipxe", 200, "text/plain; charset=utf-8", Autoexec(8080)},
+		{"GET", "/boot/loader/autoexec.ipxe", 200, "text/plain; charset=utf-8", Autoexec(8080)},
 		{"GET", "/boot/loader/snponly.efi", 200, "application/efi", "loader"},
 		{"HEAD", "/boot/loader/snponly.efi", 200, "application/efi", ""},
 		{"GET", "/boot/loader/undionly.kpxe", 404, "text/plain; charset=utf-8", "loader \"undionly.kpxe\" is missing: " + loaderCure + "\n"},

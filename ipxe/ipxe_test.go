@@ -8,12 +8,16 @@ import (
 	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
+
+	"recast/inventory"
 )
 
 var server = netip.MustParseAddr("10.20.0.1")
 
 func TestBootfilePerClient(t *testing.T) {
 	ramdisk, local, ignore := Spec{Kind: SpecRamdisk}, Spec{Kind: SpecLocal}, Spec{Kind: SpecIgnore}
+	own, snp := Spec{Kind: SpecRamdisk, Loader: inventory.LoaderIPXE}, Spec{Kind: SpecRamdisk, Loader: inventory.LoaderSNPOnly}
+	by := func(way inventory.LocalBoot) Spec { return Spec{Kind: SpecLocal, Local: way} }
 	const script = "http://10.20.0.1:8080/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}"
 	for _, tc := range []struct {
 		name   string
@@ -33,7 +37,25 @@ func TestBootfilePerClient(t *testing.T) {
 		{"a PXE client with the HTTP number gets no URL and no name", 16, LoaderFirmware, ramdisk, ""},
 		{"Itanium has no loader", 2, LoaderFirmware, ramdisk, ""},
 		{"32-bit UEFI has no loader", 6, LoaderFirmware, ramdisk, ""},
-		{"RISC-V has no loader", 27, LoaderFirmware, ramdisk, ""},
+		{"32-bit RISC-V has no loader", 25, LoaderFirmware, ramdisk, ""},
+		{"riscv64 UEFI", 27, LoaderFirmware, ramdisk, "ipxe-riscv64.efi"},
+		{"riscv64 HTTP Boot", 28, LoaderHTTP, ramdisk, "http://10.20.0.1:8080/boot/loader/ipxe-riscv64.efi"},
+		{"loong64 UEFI", 39, LoaderFirmware, ramdisk, "ipxe-loong64.efi"},
+		{"arm32 HTTP Boot has no loader", 18, LoaderHTTP, ramdisk, ""},
+		{"BIOS with iPXE's own drivers", 0, LoaderFirmware, own, "ipxe.pxe"},
+		{"x64 UEFI with iPXE's own drivers", 9, LoaderFirmware, own, "ipxe-amd64.efi"},
+		{"x64 HTTP Boot with iPXE's own drivers", 16, LoaderHTTP, own, "http://10.20.0.1:8080/boot/loader/ipxe-amd64.efi"},
+		{"arm64 UEFI with iPXE's own drivers", 11, LoaderFirmware, own, "ipxe-arm64.efi"},
+		{"snponly by name", 7, LoaderFirmware, snp, "snponly.efi"},
+		{"snponly under BIOS is undionly", 0, LoaderFirmware, snp, "undionly.kpxe"},
+		{"to the disk by exit", 7, LoaderFirmware, by(inventory.LocalExit), ""},
+		{"to the disk by sanboot needs iPXE", 0, LoaderFirmware, by(inventory.LocalSANBoot), "undionly.kpxe"},
+		{"to the disk by GRUB", 7, LoaderFirmware, by(inventory.LocalGRUB), "local.efi"},
+		{"to the disk by GRUB under BIOS", 0, LoaderFirmware, by(inventory.LocalGRUB), "local.pxe"},
+		{"to the disk by GRUB over HTTP", 16, LoaderHTTP, by(inventory.LocalGRUB), "http://10.20.0.1:8080/boot/loader/local.efi"},
+		{"to the disk by GRUB that there is not", 11, LoaderFirmware, by(inventory.LocalGRUB), ""},
+		{"to the disk by 404", 16, LoaderHTTP, by(inventory.LocalHTTP404), "http://10.20.0.1:8080/boot/nothing"},
+		{"to the disk by 404 without HTTP", 7, LoaderFirmware, by(inventory.LocalHTTP404), ""},
 		{"Raspberry Pi has no loader", 41, LoaderFirmware, ramdisk, ""},
 		{"a number nobody registered", 4711, LoaderFirmware, ramdisk, ""},
 		{"iPXE under BIOS", 0, LoaderIPXE, ramdisk, script},

@@ -13,19 +13,51 @@ import (
 //go:embed all:loaders
 var embedded embed.FS
 
+// The loaders by name: the only boot file names there are, beside those of
+// imported ones. iPXE's are as Debian's package spells them.
+const (
+	// These drive the network card through the firmware. They are preferred for a
+	// PXE or HTTP boot: a third of the bytes over TFTP, they keep to the interface
+	// they were loaded from on a machine with many, and the full builds' own
+	// drivers hang on some cards (ipxe issues 541, 972, 973). On other cards it is
+	// the firmware's driver that fails; hence the choice.
+	LoaderUndionly = "undionly.kpxe"
+	LoaderSNPOnly  = "snponly.efi"
+	// These bring drivers of their own.
+	LoaderPXE     = "ipxe.pxe"
+	LoaderAMD64   = "ipxe-amd64.efi"
+	LoaderARM64   = "ipxe-arm64.efi"
+	LoaderRISCV64 = "ipxe-riscv64.efi"
+	LoaderLoong64 = "ipxe-loong64.efi"
+	// A GRUB without network, which finds what the disk starts with and starts that.
+	LoaderLocalBIOS  = "local.pxe"
+	LoaderLocalAMD64 = "local.efi"
+	// Debian's shim, which Microsoft signed, and the GRUB that it loads from beside
+	// itself, by this name.
+	LoaderShimAMD64 = "shimx64.efi"
+	LoaderGRUBAMD64 = "grubx64.efi"
+)
+
 const loaderCure = "run `sudo ./setup.sh loaders` and build again, or `apt-get install ipxe` on this machine"
 
-// Where Debian's package puts the loaders, for a binary that was built without.
+// Where Debian's packages put the loaders, for a binary that was built without.
 // Debian 12 has the full build as ipxe.efi, in /boot; newer suites name the
-// architecture.
+// architecture. The GRUBs that start a disk are made by setup.sh and stand nowhere.
 var loaderPaths = map[string][]string{
-	LoaderUndionly: {"usr/lib/ipxe/undionly.kpxe"},
-	LoaderSNPOnly:  {"usr/lib/ipxe/snponly.efi"},
-	LoaderAMD64:    {"usr/lib/ipxe/ipxe-amd64.efi", "usr/lib/ipxe/ipxe.efi", "boot/ipxe.efi"},
-	LoaderARM64:    {"usr/lib/ipxe/ipxe-arm64.efi"},
+	LoaderUndionly:   {"usr/lib/ipxe/undionly.kpxe"},
+	LoaderSNPOnly:    {"usr/lib/ipxe/snponly.efi"},
+	LoaderPXE:        {"usr/lib/ipxe/ipxe.pxe"},
+	LoaderAMD64:      {"usr/lib/ipxe/ipxe-amd64.efi", "usr/lib/ipxe/ipxe.efi", "boot/ipxe.efi"},
+	LoaderARM64:      {"usr/lib/ipxe/ipxe-arm64.efi"},
+	LoaderRISCV64:    {"usr/lib/ipxe/ipxe-riscv64.efi"},
+	LoaderLoong64:    {"usr/lib/ipxe/ipxe-loong64.efi"},
+	LoaderLocalBIOS:  nil,
+	LoaderLocalAMD64: nil,
+	LoaderShimAMD64:  {"usr/lib/shim/shimx64.efi.signed"},
+	LoaderGRUBAMD64:  {"usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"},
 }
 
-// Loaders holds the loaders that were found, each whole in memory (3 MB for all):
+// Loaders holds the loaders that were found, each whole in memory (10 MB for all):
 // what is served cannot change or vanish under a running server. It is an
 // fs.FS with nothing but these names.
 type Loaders struct {

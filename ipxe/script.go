@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"recast/inventory"
 )
 
 // A machine that cannot fetch something waits two seconds, then twice as long
@@ -72,19 +74,26 @@ func renderRamdisk(spec Spec, try int) (string, error) {
 	return s.String(), nil
 }
 
-// renderLocal hands the machine to its disk.
+// renderLocal hands the machine to its disk, in the declared way or the one that
+// its firmware is known to follow.
 func renderLocal(spec Spec, c Client) string {
 	s := begin(spec, "starting the local disk")
-	if c.Arch.UEFI() {
-		// A failing status makes the firmware go on to its next boot entry; after a
-		// good one edk2 opens its menu and waits for a person.
-		s.add("exit 1")
-		return s.String()
+	f, way := firmwares[c.Arch], spec.Local
+	if way == "" && !f.uefi {
+		// Leaving iPXE on a BIOS is left to ROMs that may hang or ask the network
+		// again. Reading the first disk's boot sector needs none of them; where that
+		// fails, leaving is what remains.
+		way = inventory.LocalSANBoot
 	}
-	// Leaving iPXE on a BIOS is left to ROMs that may hang or ask the network
-	// again. Reading the first disk's boot sector needs none of them; where that
-	// fails, leaving is what remains.
-	s.add("sanboot --no-describe --drive 0x80 || exit 1")
+	switch {
+	case way == inventory.LocalSANBoot:
+		s.add("sanboot --no-describe --drive 0x80 ||")
+	case way == inventory.LocalGRUB && f.local != "":
+		s.add("chain", safe(LoaderPath+f.local), "||")
+	}
+	// A failing status makes the firmware go on to its next boot entry; after a
+	// good one edk2 opens its menu and waits for a person.
+	s.add("exit 1")
 	return s.String()
 }
 
@@ -102,7 +111,7 @@ func RenderWait(why string, try int) string {
 func Stub() string {
 	var s script
 	s.add("#!ipxe")
-	s.add("chain --autofree --replace", ScriptPath+relativeQuery, "||")
+	s.add("chain --autofree --replace", ScriptPath+relativeQuery+"&try=0", "||")
 	s.add("echo recast: no boot script: ${errno}")
 	s.askAgain(0)
 	return s.String()
@@ -119,7 +128,7 @@ func Autoexec(httpPort int) string {
 	s.add(":again")
 	s.add("dhcp || goto failed")
 	s.add("isset ${next-server} || set next-server ${proxydhcp/next-server}")
-	s.add("chain --autofree --replace", base+ScriptPath+scriptQuery, "|| goto failed")
+	s.add("chain --autofree --replace", base+ScriptPath+scriptQuery+"&try=0", "|| goto failed")
 	s.add(":failed")
 	s.add("echo recast: no boot script from", base+":", "${errno}")
 	s.backOff()
@@ -164,6 +173,9 @@ func begin(spec Spec, doing safe) *script {
 	who := clean(spec.Machine)
 	if who == "" {
 		who = "undeclared machine"
+	}
+	if spec.Trace != "" {
+		s.add("echo recast: trace", clean(spec.Trace))
 	}
 	if why := clean(spec.Reason); why != "" {
 		s.add("echo recast:", who+":", doing+":", why)

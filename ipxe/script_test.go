@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"recast/inventory"
 )
 
 const askAgainFirst = `set wait:int32 2
@@ -50,7 +52,15 @@ echo recast: the ramdisk did not start: ${errno}
 		{"ramdisk, after the last try", ramdisk, Client{}, 99,
 			ramdiskScript + strings.NewReplacer("wait:int32 2", "wait:int32 64", "try:int32 0", "try:int32 9").Replace(askAgainFirst)},
 		{"local disk by BIOS", Spec{Kind: SpecLocal, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareBIOS}, 0,
-			"#!ipxe\necho recast: r1u05: starting the local disk: active\nsanboot --no-describe --drive 0x80 || exit 1\n"},
+			"#!ipxe\necho recast: r1u05: starting the local disk: active\nsanboot --no-describe --drive 0x80 ||\nexit 1\n"},
+		{"local disk by BIOS, declared to exit", Spec{Kind: SpecLocal, Local: inventory.LocalExit, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareBIOS}, 0,
+			"#!ipxe\necho recast: r1u05: starting the local disk: active\nexit 1\n"},
+		{"local disk by UEFI, declared as sanboot", Spec{Kind: SpecLocal, Local: inventory.LocalSANBoot, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareX64UEFI}, 0,
+			"#!ipxe\necho recast: r1u05: starting the local disk: active\nsanboot --no-describe --drive 0x80 ||\nexit 1\n"},
+		{"local disk by GRUB", Spec{Kind: SpecLocal, Local: inventory.LocalGRUB, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareX64UEFI}, 0,
+			"#!ipxe\necho recast: r1u05: starting the local disk: active\nchain /boot/loader/local.efi ||\nexit 1\n"},
+		{"local disk by a GRUB that there is not", Spec{Kind: SpecLocal, Local: inventory.LocalGRUB, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareARM64UEFI}, 0,
+			"#!ipxe\necho recast: r1u05: starting the local disk: active\nexit 1\n"},
 		{"local disk by UEFI", Spec{Kind: SpecLocal, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareEBC}, 0,
 			"#!ipxe\necho recast: r1u05: starting the local disk: active\nexit 1\n"},
 		{"an ignored stranger goes to its disk", Spec{Kind: SpecIgnore}, Client{Arch: FirmwareARM64UEFI}, 0,
@@ -80,7 +90,7 @@ set try:int32 0
 :again
 dhcp || goto failed
 isset ${next-server} || set next-server ${proxydhcp/next-server}
-chain --autofree --replace http://${next-server}:8080/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform} || goto failed
+chain --autofree --replace http://${next-server}:8080/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}&try=0 || goto failed
 :failed
 echo recast: no boot script from http://${next-server}:8080: ${errno}
 inc try
@@ -143,7 +153,7 @@ func FuzzRender(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sameCommands(t, text, "#!ipxe echo sanboot")
+		sameCommands(t, text, "#!ipxe echo sanboot exit")
 		sameCommands(t, RenderWait(reason, 0), "#!ipxe echo set set :again inc iseq echo sleep iseq chain echo goto")
 	})
 }

@@ -32,7 +32,8 @@ type bootQuestion struct {
 	Epoch    string
 	AgentURL string // https://ADDRESS:PORT as the machine reaches us
 	CA       inventory.Digest
-	Ramdisk  RamdiskFiles // zero: there is none for the architecture
+	Arch     inventory.Arch // declared, else what its firmware says
+	Ramdisk  RamdiskFiles   // zero: there is none for Arch
 	Now      time.Time
 }
 
@@ -46,9 +47,7 @@ func boot(q bootQuestion) ipxe.Spec {
 		return bootUnknown(q)
 	}
 	name := q.Machine.Name
-	local := func(reason string) ipxe.Spec {
-		return ipxe.Spec{Kind: ipxe.SpecLocal, Machine: name, Reason: reason}
-	}
+	local := func(reason string) ipxe.Spec { return bootLocal(q, reason) }
 	st, in := q.State.Status, q.State.Intent
 	switch {
 	case st.Hold != nil:
@@ -61,6 +60,18 @@ func boot(q bootQuestion) ipxe.Spec {
 		return local(fmt.Sprintf("%s, %s", st.Phase, st.Step))
 	}
 	return ramdisk(q, name, "recast.nonce="+q.Key.Nonce(in, in.Boots), fmt.Sprintf("%s, attempt %d", in.Purpose, st.Attempt))
+}
+
+// bootLocal sends a declared machine to its disk, in the way that it is declared to
+// take there. To be silent is the answer to what loads something; the system on
+// the disk gets its address all the same.
+func bootLocal(q bootQuestion, reason string) ipxe.Spec {
+	b := q.Machine.Boot
+	s := ipxe.Spec{Kind: ipxe.SpecLocal, Machine: q.Machine.Name, Reason: reason, Loader: b.Loader, SecureBoot: q.Machine.SecureBoot, Local: b.Local}
+	if b.Local == inventory.LocalSilent && q.Client.Loader != ipxe.LoaderOS {
+		s.Kind = ipxe.SpecIgnore
+	}
+	return s
 }
 
 func bootUnknown(q bootQuestion) ipxe.Spec {
@@ -77,20 +88,33 @@ func bootUnknown(q bootQuestion) ipxe.Spec {
 }
 
 func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
-	if q.Ramdisk.Kernel == "" {
-		return ipxe.Spec{Kind: ipxe.SpecLocal, Machine: machine, Reason: "there is no ramdisk: recast ramdisk build"}
+	var b inventory.Boot
+	s := ipxe.Spec{Kind: ipxe.SpecRamdisk, Machine: machine, Reason: reason}
+	local := func(reason string) ipxe.Spec { return ipxe.Spec{Kind: ipxe.SpecLocal, Reason: reason} }
+	if m := q.Machine; m != nil {
+		b, s.Loader, s.SecureBoot = m.Boot, m.Boot.Loader, m.SecureBoot
+		s.Trace = q.Key.Trace(q.State)
+		local = func(reason string) ipxe.Spec { return bootLocal(q, reason) }
 	}
-	return ipxe.Spec{Kind: ipxe.SpecRamdisk, Machine: machine, Reason: reason,
-		Kernel: q.Ramdisk.Kernel, Initrds: []string{q.Ramdisk.Initrd},
-		Args: []string{
-			"recast.url=" + q.AgentURL,
-			"recast.ca=" + q.CA.String(),
-			fmt.Sprintf("recast.time=%d", q.Now.Unix()),
-			"recast.mac=" + q.Client.MAC.String(),
-			key,
-			// Both consoles: the last one named is /dev/console.
-			"console=tty0", "console=ttyS0,115200n8", "panic=30",
-		}}
+	if cpu := q.Client.Arch.CPU(); cpu != "" && cpu != q.Arch {
+		return local(fmt.Sprintf("its firmware is %s, and the machine is declared %s", q.Client.Arch, q.Arch))
+	}
+	if q.Ramdisk.Kernel == "" {
+		return local(fmt.Sprintf("there is no ramdisk for %s: recast ramdisk build", q.Arch))
+	}
+	s.Kernel, s.Initrds = q.Ramdisk.Kernel, []string{q.Ramdisk.Initrd}
+	s.Args = append([]string{
+		"recast.url=" + q.AgentURL,
+		"recast.ca=" + q.CA.String(),
+		fmt.Sprintf("recast.time=%d", q.Now.Unix()),
+		"recast.mac=" + q.Client.MAC.String(),
+		key,
+	}, b.ConsoleArgs()...)
+	s.Args = append(s.Args, "panic=30")
+	if s.Trace != "" {
+		s.Args = append(s.Args, "recast.trace="+s.Trace)
+	}
+	return s
 }
 
 // agentURL is where a machine reaches the agent API.

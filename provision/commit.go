@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,7 +41,9 @@ func (e *Engine) commit(ctx context.Context, m *machine, next State, lines []Tim
 		}
 		ops = append(ops, op)
 	}
-	eventOps, entries, err := e.timelineOps(m, lines)
+	// The line that ends an attempt belongs to it.
+	trace := cmp.Or(e.liveTrace(next), e.liveTrace(m.state))
+	eventOps, entries, err := e.timelineOps(m, trace, lines)
 	if err != nil {
 		return err
 	}
@@ -56,6 +59,7 @@ func (e *Engine) commit(ctx context.Context, m *machine, next State, lines []Tim
 		m.intentRev = rev
 	}
 	m.history.add(entries...)
+	m.history.follow(e.liveTrace(next))
 	close(m.orders)
 	m.orders = make(chan struct{})
 	e.changes.send(m.name)

@@ -2,6 +2,7 @@ package provision
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -110,6 +111,10 @@ func TestBootAnswersTheLocalDiskInEveryDoubt(t *testing.T) {
 		{"armed", bootQuestion{Machine: decl, State: armed(), Ramdisk: ramdisk}, ipxe.SpecRamdisk, "deploy, attempt 1"},
 		{"writing", bootQuestion{Machine: decl, State: claimed(), Ramdisk: ramdisk}, ipxe.SpecRamdisk, "deploy, attempt 1"},
 		{"no ramdisk", bootQuestion{Machine: decl, State: armed()}, ipxe.SpecLocal, "no ramdisk"},
+		{"firmware of another architecture", bootQuestion{Machine: decl, State: armed(), Ramdisk: ramdisk, Client: ipxe.Client{Arch: ipxe.FirmwareARM64UEFI}}, ipxe.SpecLocal, "its firmware is arm64 UEFI, and the machine is declared amd64"},
+		{"silent when there is nothing to do", bootQuestion{Machine: &inventory.Machine{Name: "m1", Boot: inventory.Boot{Local: inventory.LocalSilent}}, Ramdisk: ramdisk, Client: ipxe.Client{Loader: ipxe.LoaderFirmware}}, ipxe.SpecIgnore, "nothing to do"},
+		{"silent, but for an armed boot", bootQuestion{Machine: &inventory.Machine{Name: "m1", Boot: inventory.Boot{Local: inventory.LocalSilent}}, State: armed(), Ramdisk: ramdisk, Client: ipxe.Client{Loader: ipxe.LoaderFirmware}}, ipxe.SpecRamdisk, "deploy, attempt 1"},
+		{"silent, but for its system's address", bootQuestion{Machine: &inventory.Machine{Name: "m1", Boot: inventory.Boot{Local: inventory.LocalSilent}}, Ramdisk: ramdisk, Client: ipxe.Client{Loader: ipxe.LoaderOS}}, ipxe.SpecLocal, "nothing to do"},
 		{"nothing to do", bootQuestion{Machine: decl, Ramdisk: ramdisk}, ipxe.SpecLocal, "nothing to do"},
 		{"held", bootQuestion{Machine: decl, State: State{Status: Status{Step: StepBooting, Hold: &Hold{Reason: "ann"}}, Intent: armed().Intent}, Ramdisk: ramdisk}, ipxe.SpecLocal, "held: ann"},
 		{"another store's intent", bootQuestion{Machine: decl, State: armed(), Epoch: "f", Ramdisk: ramdisk}, ipxe.SpecLocal, "another store"},
@@ -124,7 +129,7 @@ func TestBootAnswersTheLocalDiskInEveryDoubt(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			q := c.q
-			q.Now, q.AgentURL, q.CA = t0, "https://10.0.0.1:8443", imgA
+			q.Now, q.AgentURL, q.CA, q.Arch = t0, "https://10.0.0.1:8443", imgA, inventory.AMD64
 			q.Client.MAC = "52:54:00:00:00:05"
 			if q.Epoch == "" {
 				q.Epoch = "e"
@@ -144,6 +149,17 @@ func TestBootAnswersTheLocalDiskInEveryDoubt(t *testing.T) {
 				t.Errorf("the same question has two answers:\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestTheRamdiskGetsTheDeclaredConsolesAndTheLoaderItsName(t *testing.T) {
+	decl := &inventory.Machine{Name: "m1", SecureBoot: true, Boot: inventory.Boot{Loader: "ipxe", Console: []string{"tty0", "ttyS1,57600n8"}}}
+	got := boot(bootQuestion{Machine: decl, State: armed(), Epoch: "e", Arch: inventory.AMD64, Ramdisk: RamdiskFiles{Kernel: "/k", Initrd: "/i"}})
+	if n := len(got.Args); n < 4 || !slices.Equal(got.Args[n-4:], []string{"console=tty0", "console=ttyS1,57600n8", "panic=30", "recast.trace=" + got.Trace}) || len(got.Trace) != ipxe.TraceLen {
+		t.Errorf("arguments %q", got.Args)
+	}
+	if got.Loader != "ipxe" || !got.SecureBoot {
+		t.Errorf("loader %q, Secure Boot %v", got.Loader, got.SecureBoot)
 	}
 }
 
@@ -248,5 +264,31 @@ func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestATraceIsThatOfOneAttempt(t *testing.T) {
+	var k Key
+	s := armed()
+	first := k.Trace(s)
+	if len(first) != ipxe.TraceLen || first != k.Trace(s) {
+		t.Errorf("traces %q and %q of one attempt", first, k.Trace(s))
+	}
+	boots := *s.Intent
+	boots.Boots++
+	boots.Fence++
+	if got := k.Trace(State{Status: s.Status, Intent: &boots}); got != first {
+		t.Errorf("trace %q after a restart, %q before: it is the same attempt", got, first)
+	}
+	next := s
+	next.Status.Attempt++
+	if k.Trace(next) == first {
+		t.Error("the next attempt has the same trace")
+	}
+	if got := k.Trace(State{}); got != "" {
+		t.Errorf("trace %q of nothing", got)
+	}
+	if strings.Contains(k.Nonce(s.Intent, 0), first) {
+		t.Error("the trace gives away a part of the nonce")
 	}
 }

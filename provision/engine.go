@@ -265,6 +265,7 @@ func (e *Engine) loadMachines(ctx context.Context) error {
 	now := e.Now()
 	for _, m := range e.machines {
 		m.put(loaded(m.state, e.Store.Epoch(), now))
+		m.history.follow(e.liveTrace(m.state))
 	}
 	return nil
 }
@@ -504,7 +505,7 @@ func (e *Engine) handleWith(ctx context.Context, m *machine, ev Event, said []Ti
 	}
 	for _, l := range lines {
 		if l.Kind == "phase" || l.Kind == "error" || l.Kind == "finding" {
-			e.Log.Info(l.Text, "machine", m.name, "kind", l.Kind, "phase", next.Status.Phase, "step", next.Status.Step)
+			e.Log.Info(l.Text, "machine", m.name, "kind", l.Kind, "phase", next.Status.Phase, "step", next.Status.Step, "trace", e.key.Trace(next))
 		}
 	}
 	for _, a := range actions {

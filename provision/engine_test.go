@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -206,6 +207,11 @@ func TestEngineBringsAMachineFromApplyToActive(t *testing.T) {
 	if f := s.bmcs["10.9.0.1"]; !f.Powered() || len(f.Boots()) != 1 || f.Boots()[0].Device != bmc.BootNetwork {
 		t.Fatalf("the BMC was told %+v", f.Calls())
 	}
+	booted, err := s.BootSpec(t.Context(), ipxe.Client{MAC: testMAC(1), Remote: testAddr(1)})
+	if err != nil || booted.Trace == "" || !slices.Contains(booted.Args, "recast.trace="+booted.Trace) {
+		t.Fatalf("trace %q in %q, %v", booted.Trace, booted.Args, err)
+	}
+	s.Observe(inventory.Observation{Kind: inventory.SawDiscover, MAC: testMAC(1)})
 	token, order, err := s.boot(1, "b1", testUUID(1))
 	if err != nil || order.Kind != inventory.OrderWrite {
 		t.Fatalf("order %+v, %v", order, err)
@@ -247,6 +253,18 @@ func TestEngineBringsAMachineFromApplyToActive(t *testing.T) {
 	p, err := s.Plan(t.Context(), []inventory.File{{Name: "site.yaml", Data: []byte(s.yaml(true))}}, nil)
 	if err != nil || !p.Empty() {
 		t.Errorf("the plan is %+v, %v", p, err)
+	}
+	// What was before the attempt and is after it belongs to none.
+	s.Observe(inventory.Observation{Kind: inventory.SawDiscover, MAC: testMAC(1)})
+	last := ""
+	for _, l := range s.Timeline("m1") {
+		if l.Kind != "operator" && l.Text != "dhcp-discover" && l.Trace != booted.Trace {
+			t.Errorf("%s %q has the trace %q; want %q", l.Kind, l.Text, l.Trace, booted.Trace)
+		}
+		last = l.Trace
+	}
+	if last != "" {
+		t.Errorf("a packet after the attempt has the trace %q", last)
 	}
 }
 

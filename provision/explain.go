@@ -17,7 +17,11 @@ func (e *Engine) Explain(name string) (Explanation, error) {
 		left := e.leftOut(v)
 		v.Waiting, v.next = left.Why, left.Next
 	}
-	return explain(e.suspects(v, e.Timeline(name)), e.Now()), nil
+	x := explain(e.suspects(v, e.Timeline(name)), e.Now())
+	if m, ok := e.known(name); ok {
+		x.Trace = e.liveTrace(m.snapshot())
+	}
+	return x, nil
 }
 
 // suspects gathers what the causes are looked for in.

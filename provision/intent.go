@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"recast/inventory"
+	"recast/ipxe"
 )
 
 // Purpose is what an intent permits.
@@ -137,6 +138,17 @@ func (k Key) sum(parts ...string) string {
 // in it, and in the token: what booted for one never acts for another.
 func (k Key) Nonce(in *Intent, boots int) string {
 	return k.sum("claim", string(in.Purpose), in.Epoch, in.Machine, fmt.Sprint(in.Fence), fmt.Sprint(boots))
+}
+
+// Trace names one attempt in logs, packets, on consoles and in timelines. It is
+// public and permits nothing. Derived like the nonce, so that a DHCP reply, a
+// script and a restarted server say the same.
+func (k Key) Trace(s State) string {
+	in := s.Intent
+	if in == nil {
+		return ""
+	}
+	return k.sum("trace", in.Epoch, in.Machine, in.Created.UTC().Format(time.RFC3339Nano), fmt.Sprint(s.Status.Attempt))[:ipxe.TraceLen]
 }
 
 // AgentToken is the bearer token of the boot that claimed.

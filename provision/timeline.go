@@ -38,6 +38,14 @@ type history struct {
 	seq     int64
 	seen    string
 	seenAt  time.Time
+	trace   string // of the attempt under way
+}
+
+// follow tells which attempt belongs to what is seen from now on, "" none.
+func (h *history) follow(trace string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.trace = trace
 }
 
 func (h *history) lastSeen() (string, time.Time) {
@@ -59,7 +67,7 @@ func (h *history) note(at time.Time, text string) {
 func (h *history) keep(l TimelineEntry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.seen, h.seenAt = l.Text, l.Time
+	h.seen, h.seenAt, l.Trace = l.Text, l.Time, h.trace
 	h.packets = last(keepSeen, append(h.packets, l))
 }
 
@@ -88,14 +96,14 @@ func (h *history) list() []TimelineEntry {
 
 // timelineOps numbers the lines and makes the writes that keep them, and the
 // deletes that bound them.
-func (e *Engine) timelineOps(m *machine, lines []TimelineEntry) ([]store.Op, []TimelineEntry, error) {
+func (e *Engine) timelineOps(m *machine, trace string, lines []TimelineEntry) ([]store.Op, []TimelineEntry, error) {
 	h := &m.history
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var ops []store.Op
 	entries := make([]TimelineEntry, 0, len(lines))
 	for i, l := range lines {
-		l.Seq = h.seq + int64(i) + 1
+		l.Seq, l.Trace = h.seq+int64(i)+1, trace
 		raw, err := json.Marshal(l)
 		if err != nil {
 			return nil, nil, fmt.Errorf("encode timeline entry: %w", err)
@@ -107,6 +115,14 @@ func (e *Engine) timelineOps(m *machine, lines []TimelineEntry) ([]store.Op, []T
 		}
 	}
 	return ops, entries, nil
+}
+
+// liveTrace of an attempt under way, "" none is.
+func (e *Engine) liveTrace(s State) string {
+	if s.Intent == nil || !s.Intent.Live {
+		return ""
+	}
+	return e.key.Trace(s)
 }
 
 func (e *Engine) loadTimelines(ctx context.Context) error {

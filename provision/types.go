@@ -222,6 +222,9 @@ type TimelineEntry struct {
 	Detail string    `json:"detail,omitempty"`
 	// Seen is what stands behind a line of kind "seen", where a server saw it.
 	Seen *inventory.Observation `json:"seen,omitempty"`
+	// Trace of the attempt it belongs to, as DHCP replies, boot scripts, the agent's
+	// console and logs name it.
+	Trace string `json:"trace,omitempty"`
 }
 
 // Cause is what may stand behind a missing step.
@@ -238,6 +241,7 @@ type Explanation struct {
 	Missing  string          `json:"missing"`          // the first missing step; "" nothing is missing
 	Causes   []Cause         `json:"causes,omitempty"` // the likeliest first
 	Findings []string        `json:"findings,omitempty"`
-	Next     string          `json:"next"` // what happens next, or the command to run
+	Next     string          `json:"next"`            // what happens next, or the command to run
+	Trace    string          `json:"trace,omitempty"` // of the attempt under way
 	Timeline []TimelineEntry `json:"timeline"`
 }

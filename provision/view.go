@@ -24,14 +24,13 @@ func (e *Engine) BootSpec(_ context.Context, c ipxe.Client) (ipxe.Spec, error) {
 	e.mu.RUnlock()
 	q := bootQuestion{Client: c, Machine: decl, Key: e.key, Epoch: e.Store.Epoch(),
 		CA: e.authority.Digest(), Now: e.Now(), Seen: stray.At, Empty: stray.empty()}
-	arch := inventory.AMD64
-	if q.Machine != nil {
-		arch = q.Machine.Arch
+	if q.Arch = c.Arch.CPU(); q.Machine != nil {
+		q.Arch = q.Machine.Arch
 		if m, ok := e.known(q.Machine.Name); ok {
 			q.State = m.snapshot()
 		}
 	}
-	q.Ramdisk = e.Ramdisk(arch)
+	q.Ramdisk = e.Ramdisk(q.Arch)
 	if net != nil {
 		q.Unknown = net.Unknown
 		if addr, ok := e.Address(net.Name); ok {

@@ -7,12 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/labstack/echo/v4"
+
+	"recast/inventory"
 )
 
 // scope is who may call a route. Every route has one; there is no default.
@@ -87,6 +90,9 @@ func (s *Server) guard(r route) echo.HandlerFunc {
 		default:
 			return echo.NewHTTPError(http.StatusForbidden, "nobody may call this")
 		}
+		if r.scope == scopeAgent || r.scope == scopeKnock {
+			s.log().Debug("agent", "path", r.path, "remote", remote(c.Request()), "trace", printable(c.Request().Header.Get(inventory.TraceHeader)))
+		}
 		if !r.stream {
 			c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, bodyLimit[r.scope])
 			hurry(c.Response(), c.Request())
@@ -142,6 +148,23 @@ func recoverPanic(next echo.HandlerFunc) echo.HandlerFunc {
 		}()
 		return next(c)
 	}
+}
+
+// printable is what a stranger's word may be in a log: short, and one word.
+func printable(word string) string {
+	for i := range len(word) {
+		if ch := word[i]; i >= 64 || ch <= ' ' || ch > '~' {
+			return word[:i] + "…"
+		}
+	}
+	return word
+}
+
+func (s *Server) log() *slog.Logger {
+	if s.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return s.Log
 }
 
 func bearer(c echo.Context) string {

@@ -185,6 +185,9 @@ func printExplanation(w io.Writer, x provision.Explanation, n int) {
 	if x.Next != "" {
 		fmt.Fprintf(w, "  next:    %s\n", x.Next)
 	}
+	if x.Trace != "" {
+		fmt.Fprintf(w, "  trace:   %s\n", x.Trace)
+	}
 	t := x.Timeline
 	if len(t) > n {
 		t = t[len(t)-n:]

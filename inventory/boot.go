@@ -1,0 +1,148 @@
+package inventory
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+)
+
+// Boot is how a machine is handed over from the network. It is no part of a
+// generation: it changes the way to what runs, not what runs.
+type Boot struct {
+	// Loader is what its firmware loads: LoaderSNPOnly, LoaderIPXE, or the digest
+	// of an imported one; "" is the one that fits most machines.
+	Loader string `json:"loader,omitempty"`
+	// Local is how it starts its own disk; "" is by its firmware.
+	Local LocalBoot `json:"local,omitempty"`
+	// Console are the values of the ramdisk's console= arguments in order, the
+	// last one being /dev/console; none means DefaultConsole.
+	Console []string `json:"console,omitempty"`
+}
+
+// The loaders that recast brings, by what drives the network card.
+const (
+	LoaderSNPOnly = "snponly" // the firmware; undionly under BIOS
+	LoaderIPXE    = "ipxe"    // iPXE's own drivers
+)
+
+// LoaderDigest is the digest of an imported loader where one is declared.
+func (b Boot) LoaderDigest() (Digest, bool) {
+	d, err := ParseDigest(b.Loader)
+	return d, err == nil
+}
+
+// LocalBoot is a way from the network to the machine's own disk. What works
+// depends on the firmware.
+type LocalBoot string
+
+const (
+	LocalExit    LocalBoot = "exit"     // the loader ends with an error: the firmware's next entry
+	LocalSANBoot LocalBoot = "sanboot"  // iPXE starts the first disk itself
+	LocalSilent  LocalBoot = "silent"   // firmware and loader get no DHCP answer
+	LocalGRUB    LocalBoot = "grub"     // a GRUB from the network looks for the disk's own loader
+	LocalHTTP404 LocalBoot = "http-404" // the boot file or script is "not found"
+)
+
+// DefaultConsole: both, since a machine without a serial port says nothing of it,
+// and a server's screen is seldom looked at.
+var DefaultConsole = []string{"tty0", "ttyS0,115200n8"}
+
+// Model is what machines of one build have in common. Parse puts it into the
+// Machines that name it: a Set holds none.
+type Model struct {
+	Name string
+	Boot Boot
+}
+
+// As the kernel's Documentation/admin-guide/serial-console.rst has them.
+var consoleGrammar = regexp.MustCompile(`^(tty[0-9]{1,2}|(ttyS|ttyAMA|ttyUSB|hvc)[0-9]{1,2}(,[0-9]{3,7}([noe]([78]r?)?)?)?)$`)
+
+// buildBoot checks how a machine boots by itself; what depends on the rest of a
+// machine is checkBoot's.
+func (s scope) buildBoot(raw rawMachineBoot) Boot {
+	b := Boot{Loader: raw.Loader.V, Local: LocalBoot(raw.Local.V)}
+	if t := raw.Loader; t.given() && b.Loader != LoaderSNPOnly && b.Loader != LoaderIPXE {
+		d, err := ParseDigest(t.V)
+		if b.Loader = string(d); err != nil {
+			s.problem(t.Line, "spec.boot.loader", fmt.Sprintf("unknown loader %q", t.V), "want snponly, ipxe, or the digest of an imported one as recast loader list prints it")
+		}
+	}
+	for i, c := range raw.Console {
+		if !consoleGrammar.MatchString(c.V) {
+			s.problem(c.Line, "spec.boot.console["+strconv.Itoa(i)+"]", fmt.Sprintf("bad console %q", c.V), "want a device and its rate, such as tty0 or ttyS1,115200n8")
+			continue
+		}
+		b.Console = append(b.Console, c.V)
+	}
+	return b
+}
+
+func (b *builder) buildModel(d *declared[rawModel]) {
+	m := &Model{Name: d.Metadata.Name.V, Boot: d.buildBoot(d.Spec.Boot)}
+	if d.named {
+		b.model[m.Name] = m
+	}
+}
+
+// over is the machine's own word, else the model's.
+func (b Boot) over(model Boot) Boot {
+	if b.Loader == "" {
+		b.Loader = model.Loader
+	}
+	if b.Local == "" {
+		b.Local = model.Local
+	}
+	if b.Console == nil {
+		b.Console = model.Console
+	}
+	return b
+}
+
+// checkBoot checks how a machine boots against what it is.
+func (s scope) checkBoot(m *Machine, raw rawMachine) {
+	at := func(t text) int { return max(t.Line, raw.Model.Line) }
+	_, imported := m.Boot.LoaderDigest()
+	if m.Arch != AMD64 && m.Boot.Loader == LoaderSNPOnly {
+		s.problem(at(raw.Boot.Loader), "spec.boot.loader", fmt.Sprintf("there is no snponly for %s", m.Arch), "leave it out, or import one: recast loader import")
+	}
+	if m.Arch != AMD64 && m.Boot.Local == LocalGRUB {
+		s.problem(at(raw.Boot.Local), "spec.boot.local", fmt.Sprintf("there is no GRUB for %s", m.Arch), "want one of exit, sanboot, silent, http-404")
+	}
+	if !m.SecureBoot {
+		return
+	}
+	line := raw.SecureBoot.Line
+	if m.Firmware == BIOS {
+		s.problem(line, "spec.secureBoot", "a BIOS has no Secure Boot", "want firmware: uefi, or remove it")
+	}
+	if m.Arch != AMD64 && !imported {
+		s.problem(line, "spec.secureBoot", fmt.Sprintf("there is no signed loader for %s", m.Arch), "import one (recast loader import) and name its digest in boot.loader")
+	}
+	if l := m.Boot.Loader; l != "" && !imported {
+		s.problem(at(raw.Boot.Loader), "spec.boot.loader", fmt.Sprintf("the %s that recast brings is not signed, and with secureBoot only signed loaders are offered", l),
+			"leave it out, which is Debian's shim and GRUB, or name an imported one by its digest")
+	}
+	if m.Boot.Local == LocalSANBoot {
+		s.problem(at(raw.Boot.Local), "spec.boot.local", "sanboot is iPXE's, and with secureBoot the machine gets GRUB", "want one of exit, silent, grub, http-404")
+	}
+	for i, nic := range raw.NICs {
+		if n := s.b.network[nic.Network.V]; n != nil && n.DHCP == DHCPProxy {
+			s.problem(nic.Network.Line, "spec.nics["+strconv.Itoa(i)+"].network",
+				fmt.Sprintf("network %q has dhcp: proxy, where shim and GRUB take the other server for ours", n.Name),
+				"want a Network with dhcp: authoritative for a machine with secureBoot")
+		}
+	}
+}
+
+// ConsoleArgs are the kernel's arguments for the consoles.
+func (b Boot) ConsoleArgs() []string {
+	list := b.Console
+	if len(list) == 0 {
+		list = DefaultConsole
+	}
+	args := make([]string, len(list))
+	for i, c := range list {
+		args[i] = "console=" + c
+	}
+	return args
+}
