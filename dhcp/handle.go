@@ -142,7 +142,7 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 	}
 	kind := o.packet.MessageType()
 	// Told before it is sent: the client's next packet must not overtake it.
-	s.sawAnswered(&q, o)
+	s.sawAnswered(&q, o, p.at)
 	if err := p.link.wire.send(o.packet.ToBytes(), q.server, o.dest); err != nil {
 		s.counters.count(&s.counters.s.Silent, "send error")
 		s.log().Warn("send", "network", q.network.Name, "mac", r.mac, "err", err)

@@ -3,6 +3,7 @@ package dhcp
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
@@ -49,13 +50,14 @@ func (s *Server) sawAsked(q *question) {
 }
 
 // sawAnswered tells of our answer.
-func (s *Server) sawAnswered(q *question, out outcome) {
+func (s *Server) sawAnswered(q *question, out outcome, arrived time.Time) {
 	kind, ok := sawKinds[out.packet.MessageType()]
 	if !ok {
 		return
 	}
 	o := seen(kind, q.req, q.network.Name)
 	o.Remote, o.Server, o.Detail = addr4(out.packet.YourIPAddr), q.server, out.detail
+	o.Took = inventory.Duration(s.now().Sub(arrived))
 	s.observe(o)
 }
 

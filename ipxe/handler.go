@@ -72,6 +72,7 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 	c.Remote = seen.Remote
 	seen.MAC, seen.UUID, seen.Client, seen.Arch, seen.Version = c.MAC, c.UUID, string(c.Loader), uint16(c.Arch), version(r)
 
+	start := h.now()
 	spec, err := h.Booter.BootSpec(r.Context(), c)
 	// An iPXE that DHCP sent here gives up when nothing is found, and its firmware
 	// goes on; one that a script of ours sent would ask again.
@@ -89,6 +90,7 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 	}
 	h.log().Debug("boot script", "mac", c.MAC, "remote", c.Remote, "try", try, "answer", detail, "trace", spec.Trace)
 	writeScript(w, text)
+	seen.Took = inventory.Duration(h.now().Sub(start))
 	h.observe(seen)
 }
 
@@ -232,12 +234,15 @@ func (h *Handler) observe(o inventory.Observation) {
 	if h.Observe == nil {
 		return
 	}
-	now := time.Now
-	if h.Now != nil {
-		now = h.Now
-	}
-	o.Time = now()
+	o.Time = h.now()
 	h.Observe(o)
+}
+
+func (h *Handler) now() time.Time {
+	if h.Now != nil {
+		return h.Now()
+	}
+	return time.Now()
 }
 
 func (h *Handler) log() *slog.Logger {

@@ -374,6 +374,17 @@ func (e *Engine) Watch(ctx context.Context) <-chan string {
 	return c
 }
 
+// Phases counts the known machines by phase.
+func (e *Engine) Phases() map[Phase]int {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	out := map[Phase]int{}
+	for _, m := range e.machines {
+		out[m.shown.Load().Status.Phase]++
+	}
+	return out
+}
+
 // Timeline is a machine's history, oldest first.
 func (e *Engine) Timeline(name string) []TimelineEntry {
 	m, ok := e.known(name)

@@ -30,6 +30,7 @@ import (
 	"recast/store"
 )
 
+const metricsToken = "fedcba9876543210fedcba9876543210"
 const operatorToken = "0123456789abcdef0123456789abcdef"
 
 // site is a whole server over a fake BMC: a real store, image store and engine
@@ -107,7 +108,8 @@ func newSite(t testing.TB) *site {
 	go func() { defer close(ended); engine.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-ended })
 	s.Server = &Server{Engine: engine, Images: images, Scripts: &ipxe.Handler{Booter: engine, Port: 8080, Observe: engine.Observe, Log: log},
-		Ramdisk: http.Dir(ramdisk), OperatorToken: operatorToken, Version: "test", ImageMaxSize: 64 << 20, Log: log,
+		Ramdisk: http.Dir(ramdisk), OperatorToken: operatorToken, MetricsToken: metricsToken,
+		Metrics: func(w io.Writer, v StatusReply) error { return json.NewEncoder(w).Encode(v) }, Version: "test", ImageMaxSize: 64 << 20, Log: log,
 		Observe: func(o inventory.Observation) {
 			s.mu.Lock()
 			s.seen = append(s.seen, o)

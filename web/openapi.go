@@ -41,6 +41,7 @@ func openAPIOf(routes []route, version string) object {
 		"paths":   paths,
 		"components": object{"schemas": types.byName, "securitySchemes": object{
 			"operator": object{"type": "http", "scheme": "bearer", "description": "The operator's token."},
+			"metrics":  object{"type": "http", "scheme": "bearer", "description": "The token of metrics."},
 			"agent":    object{"type": "http", "scheme": "bearer", "description": "The token of one boot of one machine."}}},
 	}
 }
@@ -67,6 +68,8 @@ func operation(r route, types *schemas) object {
 	switch r.scope {
 	case scopeOperator:
 		op["security"] = []any{object{"operator": []string{}}}
+	case scopeMetrics:
+		op["security"] = []any{object{"metrics": []string{}}, object{"operator": []string{}}}
 	case scopeAgent:
 		op["security"] = []any{object{"agent": []string{}}}
 	default:

@@ -70,7 +70,7 @@ func TestOpenAPICoversEveryRouteAndEveryReferenceResolves(t *testing.T) {
 		if !ok || op.Summary == "" || op.Responses["default"] == nil || len(op.Responses) != 2 {
 			t.Errorf("%s %s: %+v", r.method, r.path, op)
 		}
-		if secured := r.scope == scopeAgent || r.scope == scopeOperator; (len(op.Security) > 0) != secured {
+		if secured := r.scope == scopeAgent || r.scope == scopeOperator || r.scope == scopeMetrics; (len(op.Security) > 0) != secured {
 			t.Errorf("%s %s: security %v", r.method, r.path, op.Security)
 		}
 	}

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -97,6 +98,8 @@ func (s *Server) operatorRoutes() []route {
 			func(echo.Context) (VersionReply, error) { return VersionReply{s.Version}, nil }),
 		{method: http.MethodGet, path: apiRoot + "/openapi.json", scope: scopeOpen, doc: "This API, as OpenAPI 3.1.",
 			answer: echo.MIMEApplicationJSON, handle: s.openAPI},
+		{method: http.MethodGet, path: "/metrics", scope: scopeMetrics, doc: "Counts and latencies in Prometheus' text format, never per machine.",
+			answer: "text/plain", handle: s.metrics},
 		show(apiRoot+"/status", scopeOperator, "How the server does.",
 			func(echo.Context) (StatusReply, error) { return s.status(), nil }),
 
@@ -243,6 +246,18 @@ func (s *Server) machineRoutes() []route {
 				return PowerReply{p}, refuse(http.StatusBadGateway, err)
 			}),
 	}
+}
+
+// metrics are written whole before their first byte leaves.
+func (s *Server) metrics(c echo.Context) error {
+	if s.Metrics == nil {
+		return echo.NewHTTPError(http.StatusNotFound, "no metrics are counted here")
+	}
+	var b bytes.Buffer
+	if err := s.Metrics(&b, s.status()); err != nil {
+		return err
+	}
+	return c.Blob(http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", b.Bytes())
 }
 
 func (s *Server) status() StatusReply {

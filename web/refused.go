@@ -9,10 +9,13 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"recast/inventory"
 )
 
 // refusals counts the requests that were not served, by front and reason. Neither
@@ -83,7 +86,7 @@ func (s *Server) newHTTP(front string, h http.Handler) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelDebug)
-	errorLog.SetOutput(handshakes{&s.refused, front, errorLog.Writer()})
+	errorLog.SetOutput(handshakes{&s.refused, front, s.Observe, errorLog.Writer()})
 	var open sync.Map // net.Conn → *atomic.Bool
 	return &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -122,14 +125,30 @@ func (s *Server) newHTTP(front string, h http.Handler) *http.Server {
 type handshakes struct {
 	refused *refusals
 	front   string
+	observe func(inventory.Observation) // nil discards
 	to      io.Writer
 }
 
 func (h handshakes) Write(p []byte) (int, error) {
 	if bytes.HasPrefix(p, []byte("http: TLS handshake error")) && !bytes.HasSuffix(bytes.TrimSpace(p), []byte(": EOF")) {
 		h.refused.count(h.front, refusedTLS)
+		if o := sawTLS(string(p)); h.observe != nil && o.Remote.IsValid() {
+			h.observe(o)
+		}
 	}
 	return h.to.Write(p)
+}
+
+// sawTLS reads net/http's line: "http: TLS handshake error from 10.0.0.1:40000:
+// remote error: tls: bad certificate".
+func sawTLS(line string) inventory.Observation {
+	_, line, _ = strings.Cut(line, "handshake error from ")
+	from, why, _ := strings.Cut(line, ": ")
+	o := inventory.Observation{Kind: inventory.SawTLS, Error: strings.TrimSpace(why)}
+	if ap, err := netip.ParseAddrPort(from); err == nil {
+		o.Remote = ap.Addr().Unmap()
+	}
+	return o
 }
 
 // frontOf names who an API's request is for.

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"recast/inventory"
 )
 
 // listening serves on a loopback port until the test ends.
@@ -213,4 +216,16 @@ func dialTLS(t *testing.T, addr string) net.Conn {
 		t.Fatal(err)
 	}
 	return conn
+}
+
+func TestFailedHandshakesAreSeenOfTheirMachine(t *testing.T) {
+	for line, want := range map[string]inventory.Observation{
+		"http: TLS handshake error from 10.0.0.1:40000: remote error: tls: bad certificate\n": {Kind: inventory.SawTLS, Remote: netip.MustParseAddr("10.0.0.1"), Error: "remote error: tls: bad certificate"},
+		"http: TLS handshake error from [::ffff:10.0.0.1]:4: EOF":                             {Kind: inventory.SawTLS, Remote: netip.MustParseAddr("10.0.0.1"), Error: "EOF"},
+		"http: something else": {Kind: inventory.SawTLS},
+	} {
+		if diff := cmp.Diff(want, sawTLS(line), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+			t.Errorf("%q (-want +got)\n%s", line, diff)
+		}
+	}
 }

@@ -25,6 +25,7 @@ const (
 	scopeKnock    scope = iota + 1 // a nonce or a discovery token in the body; the engine judges it
 	scopeAgent                     // an agent's token in the Authorization header; the engine judges it
 	scopeOperator                  // the operator's token
+	scopeMetrics                   // the token of metrics, or the operator's
 	scopeOpen                      // nobody is asked; nothing secret is answered
 )
 
@@ -84,8 +85,12 @@ func (s *Server) guard(r route) echo.HandlerFunc {
 				return echo.NewHTTPError(http.StatusUnauthorized, "this needs the token of a machine's present boot")
 			}
 		case scopeOperator:
-			if s.OperatorToken == "" || subtle.ConstantTimeCompare([]byte(bearer(c)), []byte(s.OperatorToken)) != 1 {
+			if !s.opens(c, s.OperatorToken) {
 				return echo.NewHTTPError(http.StatusUnauthorized, "this needs the operator's token: recast login URL")
+			}
+		case scopeMetrics:
+			if !s.opens(c, s.MetricsToken) && !s.opens(c, s.OperatorToken) {
+				return echo.NewHTTPError(http.StatusUnauthorized, "this needs the token in metrics.token of the server's data folder, or the operator's")
 			}
 		default:
 			return echo.NewHTTPError(http.StatusForbidden, "nobody may call this")
@@ -111,6 +116,11 @@ func (s *Server) guard(r route) echo.HandlerFunc {
 		}
 		return r.handle(c)
 	}
+}
+
+// opens tells whether a request bears a token; one that is not set opens nothing.
+func (s *Server) opens(c echo.Context, token string) bool {
+	return token != "" && subtle.ConstantTimeCompare([]byte(bearer(c)), []byte(token)) == 1
 }
 
 // bodyTime is how long a request's body may take. It ends with the body: a long

@@ -36,7 +36,8 @@ func TestEveryRouteDeniesByDefault(t *testing.T) {
 			{"a wrong token", "wrong" + operatorToken, []scope{scopeOpen}},
 			{"a prefix of the token", operatorToken[:31], []scope{scopeOpen}},
 			{"an agent", agent, []scope{scopeOpen, scopeAgent}},
-			{"the operator", operatorToken, []scope{scopeOpen, scopeOperator}},
+			{"who may see metrics", metricsToken, []scope{scopeOpen, scopeMetrics}},
+			{"the operator", operatorToken, []scope{scopeOpen, scopeOperator, scopeMetrics}},
 		} {
 			if r.scope == 0 {
 				t.Errorf("%s %s has no scope", r.method, r.path)

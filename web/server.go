@@ -3,6 +3,7 @@
 package web
 
 import (
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -34,6 +35,10 @@ type Server struct {
 	Findings func() []string
 	// Malformed counts what came elsewhere and was not understood, by reason; nil none.
 	Malformed func() map[string]uint64
+	// Metrics writes what is counted in Prometheus' text format; nil serves none.
+	// MetricsToken opens them and nothing else.
+	Metrics      func(io.Writer, StatusReply) error
+	MetricsToken string
 	// Relayed counts DHCP packets that came through relays, by Network; nil none.
 	Relayed func() map[string]uint64
 	Observe func(inventory.Observation)

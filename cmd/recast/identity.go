@@ -102,18 +102,18 @@ func (s *server) address(network string) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// operatorToken reads the token, or makes it at first start. record is told
+// readToken reads the token of operator or metrics, or makes it at first start. record is told
 // before there is a new one.
-func operatorToken(path string, record func() error) (string, error) {
+func readToken(whose, path string, record func() error) (string, error) {
 	raw, err := os.ReadFile(path)
 	if err == nil {
 		if token := strings.TrimSpace(string(raw)); len(token) >= 32 {
 			return token, nil
 		}
-		return "", fmt.Errorf("read the operator's token: %s holds no token; remove it to have a new one made", path)
+		return "", fmt.Errorf("read the token of %s: %s holds no token; remove it to have a new one made", whose, path)
 	}
 	if !errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("read the operator's token: %w", err)
+		return "", fmt.Errorf("read the token of %s: %w", whose, err)
 	}
 	var b [32]byte
 	if _, err := rand.Read(b[:]); err != nil {
@@ -124,7 +124,7 @@ func operatorToken(path string, record func() error) (string, error) {
 		return "", err
 	}
 	if err := writePrivate(path, []byte(token+"\n")); err != nil {
-		return "", fmt.Errorf("write the operator's token: %w", err)
+		return "", fmt.Errorf("write the token of %s: %w", whose, err)
 	}
 	return token, nil
 }

@@ -145,6 +145,7 @@ type server struct {
 	web     *web.Server
 	tftp    *tftp.Server
 	token   string
+	meters  meters
 
 	hup chan os.Signal
 	bad bmc.BadAnswers
@@ -203,23 +204,29 @@ func (s *server) open(ctx context.Context) (err error) {
 		Ramdisk: s.ramdiskFiles, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
-	if s.token, err = operatorToken(filepath.Join(s.Data, "operator.token"), func() error {
+	if s.token, err = readToken("operator", filepath.Join(s.Data, "operator.token"), func() error {
 		return s.engine.Record(ctx, provision.AuditEntry{Who: serverName(), What: "operator token made"})
 	}); err != nil {
 		return err
 	}
+	// It opens counts alone, which is nothing to audit.
+	metricsToken, err := readToken("metrics", filepath.Join(s.Data, "metrics.token"), func() error { return nil })
+	if err != nil {
+		return err
+	}
 	boot := ipxe.Boot{Have: s.loaders.Have}
-	s.dhcp = &dhcp.Server{Store: s.store, Booter: s.engine, Observe: s.engine.Observe, Log: s.log,
+	s.dhcp = &dhcp.Server{Store: s.store, Booter: s.engine, Observe: s.observe, Log: s.log,
 		Bootfile: func(c ipxe.Client, spec ipxe.Spec, server netip.Addr) (string, bool) {
 			return boot.Bootfile(c, spec, server, bootPort)
 		}}
-	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Observe: s.engine.Observe, Log: s.log}
+	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Observe: s.observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
-		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.engine.Observe, Log: s.log},
+		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.observe, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.findings, Version: version,
 		Malformed: s.malformed,
 		Relayed:   func() map[string]uint64 { return s.dhcp.Stats().Relayed },
-		Observe:   s.engine.Observe, Log: s.log}
+		Metrics:   s.metrics, MetricsToken: metricsToken,
+		Observe: s.observe, Log: s.log}
 	return nil
 }
 
@@ -353,6 +360,12 @@ func (s *server) reload() {
 func (s *server) dial(ctx context.Context, t bmc.Target) (bmc.Client, error) {
 	t.Bad = &s.bad
 	return bmc.Dial(ctx, t)
+}
+
+// observe takes what any of the servers saw.
+func (s *server) observe(o inventory.Observation) {
+	s.meters.observe(&o)
+	s.engine.Observe(o)
 }
 
 // findings of the DHCP server, once there is one.
