@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab test test-long race fuzz bench lint arrows need-go need-root
+.PHONY: help setup build lab test test-long race fuzz bench bench-dhcp lint arrows need-go need-root
 
 # Who called: under sudo the user, whose Go, caches and work tree these are.
 ROOT := $(filter 0,$(shell id -u))
@@ -30,6 +30,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 VULNDB := ../shared/vulndb
 FUZZTIME ?= 20s
+BENCHTIME ?= 1s
 # Tests that do more where RECAST_LONG is set.
 SOAKS := ^(TestMachineArrivesThoughTheServerIsKilled|TestServerKilledAnywhere|TestRamdiskWritesADisk)$$
 
@@ -73,6 +74,9 @@ fuzz: need-go ## each fuzz target for FUZZTIME (20s)
 
 bench: need-go ## benchmarks; as root those in network namespaces too
 	@$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchmem ./...; status=$$?; $(GIVE); exit $$status
+
+bench-dhcp: need-root need-go ## DHCP alone, against Kea where kea-dhcp4-server and kea-admin are installed (sudo)
+	@$(AS_ROOT) $(GO) test -run '^$$' -bench 'Packet|Exchange|Storm' -benchtime $(BENCHTIME) -count 5 ./dhcp; status=$$?; $(GIVE); exit $$status
 
 arrows: need-go ## which package may import what
 	$(AS_USER) $(GO) test -run '^TestImports' .

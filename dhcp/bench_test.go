@@ -288,8 +288,26 @@ func cpuOf(b *testing.B, p *os.Process) (cpu time.Duration, rss float64) {
 	return time.Duration(user+system) * 10 * time.Millisecond, float64(pages*os.Getpagesize()) / 1e6 // USER_HZ is 100
 }
 
+// awaitServer sends a DISCOVER until one is answered: the first are lost while
+// ports come up and addresses are resolved.
+func awaitServer(b *testing.B, relay *netStation) {
+	var udp *net.UDPConn
+	relay.enter(func() (err error) {
+		udp, err = net.DialUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 0, 0, 3), Port: 67}, &net.UDPAddr{IP: net.IPv4(10, 0, 0, 2), Port: 67})
+		return err
+	})
+	defer udp.Close()
+	eventually(b, "the relay is answered", func() bool {
+		_, _ = udp.Write(message(DISCOVER, "0c:00:00:00:00:01", giaddr("10.0.0.3")).ToBytes()) // refused while it is not there
+		_ = udp.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		_, err := udp.Read(make([]byte, 2048))
+		return err == nil
+	})
+}
+
 // exchange plays the clients, b.N times.
 func exchange(b *testing.B, relay *netStation, server *os.Process, kind byte) exchanged {
+	awaitServer(b, relay)
 	var udp *net.UDPConn
 	relay.enter(func() (err error) {
 		udp, err = net.DialUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 0, 0, 3), Port: 67}, &net.UDPAddr{IP: net.IPv4(10, 0, 0, 2), Port: 67})
@@ -311,13 +329,6 @@ func exchange(b *testing.B, relay *netStation, server *os.Process, kind byte) ex
 		}
 	}
 	buf := make([]byte, 2048)
-	// The first packets are lost while ports come up and addresses are resolved.
-	eventually(b, "the relay is answered", func() bool {
-		send(message(DISCOVER, "0c:00:00:00:00:01", giaddr("10.0.0.3")))
-		_ = udp.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-		_, err := udp.Read(buf)
-		return err == nil
-	})
 	before, _ := cpuOf(b, server)
 	b.ResetTimer()
 	lost := 0
