@@ -43,6 +43,7 @@ type results struct {
 }
 
 func main() {
+	host := hostFiles()
 	cmd := exec.Command("go", append([]string{"test", "-json"}, os.Args[1:]...)...)
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
@@ -65,6 +66,13 @@ func main() {
 		fmt.Println("go test:", status)
 		failed++
 	}
+	for name, before := range host {
+		if after := hostFiles()[name]; after != before {
+			fmt.Printf("a test changed %s of this host: it was\n%s", name, before)
+			r.lost = append(r.lost, name)
+			failed++
+		}
+	}
 	for _, name := range r.lost {
 		fmt.Println("FAILED", name)
 	}
@@ -76,6 +84,17 @@ func main() {
 	if failed > 0 {
 		os.Exit(1)
 	}
+}
+
+// hostFiles are what the DHCP clients that tests start would change, if one got
+// out of its namespace.
+func hostFiles() map[string]string {
+	files := map[string]string{}
+	for _, name := range []string{"/etc/resolv.conf", "/etc/hosts", "/etc/hostname"} {
+		raw, _ := os.ReadFile(name) // not every host has each
+		files[name] = string(raw)
+	}
+	return files
 }
 
 func (r *results) read(from io.Reader) error {
