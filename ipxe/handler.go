@@ -24,6 +24,8 @@ type Handler struct {
 	Loaders *Loaders // nil serves none
 	// Port is where clients reach this handler, for autoexec.ipxe; see Autoexec.
 	Port int
+	// Turns bounds how many machines fetch the ramdisk at once; nil does not.
+	Turns *Turns
 	// Observe is told of every script and loader; nil discards.
 	Observe func(inventory.Observation)
 	Log     *slog.Logger     // nil discards
@@ -82,6 +84,14 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, seen.Detail, http.StatusNotFound)
 		return
 	}
+	if err == nil && spec.Kind == SpecRamdisk {
+		if again, waiting, ok := h.Turns.Ask(c.Remote, h.now()); !ok {
+			seen.Detail = fmt.Sprintf("%s: %d machines fetch the ramdisk and %d wait; it asks again in %s", SawWait, h.Turns.limit(), waiting, again)
+			writeScript(w, RenderTurn(spec, again, waiting, try))
+			h.observe(seen)
+			return
+		}
+	}
 	text, detail, err := answer(spec, err, c, try)
 	seen.Detail, seen.Bytes = detail, int64(len(text))
 	if err != nil {
@@ -110,6 +120,9 @@ func answer(spec Spec, refused error, c Client, try int) (text, detail string, e
 	}
 	return text, told(spec), nil
 }
+
+// SawWait begins the detail of an observation where a machine's turn has not come.
+const SawWait = "not its turn"
 
 // told is a spec for the timeline.
 func told(s Spec) string { return strings.TrimSuffix(string(s.Kind)+": "+s.Reason, ": ") }

@@ -12,5 +12,16 @@ func EmbeddedVersion() string {
 	if err != nil {
 		return ""
 	}
-	return strings.TrimSpace(string(b))
+	return packageVersion(string(b), "ipxe")
+}
+
+// packageVersion finds a package in the lines that setup.sh writes, one a package
+// with its version.
+func packageVersion(lines, name string) string {
+	for line := range strings.Lines(lines) {
+		if version, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
+			return version
+		}
+	}
+	return ""
 }

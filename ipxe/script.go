@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"recast/inventory"
 )
@@ -16,6 +17,9 @@ const (
 	firstWait   = 2
 	maxWait     = 64
 	giveUpAfter = 10
+	// linkWait in milliseconds: a link comes up within three seconds where there is
+	// one, and spanning tree holds back packets, not the link.
+	linkWait = 5000
 )
 
 // Render turns a Spec into the script that iPXE runs; try counts how often this
@@ -106,6 +110,19 @@ func RenderWait(why string, try int) string {
 	return s.String()
 }
 
+// RenderTurn is the script for a machine whose turn to fetch the ramdisk has not
+// come: it costs the server one small answer. It is no try that failed, so it is
+// not counted as one.
+func RenderTurn(spec Spec, again time.Duration, waiting, try int) string {
+	s := begin(spec, "waits for its turn")
+	s.add("echo recast:", num(waiting), "machines wait to fetch the ramdisk; asking again in", num(int(again/time.Second)), "s")
+	s.add("sleep", num(int(again/time.Second)))
+	s.add("chain --autofree --replace", ScriptPath+relativeQuery+"&try="+num(min(max(try, 0), giveUpAfter-1)), "||")
+	s.add("echo recast: the server does not answer: ${errno}")
+	s.askAgain(try)
+	return s.String()
+}
+
 // Stub asks for the script of the machine that runs it, with everything iPXE
 // knows about the machine in the query.
 func Stub() string {
@@ -118,7 +135,9 @@ func Stub() string {
 }
 
 // Autoexec is the stub for an iPXE that has not asked DHCP yet: its network is
-// down, and it came by TFTP, so that no path can be relative.
+// down, and it came by TFTP, so that no path can be relative. A card without a
+// link, without an address or without a server behind it costs linkWait and its
+// own tries, and the next one has its turn.
 func Autoexec(httpPort int) string {
 	base := safe("http://${next-server}:" + strconv.Itoa(httpPort))
 	var s script
@@ -126,11 +145,21 @@ func Autoexec(httpPort int) string {
 	s.add("set wait:int32", num(firstWait))
 	s.add("set try:int32 0")
 	s.add(":again")
-	s.add("dhcp || goto failed")
+	s.add("set nic:int32 0")
+	s.add(":nic")
+	s.add("isset ${net${nic}/mac} || goto none")
+	s.add("ifopen net${nic} || goto next")
+	s.add("iflinkwait --timeout", num(linkWait), "net${nic} || goto next")
+	s.add("dhcp net${nic} || goto next")
 	s.add("isset ${next-server} || set next-server ${proxydhcp/next-server}")
-	s.add("chain --autofree --replace", base+ScriptPath+scriptQuery+"&try=0", "|| goto failed")
-	s.add(":failed")
-	s.add("echo recast: no boot script from", base+":", "${errno}")
+	s.add("chain --autofree --replace", base+ScriptPath+scriptQuery+"&try=0", "||")
+	s.add(":next")
+	s.add("echo recast: nothing by net${nic} (${net${nic}/mac}): ${errno}")
+	s.add("ifclose net${nic} ||")
+	s.add("inc nic")
+	s.add("goto nic")
+	s.add(":none")
+	s.add("echo recast: no boot script by any network card")
 	s.backOff()
 	s.add("goto again")
 	return s.String()

@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -88,11 +89,21 @@ func TestAutoexecWhole(t *testing.T) {
 set wait:int32 2
 set try:int32 0
 :again
-dhcp || goto failed
+set nic:int32 0
+:nic
+isset ${net${nic}/mac} || goto none
+ifopen net${nic} || goto next
+iflinkwait --timeout 5000 net${nic} || goto next
+dhcp net${nic} || goto next
 isset ${next-server} || set next-server ${proxydhcp/next-server}
-chain --autofree --replace http://${next-server}:8080/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}&try=0 || goto failed
-:failed
-echo recast: no boot script from http://${next-server}:8080: ${errno}
+chain --autofree --replace http://${next-server}:8080/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}&try=0 ||
+:next
+echo recast: nothing by net${nic} (${net${nic}/mac}): ${errno}
+ifclose net${nic} ||
+inc nic
+goto nic
+:none
+echo recast: no boot script by any network card
 inc try
 iseq ${try} 10 && reboot ||
 echo recast: asking again in ${wait} s, then 10 times at most until a restart (${try})
@@ -101,6 +112,21 @@ iseq ${wait} 64 || inc wait ${wait}
 goto again
 `
 	if diff := cmp.Diff(want, Autoexec(8080)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestTurnScriptWaitsWithoutCountingATry(t *testing.T) {
+	want := `#!ipxe
+echo recast: trace 1d44f94068682d44
+echo recast: r1u05: waits for its turn: deploy
+echo recast: 120 machines wait to fetch the ramdisk; asking again in 8 s
+sleep 8
+chain --autofree --replace /boot/script?mac=${netX/mac:hexhyp}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}&try=3 ||
+echo recast: the server does not answer: ${errno}
+` + strings.NewReplacer("wait:int32 2", "wait:int32 16", "try:int32 0", "try:int32 3").Replace(askAgainFirst)
+	spec := Spec{Kind: SpecRamdisk, Machine: "r1u05", Reason: "deploy", Trace: "1d44f94068682d44"}
+	if diff := cmp.Diff(want, RenderTurn(spec, 8*time.Second, 120, 3)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }

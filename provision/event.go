@@ -32,6 +32,10 @@ type BMCDone struct {
 	Next string
 }
 
+// BootWaits: the machine asked what to boot and was told that its turn to fetch
+// the ramdisk has not come.
+type BootWaits struct{}
+
 // BootServed: the machine asked what to boot and was given the ramdisk.
 type BootServed struct{}
 
@@ -81,6 +85,7 @@ type Mended struct{}
 func (Started) event()    {}
 func (BMCDone) event()    {}
 func (BootServed) event() {}
+func (BootWaits) event()  {}
 func (Claimed) event()    {}
 func (Inspected) event()  {}
 func (Reported) event()   {}

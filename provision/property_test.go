@@ -104,7 +104,7 @@ func (w *walk) event() Event {
 		}
 		return ev
 	case 4:
-		return BootServed{}
+		return pick[Event](r, BootServed{}, BootServed{}, BootWaits{})
 	case 5:
 		return w.claim()
 	case 6:

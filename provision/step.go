@@ -51,6 +51,8 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 		t.started(ev)
 	case BMCDone:
 		t.bmcDone(ev)
+	case BootWaits:
+		t.bootWaits()
 	case BootServed:
 		t.bootServed()
 	case Claimed:
@@ -293,6 +295,21 @@ func (t *transition) bootServed() {
 		t.Intent.Asked = true
 		t.line("seen", "it asked for its boot script again while %s", t.Status.Step)
 		t.prolong(t.now.Add(t.deadline(StepClaiming)))
+	}
+}
+
+// bootWaits: it is there and will be served. It asks every few seconds, and its
+// deadline is moved so seldom that the store does not notice.
+func (t *transition) bootWaits() {
+	if !t.busy() {
+		return
+	}
+	switch t.Status.Step {
+	case StepPowering, StepBooting, StepAwaitingPerson:
+		if left := t.Status.Deadline.Sub(t.now); !t.Status.Deadline.IsZero() && left < t.deadline(StepBooting)/2 {
+			t.line("seen", "it waits for its turn to fetch the ramdisk")
+			t.prolong(t.now.Add(t.deadline(StepBooting)))
+		}
 	}
 }
 

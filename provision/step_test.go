@@ -215,3 +215,35 @@ func (s *story) take(t *testing.T, out *strings.Builder, line string) {
 	}
 	fmt.Fprintln(out)
 }
+
+// A machine that has to wait for the ramdisk is there: it neither fails for it,
+// nor does each of its questions cost a write.
+func TestWaitingForItsTurnFailsNoMachine(t *testing.T) {
+	s := newStory()
+	s.must(t, Started{Purpose: PurposeInspect, Generation: genA, Rendered: rendA, Epoch: "e", By: "ann"})
+	for _, a := range []Action{ActOff, ActArm, ActOn} {
+		s.must(t, BMCDone{Action: a})
+	}
+	limit := s.params.Deadlines["booting"]
+	moved := 0
+	for range 12 * 10 {
+		before := s.state.Status.Deadline
+		s.now = s.now.Add(limit / 10)
+		s.must(t, BootWaits{})
+		s.must(t, Ticked{})
+		if st := s.state.Status; st.Step != StepBooting || st.Attempt != 1 {
+			t.Fatalf("%s, %s, attempt %d: %s", st.Phase, st.Step, st.Attempt, st.LastError)
+		}
+		if !s.state.Status.Deadline.Equal(before) {
+			moved++
+		}
+	}
+	if moved == 0 || moved > 30 {
+		t.Errorf("the deadline was moved %d times by 120 questions", moved)
+	}
+	s.now = s.now.Add(2 * limit)
+	s.must(t, Ticked{})
+	if st := s.state.Status; st.Step == StepBooting && st.Attempt == 1 {
+		t.Error("a machine that asks no more is waited for")
+	}
+}

@@ -158,13 +158,25 @@ func (e *Engine) Observe(o inventory.Observation) {
 	m := e.machine(name)
 	m.history.saw(o)
 	e.changes.send(name)
-	if o.Kind == inventory.SawScript && o.Error == "" && strings.HasPrefix(o.Detail, string(ipxe.SpecRamdisk)) && e.fromItself(name, o.Remote) {
+	if ev := bootEvent(o); ev != nil && e.fromItself(name, o.Remote) {
 		e.spawn(func() {
-			if err := e.handle(e.background(), m, BootServed{}); err != nil {
+			if err := e.handle(e.background(), m, ev); err != nil {
 				e.Log.Warn("boot not recorded", "machine", name, "err", err)
 			}
 		})
 	}
+}
+
+// bootEvent is what an observation means to a machine's state, nil nothing.
+func bootEvent(o inventory.Observation) Event {
+	switch {
+	case o.Kind != inventory.SawScript || o.Error != "":
+	case strings.HasPrefix(o.Detail, string(ipxe.SpecRamdisk)):
+		return BootServed{}
+	case strings.HasPrefix(o.Detail, ipxe.SawWait):
+		return BootWaits{}
+	}
+	return nil
 }
 
 // seenText is an observation in words.

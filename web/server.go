@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"recast/image"
 	"recast/inventory"
@@ -51,6 +52,9 @@ type Server struct {
 const (
 	ImagesPath  = "/images/"
 	RamdiskPath = "/boot/ramdisk/"
+	// Its files; a machine fetches the initrd last.
+	RamdiskKernel = "vmlinuz"
+	RamdiskInitrd = "initrd.img"
 )
 
 // Boot serves what a machine without any identity may have: loaders, scripts,
@@ -85,7 +89,11 @@ func (s *Server) ramdisk() http.Handler {
 			http.NotFound(w, r)
 			return
 		}
+		s.Scripts.Turns.Fetching(remote(r), time.Now())
 		seen := ipxe.Transfer(w, r, name, files.ServeHTTP)
+		if name == RamdiskInitrd && seen.Error == "" && !seen.Asked && seen.Offset+seen.Bytes == seen.Size {
+			s.Scripts.Turns.Done(remote(r), time.Now())
+		}
 		if s.Observe != nil {
 			s.Observe(seen)
 		}

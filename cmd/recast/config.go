@@ -33,6 +33,8 @@ type config struct {
 	} `yaml:"images"`
 	// Ramdisk folder, as "recast ramdisk build" makes it; default Data/ramdisk.
 	Ramdisk string `yaml:"ramdisk"`
+	// Turns is how many machines fetch the ramdisk at once; the rest waits. 0: no bound.
+	Turns int `yaml:"turns"`
 	// SoftOff is how long an operating system may take to shut down.
 	SoftOff time.Duration `yaml:"softOff"`
 	Log     struct {
@@ -49,6 +51,7 @@ func defaults() config {
 	var c config
 	c.Data, c.Boot, c.Agent = defaultData, ":8080", ":8443"
 	c.Images.MaxSize = 64 << 30
+	c.Turns = 64
 	c.SoftOff = 30 * time.Second
 	c.Log.Level = "info"
 	return c
@@ -193,6 +196,9 @@ func (p *configParser) check(c config) {
 	}
 	if c.Data == "" {
 		p.problem(p.lines["data"], "data", "it is empty", "name a folder, such as "+defaultData)
+	}
+	if c.Turns < 0 {
+		p.problem(p.lines["turns"], "turns", fmt.Sprintf("%d machines at once", c.Turns), "want a count, or 0 for no bound")
 	}
 	if c.SoftOff < 0 || c.SoftOff > time.Hour {
 		p.problem(p.lines["softOff"], "softOff", fmt.Sprintf("%s is out of bounds", c.SoftOff), "want 0s to 1h")

@@ -221,7 +221,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		}}
 	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Observe: s.observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
-		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Observe: s.observe, Log: s.log},
+		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Turns: &ipxe.Turns{Max: cmp.Or(s.Turns, -1)}, Observe: s.observe, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.findings, Version: version,
 		Malformed: s.malformed,
 		Relayed:   func() map[string]uint64 { return s.dhcp.Stats().Relayed },
@@ -329,12 +329,12 @@ func (s *server) ramdiskFiles(arch inventory.Arch) provision.RamdiskFiles {
 	if arch != inventory.AMD64 {
 		return provision.RamdiskFiles{}
 	}
-	for _, f := range []string{"vmlinuz", "initrd.img"} {
+	for _, f := range []string{web.RamdiskKernel, web.RamdiskInitrd} {
 		if _, err := os.Stat(filepath.Join(s.ramdiskDir(), f)); err != nil {
 			return provision.RamdiskFiles{}
 		}
 	}
-	return provision.RamdiskFiles{Kernel: web.RamdiskPath + "vmlinuz", Initrd: web.RamdiskPath + "initrd.img"}
+	return provision.RamdiskFiles{Kernel: web.RamdiskPath + web.RamdiskKernel, Initrd: web.RamdiskPath + web.RamdiskInitrd}
 }
 
 // reload takes up what may change while the server runs.
