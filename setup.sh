@@ -34,6 +34,7 @@ dnsmasq-base        a foreign DHCP server
 udhcpc              a DHCP client
 isc-dhcp-client     another
 isc-dhcp-relay      a relay between
+dhcpcd-base         one more DHCP client
 tftp-hpa            a TFTP client
 atftp               another, that asks for windows
 curl                an HTTP and TFTP client

@@ -58,11 +58,7 @@ func bind(f Interface, port uint16) (*net.UDPConn, error) {
 				unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
 				unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_PKTINFO, 1),
 			)
-			// The forced form needs a capability; the plain one stops at
-			// net.core.rmem_max.
-			if unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
-				_ = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
-			}
+			enlarge(s)
 		})
 		return errors.Join(cerr, err)
 	}}
@@ -71,6 +67,14 @@ func bind(f Interface, port uint16) (*net.UDPConn, error) {
 		return nil, listenError(f.Name, port, err)
 	}
 	return pc.(*net.UDPConn), nil
+}
+
+// enlarge asks for the receive buffer: the forced form needs a capability, the
+// plain one stops at net.core.rmem_max.
+func enlarge(fd int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	}
 }
 
 // serveBoot opens the boot server port, or closes it.
@@ -129,7 +133,7 @@ func read(udp *net.UDPConn, buf, oob []byte) (n int, src netip.AddrPort, dst net
 	return n, src, destination(oob[:m]), nil
 }
 
-// destination reads IP_PKTINFO's header address.
+// destination reads the header's address from the packet information.
 func destination(oob []byte) netip.Addr {
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -138,6 +142,9 @@ func destination(oob []byte) netip.Addr {
 	for _, m := range msgs {
 		if m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo {
 			return netip.AddrFrom4([4]byte(m.Data[8:12]))
+		}
+		if m.Header.Level == unix.SOL_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo {
+			return netip.AddrFrom16([16]byte(m.Data[:16]))
 		}
 	}
 	return netip.Addr{}

@@ -61,23 +61,32 @@ func (s *Server) accept(l *link, raw []byte, dst netip.Addr, asker netip.AddrPor
 	if err != nil {
 		var bad badPacket
 		errors.As(err, &bad)
-		s.counters.count(&s.counters.s.Malformed, string(bad))
-		// Replies of other servers are no news: relays and proxies pass here.
-		if bad != badOp {
-			s.sawBad(l, bad)
-		}
+		s.malformed(l, bad)
 		return
 	}
+	s.enqueue(arrival{req: r, link: l, dst: dst, asker: asker, at: s.now()}, s.cfg.Load())
+}
+
+// malformed counts a packet that is not even looked at.
+func (s *Server) malformed(l *link, bad badPacket) {
+	s.counters.count(&s.counters.s.Malformed, string(bad))
+	// Replies of other servers are no news: relays and proxies pass here.
+	if bad != badOp {
+		s.sawBad(l, bad)
+	}
+}
+
+func (s *Server) enqueue(p arrival, cfg *config) {
 	lane := laneRequest
-	if r.kind == dhcpv4.MessageTypeDiscover {
+	if p.req.kind == dhcpv4.MessageTypeDiscover {
 		lane = laneStranger
-		if _, ok := s.cfg.Load().byMAC[r.mac]; ok {
+		if _, ok := cfg.byMAC[p.req.mac]; ok {
 			lane = laneDeclared
-		} else if _, ok := s.ports.of(r.mac); ok {
+		} else if _, ok := s.ports.of(p.req.mac); ok {
 			lane = laneDeclared
 		}
 	}
-	if why := s.queue.push(arrival{req: r, link: l, dst: dst, asker: asker, at: s.now()}, lane); why != "" {
+	if why := s.queue.push(p, lane); why != "" {
 		s.counters.count(&s.counters.s.Silent, why)
 	}
 }
@@ -136,21 +145,20 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 		s.silent(r, q.network, "store")
 		s.log().Debug("withhold a lease", "network", q.network.Name, "mac", r.mac, "err", err)
 		return
-	case o.packet == nil:
+	case o.packet == nil && o.six == nil:
 		s.silent(r, q.network, o.silence)
 		return
 	}
-	kind := o.packet.MessageType()
 	// Told before it is sent: the client's next packet must not overtake it.
 	s.sawAnswered(&q, o, p.at)
-	if err := p.link.wire.send(o.packet.ToBytes(), q.server, o.dest); err != nil {
+	if err := p.link.wire.send(o.bytes(), q.server, o.dest); err != nil {
 		s.counters.count(&s.counters.s.Silent, "send error")
 		s.log().Warn("send", "network", q.network.Name, "mac", r.mac, "err", err)
 		return
 	}
-	s.counters.count(&s.counters.s.Replies, kind.String())
+	s.counters.count(&s.counters.s.Replies, o.kind())
 	if s.debug(ctx) {
-		s.log().Debug("reply", "type", kind, "network", q.network.Name, "mac", r.mac, "address", o.packet.YourIPAddr, "to", o.dest.to, "detail", o.detail, "trace", q.boot.trace)
+		s.log().Debug("reply", "type", o.kind(), "network", q.network.Name, "mac", r.mac, "address", o.addr(), "to", o.dest.to, "detail", o.detail, "trace", q.boot.trace)
 	}
 }
 
@@ -171,7 +179,7 @@ func (s *Server) silent(r *request, n *inventory.Network, why string) {
 // is none.
 func (s *Server) question(p arrival) (question, string) {
 	r := p.req
-	q := question{req: r, asker: p.asker, cfg: s.cfg.Load(), ours: *s.ourAddrs.Load(), now: s.now()}
+	q := question{req: r, asker: p.asker, cfg: s.cfg.Load(), ours: *s.ourAddrs.Load(), duid: s.duid, now: s.now()}
 	for _, a := range q.ours {
 		q.unicast = q.unicast || a == p.dst
 	}
@@ -208,10 +216,10 @@ func (s *Server) question(p arrival) (question, string) {
 		}
 		q.server = d.site.server
 	}
-	if !q.server.IsValid() && len(at.iface.Addrs) > 0 {
-		q.server = at.iface.Addrs[0].Addr()
+	if addrs := at.iface.of(q.network); !q.server.IsValid() && len(addrs) > 0 {
+		q.server = addrs[0].Addr()
 	}
-	if !q.server.Is4() {
+	if !q.server.IsValid() {
 		return q, "no address of our own"
 	}
 	return q, ""
@@ -221,8 +229,13 @@ func (s *Server) question(p arrival) (question, string) {
 // there is no answer at all.
 func (s *Server) boot(ctx context.Context, q *question) string {
 	c := q.req.client
-	if q.req.kind != dhcpv4.MessageTypeDiscover && q.req.kind != dhcpv4.MessageTypeRequest {
-		return ""
+	switch q.req.kind {
+	case dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest:
+	default:
+		// DHCPv6 without addresses (INFORMATION-REQUEST) tells of boot files too.
+		if q.req.six == nil || q.req.kind != dhcpv4.MessageTypeInform {
+			return ""
+		}
 	}
 	if c.Loader == ipxe.LoaderOS || s.Booter == nil || s.Bootfile == nil {
 		return ""
@@ -325,14 +338,14 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 		// A little more than promised, so that firmware, iPXE, ramdisk and system,
 		// one after the other, need one write.
 		l.Expires = l.Expires.Add(q.leaseTime() / 8)
-		if own.ip == l.Addr && len(ops) == 0 {
+		if own.on(q.network) == l.Addr && len(ops) == 0 {
 			t.later(l)
 			t.forgetOffer(station{name, mac})
 			return nil, false
 		}
 		// Nobody else is given the address while it is being written.
 		t.hold(name, mac, known, l.Addr, q.now.Add(offerHold))
-		must = !same && own.ip != l.Addr
+		must = !same && own.on(q.network) != l.Addr
 	}
 	op, err := leaseRecords.PutOp(leaseName(name, l.Addr), l, rev)
 	if err != nil {

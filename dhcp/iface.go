@@ -12,12 +12,14 @@ import (
 	"recast/inventory"
 )
 
-// Interface is one network interface of this machine with its IPv4 addresses.
+// Interface is one network interface of this machine with its IPv4 addresses, and
+// its IPv6 addresses of more than the link.
 type Interface struct {
 	Name     string
 	Index    int
 	MAC      net.HardwareAddr
 	Addrs    []netip.Prefix
+	Addrs6   []netip.Prefix
 	Up       bool
 	Loopback bool
 }
@@ -38,13 +40,25 @@ func Interfaces() ([]Interface, error) {
 		}
 		for _, a := range addrs {
 			p, err := netip.ParsePrefix(a.String())
-			if err == nil && p.Addr().Is4() {
+			switch {
+			case err != nil:
+			case p.Addr().Is4():
 				i.Addrs = append(i.Addrs, p)
+			case p.Addr().IsGlobalUnicast():
+				i.Addrs6 = append(i.Addrs6, p)
 			}
 		}
 		out = append(out, i)
 	}
 	return out, nil
+}
+
+// of are the interface's addresses of a Network's family.
+func (f *Interface) of(n *inventory.Network) []netip.Prefix {
+	if n.Subnet.Addr().Is6() {
+		return f.Addrs6
+	}
+	return f.Addrs
 }
 
 // site is where a Network is served.
@@ -64,12 +78,13 @@ func attach(networks []*inventory.Network, ifaces []Interface) []site {
 		var names []string
 		for i := range ifaces {
 			f := &ifaces[i]
-			k := slices.IndexFunc(f.Addrs, func(p netip.Prefix) bool { return n.Subnet.Contains(p.Addr()) })
+			addrs := f.of(n)
+			k := slices.IndexFunc(addrs, func(p netip.Prefix) bool { return n.Subnet.Contains(p.Addr()) })
 			if k < 0 || n.Listen != "" && n.Listen != f.Name {
 				continue
 			}
 			names = append(names, f.Name)
-			s.iface, s.server = f, f.Addrs[k].Addr()
+			s.iface, s.server = f, addrs[k].Addr()
 		}
 		switch {
 		case len(names) > 1:
@@ -90,19 +105,25 @@ type listener struct {
 	sites []site
 }
 
-// listeners are the interfaces that need a socket: those of Networks, and while
-// a Network is reached through relays, every other one a relay may send to.
-func listeners(sites []site, ifaces []Interface) []listener {
+// listeners are the interfaces that need a socket of one family: those of
+// Networks, and while a Network is reached through relays, every other one a relay
+// may send to.
+func listeners(sites []site, ifaces []Interface, v6 bool) []listener {
+	sites = slices.DeleteFunc(slices.Clone(sites), func(s site) bool { return s.network.Subnet.Addr().Is6() != v6 })
 	relayed := slices.ContainsFunc(sites, func(s site) bool { return s.iface == nil })
 	var out []listener
 	for _, f := range ifaces {
+		addrs := f.Addrs
+		if v6 {
+			addrs = f.Addrs6
+		}
 		l := listener{iface: f}
 		for _, s := range sites {
 			if s.iface != nil && s.iface.Index == f.Index {
 				l.sites = append(l.sites, s)
 			}
 		}
-		if len(l.sites) > 0 || relayed && f.Up && !f.Loopback && len(f.Addrs) > 0 {
+		if len(l.sites) > 0 || relayed && f.Up && !f.Loopback && len(addrs) > 0 {
 			out = append(out, l)
 		}
 	}

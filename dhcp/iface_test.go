@@ -69,7 +69,7 @@ func TestNetworkIsServedOnlyWhereOurAddressLies(t *testing.T) {
 					got = append(got, s.network.Name+"@"+s.iface.Name+" as "+s.server.String())
 				}
 			}
-			for _, l := range listeners(sites, tt.ifaces) {
+			for _, l := range listeners(sites, tt.ifaces, false) {
 				on = append(on, l.iface.Name)
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {

@@ -62,6 +62,7 @@ type request struct {
 	link      netip.Addr // option 82.5: the subnet, where giaddr is not in it
 	override  netip.Addr // option 82.11: the server identifier the relay wants
 	hostname  string
+	six       *request6 // of a DHCPv6 message; all but the embedded packet holds for both
 }
 
 // decode turns the bytes of one datagram into a request. Every error is a badPacket.

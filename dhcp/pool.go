@@ -3,29 +3,50 @@ package dhcp
 import (
 	"encoding/binary"
 	"hash/fnv"
+	"math/bits"
 	"net/netip"
 
 	"recast/inventory"
 )
 
+// maxSlots of a pool are used: every one of the largest of IPv4, and more of an
+// IPv6 subnet than it has machines.
+const maxSlots = 1 << 62
+
 // slots is the number of addresses of a pool.
 func slots(p *inventory.AddrRange) uint64 {
-	if p == nil || !p.First.Is4() || !p.Last.Is4() || p.Last.Less(p.First) {
+	if p == nil || !p.First.IsValid() || p.First.BitLen() != p.Last.BitLen() || p.Last.Less(p.First) {
 		return 0
 	}
-	return uint64(number(p.Last)) - uint64(number(p.First)) + 1
+	firstHigh, first := number(p.First)
+	lastHigh, last := number(p.Last)
+	n, borrow := bits.Sub64(last, first, 0)
+	if high, _ := bits.Sub64(lastHigh, firstHigh, borrow); high == 0 && n < maxSlots {
+		return n + 1
+	}
+	return maxSlots
 }
 
 // slot is the pool's i-th address.
 func slot(p *inventory.AddrRange, i uint64) netip.Addr {
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], number(p.First)+uint32(i))
-	return netip.AddrFrom4(b)
+	high, low := number(p.First)
+	low, carry := bits.Add64(low, i, 0)
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:], high+carry)
+	binary.BigEndian.PutUint64(b[8:], low)
+	if a := netip.AddrFrom16(b); p.First.Is6() {
+		return a
+	}
+	return netip.AddrFrom4([4]byte(b[12:]))
 }
 
-func number(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.BigEndian.Uint32(b[:])
+// number is the address as one of 128 bits.
+func number(a netip.Addr) (high, low uint64) {
+	b := a.AsSlice()
+	if len(b) == 4 {
+		return 0, uint64(binary.BigEndian.Uint32(b))
+	}
+	return binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])
 }
 
 // home is where the search for a machine's address begins. It depends on the

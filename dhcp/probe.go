@@ -55,7 +55,7 @@ type duty struct {
 // reported: whoever answers later must not be able to switch us off.
 func (s *Server) guard(ctx context.Context, d *duty) {
 	n, key := d.site.network, "foreign/"+d.site.network.Name
-	if n.DHCP == inventory.DHCPProxy {
+	if n.DHCP == inventory.DHCPProxy || n.Subnet.Addr().Is6() {
 		d.state.Store(dutyServing) // another server is what we expect
 		<-ctx.Done()
 		return

@@ -33,6 +33,7 @@ type config struct {
 	options   map[*inventory.Network]netOptions
 	networks  []*inventory.Network // all but those with dhcp: off, by name
 	byMAC     map[inventory.MAC]declared
+	byUUID    map[string][]inventory.MAC // the interfaces of a machine that declares one
 	plugs     map[circuit][]plug
 	plugByMAC map[inventory.MAC]inventory.Port // of interfaces declared with both
 	reserved  map[netip.Addr]inventory.MAC     // "" for one that is known by its port
@@ -43,7 +44,7 @@ type declared struct {
 	machine string
 	bmc     bool
 	network string
-	ip      netip.Addr
+	ip, ip6 netip.Addr
 }
 
 // String names it for people.
@@ -55,21 +56,24 @@ func (d declared) String() string {
 }
 
 func compile(set *inventory.Set) *config {
-	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: map[inventory.MAC]declared{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: map[netip.Addr]inventory.MAC{}}
+	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: map[inventory.MAC]declared{}, byUUID: map[string][]inventory.MAC{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: map[netip.Addr]inventory.MAC{}}
 	if set == nil {
 		return c
 	}
 	for _, n := range set.Networks {
 		if n.DHCP == inventory.DHCPAuthoritative || n.DHCP == inventory.DHCPProxy {
 			c.networks = append(c.networks, n)
-			c.options[n] = optionsOf(n)
+			if n.Subnet.Addr().Is4() {
+				c.options[n] = optionsOf(n)
+			}
 		}
 	}
 	for _, m := range set.Machines {
 		for _, nic := range m.NICs {
-			d := declared{machine: m.Name, network: nic.Network, ip: nic.IP}
-			if nic.MAC != "" {
-				c.byMAC[nic.MAC] = d
+			d := declared{machine: m.Name, network: nic.Network, ip: nic.IP, ip6: nic.IP6}
+			c.reserve(nic.MAC, d)
+			if nic.MAC != "" && m.UUID != "" {
+				c.byUUID[m.UUID] = append(c.byUUID[m.UUID], nic.MAC)
 			}
 			if nic.Port != nil {
 				at := circuit{nic.Network, nic.Port.Circuit}
@@ -78,16 +82,33 @@ func compile(set *inventory.Set) *config {
 					c.plugByMAC[nic.MAC] = *nic.Port
 				}
 			}
-			if nic.IP.IsValid() {
-				c.reserved[nic.IP] = nic.MAC
-			}
 		}
 		if b := m.BMC; b != nil && b.MAC != "" {
-			c.byMAC[b.MAC] = declared{machine: m.Name, bmc: true, ip: b.IP}
-			c.reserved[b.IP] = b.MAC
+			c.reserve(b.MAC, declared{machine: m.Name, bmc: true, ip: b.IP, ip6: b.IP6})
 		}
 	}
 	return c
+}
+
+func (c *config) reserve(mac inventory.MAC, d declared) {
+	if mac != "" {
+		c.byMAC[mac] = d
+	}
+	for _, a := range []netip.Addr{d.ip, d.ip6} {
+		if a.IsValid() {
+			c.reserved[a] = mac
+		}
+	}
+}
+
+// on is its address on a Network; invalid for none.
+func (d declared) on(n *inventory.Network) netip.Addr {
+	for _, a := range []netip.Addr{d.ip, d.ip6} {
+		if a.IsValid() && n.Subnet.Contains(a) {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // networkOf is the Network we serve whose subnet holds the address.
@@ -111,12 +132,18 @@ func (c *config) network(r *request, local []*inventory.Network, unicast bool) (
 		}
 		return c.networkOf(r.giaddr), false
 	}
-	if r.ciaddr.IsValid() {
+	claimed := r.ciaddr
+	if r.six != nil {
+		claimed = r.requested
+	}
+	if claimed.IsValid() {
 		for _, n := range local {
-			if n.Subnet.Contains(r.ciaddr) {
+			if n.Subnet.Contains(claimed) {
 				return n, true
 			}
 		}
+	}
+	if r.ciaddr.IsValid() {
 		if n := c.networkOf(r.ciaddr); n != nil && unicast {
 			return n, false
 		}
@@ -124,7 +151,7 @@ func (c *config) network(r *request, local []*inventory.Network, unicast bool) (
 	// Several subnets on one link: a declared NIC says which is its own.
 	if d, ok := c.byMAC[r.mac]; ok {
 		for _, n := range local {
-			if n.Name == d.network || d.ip.IsValid() && n.Subnet.Contains(d.ip) {
+			if n.Name == d.network || d.on(n).IsValid() {
 				return n, true
 			}
 		}
@@ -153,6 +180,7 @@ type question struct {
 	cfg     *config
 	port    declared // who it is by its switch port, where its hardware address is not declared
 	boot    boot
+	duid    []byte // ours
 	now     time.Time
 }
 
@@ -170,6 +198,7 @@ func (q *question) own() (declared, bool) {
 type outcome struct {
 	silence string
 	packet  *dhcpv4.DHCPv4
+	six     *answer6 // the packet of DHCPv6
 	dest    dest
 
 	offer  netip.Addr       // keep this address for the client for offerHold
@@ -218,8 +247,11 @@ func reply(q question, t *table) outcome {
 		return silent("not a boot server here")
 	}
 	// Without the leases a pool address could be somebody else's; a declared one cannot.
-	if !t.loaded && !(own.ip.IsValid() && q.network.Subnet.Contains(own.ip)) {
+	if !t.loaded && !own.on(q.network).IsValid() {
 		return silent(silenceUnloaded)
+	}
+	if q.req.six != nil {
+		return q.reply6(t)
 	}
 	switch q.req.kind {
 	case dhcpv4.MessageTypeDiscover:
@@ -290,8 +322,8 @@ func (q *question) confirm(t *table, a netip.Addr, adopt bool) outcome {
 	}
 	own, known := t.lease(q.network.Name, q.req.mac)
 	d, _ := q.own()
-	reservation := d.ip
-	reserved := reservation.IsValid() && q.network.Subnet.Contains(reservation)
+	reservation := d.on(q.network)
+	reserved := reservation.IsValid()
 	mine := reserved && reservation == a || known && own.Addr == a
 	if q.allowed(t, a) && (mine || adopt) {
 		return q.ack(t, a)
@@ -318,6 +350,12 @@ func (q *question) ack(t *table, a netip.Addr) outcome {
 	q.addBoot(p)
 	q.fit(p)
 	o := outcome{packet: p, dest: q.destination(p, a), detail: q.boot.file}
+	q.bind(t, a, &o)
+	return o
+}
+
+// bind promises the address to the client, and takes its other one back.
+func (q *question) bind(t *table, a netip.Addr, o *outcome) {
 	o.lease = q.lease(a, inventory.LeaseBound, q.leaseTime())
 	o.lease.Hostname = q.req.hostname
 	if q.req.port.Circuit != "" {
@@ -334,7 +372,6 @@ func (q *question) ack(t *table, a netip.Addr) outcome {
 			o.lease.Port = old.Port
 		}
 	}
-	return o
 }
 
 // lease is a record of the client's.
@@ -368,7 +405,7 @@ func (q *question) decline(t *table) outcome {
 	a := r.requested
 	h, held := t.holder(q.network.Name, a, q.now)
 	own, _ := q.own()
-	reserved := a.IsValid() && own.ip == a
+	reserved := a.IsValid() && own.on(q.network) == a
 	if !a.IsValid() || !q.network.Subnet.Contains(a) || held && h.mac != r.mac || !held && !reserved {
 		return silent("not its address")
 	}
@@ -376,10 +413,20 @@ func (q *question) decline(t *table) outcome {
 	o.lease = q.lease(a, inventory.LeaseDeclined, quarantine)
 	o.detail = fmt.Sprintf("%s is in use by another device", a)
 	if reserved {
-		o.finding = fmt.Sprintf("network %q: %s, reserved for %s, is in use by another device; find it with \"arping %s\" and remove it",
-			q.network.Name, a, own, a)
+		o.finding = q.inUse(a)
 	}
 	return o
+}
+
+// inUse is the finding of a reserved address that a stranger's device answers on.
+func (q *question) inUse(a netip.Addr) string {
+	find := fmt.Sprintf("arping %s", a)
+	if a.Is6() {
+		find = fmt.Sprintf("ping -c1 %s; ip neigh show %s", a, a)
+	}
+	own, _ := q.own()
+	return fmt.Sprintf("network %q: %s, reserved for %s, is in use by another device; find it with %q and remove it",
+		q.network.Name, a, own, find)
 }
 
 func (q *question) release(t *table) outcome {
@@ -411,16 +458,17 @@ func (q *question) inform() outcome {
 func (q *question) choose(t *table) (netip.Addr, string) {
 	n, mac := q.network, q.req.mac
 	finding := ""
-	if d, _ := q.own(); d.ip.IsValid() && n.Subnet.Contains(d.ip) {
-		if q.reservationFree(t, d) {
-			return d.ip, ""
+	d, _ := q.own()
+	if a := d.on(n); a.IsValid() {
+		if q.reservationFree(t, a) {
+			return a, ""
 		}
 		// Another address lets it boot while the conflict lasts.
-		h, _ := t.holder(n.Name, d.ip, q.now)
+		h, _ := t.holder(n.Name, a, q.now)
 		if h.quarantined {
-			finding = fmt.Sprintf("network %q: %s, reserved for %s, is in use by another device; find it with \"arping %s\" and remove it", n.Name, d.ip, d, d.ip)
+			finding = q.inUse(a)
 		} else {
-			finding = fmt.Sprintf("network %q: %s, reserved for %s, is still leased to %s; it becomes free when that one renews", n.Name, d.ip, d, h.mac)
+			finding = fmt.Sprintf("network %q: %s, reserved for %s, is still leased to %s; it becomes free when that one renews", n.Name, a, d, h.mac)
 		}
 	}
 	if old, ok := t.lease(n.Name, mac); ok && q.poolFree(t, old.Addr) {
@@ -455,18 +503,18 @@ func (q *question) choose(t *table) (netip.Addr, string) {
 
 // allowed reports whether the client may have the address now.
 func (q *question) allowed(t *table, a netip.Addr) bool {
-	if d, _ := q.own(); d.ip.IsValid() && q.network.Subnet.Contains(d.ip) {
-		if q.reservationFree(t, d) {
-			return a == d.ip
-		}
+	d, _ := q.own()
+	if own := d.on(q.network); own.IsValid() && q.reservationFree(t, own) {
+		return a == own
 	}
 	return q.poolFree(t, a)
 }
 
 // reservationFree reports whether nobody else sits on the declared address. A
 // lease of the same machine under another hardware address is a replaced card.
-func (q *question) reservationFree(t *table, d declared) bool {
-	h, held := t.holder(q.network.Name, d.ip, q.now)
+func (q *question) reservationFree(t *table, a netip.Addr) bool {
+	d, _ := q.own()
+	h, held := t.holder(q.network.Name, a, q.now)
 	return !held || !h.quarantined && (h.mac == q.req.mac || h.machine == d.machine && h.bmc == d.bmc || h.offerOnly)
 }
 
@@ -476,7 +524,8 @@ func (q *question) poolFree(t *table, a netip.Addr) bool {
 	if n.Pool == nil || !n.Pool.Contains(a) || !n.Subnet.Contains(a) || a == n.Gateway || q.isOurs(a) {
 		return false
 	}
-	if n.Subnet.Bits() < 31 && (a == n.Subnet.Masked().Addr() || a == lastAddr(n.Subnet)) {
+	// Not IPv6's subnet-router anycast address either (RFC 4291 §2.6.1).
+	if n.Subnet.Bits() < a.BitLen()-1 && (a == n.Subnet.Masked().Addr() || a.Is4() && a == lastAddr(n.Subnet)) {
 		return false
 	}
 	if _, taken := q.cfg.reserved[a]; taken {

@@ -2,10 +2,13 @@ package dhcp
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
+	"github.com/insomniacslk/dhcp/iana"
 
 	"recast/inventory"
 	"recast/ipxe"
@@ -24,6 +27,9 @@ var sawKinds = map[dhcpv4.MessageType]inventory.ObservationKind{
 // seen is what an observation of a packet says of its sender.
 func seen(kind inventory.ObservationKind, r *request, network string) inventory.Observation {
 	o := inventory.Observation{Kind: kind, Network: network, MAC: r.mac, UUID: r.client.UUID, Relay: r.giaddr, Client: string(r.client.Loader)}
+	if r.six != nil {
+		o.V6 = r.six.kind.String()
+	}
 	if r.client.Loader != ipxe.LoaderOS {
 		o.Arch = uint16(r.client.Arch)
 	}
@@ -37,6 +43,9 @@ func (s *Server) sawAsked(q *question) {
 		s.counters.count(&s.counters.s.Relayed, q.network.Name)
 	}
 	kind, ok := sawKinds[q.req.kind]
+	if q.req.six != nil && q.req.kind == dhcpv4.MessageTypeInform {
+		kind, ok = inventory.SawRequest, true // firmware may ask so for its boot file
+	}
 	if !ok {
 		return
 	}
@@ -51,14 +60,66 @@ func (s *Server) sawAsked(q *question) {
 
 // sawAnswered tells of our answer.
 func (s *Server) sawAnswered(q *question, out outcome, arrived time.Time) {
-	kind, ok := sawKinds[out.packet.MessageType()]
+	kind, ok := out.seen()
 	if !ok {
 		return
 	}
 	o := seen(kind, q.req, q.network.Name)
-	o.Remote, o.Server, o.Detail = addr4(out.packet.YourIPAddr), q.server, out.detail
+	o.Remote, o.Server, o.Detail = out.addr(), q.server, out.detail
 	o.Took = inventory.Duration(s.now().Sub(arrived))
+	if out.six != nil {
+		o.V6 = out.six.kind.String()
+		if out.six.status != iana.StatusSuccess {
+			o.Detail = out.six.status.String()
+		}
+	}
 	s.observe(o)
+}
+
+// seen is the observation that stands for a reply; DHCPv6's stand for what they
+// are to DHCPv4.
+func (o outcome) seen() (kind inventory.ObservationKind, ok bool) {
+	switch {
+	case o.six == nil:
+		kind, ok = sawKinds[o.packet.MessageType()]
+		return kind, ok
+	case o.six.status != iana.StatusSuccess:
+		return inventory.SawNak, true
+	case o.six.kind == dhcpv6.MessageTypeAdvertise:
+		return inventory.SawOffer, true
+	}
+	return inventory.SawAck, true
+}
+
+// bytes of the reply, which there is.
+func (o outcome) bytes() []byte {
+	if o.six != nil {
+		return o.six.payload
+	}
+	return o.packet.ToBytes()
+}
+
+// kind of the reply.
+func (o outcome) kind() string {
+	if o.six != nil {
+		return o.six.kind.String()
+	}
+	return o.packet.MessageType().String()
+}
+
+// addr is the address that the reply gives.
+func (o outcome) addr() netip.Addr {
+	if o.six != nil {
+		return o.six.addr
+	}
+	return addr4(o.packet.YourIPAddr)
+}
+
+func (r *request) kindText() string {
+	if r.six != nil {
+		return r.six.kind.String()
+	}
+	return r.kind.String()
 }
 
 // quiet are the silences that are no news of a machine: what ended well, what
@@ -71,7 +132,7 @@ func (s *Server) sawSilence(r *request, network, why string) {
 		return
 	}
 	o := seen(inventory.SawUnanswered, r, network)
-	o.Detail, o.Error = r.kind.String(), why
+	o.Detail, o.Error = r.kindText(), why
 	s.observe(o)
 }
 

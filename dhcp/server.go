@@ -1,9 +1,9 @@
 // Package dhcp gives machines their addresses and tells them what to boot: a
-// DHCPv4 server over the declared Networks, and ProxyDHCP where another server
-// gives the addresses.
+// server of DHCPv4 and DHCPv6 over the declared Networks, and ProxyDHCP where
+// another server gives the addresses.
 //
 // One pure function, reply, decides the answer to a packet; around it stand a
-// bounded queue with workers, one socket per interface, the lease index with
+// bounded queue with workers, the sockets of each interface, the lease index with
 // the store as its log, and a guard per link that keeps us silent where another
 // server answers.
 package dhcp
@@ -35,14 +35,15 @@ const (
 	defaultWorkers = 256
 )
 
-// Server answers DHCPv4. Set the fields, call Update with what is declared, and
+// Server answers DHCP. Set the fields, call Update with what is declared, and
 // Run. A nil Booter or Bootfile gives addresses only.
 type Server struct {
 	Store store.Store
 	// Booter is asked what a machine that netboots may boot now.
 	Booter ipxe.Booter
 	// Bootfile turns the answer into the name the client understands: a TFTP
-	// name for firmware, an http URL for iPXE. ok false: an address, no boot file.
+	// name for firmware (a tftp URL where server is an IPv6 address), an http URL
+	// for iPXE. ok false: an address, no boot file.
 	Bootfile func(c ipxe.Client, spec ipxe.Spec, server netip.Addr) (file string, ok bool)
 	// Observe is told what was seen; it must not block. Nil discards.
 	Observe func(inventory.Observation)
@@ -57,6 +58,7 @@ type Server struct {
 	queue    *queue
 	counters counters
 	findings findings
+	duid     []byte        // our server identifier in DHCPv6
 	commits  chan struct{} // slots for packets that wait for the store
 	ourAddrs atomic.Pointer[[]netip.Addr]
 	// storeRetry is when the store is tried again after it failed, in Unix
@@ -66,7 +68,8 @@ type Server struct {
 
 	mu       sync.Mutex // declared, links, run
 	declared *config
-	links    map[string]*link
+	links    map[string]*link // by interface
+	links6   map[string]*link
 	run      context.Context
 
 	// For tests; nil means the real one.
@@ -75,11 +78,13 @@ type Server struct {
 	probe      func(ctx context.Context, f Interface, class string, found func(foreign)) error
 	after      func(time.Duration) <-chan time.Time
 	listen     func(Interface) (*conn, error)
+	listen6    func(Interface) (*conn6, error)
 }
 
 // link is one interface we listen on.
 type link struct {
-	conn   *conn
+	conn   *conn  // IPv4's
+	conn6  *conn6 // or IPv6's
 	wire   wire
 	state  atomic.Pointer[linkState]
 	cancel map[string]context.CancelFunc // of the guards, by Network
@@ -98,7 +103,7 @@ func (s *Server) init() {
 		s.table = newTable()
 		s.ports = newPorts()
 		s.queue = newQueue()
-		s.links = map[string]*link{}
+		s.links, s.links6 = map[string]*link{}, map[string]*link{}
 		s.declared = compile(nil)
 		s.cfg.Store(s.declared)
 		s.ourAddrs.Store(new([]netip.Addr))
@@ -124,6 +129,9 @@ func (s *Server) init() {
 		}
 		if s.listen == nil {
 			s.listen = listen
+		}
+		if s.listen6 == nil {
+			s.listen6 = listen6
 		}
 	})
 }
@@ -161,6 +169,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	s.duid = serverDUID(s.Store.Epoch())
 
 	var background, workers sync.WaitGroup
 	background.Go(func() { s.follow(ctx, "leases", inventory.LeasePrefix, s.table.begin, s.table.apply) })
@@ -172,7 +181,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.run = ctx
 	err := s.arrange()
-	started := len(s.links) > 0 || err == nil
+	started := len(s.links)+len(s.links6) > 0 || err == nil
 	s.mu.Unlock()
 
 	if started {
@@ -200,9 +209,11 @@ func (s *Server) Run(ctx context.Context) error {
 
 	s.mu.Lock()
 	s.run = nil
-	for name, l := range s.links {
-		l.stop()
-		delete(s.links, name)
+	for _, links := range []map[string]*link{s.links, s.links6} {
+		for name, l := range links {
+			l.stop()
+			delete(links, name)
+		}
 	}
 	s.mu.Unlock()
 	s.queue.close()
@@ -233,9 +244,11 @@ func (s *Server) arrange() error {
 	}
 	want := map[string]listener{}
 	ours := []netip.Addr{}
-	for _, l := range listeners(sites, ifaces) {
+	for _, l := range listeners(sites, ifaces, false) {
 		want[l.iface.Name] = l
 	}
+	s.cfg.Store(cfg)
+	errs = append(errs, s.arrange6(listeners(sites, ifaces, true), &ours)...)
 	for _, name := range slices.Sorted(maps.Keys(s.links)) {
 		// An interface that was made anew has another index; its old socket is deaf.
 		if w, ok := want[name]; !ok || w.iface.Index != s.links[name].state.Load().iface.Index {
@@ -244,7 +257,6 @@ func (s *Server) arrange() error {
 			s.log().Info("stop listening", "interface", name)
 		}
 	}
-	s.cfg.Store(cfg)
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		w, key := want[name], "listen/"+name
 		l := s.links[name]
@@ -327,6 +339,9 @@ func (l *link) stop() {
 	}
 	if l.conn != nil {
 		l.conn.close()
+	}
+	if l.conn6 != nil {
+		l.conn6.close()
 	}
 	l.reader.Wait()
 	l.guards.Wait()

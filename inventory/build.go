@@ -32,7 +32,9 @@ func (b *builder) buildNetwork(d *declared[rawNetwork]) {
 		return true
 	}
 	if raw.Gateway.given() {
-		if a, err := parseAddr(raw.Gateway.V); err != nil {
+		if n.Subnet.Addr().Is6() {
+			d.problem(raw.Gateway.Line, "spec.gateway", "DHCPv6 names no router: IPv6 routers announce themselves", "remove it")
+		} else if a, err := parseAddr4(raw.Gateway.V); err != nil {
 			d.fail(raw.Gateway.Line, "spec.gateway", err)
 		} else if inside(raw.Gateway, "spec.gateway", a) {
 			n.Gateway = a
@@ -42,16 +44,19 @@ func (b *builder) buildNetwork(d *declared[rawNetwork]) {
 		if !t.given() {
 			continue
 		}
-		a, err := parseAddr(t.V)
+		a, err := parseAddr(t.V, n.Subnet)
 		if err != nil {
 			d.fail(t.Line, fmt.Sprintf("spec.dns[%d]", i), err)
 			continue
 		}
 		n.DNS = append(n.DNS, a)
 	}
+	if n.Subnet.Addr().Is6() && n.DHCP == DHCPProxy {
+		d.problem(raw.DHCP.Line, "spec.dhcp", "IPv6 has no ProxyDHCP", "want authoritative or off")
+	}
 	if raw.Pool.given() {
 		const field = "spec.pool"
-		r, err := parseRange(raw.Pool.V)
+		r, err := parseRange(raw.Pool.V, n.Subnet)
 		switch {
 		case err != nil:
 			d.fail(raw.Pool.Line, field, err)
@@ -94,7 +99,7 @@ func notHost(subnet netip.Prefix, a netip.Addr) string {
 		return fmt.Sprintf("the address %s is outside the subnet %s", a, subnet)
 	case a == subnet.Addr():
 		return fmt.Sprintf("%s is the address of the subnet %s itself", a, subnet)
-	case a == lastAddr(subnet):
+	case a.Is4() && a == lastAddr(subnet):
 		return fmt.Sprintf("%s is the broadcast address of %s", a, subnet)
 	}
 	return ""
@@ -102,7 +107,11 @@ func notHost(subnet netip.Prefix, a netip.Addr) string {
 
 // hostRange is the next step after an address that is none of the subnet's.
 func hostRange(subnet netip.Prefix) string {
-	return fmt.Sprintf("want one from %s to %s", subnet.Addr().Next(), lastAddr(subnet).Prev())
+	last := lastAddr(subnet)
+	if last.Is4() {
+		last = last.Prev()
+	}
+	return fmt.Sprintf("want one from %s to %s", subnet.Addr().Next(), last)
 }
 
 // checkSubnets finds overlapping subnets: sorted by address, a subnet overlaps

@@ -51,4 +51,5 @@ type RenderedNIC struct {
 	MAC     MAC    `json:"mac"`
 	Network string `json:"network,omitempty"`
 	IP      string `json:"ip,omitempty"`
+	IP6     string `json:"ip6,omitempty"`
 }

@@ -64,7 +64,7 @@ const (
 	UEFI Firmware = "uefi"
 )
 
-// AddrRange is an inclusive range of IPv4 addresses.
+// AddrRange is an inclusive range of addresses of one family.
 type AddrRange struct {
 	First netip.Addr `json:"first"`
 	Last  netip.Addr `json:"last"`
@@ -72,10 +72,10 @@ type AddrRange struct {
 
 // Contains reports whether a lies in the range, both ends included.
 func (r AddrRange) Contains(a netip.Addr) bool {
-	return a.IsValid() && r.First.IsValid() && r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
+	return a.IsValid() && r.First.IsValid() && a.BitLen() == r.First.BitLen() && r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
 }
 
-// Network is a subnet as DHCP serves it.
+// Network is a subnet, IPv4 or IPv6, as DHCP serves it.
 type Network struct {
 	Name      string       `json:"name"`
 	Subnet    netip.Prefix `json:"subnet"`
@@ -260,6 +260,7 @@ type NIC struct {
 	Port    *Port      `json:"port,omitempty"`
 	Network string     `json:"network,omitempty"`
 	IP      netip.Addr `json:"ip,omitzero"`
+	IP6     netip.Addr `json:"ip6,omitzero"`
 }
 
 // BMCRef says where a machine's BMC is. Credentials names a secret whose value
@@ -271,9 +272,10 @@ type BMCRef struct {
 	Pin Digest `json:"pin,omitempty"`
 	// CipherSuite for IPMI: 17 (default), or 3 where the operator opts in.
 	CipherSuite int `json:"cipherSuite,omitempty"`
-	// MAC and IP are its DHCP reservation, in an authoritative Network; both or none.
+	// MAC with IP, IP6 or both is its DHCP reservation, in authoritative Networks.
 	MAC MAC        `json:"mac,omitempty"`
 	IP  netip.Addr `json:"ip,omitzero"`
+	IP6 netip.Addr `json:"ip6,omitzero"`
 }
 
 // Machine is one declared server. It holds nothing observed.

@@ -147,13 +147,20 @@ func (s scope) buildNIC(m *Machine, i int, raw rawNIC, hw hardware) (NIC, bool) 
 	}
 	s.refers(raw.Network, at+"network", "Network")
 	n := s.b.network[raw.Network.V] // nil where it was refused
+	field, given := "ip", raw.IP.given()
+	if n != nil && n.Subnet.Addr().Is6() {
+		field, given = "ip6", raw.IP6.given()
+	}
+	if n != nil && !given && n.DHCP == DHCPAuthoritative && !s.b.pooled[n.Name] {
+		s.problem(raw.Network.Line, at+field, fmt.Sprintf("network %q has no pool, so this interface would never get an address", n.Name), "give it an "+field+", or the Network a pool")
+	}
+	if raw.IP6.given() {
+		ok = s.buildIP6(m, &nic, raw.IP6, n, at+"ip6", hw) && ok
+	}
 	if !raw.IP.given() {
-		if n != nil && n.DHCP == DHCPAuthoritative && !s.b.pooled[n.Name] {
-			s.problem(raw.Network.Line, at+"ip", fmt.Sprintf("network %q has no pool, so this interface would never get an address", n.Name), "give it an ip, or the Network a pool")
-		}
 		return nic, ok
 	}
-	a, err := parseAddr(raw.IP.V)
+	a, err := parseAddr4(raw.IP.V)
 	if err != nil {
 		s.fail(raw.IP.Line, at+"ip", err)
 		return nic, ok
@@ -167,6 +174,38 @@ func (s scope) buildNIC(m *Machine, i int, raw rawNIC, hw hardware) (NIC, bool) 
 	}
 	nic.IP = a
 	return nic, hw.claim(s, m.Name, "address", a.String(), raw.IP.Line, at+"ip") && ok
+}
+
+// buildIP6 takes an interface's IPv6 address: beside an IPv4 Network, its own is
+// found by the address.
+func (s scope) buildIP6(m *Machine, nic *NIC, t text, on *Network, field string, hw hardware) bool {
+	a, err := parseAddr6(t.V)
+	if err != nil {
+		s.fail(t.Line, field, err)
+		return true
+	}
+	n := on
+	if n == nil || n.Subnet.Addr().Is4() {
+		if n = s.networkOf(a); n == nil {
+			s.problem(t.Line, field, fmt.Sprintf("the address %s is on no declared network", a), "declare the Network of its subnet")
+			return true
+		}
+	}
+	if !s.reservable(n, a, t.Line, field) {
+		return true
+	}
+	nic.IP6 = a
+	return hw.claim(s, m.Name, "address", a.String(), t.Line, field)
+}
+
+// networkOf is the declared Network whose subnet holds the address, or nil.
+func (s scope) networkOf(a netip.Addr) *Network {
+	for _, n := range s.b.set.Networks {
+		if n.Subnet.Contains(a) {
+			return n
+		}
+	}
+	return nil
 }
 
 func (s scope) buildBMC(m *Machine, raw rawBMC, hw hardware) *BMCRef {
@@ -211,13 +250,13 @@ func (s scope) buildBMC(m *Machine, raw rawBMC, hw hardware) *BMCRef {
 // buildReservation is the BMC's address by DHCP: a new rack's BMCs have no other.
 func (s scope) buildReservation(m *Machine, ref *BMCRef, raw rawBMC, hw hardware) {
 	switch {
-	case !raw.MAC.given() && !raw.IP.given():
+	case !raw.MAC.given() && !raw.IP.given() && !raw.IP6.given():
 		return
-	case !raw.IP.given():
+	case !raw.IP.given() && !raw.IP6.given():
 		s.problem(raw.MAC.Line, "spec.bmc.ip", "a hardware address alone reserves nothing", "give its ip too, or remove mac")
 		return
 	case !raw.MAC.given():
-		s.problem(raw.IP.Line, "spec.bmc.mac", "an address is reserved for a hardware address", "give its mac too, or remove ip")
+		s.problem(cmp.Or(raw.IP.Line, raw.IP6.Line), "spec.bmc.mac", "an address is reserved for a hardware address", "give its mac too, or remove ip")
 		return
 	}
 	mac, err := ParseMAC(raw.MAC.V)
@@ -229,36 +268,49 @@ func (s scope) buildReservation(m *Machine, ref *BMCRef, raw rawBMC, hw hardware
 		s.problem(raw.MAC.Line, "spec.bmc.mac", fmt.Sprintf("%q is not the address of one Ethernet interface", raw.MAC.V), "want six pairs of hex digits such as 52:54:00:00:00:05, as its label shows it")
 		return
 	}
-	a, err := parseAddr(raw.IP.V)
+	var ip, ip6 netip.Addr
+	good := true
+	if raw.IP.given() {
+		ip = s.reservedBMC(raw, raw.IP, "ip", parseAddr4)
+		good = ip.IsValid()
+	}
+	if raw.IP6.given() {
+		ip6 = s.reservedBMC(raw, raw.IP6, "ip6", parseAddr6)
+		good = good && ip6.IsValid()
+	}
+	if good && hw.claim(s, m.Name, "hardware address", string(mac), raw.MAC.Line, "spec.bmc.mac") &&
+		(!ip.IsValid() || hw.claim(s, m.Name, "address", ip.String(), raw.IP.Line, "spec.bmc.ip")) &&
+		(!ip6.IsValid() || hw.claim(s, m.Name, "address", ip6.String(), raw.IP6.Line, "spec.bmc.ip6")) {
+		ref.MAC, ref.IP, ref.IP6 = mac, ip, ip6
+	}
+}
+
+// reservedBMC is one address of the reservation; the zero value where it was refused.
+func (s scope) reservedBMC(raw rawBMC, t text, name string, parse func(string) (netip.Addr, error)) netip.Addr {
+	field := "spec.bmc." + name
+	a, err := parse(t.V)
 	if err != nil {
-		s.fail(raw.IP.Line, "spec.bmc.ip", err)
-		return
+		s.fail(t.Line, field, err)
+		return netip.Addr{}
 	}
-	var n *Network
-	for _, other := range s.b.set.Networks {
-		if other.Subnet.Contains(a) {
-			n = other
-		}
-	}
+	n := s.networkOf(a)
 	switch {
 	case n == nil:
-		s.problem(raw.IP.Line, "spec.bmc.ip", fmt.Sprintf("the address %s is on no declared network", a), "declare its Network with dhcp: authoritative")
-		return
+		s.problem(t.Line, field, fmt.Sprintf("the address %s is on no declared network", a), "declare its Network with dhcp: authoritative")
+		return netip.Addr{}
 	case n.DHCP != DHCPAuthoritative:
-		s.problem(raw.IP.Line, "spec.bmc.ip", fmt.Sprintf("network %q has dhcp: %s, where recast gives no addresses", n.Name, n.DHCP), "remove mac and ip, or set dhcp: authoritative")
-		return
+		s.problem(t.Line, field, fmt.Sprintf("network %q has dhcp: %s, where recast gives no addresses", n.Name, n.DHCP), "remove mac and "+name+", or set dhcp: authoritative")
+		return netip.Addr{}
 	}
-	if !s.reservable(n, a, raw.IP.Line, "spec.bmc.ip") {
-		return
+	if !s.reservable(n, a, t.Line, field) {
+		return netip.Addr{}
 	}
 	// The URL may go through a forwarder elsewhere; beside the reservation it is a slip.
-	if host, err := parseAddr(hostOf(raw.URL.V)); err == nil && host != a && n.Subnet.Contains(host) {
-		s.problem(raw.IP.Line, "spec.bmc.ip", fmt.Sprintf("the url says %s, the reservation %s", host, a), "make them equal")
-		return
+	if host, err := parse(hostOf(raw.URL.V)); err == nil && host != a && n.Subnet.Contains(host) {
+		s.problem(t.Line, field, fmt.Sprintf("the url says %s, the reservation %s", host, a), "make them equal")
+		return netip.Addr{}
 	}
-	if hw.claim(s, m.Name, "hardware address", string(mac), raw.MAC.Line, "spec.bmc.mac") && hw.claim(s, m.Name, "address", a.String(), raw.IP.Line, "spec.bmc.ip") {
-		ref.MAC, ref.IP = mac, a
-	}
+	return a
 }
 
 // reservable reports whether an address of the network may be somebody's own.

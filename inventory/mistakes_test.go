@@ -144,7 +144,7 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 			`rack.yaml:6: spec.subnet: subnet "10.20.0.5/24" has bits set behind the mask: write 10.20.0.0/24`,
 		}},
 		{"subnet without mask", "10.20.0.0/24", "10.20.0.0", []string{
-			`rack.yaml:6: spec.subnet: parse subnet "10.20.0.0": want an IPv4 subnet such as 10.20.0.0/24`,
+			`rack.yaml:6: spec.subnet: parse subnet "10.20.0.0": want a subnet such as 10.20.0.0/24 or 2001:db8:20::/64`,
 		}},
 		{"pool outside the subnet", "10.20.0.199", "10.20.1.9", []string{
 			"rack.yaml:9: spec.pool: the address 10.20.1.9 is outside the subnet 10.20.0.0/24; want one from 10.20.0.1 to 10.20.0.254",

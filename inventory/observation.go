@@ -46,6 +46,8 @@ type Observation struct {
 	Client  string `json:"client,omitempty"`
 	Arch    uint16 `json:"arch,omitempty"`
 	Version string `json:"version,omitempty"`
+	// V6 is the DHCPv6 message; the kind is the one that it is to DHCPv4.
+	V6 string `json:"v6,omitempty"`
 	// Of DHCP: the server that answers or that the client chose, whether it is
 	// none of ours, and the relay between (giaddr).
 	Server  netip.Addr `json:"server,omitzero"`

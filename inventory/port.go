@@ -136,7 +136,7 @@ func (s scope) buildPort(machine string, raw rawPort, network text, at string) *
 		*f.into = id
 	}
 	if t := raw.Relay; t.given() {
-		a, err := parseAddr(t.V)
+		a, err := parseAddr4(t.V)
 		if err != nil {
 			s.fail(t.Line, at+"port.relay", err)
 			ok = false

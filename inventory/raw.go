@@ -20,11 +20,11 @@ type rawMetadata struct {
 
 type rawNetwork struct {
 	Line      int
-	Subnet    text    `yaml:"subnet,required" form:"prefix" example:"10.20.0.0/24" doc:"the IPv4 subnet"`
+	Subnet    text    `yaml:"subnet,required" form:"prefix" example:"10.20.0.0/24" doc:"the subnet, IPv4 or IPv6; a link that has both is two Networks"`
 	DHCP      text    `yaml:"dhcp,required" enum:"authoritative|proxy|off" doc:"what recast does with DHCP here; no default"`
 	Unknown   text    `yaml:"unknown" enum:"ignore|local|discover" doc:"what an undeclared machine gets: no answer (the default), its local disk, or the ramdisk for an inventory"`
 	Pool      text    `yaml:"pool" form:"range" doc:"addresses for machines that declare none: first-last"`
-	Gateway   text    `yaml:"gateway" form:"addr" doc:"the default route"`
+	Gateway   text    `yaml:"gateway" form:"addr4" doc:"the default route; IPv6 routers announce themselves"`
 	DNS       []text  `yaml:"dns" form:"addr" doc:"name servers"`
 	LeaseTime text    `yaml:"leaseTime" form:"duration" doc:"how long an address is promised; default 1h"`
 	Force     boolean `yaml:"force" doc:"answer although another DHCP server was seen"`
@@ -151,14 +151,15 @@ type rawNIC struct {
 	MAC     text    `yaml:"mac" form:"mac" doc:"hardware address; may be left out where port is given"`
 	Port    rawPort `yaml:"port" doc:"the switch port it is plugged into, as the relay names it (DHCP option 82)"`
 	Network text    `yaml:"network" form:"name" doc:"name of the Network it is on"`
-	IP      text    `yaml:"ip" form:"addr" doc:"its reserved address"`
+	IP      text    `yaml:"ip" form:"addr4" doc:"its reserved IPv4 address, in that Network"`
+	IP6     text    `yaml:"ip6" form:"addr6" doc:"its reserved IPv6 address, in the IPv6 Network that holds it"`
 }
 
 type rawPort struct {
 	Line    int
 	Circuit text `yaml:"circuit,required" example:"Ethernet1/7" doc:"the port: the relay's circuit ID, as text or in hex (0x…)"`
 	Remote  text `yaml:"remote" doc:"the switch: the relay's remote ID, as text or in hex (0x…)"`
-	Relay   text `yaml:"relay" form:"addr" doc:"the relay's address on the machine's subnet"`
+	Relay   text `yaml:"relay" form:"addr4" doc:"the relay's address on the machine's subnet"`
 }
 
 type rawBMC struct {
@@ -168,5 +169,6 @@ type rawBMC struct {
 	Pin         text   `yaml:"pin" form:"digest" doc:"SHA-256 of its TLS certificate (redfish)"`
 	CipherSuite number `yaml:"cipherSuite" doc:"IPMI: 17 (the default), or 3"`
 	MAC         text   `yaml:"mac" form:"mac" doc:"its hardware address, where DHCP gives it its address"`
-	IP          text   `yaml:"ip" form:"addr" doc:"the address reserved for it, in an authoritative Network"`
+	IP          text   `yaml:"ip" form:"addr4" doc:"the IPv4 address reserved for it, in an authoritative Network"`
+	IP6         text   `yaml:"ip6" form:"addr6" doc:"the IPv6 address, likewise"`
 }

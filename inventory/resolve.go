@@ -99,6 +99,9 @@ func (g Generation) Render(m *Machine) (Rendered, error) {
 		if n.IP.IsValid() {
 			nic.IP = n.IP.String()
 		}
+		if n.IP6.IsValid() {
+			nic.IP6 = n.IP6.String()
+		}
 		r.NICs = append(r.NICs, nic)
 	}
 	canonical, err := Canonical(renderedContent{m.Name, m.Arch, r.UserData, r.KernelArgs, r.NICs, g.Resolved.Secrets})

@@ -74,8 +74,10 @@ func (s *Set) index() {
 			case n.Port != nil:
 				s.byPort[portOn{n.Network, *n.Port}] = m
 			}
-			if n.IP.IsValid() {
-				s.byAddr[n.IP] = m
+			for _, a := range []netip.Addr{n.IP, n.IP6} {
+				if a.IsValid() {
+					s.byAddr[a] = m
+				}
 			}
 		}
 		if groups := s.groupsOf(m); len(groups) > 0 {

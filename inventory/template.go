@@ -67,7 +67,7 @@ type templateProblem struct {
 
 var (
 	machineFields = []string{"name", "uuid", "serial", "arch", "site", "rack", "unit"}
-	nicFields     = []string{"mac", "ip", "network"}
+	nicFields     = []string{"mac", "ip", "ip6", "network"}
 )
 
 const escapeHint = `for a literal "${" write "$${"`
@@ -88,7 +88,7 @@ func parseVariable(s string) (*variable, string) {
 	case len(parts) == 3 && parts[0] == "nic":
 		n, err := strconv.Atoi(parts[1])
 		if err != nil || n < 0 || n > 99 || strconv.Itoa(n) != parts[1] || !contains(nicFields, parts[2]) {
-			return unknown(s, "want nic.N.mac, nic.N.ip or nic.N.network with N from 0")
+			return unknown(s, "want nic.N.mac, nic.N.ip, nic.N.ip6 or nic.N.network with N from 0")
 		}
 		return &variable{kind: varNIC, arg: parts[2], index: n}, ""
 	case len(parts) == 2 && parts[0] == "secret":
@@ -299,6 +299,10 @@ func (v *variable) value(m *Machine) (string, error) {
 		case "ip":
 			if n.IP.IsValid() {
 				s = n.IP.String()
+			}
+		case "ip6":
+			if n.IP6.IsValid() {
+				s = n.IP6.String()
 			}
 		case "network":
 			s = n.Network

@@ -81,7 +81,7 @@ func parseDuration(s string, least, most time.Duration) (Duration, error) {
 	return Duration(d), nil
 }
 
-func parseAddr(s string) (netip.Addr, error) {
+func parseAddr4(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	if err != nil || !a.Is4() {
 		return netip.Addr{}, fmt.Errorf("parse address %q: want an IPv4 address such as 10.20.0.15", s)
@@ -89,39 +89,67 @@ func parseAddr(s string) (netip.Addr, error) {
 	return a, nil
 }
 
+func parseAddr6(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || !routable6(a) {
+		return netip.Addr{}, fmt.Errorf("parse address %q: want an IPv6 address such as 2001:db8:20::15, not of the link only", s)
+	}
+	return a, nil
+}
+
+// parseAddr takes an address of the subnet's family, either where that is not known.
+func parseAddr(s string, subnet netip.Prefix) (netip.Addr, error) {
+	a, err := parseAddr6(s)
+	if subnet.Addr().Is6() || !subnet.IsValid() && err == nil {
+		return a, err
+	}
+	return parseAddr4(s)
+}
+
+// routable6 excludes what cannot be a host's address beyond its link, and IPv4
+// in disguise.
+func routable6(a netip.Addr) bool {
+	return a.Is6() && !a.Is4In6() && a.Zone() == "" && !a.IsLinkLocalUnicast() && !a.IsMulticast() && !a.IsUnspecified() && !a.IsLoopback()
+}
+
 func parsePrefix(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
+	least, most := 8, 30
+	if p.Addr().Is6() {
+		least, most = 32, 126
+	}
 	switch {
-	case err != nil || !p.Addr().Is4():
-		return netip.Prefix{}, fmt.Errorf("parse subnet %q: want an IPv4 subnet such as 10.20.0.0/24", s)
+	case err != nil || !p.Addr().Is4() && !routable6(p.Addr()):
+		return netip.Prefix{}, fmt.Errorf("parse subnet %q: want a subnet such as 10.20.0.0/24 or 2001:db8:20::/64", s)
 	case p != p.Masked():
 		return netip.Prefix{}, fmt.Errorf("subnet %q has bits set behind the mask: write %s", s, p.Masked())
-	case p.Bits() < 8 || p.Bits() > 30:
-		return netip.Prefix{}, fmt.Errorf("subnet %q: want a mask from /8 to /30", s)
+	case p.Bits() < least || p.Bits() > most:
+		return netip.Prefix{}, fmt.Errorf("subnet %q: want a mask from /%d to /%d", s, least, most)
 	}
 	return p, nil
 }
 
-// lastAddr is the broadcast address of an IPv4 prefix.
+// lastAddr is the last address of a prefix, which is IPv4's broadcast address.
 func lastAddr(p netip.Prefix) netip.Addr {
-	a := p.Masked().Addr().As4()
-	for i := p.Bits(); i < 32; i++ {
-		a[i/8] |= 1 << (7 - i%8)
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 1 << (7 - i%8)
 	}
-	return netip.AddrFrom4(a)
+	a, _ := netip.AddrFromSlice(b)
+	return a
 }
 
-func parseRange(s string) (AddrRange, error) {
+func parseRange(s string, subnet netip.Prefix) (AddrRange, error) {
 	first, last, ok := strings.Cut(s, "-")
 	if !ok {
 		return AddrRange{}, fmt.Errorf("parse range %q: want first-last, such as 10.20.0.100-10.20.0.199", s)
 	}
 	var r AddrRange
 	var err error
-	if r.First, err = parseAddr(strings.TrimSpace(first)); err != nil {
+	if r.First, err = parseAddr(strings.TrimSpace(first), subnet); err != nil {
 		return AddrRange{}, err
 	}
-	if r.Last, err = parseAddr(strings.TrimSpace(last)); err != nil {
+	if r.Last, err = parseAddr(strings.TrimSpace(last), subnet); err != nil {
 		return AddrRange{}, err
 	}
 	if r.Last.Less(r.First) {

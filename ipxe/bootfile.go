@@ -35,10 +35,11 @@ type Boot struct {
 	Have func(loader string) bool
 }
 
-// Bootfile is what DHCP names as boot file: a TFTP name for a firmware's PXE, a
-// URL for HTTP Boot and for iPXE. False means "no boot file": the client still
-// gets its address, and its firmware goes on to the next boot entry, which is
-// what a local boot is for a machine that has not loaded anything yet.
+// Bootfile is what DHCP names as boot file: a TFTP name for a firmware's PXE (its
+// URL for one that asks by IPv6, RFC 5970), a URL for HTTP Boot and for iPXE.
+// False means "no boot file": the client still gets its address, and its firmware
+// goes on to the next boot entry, which is what a local boot is for a machine that
+// has not loaded anything yet.
 func (b Boot) Bootfile(c Client, spec Spec, server netip.Addr, httpPort int) (file string, ok bool) {
 	if spec.Kind == SpecIgnore || !server.IsValid() {
 		return "", false
@@ -60,6 +61,9 @@ func (b Boot) Bootfile(c Client, spec Spec, server netip.Addr, httpPort int) (fi
 	case LoaderFirmware:
 		// A PXE client never gets a URL, an HTTP client never a bare name: each
 		// takes the other's for a broken offer.
+		if server = server.Unmap(); server.Is6() {
+			return "tftp://[" + server.WithZone("").String() + "]/" + loader, !c.Arch.HTTP()
+		}
 		return loader, !c.Arch.HTTP()
 	case LoaderHTTP:
 		return base + LoaderPath + loader, true

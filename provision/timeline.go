@@ -182,6 +182,10 @@ func bootEvent(o inventory.Observation) Event {
 // seenText is an observation in words.
 func seenText(o inventory.Observation) string {
 	text := string(o.Kind)
+	if o.V6 != "" && o.Kind != inventory.SawUnanswered {
+		text = "dhcpv6-" + strings.ToLower(o.V6)
+	}
+	who := text
 	detail := o.Detail
 	if o.Kind == inventory.SawOffer || o.Kind == inventory.SawAck {
 		if o.Remote.IsValid() && !o.Remote.IsUnspecified() {
@@ -190,7 +194,7 @@ func seenText(o inventory.Observation) string {
 		if o.Server.IsValid() {
 			text += " by " + o.Server.String()
 		}
-		if detail = bootFileText(detail); detail != "" && text != string(o.Kind) {
+		if detail = bootFileText(detail); detail != "" && text != who {
 			text += ","
 		}
 	}

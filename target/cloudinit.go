@@ -125,8 +125,11 @@ func networkConfig(nics []inventory.RenderedNIC) []byte {
 	b.WriteString("ethernets:\n")
 	for i, n := range nics {
 		// Only the first must be up for the boot to go on.
-		fmt.Fprintf(&b, "  net%d:\n    match: {macaddress: %q}\n    set-name: net%d\n    dhcp4: true\n    optional: %t\n",
-			i, string(n.MAC), i, i > 0)
+		fmt.Fprintf(&b, "  net%d:\n    match: {macaddress: %q}\n    set-name: net%d\n    dhcp4: true\n", i, string(n.MAC), i)
+		if n.IP6 != "" {
+			b.WriteString("    dhcp6: true\n")
+		}
+		fmt.Fprintf(&b, "    optional: %t\n", i > 0)
 	}
 	return []byte(b.String())
 }

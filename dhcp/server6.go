@@ -1,0 +1,130 @@
+package dhcp
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv6"
+
+	"recast/inventory"
+)
+
+// serverDUID is who we are to DHCPv6's clients (a DUID-UUID, RFC 6355): servers of
+// one store are one, and a store that was restored is another, whose clients
+// rebind.
+func serverDUID(epoch string) []byte {
+	h := sha256.Sum256([]byte("recast dhcpv6 " + epoch))
+	h[6], h[8] = h[6]&0x0f|0x80, h[8]&0x3f|0x80 // version 8: made as its maker likes (RFC 9562)
+	return append(binary.BigEndian.AppendUint16(nil, uint16(dhcpv6.DUID_UUID)), h[:16]...)
+}
+
+// arrange6 makes the sockets of DHCPv6 fit, as arrange does for DHCPv4. s.mu is held.
+func (s *Server) arrange6(listeners []listener, ours *[]netip.Addr) (errs []error) {
+	want := map[string]listener{}
+	for _, l := range listeners {
+		want[l.iface.Name] = l
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.links6)) {
+		if w, ok := want[name]; !ok || w.iface.Index != s.links6[name].state.Load().iface.Index {
+			s.links6[name].stop()
+			delete(s.links6, name)
+			s.log().Info("stop listening", "interface", name, "port", serverPort6)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		w, key := want[name], fmt.Sprintf("listen/%s/%d", name, serverPort6)
+		l := s.links6[name]
+		if l == nil {
+			c, err := s.listen6(w.iface)
+			if err != nil {
+				s.findings.set(key, err.Error(), time.Time{})
+				if len(w.sites) > 0 {
+					errs = append(errs, err)
+				}
+				continue
+			}
+			s.findings.clear(key)
+			l = &link{conn6: c, wire: c, cancel: map[string]context.CancelFunc{}}
+			l.state.Store(&linkState{})
+			s.links6[name] = l
+			s.log().Info("listen", "interface", name, "port", serverPort6)
+			s.assign(l, w)
+			l.reader.Go(func() { s.readClients6(l) })
+			l.reader.Go(func() { s.readRelays6(l) })
+		} else {
+			s.assign(l, w)
+		}
+		for _, p := range w.iface.Addrs6 {
+			*ours = append(*ours, p.Addr())
+		}
+	}
+	return errs
+}
+
+// readClients6 is the loop of what clients on the link send to every server. It
+// ends when the socket is closed.
+func (s *Server) readClients6(l *link) {
+	buf := make([]byte, 4096)
+	for {
+		raw, from, hw, err := l.conn6.readClient(buf)
+		switch {
+		case err == nil:
+			s.accept6(l, raw, from, netip.Addr{}, hw)
+		case errors.Is(err, net.ErrClosed):
+			return
+		default:
+			s.readError6(l, err)
+		}
+	}
+}
+
+// readRelays6 is the loop of what relays send.
+func (s *Server) readRelays6(l *link) {
+	buf, oob := make([]byte, 4096), make([]byte, 128)
+	for {
+		raw, from, dst, err := l.conn6.readRelay(buf, oob)
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			s.readError6(l, err)
+		case len(raw) > 0 && dhcpv6.MessageType(raw[0]) != dhcpv6.MessageTypeRelayForward:
+			s.malformed(l, badUnicast)
+		default:
+			s.accept6(l, raw, from, dst, "")
+		}
+	}
+}
+
+func (s *Server) readError6(l *link, err error) {
+	// ENETDOWN and the like come and go with the interface.
+	s.log().Debug("read", "interface", l.conn6.iface.Name, "port", serverPort6, "err", err)
+	s.counters.count(&s.counters.s.Malformed, "read error")
+}
+
+// accept6 decodes one message and queues it. The bytes are the caller's again
+// afterwards.
+func (s *Server) accept6(l *link, raw []byte, from, dst netip.Addr, hw inventory.MAC) {
+	defer s.guardPanic("decode")
+	s.counters.mu.Lock()
+	s.counters.s.Received++
+	s.counters.mu.Unlock()
+	r, err := decode6(raw, from, hw)
+	if err != nil {
+		var bad badPacket
+		errors.As(err, &bad)
+		s.malformed(l, bad)
+		return
+	}
+	cfg := s.cfg.Load()
+	r.identify(cfg)
+	s.enqueue(arrival{req: r, link: l, dst: dst, at: s.now()}, cfg)
+}
