@@ -19,7 +19,7 @@ const (
 	// pause is how long the library waits before it sends a block again. It
 	// answers no late copy of an acknowledgement, so that a repeated block costs no
 	// more than itself.
-	pause = 250 * time.Millisecond
+	pause = 2 * shortestWait
 	// lostAfter is how long it may take to begin.
 	lostAfter = 2 * time.Second
 	// fullBlock fills an Ethernet frame: 1500 less the headers of IPv4, UDP and
@@ -55,7 +55,7 @@ type result struct {
 	err   error
 }
 
-func newRelay(patience time.Duration, dropped *counters) (*relay, error) {
+func newRelay(ctx context.Context, patience time.Duration, dropped *counters) (*relay, error) {
 	conn, err := net.ListenUDP("udp4", loopback())
 	if err != nil {
 		return nil, fmt.Errorf("open TFTP's socket on loopback: %w", err)
@@ -68,9 +68,21 @@ func newRelay(patience time.Duration, dropped *counters) (*relay, error) {
 	}
 	r.library = tftp.NewServer(r.send, nil)
 	r.library.SetBlockSize(fullBlock)
+	longer := func(n int) time.Duration { return min(pause<<min(n+1, 12), longestWait) - pause }
+	retries := 0
+	for d := pause; d < patience; retries++ {
+		d += longer(retries) + pause
+	}
 	r.library.SetTimeout(pause)
-	r.library.SetRetries(int(patience / pause))
-	r.library.SetBackoff(func(int) time.Duration { return 0 })
+	r.library.SetRetries(retries)
+	r.library.SetBackoff(func(n int) time.Duration {
+		// The library would sleep on while the server stops.
+		select {
+		case <-ctx.Done():
+		case <-time.After(longer(n)):
+		}
+		return 0
+	})
 	return r, nil
 }
 

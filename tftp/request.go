@@ -38,6 +38,7 @@ type request struct {
 	name    string
 	text    bool // netascii
 	options []option
+	bytes   int // of the packet
 }
 
 type option struct{ name, value string }
@@ -61,7 +62,7 @@ const (
 
 // parseRequest reads a packet that arrived on the listening port.
 func parseRequest(p []byte) (request, error) {
-	var r request
+	r := request{bytes: len(p)}
 	if len(p) < 4 {
 		return r, badShort
 	}

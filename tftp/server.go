@@ -67,7 +67,7 @@ func (s *Server) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	s.gate = newGate(s.Limits)
-	if s.relay, err = newRelay(cmp.Or(s.patience, patience), &s.dropped); err != nil {
+	if s.relay, err = newRelay(ctx, cmp.Or(s.patience, patience), &s.dropped); err != nil {
 		return errors.Join(err, conn.Close())
 	}
 	var library, reader sync.WaitGroup

@@ -8,8 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,7 +15,6 @@ import (
 	"testing/fstest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/pin/tftp/v3"
 
 	"recast/inventory"
@@ -47,6 +44,11 @@ func start(t testing.TB, limits Limits) *running {
 
 func startAt(t testing.TB, addr string, limits Limits) *running {
 	t.Helper()
+	return startWith(t, addr, limits, silence, loader)
+}
+
+func startWith(t testing.TB, addr string, limits Limits, patience time.Duration, loader []byte) *running {
+	t.Helper()
 	conn, err := listen(addr)
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +68,7 @@ func startAt(t testing.TB, addr string, limits Limits) *running {
 			}
 		},
 		Limits:   limits,
-		patience: silence,
+		patience: patience,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -366,53 +368,6 @@ func TestRunReturnsWhenTheSocketBreaks(t *testing.T) {
 	}
 	if err := (&Server{Conn: conn}).Run(t.Context()); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Run = %v", err)
-	}
-}
-
-func TestRealClientsFetchALoader(t *testing.T) {
-	s := start(t, Limits{})
-	port := strconv.Itoa(s.addr.Port)
-	for _, tc := range []struct {
-		name, tool, pkg string
-		args            func(out string) []string
-	}{
-		{"tftp-hpa", "tftp", "tftp-hpa", func(out string) []string {
-			return []string{"-m", "binary", "127.0.0.1", port, "-c", "get", "snponly.efi", out}
-		}},
-		{"curl", "curl", "curl", func(out string) []string {
-			return []string{"-sS", "--tftp-blksize", "1468", "-o", out, "tftp://127.0.0.1:" + port + "/snponly.efi"}
-		}},
-		{"curl without options", "curl", "curl", func(out string) []string {
-			return []string{"-sS", "--tftp-no-options", "-o", out, "tftp://127.0.0.1:" + port + "/snponly.efi"}
-		}},
-		{"atftp", "atftp", "atftp", func(out string) []string {
-			return []string{"-g", "-r", "snponly.efi", "-l", out, "127.0.0.1", port}
-		}},
-		{"atftp in windows", "atftp", "atftp", func(out string) []string {
-			return []string{"--option", "windowsize 8", "--option", "blksize 1468", "--option", "timeout 2", "-g", "-r", "snponly.efi", "-l", out, "127.0.0.1", port}
-		}},
-		{"busybox", "busybox", "busybox-static", func(out string) []string {
-			return []string{"tftp", "-g", "-b", "1024", "-r", "snponly.efi", "-l", out, "127.0.0.1", port}
-		}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			if _, err := exec.LookPath(tc.tool); err != nil {
-				t.Skipf("needs %s (apt-get install %s)", tc.tool, tc.pkg)
-			}
-			out := filepath.Join(t.TempDir(), "out")
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			if text, err := exec.CommandContext(ctx, tc.tool, tc.args(out)...).CombinedOutput(); err != nil {
-				t.Fatalf("%v\n%s", err, text)
-			}
-			got, err := os.ReadFile(out)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(got, loader) {
-				t.Errorf("fetched %d bytes that differ: %s", len(got), cmp.Diff(len(loader), len(got)))
-			}
-		})
 	}
 }
 

@@ -20,14 +20,14 @@ import (
 )
 
 const (
-	// patience is how long a client that has answered may then be silent; it is
-	// sent its block again meanwhile.
-	patience = 10 * time.Second
+	// patience is how long a client may be silent that has answered before. Most
+	// repeat themselves after five seconds.
+	patience = 20 * time.Second
 	// longestPatience is that for a client that names long times.
 	longestPatience = time.Minute
-	// firstPatience is how long the first packet waits for its answer. It is sent
-	// once: who lost it asks again.
-	firstPatience = 3 * time.Second
+	// firstPatience is how long a client may take to answer at all.
+	firstPatience = 10 * time.Second
+	firstWait     = time.Second
 	// maxText is how large a file may be that is converted to netascii.
 	maxText = 4 << 20
 )
@@ -37,6 +37,7 @@ type transfer struct {
 	terms
 	conn   *net.UDPConn // to the client; its port is our TID (RFC 1350 section 4)
 	client netip.AddrPort
+	asked  int // bytes of the request
 	file   *io.SectionReader
 	buf    [maxRequest + 4]byte
 }
@@ -104,7 +105,7 @@ func (s *Server) serve(ctx context.Context, req request, client netip.AddrPort, 
 		return
 	}
 	defer conn.Close()
-	t := &transfer{conn: conn, client: client}
+	t := &transfer{conn: conn, client: client, asked: req.bytes}
 	o := inventory.Observation{Remote: client.Addr(), Detail: req.name}
 	if t.file, err = s.open(req); err != nil {
 		// An optional file; the client goes on without it, and at once.
@@ -153,28 +154,11 @@ func (s *Server) open(req request) (*io.SectionReader, error) {
 
 var errSilent = errors.New("no answer")
 
-// run moves the file and returns how many blocks have arrived. The first packet
-// goes out once only, whatever becomes of it: the address may be a victim's
-// until it has answered.
+// run moves the file and returns how many blocks have arrived.
 func (t *transfer) run(ctx context.Context, library *relay, patience time.Duration) (acked int64, err error) {
-	first := t.oack
-	if first == nil {
-		if first, err = t.data(nil, 1); err != nil {
-			return 0, err
-		}
-	}
-	sent := time.Now()
-	w := newWindow(t.terms, t.file.Size(), sent)
-	t.send(first)
-	for answered := false; !answered; {
-		block, err := t.receive(ctx, sent.Add(min(patience, firstPatience)))
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = errSilent
-		}
-		if err != nil {
-			return 0, err
-		}
-		answered = w.ack(time.Now(), block)
+	w := newWindow(t.terms, t.file.Size(), time.Now())
+	if err := t.first(ctx, w, min(patience, firstPatience)); err != nil {
+		return 0, err
 	}
 	switch {
 	case w.done():
@@ -184,6 +168,38 @@ func (t *transfer) run(ctx context.Context, library *relay, patience time.Durati
 		w.acked, err = library.serve(ctx, t)
 	}
 	return w.acked, err
+}
+
+// first sends the first packet until the client has answered it. Before, the
+// address may be a victim's: it gets less than three times what was asked with,
+// or the block that RFC 1350 demands, once.
+func (t *transfer) first(ctx context.Context, w *window, patience time.Duration) error {
+	p := t.oack
+	if p == nil {
+		var err error
+		if p, err = t.data(nil, 1); err != nil {
+			return err
+		}
+	}
+	end := time.Now().Add(patience)
+	for n := 1; time.Now().Before(end); n++ {
+		if n == 1 || n*len(p) < 3*t.asked {
+			t.send(p)
+			w.again = n > 1
+		}
+		deadline := time.Now().Add(firstWait << min(n-1, 4))
+		if end.Before(deadline) {
+			deadline = end
+		}
+		block, err := t.receive(ctx, deadline)
+		switch {
+		case err == nil && w.ack(time.Now(), block):
+			return nil
+		case err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
+			return err
+		}
+	}
+	return errSilent
 }
 
 // sendWindows does what the library cannot: windows, a time of the client's, and

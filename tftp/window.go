@@ -21,12 +21,15 @@ type window struct {
 }
 
 // Silence means that something was lost. The first wait follows from the round
-// trip (RFC 1123 section 4.2.3.2) and doubles until the client moves on. Where
-// the client named a time (RFC 2349), that is the longest wait: curl and U-Boot
-// name 5 seconds and more without a thought, which else each loss would cost.
+// trip and doubles until the client moves on (RFC 1123 section 4.2.3.2), beyond
+// the time after which clients repeat themselves, mostly five seconds: atftp
+// answers a repeated block once only, and each that arrives restarts its clock.
+// Where the client named that time (RFC 2349), the longest wait follows from it.
+// It is not the first wait: curl and U-Boot name five seconds and more without a
+// thought, which each loss would cost them.
 const (
 	shortestWait = 50 * time.Millisecond
-	longestWait  = time.Second
+	longestWait  = shortestWait << 7
 )
 
 // newWindow begins with the first packet, the OACK or block 1, under way.
@@ -36,7 +39,7 @@ func newWindow(t terms, size int64, now time.Time) *window {
 		w.acked, w.sent = 0, 1
 	}
 	if t.timeout > 0 {
-		w.longest = t.timeout
+		w.longest = 2 * t.timeout
 	}
 	return w
 }
