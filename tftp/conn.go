@@ -43,9 +43,10 @@ func (c *counters) snapshot() map[string]int64 {
 	return out
 }
 
-// listen opens the socket of an address such as "10.20.0.1:69".
+// listen opens the socket of an address such as "10.20.0.1:69"; one without a host
+// (":69") hears IPv4 and IPv6.
 func listen(addr string) (*net.UDPConn, error) {
-	pc, err := net.ListenPacket("udp4", addr)
+	pc, err := net.ListenPacket("udp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("open TFTP socket: %w", err)
 	}
@@ -69,7 +70,10 @@ func prepare(c *net.UDPConn) error {
 		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 		}
-		failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_PKTINFO, 1)
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_PKTINFO, 1) // on a socket of both families, too
+		if family, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil && family == unix.AF_INET6 {
+			failed = errors.Join(failed, unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1))
+		}
 	})
 	if err := errors.Join(err, failed); err != nil {
 		return fmt.Errorf("prepare TFTP socket: %w", err)
@@ -90,6 +94,12 @@ func destination(oob []byte) netip.Addr {
 			[4]byte(m.Data[4:8]) == [4]byte(m.Data[8:12]) {
 			return netip.AddrFrom4([4]byte(m.Data[8:12]))
 		}
+		// struct in6_pktinfo: the header's address, interface.
+		if m.Header.Level == unix.SOL_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo {
+			if a := netip.AddrFrom16([16]byte(m.Data)); !a.Is4In6() && !a.IsMulticast() {
+				return a
+			}
+		}
 	}
 	return netip.Addr{}
 }
@@ -97,15 +107,18 @@ func destination(oob []byte) netip.Addr {
 // room is how large a block may be on the way from an address of ours to a
 // client without being cut into fragments, which firmware may not put together.
 func room(from netip.Addr, to netip.AddrPort) int {
-	const headers = 20 + 8 + 4 // IPv4, UDP, TFTP
+	headers, level, option := 20+8+4, unix.SOL_IP, unix.IP_MTU // IPv4, UDP, TFTP
+	if from.Is6() {
+		headers, level, option = 40+8+4, unix.SOL_IPV6, unix.IPV6_MTU
+	}
 	mtu := 1500
 	// What the kernel knows of a path it tells of a connected socket.
-	c, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(to))
+	c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), net.UDPAddrFromAddrPort(to))
 	if err == nil {
 		defer c.Close()
 		if raw, err := c.SyscallConn(); err == nil {
 			_ = raw.Control(func(fd uintptr) {
-				if n, err := unix.GetsockoptInt(int(fd), unix.SOL_IP, unix.IP_MTU); err == nil {
+				if n, err := unix.GetsockoptInt(int(fd), level, option); err == nil {
 					mtu = min(mtu, n)
 				}
 			})

@@ -58,6 +58,9 @@ func (s *Server) read(ctx context.Context, conn *net.UDPConn) error {
 		if bound.IsUnspecified() {
 			to = destination(oob[:m])
 		}
+		if to.IsLinkLocalUnicast() {
+			to = to.WithZone(from.Addr().Zone())
+		}
 		if err := s.accept(ctx, buf[:n], from, to); err != nil {
 			s.dropped.add(err)
 			s.log().Debug("drop packet", "remote", from, "error", err)
@@ -98,7 +101,7 @@ func (s *Server) accept(ctx context.Context, packet []byte, from netip.AddrPort,
 
 // serve is one transfer, from its socket to its report.
 func (s *Server) serve(ctx context.Context, req request, client netip.AddrPort, us netip.Addr) {
-	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(us, 0)))
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(us, 0)))
 	if err != nil {
 		s.log().Warn("tftp request lost", "remote", client, "error", err)
 		s.dropped.add(lostRequest)
