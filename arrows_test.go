@@ -21,6 +21,7 @@ var floors = map[string][]string{
 	// floor 1: how to boot, files over UDP, images, power, what each OS wants, hands in the ramdisk
 	"ipxe":   {"inventory"},
 	"tftp":   {"inventory"},
+	"syslog": {"inventory"},
 	"image":  {"inventory", "pack"},
 	"bmc":    {"inventory"},
 	"target": {"inventory"},
@@ -33,7 +34,7 @@ var floors = map[string][]string{
 	// beside: virtual racks
 	"testenv": {"inventory", "store", "pack", "ipxe", "tftp", "image", "bmc", "target", "agent"},
 	// floor 4: wiring
-	"cmd/recast":       {"web", "dhcp", "provision", "ipxe", "tftp", "image", "bmc", "target", "inventory", "store", "pack", "testenv"},
+	"cmd/recast":       {"web", "dhcp", "provision", "ipxe", "tftp", "syslog", "image", "bmc", "target", "inventory", "store", "pack", "testenv"},
 	"cmd/recast-agent": {"agent", "inventory", "pack"},
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -25,6 +26,8 @@ type Args struct {
 	// Nonce claims an armed machine; Discover lets a stranger post one inventory.
 	// Exactly one of them is set.
 	Nonce, Discover string
+	// Syslog is where console lines go too; zero: nowhere.
+	Syslog netip.AddrPort
 	// Trace of the attempt, as the server's logs name it; "" none.
 	Trace string
 }
@@ -78,6 +81,8 @@ func (a *Args) set(key, value string) error {
 			return nil
 		}
 		a.MAC, err = inventory.ParseMAC(value)
+	case "syslog":
+		a.Syslog, err = netip.ParseAddrPort(value)
 	case "trace":
 		a.Trace, err = token(value)
 	case "nonce":

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -93,6 +94,11 @@ func boot(ctx context.Context, c *console) (Outcome, error) {
 	if args.MAC == "" {
 		args.MAC = h.nic(nic).MAC
 	}
+	if to := args.Syslog; to.IsValid() {
+		if conn, err := net.Dial("udp", to.String()); err == nil {
+			c.mirror(conn)
+		}
+	}
 	awaitDisks(ctx, h, mods, c.log)
 	var id [16]byte
 	rand.Read(id[:])
@@ -174,6 +180,14 @@ type console struct {
 	start time.Time
 	mu    sync.Mutex
 	ttys  []io.Writer
+	away  io.Writer // where lines go too; nil nowhere
+}
+
+// mirror sends every line from now on as a syslog message too.
+func (c *console) mirror(to io.Writer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.away = to
 }
 
 func (c *console) open() {
@@ -190,9 +204,14 @@ func (c *console) open() {
 }
 
 func (c *console) log(format string, args ...any) {
-	line := fmt.Sprintf("[recast %6.1f] %s\r\n", time.Since(c.start).Seconds(), fmt.Sprintf(format, args...))
+	text := fmt.Sprintf(format, args...)
+	line := fmt.Sprintf("[recast %6.1f] %s\r\n", time.Since(c.start).Seconds(), text)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.away != nil && text != "" {
+		// 14 is user.info. What is lost is on the console.
+		_, _ = fmt.Fprintf(c.away, "<14>recast-agent: %s", text)
+	}
 	if len(c.ttys) == 0 {
 		io.WriteString(os.Stdout, line)
 		return

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -32,6 +33,8 @@ func TestKernelArguments(t *testing.T) {
 		{"all of it", base + " recast.time=1700000000 recast.mac=52-54-00-00-00-05 recast.nonce=n-1", Args{URL: armed.URL, CA: someCA,
 			Time: time.Unix(1700000000, 0), MAC: "52:54:00:00:00:05", Nonce: "n-1"}, ""},
 		{"stranger", base + " recast.discover=tok", Args{URL: armed.URL, CA: someCA, Discover: "tok"}, ""},
+		{"with a place to log to", base + " recast.nonce=n-1 recast.syslog=10.0.0.1:514", Args{URL: armed.URL, CA: someCA, Nonce: "n-1", Syslog: netip.MustParseAddrPort("10.0.0.1:514")}, ""},
+		{"a bad place to log to", base + " recast.nonce=n-1 recast.syslog=here", Args{}, "recast.syslog"},
 		{"with a trace", base + " recast.nonce=n-1 recast.trace=1d44f94068682d44", Args{URL: armed.URL, CA: someCA, Nonce: "n-1", Trace: "1d44f94068682d44"}, ""},
 		{"a newer server says more", base + " recast.nonce=n-1 recast.colour=blue", armed, ""},
 		{"the last one counts", base + " recast.nonce=n-0 recast.nonce=n-1", armed, ""},
@@ -53,7 +56,7 @@ func TestKernelArguments(t *testing.T) {
 			if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
 				t.Fatalf("error %v, want %q", err, tt.err)
 			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
+			if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})

@@ -22,6 +22,7 @@ const (
 	SawTFTP       ObservationKind = "tftp-transfer"
 	SawScript     ObservationKind = "boot-script"
 	SawFile       ObservationKind = "boot-file" // kernel, ramdisk or loader over HTTP
+	SawSyslog     ObservationKind = "log"       // a line of the machine's own; Client says which program's
 	SawClaim      ObservationKind = "agent-claim"
 	// A TLS handshake with the agent API that came to nothing.
 	SawTLS       ObservationKind = "tls-failed"

@@ -203,6 +203,10 @@ func begin(spec Spec, doing safe) *script {
 	if who == "" {
 		who = "undeclared machine"
 	}
+	// A build without syslog takes it for a name of somebody's own.
+	if a := spec.Syslog; a.Addr().Is4() && a.Port() == 514 {
+		s.add("set syslog", safe(a.Addr().String()))
+	}
 	if spec.Trace != "" {
 		s.add("echo recast: trace", clean(spec.Trace))
 	}

@@ -30,7 +30,8 @@ type bootQuestion struct {
 
 	Key      Key
 	Epoch    string
-	AgentURL string // https://ADDRESS:PORT as the machine reaches us
+	AgentURL string         // https://ADDRESS:PORT as the machine reaches us
+	Syslog   netip.AddrPort // where it may log to; zero: nowhere
 	CA       inventory.Digest
 	Arch     inventory.Arch // declared, else what its firmware says
 	Ramdisk  RamdiskFiles   // zero: there is none for Arch
@@ -111,6 +112,9 @@ func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
 		key,
 	}, b.ConsoleArgs()...)
 	s.Args = append(s.Args, "panic=30")
+	if q.Syslog.IsValid() {
+		s.Args = append(s.Args, "recast.syslog="+q.Syslog.String())
+	}
 	if s.Trace != "" {
 		s.Args = append(s.Args, "recast.trace="+s.Trace)
 	}

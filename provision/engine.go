@@ -27,6 +27,8 @@ type Config struct {
 	Address func(network string) (netip.Addr, bool)
 	// AgentPort and BootPort are where machines reach us: TLS, plain HTTP.
 	AgentPort, BootPort int
+	// SyslogPort is where machines may log to; 0 nowhere.
+	SyslogPort int
 	// Ramdisk finds the ramdisk of an architecture; a zero value means none.
 	Ramdisk func(inventory.Arch) RamdiskFiles
 	// Dial opens a BMC; nil means bmc.Dial.

@@ -23,6 +23,8 @@ const (
 	// more in memory: packets seen are plenty and may be lost with the process.
 	keepDurable = 200
 	keepSeen    = 400
+	// keepLogs lines of the machine's own stand beside them.
+	keepLogs = 200
 )
 
 func eventKey(machine string, seq int64) string {
@@ -35,6 +37,7 @@ type history struct {
 	mu      sync.Mutex
 	durable []TimelineEntry // the last keepDurable, as they stand in the store
 	packets []TimelineEntry // the last keepSeen; a flood of them pushes out no other
+	logs    []TimelineEntry // the last keepLogs, likewise
 	seq     int64
 	seen    string
 	seenAt  time.Time
@@ -57,6 +60,21 @@ func (h *history) lastSeen() (string, time.Time) {
 // saw what a server saw.
 func (h *history) saw(o inventory.Observation) {
 	h.keep(TimelineEntry{Time: o.Time, Kind: "seen", Text: seenText(o), Seen: &o})
+}
+
+// log keeps a line of the machine's own. It is no sign of life: anybody may send
+// one in its name.
+func (h *history) log(o inventory.Observation) {
+	text := o.Detail
+	if o.Client != "" {
+		text = o.Client + ": " + text
+	}
+	if o.Error != "" {
+		text += " (" + o.Error + ")"
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.logs = last(keepLogs, append(h.logs, TimelineEntry{Time: o.Time, Kind: string(o.Kind), Text: text}))
 }
 
 // note what no server saw.
@@ -85,11 +103,11 @@ func last(n int, entries []TimelineEntry) []TimelineEntry {
 	return entries[max(0, len(entries)-n):]
 }
 
-// list is both in the order of time; each is ordered already.
+// list is all in the order of time; each is ordered already.
 func (h *history) list() []TimelineEntry {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := slices.Concat(h.durable, h.packets)
+	out := slices.Concat(h.durable, h.packets, h.logs)
 	slices.SortStableFunc(out, func(a, b TimelineEntry) int { return a.Time.Compare(b.Time) })
 	return out
 }
@@ -156,6 +174,10 @@ func (e *Engine) Observe(o inventory.Observation) {
 		return
 	}
 	m := e.machine(name)
+	if o.Kind == inventory.SawSyslog {
+		m.history.log(o)
+		return
+	}
 	m.history.saw(o)
 	e.changes.send(name)
 	if ev := bootEvent(o); ev != nil && e.fromItself(name, o.Remote) {

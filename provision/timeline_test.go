@@ -1,11 +1,14 @@
 package provision
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
 	"recast/inventory"
+	"recast/ipxe"
 )
 
 // TestAFloodOfPacketsPushesOutNoDecision: what is durable stays in sight, and
@@ -77,5 +80,59 @@ func TestWhatIsSeenIsShortAndNamesTheAddress(t *testing.T) {
 		if got := seenText(c.o); got != c.want {
 			t.Errorf("%+v is %q, want %q", c.o, got, c.want)
 		}
+	}
+}
+
+// What a machine logs is on its timeline, bounded by itself, and no sign of life:
+// anybody can send a datagram in its name.
+func TestWhatAMachineLogsStandsOnItsTimeline(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	addr := testAddr(1)
+	s.Engine.mu.Lock()
+	s.leases[addr] = inventory.Lease{Addr: addr, Machine: "m1"}
+	s.Engine.mu.Unlock()
+	s.Observe(inventory.Observation{Kind: inventory.SawDiscover, MAC: testMAC(1)})
+	for i := range 3 * keepLogs {
+		s.Observe(inventory.Observation{Kind: inventory.SawSyslog, Remote: addr, Client: "ipxe", Detail: fmt.Sprintf("line %d", i)})
+	}
+	s.Observe(inventory.Observation{Kind: inventory.SawSyslog, Remote: addr, Detail: "last", Error: "7 lines before it were left out"})
+	logs, packets := 0, 0
+	lines := s.Timeline("m1")
+	for _, l := range lines {
+		if l.Kind == "log" {
+			logs++
+		}
+		if l.Seen != nil && l.Seen.Kind == inventory.SawDiscover {
+			packets++
+		}
+	}
+	if last := lines[len(lines)-1]; logs != keepLogs || packets != 1 || last.Text != "last (7 lines before it were left out)" || lines[len(lines)-2].Text != fmt.Sprintf("ipxe: line %d", 3*keepLogs-1) {
+		t.Errorf("%d lines and %d packets are kept, the last %+v", logs, packets, last)
+	}
+	if v, _ := s.View("m1"); v.Status.LastSeen != "dhcp-discover" {
+		t.Errorf("last seen %q", v.Status.LastSeen)
+	}
+}
+
+func TestScriptAndRamdiskAreToldWhereToLog(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	ask := func() ipxe.Spec {
+		t.Helper()
+		spec, err := s.BootSpec(t.Context(), ipxe.Client{MAC: testMAC(1), Arch: ipxe.FirmwareX64UEFI, Loader: ipxe.LoaderIPXE, Remote: testAddr(1)})
+		if err != nil || spec.Kind != ipxe.SpecRamdisk {
+			t.Fatalf("%v %+v", err, spec)
+		}
+		return spec
+	}
+	if spec := ask(); spec.Syslog.IsValid() {
+		t.Errorf("%+v", spec)
+	}
+	s.SyslogPort = 514
+	if spec := ask(); spec.Syslog != netip.MustParseAddrPort("10.0.0.1:514") || !slices.Contains(spec.Args, "recast.syslog=10.0.0.1:514") {
+		t.Errorf("%+v", spec)
 	}
 }

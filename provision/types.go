@@ -217,7 +217,7 @@ type View struct {
 type TimelineEntry struct {
 	Seq    int64     `json:"seq"`
 	Time   time.Time `json:"time"`
-	Kind   string    `json:"kind"` // phase, step, seen, bmc, operator, finding, error
+	Kind   string    `json:"kind"` // phase, step, seen, log, bmc, operator, finding, error
 	Text   string    `json:"text"`
 	Detail string    `json:"detail,omitempty"`
 	// Seen is what stands behind a line of kind "seen", where a server saw it.

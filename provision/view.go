@@ -3,6 +3,7 @@ package provision
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"sort"
 	"strings"
 
@@ -35,12 +36,17 @@ func (e *Engine) BootSpec(_ context.Context, c ipxe.Client) (ipxe.Spec, error) {
 		q.Unknown = net.Unknown
 		if addr, ok := e.Address(net.Name); ok {
 			q.AgentURL = agentURL(addr, e.AgentPort)
+			if e.SyslogPort != 0 {
+				q.Syslog = netip.AddrPortFrom(addr, uint16(e.SyslogPort))
+			}
 		}
 	}
 	if q.AgentURL == "" {
 		return ipxe.Spec{}, fmt.Errorf("no network of ours holds the client %s at %s", c.MAC, c.Remote)
 	}
-	return boot(q), nil
+	spec := boot(q)
+	spec.Syslog = q.Syslog
+	return spec, nil
 }
 
 var _ ipxe.Booter = (*Engine)(nil)

@@ -24,6 +24,8 @@ type config struct {
 	// Listen addresses, [host]:port.
 	Boot  string `yaml:"boot"`  // plain HTTP for machines
 	Agent string `yaml:"agent"` // TLS for machines and operators
+	// Syslog of machines by UDP, [host]:port; "" receives none. iPXE knows port 514 alone.
+	Syslog string `yaml:"syslog"`
 	// Store names etcd endpoints; none means the file store in Data.
 	Store struct {
 		Endpoints []string `yaml:"endpoints"`
@@ -49,7 +51,7 @@ const (
 
 func defaults() config {
 	var c config
-	c.Data, c.Boot, c.Agent = defaultData, ":8080", ":8443"
+	c.Data, c.Boot, c.Agent, c.Syslog = defaultData, ":8080", ":8443", ":514"
 	c.Images.MaxSize = 64 << 30
 	c.Turns = 64
 	c.SoftOff = 30 * time.Second
@@ -189,6 +191,11 @@ func (p *configParser) check(c config) {
 	for _, l := range []struct{ field, addr string }{{"boot", c.Boot}, {"agent", c.Agent}} {
 		if _, err := portOf(l.addr); err != nil {
 			p.problem(p.lines[l.field], l.field, err.Error(), "")
+		}
+	}
+	if c.Syslog != "" {
+		if _, err := portOf(c.Syslog); err != nil {
+			p.problem(p.lines["syslog"], "syslog", err.Error(), `"" receives none`)
 		}
 	}
 	if c.Boot == c.Agent {

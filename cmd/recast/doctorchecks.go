@@ -90,6 +90,9 @@ func (f *surroundings) wantedPorts() []wantedPort {
 		proxy = proxy || p.Iface != nil && p.Network.DHCP == inventory.DHCPProxy
 	}
 	list := []wantedPort{{portKey{"udp", 67}, "DHCP", served}, {portKey{"udp", 69}, "TFTP", served}, {portKey{"udp", 4011}, "the boot server", proxy}}
+	if n, err := portOf(f.config.Syslog); err == nil {
+		list = append(list, wantedPort{portKey{"udp", n}, "syslog of machines", false})
+	}
 	for _, l := range []struct{ addr, what string }{{f.config.Boot, "boot HTTP"}, {f.config.Agent, "agents and operators"}} {
 		if n, err := portOf(l.addr); err == nil {
 			list = append(list, wantedPort{portKey{"tcp", n}, l.what, true})
@@ -120,7 +123,7 @@ func (d *doctor) portsCheck() {
 		case len(others) > 0 && (w.needed || w.proto == "udp" && w.port != 4011 && d.set == nil):
 			d.say(name, stateFail, "stop it (ss -lnp names its unit); recast needs the port", "%s: held by %s", w.what, strings.Join(others, ", "))
 		case len(others) > 0:
-			d.say(name, stateWarn, "stop it before a Network needs the port", "%s: held by %s", w.what, strings.Join(others, ", "))
+			d.say(name, stateWarn, "stop it if a Network needs the port, or set another", "%s: held by %s", w.what, strings.Join(others, ", "))
 		case d.running && w.needed:
 			d.say(name, stateFail, "see the server's log for why, and restart it", "%s: nobody listens, although the server runs", w.what)
 		case len(elsewhere) > 0:

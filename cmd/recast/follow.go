@@ -8,8 +8,8 @@ import (
 	"recast/inventory"
 )
 
-// followNetworks tells DHCP of every new Set, and runs TFTP while there is a
-// Network to serve.
+// followNetworks tells DHCP of every new Set, and runs TFTP and syslog while there is
+// a Network to serve.
 func (s *server) followNetworks(ctx context.Context, work *sync.WaitGroup) (stop func()) {
 	var mu sync.Mutex
 	var cancel context.CancelFunc
@@ -43,6 +43,13 @@ func (s *server) followNetworks(ctx context.Context, work *sync.WaitGroup) (stop
 				s.log.Error("TFTP is not served", "err", err)
 			}
 		})
+		if s.syslog != nil {
+			work.Go(func() {
+				if err := s.syslog.Run(tctx); err != nil {
+					s.log.Warn("no syslog of machines is received; syslog: \"\" in the configuration turns it off", "err", err)
+				}
+			})
+		}
 	})
 	return stop
 }

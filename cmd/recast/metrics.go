@@ -23,6 +23,7 @@ type meters struct {
 	scriptTimes histogram
 	claims      [2]atomic.Uint64 // granted, refused
 	tls         atomic.Uint64
+	lines       atomic.Uint64 // of syslog
 }
 
 // transfers of files, by their end.
@@ -71,6 +72,8 @@ func (m *meters) observe(o *inventory.Observation) {
 		}
 	case inventory.SawTLS:
 		m.tls.Add(1)
+	case inventory.SawSyslog:
+		m.lines.Add(1)
 	}
 }
 
@@ -148,6 +151,8 @@ func (s *server) metrics(w io.Writer, v web.StatusReply) error {
 	e.sample("recast_agent_claims_total", float64(s.meters.claims[1].Load()), "result", "refused")
 	e.family("recast_tls_failures_total", "counter", "TLS handshakes with the agent port that failed.")
 	e.sample("recast_tls_failures_total", float64(s.meters.tls.Load()))
+	e.family("recast_syslog_lines_total", "counter", "Lines of machines' syslog that were kept.")
+	e.sample("recast_syslog_lines_total", float64(s.meters.lines.Load()))
 	e.family("recast_malformed_total", "counter", "What was sent and not understood, or refused, by who heard it and why.")
 	for _, k := range slices.Sorted(maps.Keys(v.Malformed)) {
 		source, reason, _ := strings.Cut(k, ": ")

@@ -28,6 +28,7 @@ import (
 	"recast/ipxe"
 	"recast/provision"
 	"recast/store"
+	"recast/syslog"
 	"recast/tftp"
 	"recast/web"
 )
@@ -144,6 +145,7 @@ type server struct {
 	loaders *ipxe.Loaders
 	web     *web.Server
 	tftp    *tftp.Server
+	syslog  *syslog.Server // nil: none is received
 	token   string
 	meters  meters
 
@@ -199,8 +201,15 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
+	syslogPort := 0
+	if s.Syslog != "" {
+		if syslogPort, err = portOf(s.Syslog); err != nil {
+			return fmt.Errorf("syslog: %w", err)
+		}
+		s.syslog = &syslog.Server{Addr: s.Syslog, Observe: s.observe, Log: s.log}
+	}
 	if s.engine, err = provision.Open(ctx, provision.Config{Store: s.store, Images: s.images,
-		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, AgentPort: agentPort, BootPort: bootPort,
+		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, AgentPort: agentPort, BootPort: bootPort, SyslogPort: syslogPort,
 		Ramdisk: s.ramdiskFiles, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
@@ -384,6 +393,11 @@ func (s *server) malformed() map[string]uint64 {
 	}
 	for why, n := range s.tftp.Dropped() {
 		out["TFTP: "+why] = uint64(n)
+	}
+	if s.syslog != nil {
+		for why, n := range s.syslog.Dropped() {
+			out["syslog: "+why] = n
+		}
 	}
 	for why, n := range s.bad.Counts() {
 		out["BMC: "+why] = n
