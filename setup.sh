@@ -35,6 +35,7 @@ udhcpc              a DHCP client
 isc-dhcp-client     another
 isc-dhcp-relay      a relay between
 dhcpcd-base         one more DHCP client
+radvd               a router of IPv6
 tftp-hpa            a TFTP client
 atftp               another, that asks for windows
 curl                an HTTP and TFTP client

@@ -66,13 +66,8 @@ func listen6(f Interface) (_ *conn6, err error) {
 	if err := join6(c.group, allAgents, f.Index); err != nil {
 		return nil, fmt.Errorf("join %s on %s: %w", allAgents, f.Name, err)
 	}
-	filter, err := bpf.Assemble(agentsFilter)
-	if err != nil {
-		return nil, fmt.Errorf("assemble filter: %w", err)
-	}
-	c.clients, err = packet.Listen(&net.Interface{Index: f.Index, Name: f.Name, HardwareAddr: f.MAC}, packet.Datagram, unix.ETH_P_IPV6, &packet.Config{Filter: filter})
-	if err != nil {
-		return nil, listenError(f.Name, serverPort6, err)
+	if c.clients, err = listenFrames(f, unix.ETH_P_IPV6, agentsFilter); err != nil {
+		return nil, err
 	}
 	if rc, err := c.clients.SyscallConn(); err == nil {
 		_ = rc.Control(func(fd uintptr) { enlarge(int(fd)) })

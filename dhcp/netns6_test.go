@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"recast/inventory"
 	"recast/ipxe"
@@ -48,13 +49,19 @@ func serve6(t *testing.T, set *inventory.Set, change ...func(*Server)) *Server {
 			return ipxe.Boot{}.Bootfile(c, spec, server, 8080)
 		}
 	}}, change...)...)
-	eventually(t, "DHCPv6 is served", func() bool {
+	s.await6(t, dutyServing)
+	return s
+}
+
+// await6 waits until the IPv6 Network on br0, where there is one, is in a state.
+func (s *Server) await6(t *testing.T, state int32) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("DHCPv6 is in state %d", state), func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		l := s.links6["br0"]
-		return l != nil && (len(l.state.Load().duties) == 0 || l.state.Load().duties[0].state.Load() == dutyServing)
+		return l != nil && (len(l.state.Load().duties) == 0 || l.state.Load().duties[0].state.Load() == state)
 	})
-	return s
 }
 
 // script6 is what a client calls with what it was given.
@@ -217,5 +224,73 @@ func TestDhclientBehindDhcrelayGetsItsIPv6Address(t *testing.T) {
 	}
 	if st := s.Stats(); len(st.Malformed) > 0 || st.Replies["REPLY"] < 2 {
 		t.Errorf("%+v", st)
+	}
+}
+
+// radvd runs a router's daemon in a station, which advertises the prefix.
+func (s *netStation) radvd(managed string) (stop func()) {
+	s.t.Helper()
+	dir := s.t.TempDir()
+	conf := filepath.Join(dir, "conf")
+	text := "interface eth0 { AdvSendAdvert on; AdvManagedFlag " + managed + "; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; prefix 2001:db8:20::/64 { AdvAutonomous off; }; };\n"
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	s.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
+	cmd := s.start("radvd", "-n", "-C", conf, "-p", filepath.Join(dir, "pid"), "-m", "stderr")
+	return func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }
+}
+
+func (s *Server) finding(t *testing.T, text string, there bool) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("a finding about %q: %v", text, there), func() bool {
+		return strings.Contains(strings.Join(s.Findings(), "\n"), text) == there
+	})
+}
+
+// Machines ask DHCPv6 for an address only where a router says so: without its word
+// nothing boots, and nothing tells why but we.
+func TestFindingTellsThatNoRouterSendsMachinesToDHCPv6(t *testing.T) {
+	if !namespace(t, "radvd") {
+		return
+	}
+	segment6(t, "2001:db8:20::2/64")
+	router := newStation6(t, "")
+	stop := router.radvd("off")
+	again := make(chan time.Time, 8)
+	s := serve6(t, rack6(), func(s *Server) { s.after = func(time.Duration) <-chan time.Time { return again } })
+	const finding = "no router on br0 tells machines to ask DHCPv6"
+	s.finding(t, finding, true)
+	stop()
+	router.radvd("on")
+	again <- epoch
+	s.finding(t, finding, false)
+}
+
+// Another server of the addresses silences us where it was first.
+func TestSilentBesideAnotherDHCPv6Server(t *testing.T) {
+	if !namespace(t, "dnsmasq", "dhclient") {
+		return
+	}
+	segment6(t, "2001:db8:20::2/64")
+	other := newStation6(t, "")
+	other.run("ip", "addr", "add", "2001:db8:20::3/64", "dev", "eth0", "nodad")
+	other.start("dnsmasq", "-k", "--port=0", "-C", "/dev/null", "--interface=eth0", "--bind-interfaces", "--user=root", "--dhcp-authoritative",
+		"--dhcp-range=2001:db8:20::9:1,2001:db8:20::9:9,5m", "--leasefile-ro", "--log-facility=-", "--pid-file=")
+	eventually(t, "dnsmasq listens", func() bool {
+		out, err := other.command("ss", "-6nlu").CombinedOutput()
+		return err == nil && strings.Contains(string(out), ":547")
+	})
+	s := serve(t, rack6())
+	s.await6(t, dutySilent)
+	s.finding(t, "another DHCP server, fe80::", true)
+	s.finding(t, "stop it, or set dhcp: off or force: true", true)
+	st := newStation6(t, macDeclared)
+	path, log := script6(t)
+	stop := dhclient6(t, st, path, t.TempDir())
+	logged(t, log, "new_ip6_address=2001:db8:20::9:")
+	stop()
+	if st := s.Stats(); len(st.Replies) > 0 {
+		t.Errorf("answered: %+v", st)
 	}
 }

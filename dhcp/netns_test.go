@@ -40,7 +40,7 @@ func namespace(t *testing.T, tools ...string) bool {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	pkg := map[string]string{"ip": "iproute2", "nsenter": "util-linux", "udhcpc": "udhcpc", "dhclient": "isc-dhcp-client", "dnsmasq": "dnsmasq-base", "dhcrelay": "isc-dhcp-relay", "dhcpcd": "dhcpcd-base"}
+	pkg := map[string]string{"ip": "iproute2", "nsenter": "util-linux", "udhcpc": "udhcpc", "dhclient": "isc-dhcp-client", "dnsmasq": "dnsmasq-base", "dhcrelay": "isc-dhcp-relay", "dhcpcd": "dhcpcd-base", "radvd": "radvd"}
 	for _, tool := range append(tools, "ip", "nsenter") {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s (apt-get install %s)", tool, pkg[tool])

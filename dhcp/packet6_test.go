@@ -172,3 +172,40 @@ func FuzzUnframe6(f *testing.F) {
 		}
 	})
 }
+
+// advertisement is another server's answer to a probe, as a packet socket gives it.
+func advertisement(change ...change6) []byte {
+	m := message6(dhcpv6.MessageTypeAdvertise, change...)
+	return frame6(netip.MustParseAddr("fe80::9"), privateAddr, serverPort6, clientPort6, m.ToBytes())
+}
+
+func TestOnlyAnotherServersAddressIsForeign(t *testing.T) {
+	xid := [3]byte{1, 2, 3}
+	for _, tt := range []struct {
+		name string
+		raw  []byte
+		want bool
+	}{
+		{"another server with an address", advertisement(toAnother, wants(1, "2001:db8:20::9")), true},
+		{"a server of our store", advertisement(toUs, wants(1, "2001:db8:20::9")), false},
+		{"another server without an address", advertisement(toAnother, wants(1)), false},
+		{"the answer to somebody else", advertisement(toAnother, wants(1, "2001:db8:20::9"), func(m *dhcpv6.Message) { m.TransactionID[0] = 9 }), false},
+		{"a reply", advertisement(toAnother, wants(1, "2001:db8:20::9"), func(m *dhcpv6.Message) { m.MessageType = dhcpv6.MessageTypeReply }), false},
+	} {
+		if o, got := foreignAdvertise(tt.raw, xid, ourDUID); got != tt.want || got && (o.server.String() != "fe80::9" || o.offer.String() != "2001:db8:20::9") {
+			t.Errorf("%s: %+v, %v", tt.name, o, got)
+		}
+	}
+}
+
+// FuzzForeignAdvertise drives bytes from a packet socket through the probe's reader.
+func FuzzForeignAdvertise(f *testing.F) {
+	f.Add(advertisement(toAnother, wants(1, "2001:db8:20::9")))
+	f.Add([]byte{0x60})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		isManaged(raw)
+		if o, ok := foreignAdvertise(raw, [3]byte{1, 2, 3}, ourDUID); ok && (!o.server.IsValid() || !o.offer.IsValid()) {
+			t.Fatalf("an offer without server or address: %+v", o)
+		}
+	})
+}

@@ -55,7 +55,7 @@ type duty struct {
 // reported: whoever answers later must not be able to switch us off.
 func (s *Server) guard(ctx context.Context, d *duty) {
 	n, key := d.site.network, "foreign/"+d.site.network.Name
-	if n.DHCP == inventory.DHCPProxy || n.Subnet.Addr().Is6() {
+	if n.DHCP == inventory.DHCPProxy {
 		d.state.Store(dutyServing) // another server is what we expect
 		<-ctx.Done()
 		return
@@ -65,8 +65,9 @@ func (s *Server) guard(ctx context.Context, d *duty) {
 		d.state.Store(dutyServing)
 	}
 	defer s.findings.clear(key)
+	defer s.findings.clear(routerKey(n))
 	for ctx.Err() == nil {
-		var seen atomic.Bool
+		var seen, managed atomic.Bool
 		found := func(f foreign) {
 			seen.Store(true)
 			s.foreignSeen(d, key, f, settled)
@@ -80,7 +81,13 @@ func (s *Server) guard(ctx context.Context, d *duty) {
 				s.log().Info("serve network", "network", n.Name, "interface", d.site.iface.Name, "server", d.site.server)
 			}
 		})
-		err := s.probe(listen, *d.site.iface, s.probeClass(), found)
+		var err error
+		if n.Subnet.Addr().Is6() {
+			err = s.probe6(listen, *d.site.iface, s.duid, found, func() { managed.Store(true) })
+		} else {
+			err = s.probe(listen, *d.site.iface, s.probeClass(), found)
+			managed.Store(true) // nothing that IPv4 needs
+		}
 		quiet.Stop()
 		cancel()
 		if ctx.Err() != nil {
@@ -106,6 +113,9 @@ func (s *Server) guard(ctx context.Context, d *duty) {
 		case !settled:
 			wait = probeSilent
 		}
+		if err == nil && !s.noteRouters(n, d.site.iface.Name, managed.Load()) {
+			wait = probeSilent
+		}
 		select {
 		case <-ctx.Done():
 		case <-s.after(wait):
@@ -114,9 +124,12 @@ func (s *Server) guard(ctx context.Context, d *duty) {
 }
 
 func (s *Server) foreignSeen(d *duty, key string, f foreign, settled bool) {
-	n := d.site.network
-	text := fmt.Sprintf("network %q: another DHCP server, %s (%s), answers on %s: nothing is answered there; stop it, or set dhcp: proxy or force: true",
-		n.Name, f.server, f.mac, d.site.iface.Name)
+	n, instead := d.site.network, inventory.DHCPProxy
+	if n.Subnet.Addr().Is6() {
+		instead = inventory.DHCPOff
+	}
+	text := fmt.Sprintf("network %q: another DHCP server, %s (%s), answers on %s: nothing is answered there; stop it, or set dhcp: %s or force: true",
+		n.Name, f.server, f.mac, d.site.iface.Name, instead)
 	if settled {
 		text = fmt.Sprintf("network %q: another DHCP server, %s (%s), answers on %s beside us; stop it", n.Name, f.server, f.mac, d.site.iface.Name)
 	}

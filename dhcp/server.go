@@ -76,6 +76,7 @@ type Server struct {
 	now        func() time.Time
 	interfaces func() ([]Interface, error)
 	probe      func(ctx context.Context, f Interface, class string, found func(foreign)) error
+	probe6     func(ctx context.Context, f Interface, duid []byte, found func(foreign), managed func()) error
 	after      func(time.Duration) <-chan time.Time
 	listen     func(Interface) (*conn, error)
 	listen6    func(Interface) (*conn6, error)
@@ -123,6 +124,9 @@ func (s *Server) init() {
 		}
 		if s.probe == nil {
 			s.probe = probe
+		}
+		if s.probe6 == nil {
+			s.probe6 = probe6
 		}
 		if s.after == nil {
 			s.after = time.After
