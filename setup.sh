@@ -30,6 +30,9 @@ python3-sushy       judges the virtual Redfish service
 iproute2            network namespaces
 util-linux          nsenter
 nftables            drops packets in the tests
+nmap                looks for DHCP servers
+tshark              judges what DHCP sends
+systemd             networkd, a DHCP client
 dnsmasq-base        a foreign DHCP server
 udhcpc              a DHCP client
 isc-dhcp-client     another

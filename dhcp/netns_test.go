@@ -29,10 +29,37 @@ import (
 
 const inNamespace = "RECAST_DHCP_NAMESPACE"
 
+// tool is a program that tests run, and Debian's package of it.
+type tool struct{ name, pkg string }
+
+var tools = map[string]tool{
+	"ip":               {"ip", "iproute2"},
+	"nsenter":          {"nsenter", "util-linux"},
+	"nft":              {"nft", "nftables"},
+	"udhcpc":           {"udhcpc", "udhcpc"},
+	"dhclient":         {"dhclient", "isc-dhcp-client"},
+	"dhcpcd":           {"dhcpcd", "dhcpcd-base"},
+	"systemd-networkd": {"/usr/lib/systemd/systemd-networkd", "systemd"},
+	"dnsmasq":          {"dnsmasq", "dnsmasq-base"},
+	"dhcrelay":         {"dhcrelay", "isc-dhcp-relay"},
+	"nmap":             {"nmap", "nmap"},
+	"radvd":            {"radvd", "radvd"},
+	"tshark":           {"tshark", "tshark"},
+}
+
+// path of the program, "" where it is not there.
+func (t tool) path() string {
+	p, err := exec.LookPath(t.name)
+	if err != nil {
+		return ""
+	}
+	return p
+}
+
 // namespace runs the rest of the test in a child process with a network
 // namespace of its own, which the kernel takes away with the process. It
 // returns true in the child.
-func namespace(t *testing.T, tools ...string) bool {
+func namespace(t *testing.T, needed ...string) bool {
 	t.Helper()
 	if os.Getenv(inNamespace) != "" {
 		return true
@@ -40,14 +67,13 @@ func namespace(t *testing.T, tools ...string) bool {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	pkg := map[string]string{"ip": "iproute2", "nsenter": "util-linux", "udhcpc": "udhcpc", "dhclient": "isc-dhcp-client", "dnsmasq": "dnsmasq-base", "dhcrelay": "isc-dhcp-relay", "dhcpcd": "dhcpcd-base", "radvd": "radvd"}
-	for _, tool := range append(tools, "ip", "nsenter") {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s (apt-get install %s)", tool, pkg[tool])
+	for _, name := range append(needed, "ip", "nsenter") {
+		if tools[name].path() == "" {
+			t.Skipf("needs %s (apt-get install %s)", name, tools[name].pkg)
 		}
 	}
 	t.Parallel() // the time goes into waiting for clients
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+regexp.QuoteMeta(t.Name())+"$", "-test.v", "-test.timeout=100s")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+regexp.QuoteMeta(t.Name())+"$", "-test.v", "-test.timeout=100s", "-test.parallel=8")
 	cmd.Env = append(os.Environ(), inNamespace+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
@@ -77,8 +103,9 @@ func segment(t testing.TB, addr string) {
 
 // netStation is a network namespace with one interface, eth0, on the bridge.
 type netStation struct {
-	t   testing.TB
-	pid int
+	t    testing.TB
+	pid  int
+	port string // of the bridge
 }
 
 var stations int
@@ -94,6 +121,7 @@ func newStation(t testing.TB, mac string) *netStation {
 	s := &netStation{t: t, pid: hold.Process.Pid}
 	stations++
 	port := fmt.Sprintf("port%d", stations)
+	s.port = port
 	run(t, "ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(s.pid))
 	run(t, "ip", "link", "set", port, "master", "br0", "up")
 	if mac != "" {
@@ -124,6 +152,7 @@ func (s *netStation) start(args ...string) *exec.Cmd {
 	cmd := s.command(args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.WaitDelay = time.Second // a child of its own may hold them
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -627,4 +656,34 @@ func TestUpdateOpensAndClosesSockets(t *testing.T) {
 	}
 	step(rack(func(s *inventory.Set) { s.Networks[0].DHCP = inventory.DHCPOff }), "")
 	step(rack(), "br0")
+}
+
+// A real client finds the options that had to go into the header's fields.
+func TestDhclientReadsAnOverloadedReply(t *testing.T) {
+	if !namespace(t, "dhclient") {
+		return
+	}
+	segment(t, "10.20.0.2/24")
+	s := serve(t, rack(withDNS(25), func(s *inventory.Set) { s.Networks[0].Force = true }))
+	s.await(t, dutyServing)
+	st := newStation(t, macDeclared)
+	path, log := script(t)
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "dhclient.conf")
+	// With its identifier sent back there is no room for the rest.
+	write(t, conf, "timeout 20;\nretry 1;\ninitial-interval 1;\nsend dhcp-client-identifier \""+strings.Repeat("x", 180)+"\";\n")
+	c := st.raw(macDeclared)
+	offer, _ := c.exchange(message(DISCOVER, macDeclared, wantsBroadcast, option(61, bytes.Repeat([]byte("x"), 181)...)), "0.0.0.0:68", "255.255.255.255:67")
+	if offer == nil || !offer.Options.Has(dhcpv4.OptionOptionOverload) {
+		t.Fatalf("the offer is not overloaded: %v", offer)
+	}
+	st.start("dhclient", "-4", "-1", "-d", "-cf", conf, "-lf", filepath.Join(dir, "leases"), "-pf", filepath.Join(dir, "pid"), "-sf", path, "eth0")
+	logged(t, log, "event=BOUND\n")
+	for _, want := range []string{"new_ip_address=10.20.0.15", "new_subnet_mask=255.255.255.0", "new_routers=10.20.0.1", "new_broadcast_address=10.20.0.255", "new_dhcp_lease_time=3600"} {
+		logged(t, log, want+"\n")
+	}
+	b, err := os.ReadFile(log)
+	if err != nil || !strings.Contains(string(b), "10.9.9.25") {
+		t.Errorf("not all name servers arrived (%v)", err)
+	}
 }

@@ -169,6 +169,9 @@ func unfold(p *dhcpv4.DHCPv4, raw []byte) error {
 func client(p *dhcpv4.DHCPv4, mac inventory.MAC) ipxe.Client {
 	class := string(p.Options.Get(dhcpv4.OptionClassIdentifier))
 	arch, hasArch := firmware(p.Options.Get(dhcpv4.OptionClientSystemArchitectureType), class)
+	if arch == ipxe.FirmwareBIOS && isRaspberryPi(mac, p.Options.Get(optUUID)) {
+		arch = ipxe.FirmwareRaspberryBoot
+	}
 	c := ipxe.Client{MAC: mac, UUID: uuid(p.Options.Get(optUUID)), Arch: arch, Loader: ipxe.LoaderOS}
 	switch {
 	// iPXE keeps the firmware's class (60) when it was chain-loaded, so its own
@@ -230,6 +233,21 @@ func firmware(option []byte, class string) (ipxe.Firmware, bool) {
 		}
 	}
 	return 0, false
+}
+
+// isRaspberryPi: the boot ROM and the EEPROM of a Raspberry Pi say that they are
+// an x86 BIOS (option 93 is 0). What tells them is option 97 of the Pi 3 (only
+// 0x44) and of the Pi 4 and 5 ("RPi4", "RPi5"), which can be set, or the vendor's
+// part of the hardware address.
+func isRaspberryPi(mac inventory.MAC, id []byte) bool {
+	if len(id) == 17 && (bytes.HasPrefix(id[1:], []byte("RPi")) || bytes.Equal(id[1:], bytes.Repeat([]byte{0x44}, 16))) {
+		return true
+	}
+	switch string(mac[:min(8, len(mac))]) {
+	case "b8:27:eb", "dc:a6:32", "e4:5f:01", "28:cd:c1", "d8:3a:dd", "2c:cf:67", "88:a2:9e":
+		return true
+	}
+	return false
 }
 
 // uuid prints option 97 as SMBIOS tools do. All zeros (edk2 without SMBIOS) and

@@ -129,6 +129,9 @@ func FuzzPacket(f *testing.F) {
 	} {
 		f.Add(p.ToBytes())
 	}
+	for _, p := range captured(f) {
+		f.Add(p)
+	}
 	f.Add([]byte{1})
 	cfg, proxy := compile(rack()), compile(rack(beside))
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -1,0 +1,158 @@
+package dhcp
+
+import (
+	"bytes"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"recast/inventory"
+)
+
+// asked are the client's packets of a capture.
+func asked(t testing.TB, file string) [][]byte {
+	t.Helper()
+	var out [][]byte
+	for _, f := range frames(t, file) {
+		if _, port, payload, ok := unframe(f[14:]); ok && (port == serverPort || port == bootPort) {
+			out = append(out, payload)
+		}
+	}
+	return out
+}
+
+// captured are all packets that real firmware sent.
+func captured(t testing.TB) [][]byte {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.pcap")
+	if err != nil || len(files) < 6 {
+		t.Fatalf("%d captures, %v", len(files), err)
+	}
+	var out [][]byte
+	for _, f := range files {
+		out = append(out, asked(t, f)...)
+	}
+	return out
+}
+
+// Each line is one kind of packet of the capture, once: who asks, and what we
+// tell it to boot. testdata/record made the captures.
+func TestCapturedFirmwareGetsWhatItBoots(t *testing.T) {
+	const script, snponly, arm64 = "http://10.20.0.2:8080/boot/script?…", "snponly.efi", "ipxe-arm64.efi"
+	for _, tt := range []struct {
+		capture string
+		want    []string
+	}{
+		{"seabios-ipxe", []string{
+			"ipxe, x86 BIOS: OFFER " + script, "ipxe, x86 BIOS: ACK " + script}},
+		{"ovmf-pxe", []string{
+			"firmware, x86-64 UEFI: OFFER " + snponly, "firmware, x86-64 UEFI: ACK " + snponly,
+			"ipxe, x86-64 UEFI: OFFER " + script, "ipxe, x86-64 UEFI: ACK " + script}},
+		{"ovmf-http", []string{
+			"http, x86-64 UEFI HTTP: OFFER http://10.20.0.2:8080/boot/loader/snponly.efi", "http, x86-64 UEFI HTTP: ACK http://10.20.0.2:8080/boot/loader/snponly.efi",
+			"ipxe, x86-64 UEFI: OFFER " + script, "ipxe, x86-64 UEFI: ACK " + script}},
+		{"aavmf-pxe", []string{
+			"firmware, arm64 UEFI: OFFER " + arm64, "firmware, arm64 UEFI: ACK " + arm64,
+			"ipxe, arm64 UEFI: OFFER " + script, "ipxe, arm64 UEFI: ACK " + script}},
+		{"aavmf-http", []string{
+			"http, arm64 UEFI HTTP: OFFER http://10.20.0.2:8080/boot/loader/ipxe-arm64.efi", "http, arm64 UEFI HTTP: ACK http://10.20.0.2:8080/boot/loader/ipxe-arm64.efi",
+			"ipxe, arm64 UEFI: OFFER " + script, "ipxe, arm64 UEFI: ACK " + script}},
+		// First by its own name, to which we have nothing to say, then as the UEFI that
+		// it also is.
+		{"u-boot", []string{
+			"firmware, arm64 U-Boot: OFFER nothing", "firmware, arm64 U-Boot: ACK nothing",
+			"firmware, arm64 UEFI: OFFER " + arm64, "firmware, arm64 UEFI: ACK " + arm64}},
+	} {
+		t.Run(tt.capture, func(t *testing.T) {
+			var got []string
+			seen := map[string]bool{}
+			for _, raw := range asked(t, "testdata/"+tt.capture+".pcap") {
+				p, err := dhcpv4.FromBytes(raw)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if p.Options.Has(dhcpv4.OptionServerIdentifier) { // as if it had taken our offer
+					serverID("10.20.0.2")(p)
+					requested("10.20.0.15")(p)
+				}
+				set := rack(func(s *inventory.Set) { s.Machines[0].NICs[0].MAC = inventory.MACOf(p.ClientHWAddr) })
+				o := ask(t, set, p, nil, booting)
+				if o.packet == nil {
+					t.Fatalf("%s: %s", p.Summary(), o.silence)
+				}
+				r := parse(t, p)
+				file, query, _ := strings.Cut(string(o.packet.Options[67]), "?")
+				if query != "" {
+					file += "?…"
+				}
+				if file == "" {
+					file = "nothing"
+				}
+				line := fmt.Sprintf("%s, %s: %s %s", r.client.Loader, r.client.Arch, o.packet.MessageType(), file)
+				if !seen[line] {
+					got = append(got, line)
+				}
+				seen[line] = true
+				if id := p.Options[97]; !bytes.Equal(o.packet.Options[97], id) {
+					t.Errorf("option 97 came back as %x; want %x", o.packet.Options[97], id)
+				}
+				if len(o.packet.Options[67]) > 0 && !bytes.Equal(o.packet.Options[60], p.Options[60][:min(len("PXEClient"), len(p.Options[60]))]) && r.client.Loader == "firmware" {
+					t.Errorf("class %q to one that says %q", o.packet.Options[60], p.Options[60])
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// Whatever we can say, tshark understands it.
+func TestTsharkFindsNothingMalformedInAnyReply(t *testing.T) {
+	if tools["tshark"].path() == "" {
+		t.Skip("needs tshark (apt-get install tshark)")
+	}
+	var all pcap
+	n := 0
+	add := func(set *inventory.Set, p *dhcpv4.DHCPv4, change ...func(*question)) {
+		t.Helper()
+		o := ask(t, set, p, nil, append([]func(*question){booting}, change...)...)
+		if o.packet == nil {
+			return
+		}
+		n++
+		all.add(ethernet([]byte{2, 0, 0, 0, 0, 1}, []byte{2, 0, 0, 0, 0, 2}, frame(addrPort("10.20.0.2:67"), o.dest.to, o.packet.ToBytes())))
+	}
+	long := make([]byte, 250)
+	for i := range long {
+		long[i] = byte(i)
+	}
+	clients := []func(*dhcpv4.DHCPv4){without(), pxe(0), pxe(7), pxe(11), httpBoot(16), ipxeClient, raspberryPi(3), raspberryPi(4), onie}
+	extras := []func(*dhcpv4.DHCPv4){without(), wantsBroadcast, option(61, long...), option(57, 5, 0xdc), atPort("Ethernet1/7", "sw1"),
+		func(p *dhcpv4.DHCPv4) { atPort("p7")(p); option(61, long...)(p) }, option(55, 1, 3, 121, 249), option(55)}
+	for _, set := range []*inventory.Set{rack(), rack(beside), rack(withDNS(40))} {
+		for _, c := range clients {
+			for _, x := range extras {
+				add(set, message(DISCOVER, macDeclared, c, x))
+				add(set, message(REQUEST, macDeclared, c, x, requested("10.20.0.15"), serverID("10.20.0.2")))
+				add(set, message(REQUEST, macDeclared, c, x, requested("10.20.0.16"), serverID("10.20.0.2"))) // NAK
+				add(set, message(INFORM, macDeclared, c, x, ciaddr("10.20.0.15")))
+				add(set, message(REQUEST, macDeclared, c, x, ciaddr("10.20.0.77")), asker("10.20.0.77:68"))
+			}
+		}
+	}
+	for _, raw := range captured(t) {
+		if p, err := dhcpv4.FromBytes(raw); err == nil {
+			add(rack(), p)
+			add(rack(beside), p)
+		}
+	}
+	all.judge(t, n)
+	if n < 500 {
+		t.Errorf("%d replies: too few to say anything", n)
+	}
+}
