@@ -19,13 +19,14 @@ var floors = map[string][]string{
 	"store":     {},
 	"pack":      {},
 	// floor 1: how to boot, files over UDP, images, power, what each OS wants, hands in the ramdisk
-	"ipxe":   {"inventory"},
-	"tftp":   {"inventory"},
-	"syslog": {"inventory"},
-	"image":  {"inventory", "pack"},
-	"bmc":    {"inventory"},
-	"target": {"inventory"},
-	"agent":  {"inventory", "pack"},
+	"ipxe":    {"inventory"},
+	"tftp":    {"inventory"},
+	"syslog":  {"inventory"},
+	"capture": {"inventory"},
+	"image":   {"inventory", "pack"},
+	"bmc":     {"inventory"},
+	"target":  {"inventory"},
+	"agent":   {"inventory", "pack"},
 	// floor 2: who gets an address | what every machine should do next
 	"dhcp":      {"ipxe", "store", "inventory"},
 	"provision": {"ipxe", "bmc", "image", "target", "store", "inventory"},
@@ -34,7 +35,7 @@ var floors = map[string][]string{
 	// beside: virtual racks
 	"testenv": {"inventory", "store", "pack", "ipxe", "tftp", "image", "bmc", "target", "agent"},
 	// floor 4: wiring
-	"cmd/recast":       {"web", "dhcp", "provision", "ipxe", "tftp", "syslog", "image", "bmc", "target", "inventory", "store", "pack", "testenv"},
+	"cmd/recast":       {"web", "dhcp", "provision", "ipxe", "tftp", "syslog", "capture", "image", "bmc", "target", "inventory", "store", "pack", "testenv"},
 	"cmd/recast-agent": {"agent", "inventory", "pack"},
 }
 

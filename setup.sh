@@ -42,6 +42,7 @@ radvd               a router of IPv6
 tftp-hpa            a TFTP client
 atftp               another, that asks for windows
 curl                an HTTP and TFTP client
+tshark              reads captures, and finds malformed packets
 etcd-server         the other store
 strace              counts system calls
 ca-certificates     the Go module proxy by HTTPS

@@ -109,6 +109,10 @@ func newSite(t testing.TB) *site {
 	t.Cleanup(func() { cancel(); <-ended })
 	s.Server = &Server{Engine: engine, Images: images, Scripts: &ipxe.Handler{Booter: engine, Port: 8080, Observe: engine.Observe, Log: log},
 		Ramdisk: http.Dir(ramdisk), OperatorToken: operatorToken, MetricsToken: metricsToken,
+		Capture: func(_ context.Context, m *inventory.Machine, w io.Writer) error {
+			_, err := io.WriteString(w, "packets of "+m.Name)
+			return err
+		},
 		Metrics: func(w io.Writer, v StatusReply) error { return json.NewEncoder(w).Encode(v) }, Version: "test", ImageMaxSize: 64 << 20, Log: log,
 		Observe: func(o inventory.Observation) {
 			s.mu.Lock()

@@ -202,6 +202,8 @@ func (s *Server) machineRoutes() []route {
 				}
 				return e.Explain(c.Param("name"))
 			}),
+		{method: http.MethodGet, path: one + "/capture", scope: scopeOperator, answer: pcapType, waits: true,
+			doc: "Its boot packets as a pcap file, for the duration of the query's for.", handle: s.capture},
 		verb("release", "End a hold.", e.Release),
 		verb("retry", "Give it another turn.", e.Retry),
 		verb("abort", "Stop the attempt under way.", e.Abort),

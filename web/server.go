@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"recast/image"
@@ -42,10 +43,13 @@ type Server struct {
 	MetricsToken string
 	// Relayed counts DHCP packets that came through relays, by Network; nil none.
 	Relayed func() map[string]uint64
+	// Capture of a machine's packets; nil captures nothing.
+	Capture Capturer
 	Observe func(inventory.Observation)
 	Log     *slog.Logger
 
-	refused refusals
+	captures atomic.Int64 // under way
+	refused  refusals
 }
 
 // Paths below the boot listener's root.

@@ -12,7 +12,7 @@ import (
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newPlan(), newApply(), newRollback(), newFreeze(), newUnfreeze(),
-		newGet(), newDescribe(), newExplain(),
+		newGet(), newDescribe(), newExplain(), newCapture(),
 		newPower(), newHold(),
 		machineVerb("release", "End a hold", "End a hold, whoever set it.", "released"),
 		machineVerb("retry", "Give a failed machine another turn", "Give a failed machine, or one that waits for a word, another turn of the plan that was applied.", "gets another turn"),

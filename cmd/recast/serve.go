@@ -234,6 +234,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.findings, Version: version,
 		Malformed: s.malformed,
 		Relayed:   func() map[string]uint64 { return s.dhcp.Stats().Relayed },
+		Capture:   s.capture,
 		Metrics:   s.metrics, MetricsToken: metricsToken,
 		Observe: s.observe, Log: s.log}
 	return nil
