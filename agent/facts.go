@@ -394,7 +394,7 @@ func (h Hardware) nic(name string) inventory.NICFacts {
 		n.Vendor, n.Product = h.read(dir+"/device/../vendor"), h.read(dir+"/device/../device")
 	}
 	if h.Root == "" {
-		n.IPv4 = address(name)
+		n.IPv4, n.IPv6 = address(name, false), address(name, true)
 	}
 	if h.LLDP != nil {
 		n.LLDP = h.LLDP(name)
@@ -402,14 +402,15 @@ func (h Hardware) nic(name string) inventory.NICFacts {
 	return n
 }
 
-func address(nic string) netip.Addr {
+// address of the interface, of more than its link.
+func address(nic string, v6 bool) netip.Addr {
 	i, err := net.InterfaceByName(nic)
 	if err != nil {
 		return netip.Addr{}
 	}
 	addrs, _ := i.Addrs()
 	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is6() == v6 && (!v6 || p.Addr().IsGlobalUnicast()) {
 			return p.Addr()
 		}
 	}

@@ -26,9 +26,14 @@ const (
 	dhcpDeadline    = 3 * time.Minute
 )
 
-// network brings the machine onto its network and returns the interface. With a
-// MAC it uses that interface, else the first with carrier that gets an address.
-func network(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, log func(string, ...any)) (string, error) {
+// network brings the machine onto its network, by the IP that the server is
+// reached by, and returns the interface. With a MAC it uses that interface, else
+// the first with carrier that gets an address.
+func network(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, server string, log func(string, ...any)) (string, error) {
+	ask, name6 := dhcp, ""
+	if overIPv6(server) {
+		ask, name6 = dhcp6, "v6"
+	}
 	name, err := awaitNIC(ctx, h, m, mac, log)
 	if err != nil {
 		return "", err
@@ -55,11 +60,11 @@ func network(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, log
 			}
 			linked = true
 			if !asked[nic] {
-				log("%s has a link; asking DHCP", nic)
+				log("%s has a link; asking DHCP%s", nic, name6)
 				asked[nic] = true
 			}
-			if last = dhcp(ctx, nic); last == nil {
-				log("%s has address %s", nic, address(nic))
+			if last = ask(ctx, nic); last == nil {
+				log("%s has address %s", nic, address(nic, name6 != ""))
 				return nic, nil
 			}
 			if ctx.Err() == nil {
@@ -68,7 +73,7 @@ func network(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, log
 		}
 		switch {
 		case ctx.Err() != nil && last != nil:
-			return "", fmt.Errorf("no address by DHCP in %s: %w; is the DHCP server on this network?", dhcpDeadline, last)
+			return "", fmt.Errorf("no address by DHCP%s in %s: %w; is the DHCP server on this network?", name6, dhcpDeadline, last)
 		case !linked && time.Now().After(carrier):
 			return "", fmt.Errorf("no link on %s in %s; check cable and switch port", strings.Join(candidates, ", "), carrierDeadline)
 		case ctx.Err() != nil:

@@ -75,6 +75,7 @@ type NICFacts struct {
 	Name        string     `json:"name"`
 	MAC         MAC        `json:"mac_address"`
 	IPv4        netip.Addr `json:"ipv4_address,omitzero"`
+	IPv6        netip.Addr `json:"ipv6_address,omitzero"`
 	HasCarrier  bool       `json:"has_carrier"`
 	SpeedMbps   int        `json:"speed_mbps,omitempty"`
 	Vendor      string     `json:"vendor,omitempty"`  // PCI vendor id, 0x8086
