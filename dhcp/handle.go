@@ -130,6 +130,9 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 		return
 	}
 	s.sawAsked(&q)
+	if id := r.serverID; q.onLink && r.kind == dhcpv4.MessageTypeRequest && id.IsValid() && !q.isOurs(id) {
+		p.link.doubt(q.network.Name)
+	}
 	if why := s.boot(ctx, &q); why != "" {
 		s.silent(r, q.network, why)
 		return

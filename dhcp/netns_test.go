@@ -687,3 +687,70 @@ func TestDhclientReadsAnOverloadedReply(t *testing.T) {
 		t.Errorf("not all name servers arrived (%v)", err)
 	}
 }
+
+// A server that turns up later is found by the first client that takes its offer,
+// not only by the next probe. We go on: whoever comes later cannot switch us off.
+func TestServerThatTurnsUpWhileWeServeIsNamed(t *testing.T) {
+	if !namespace(t, "dnsmasq", "udhcpc") {
+		return
+	}
+	segment(t, "10.20.0.2/24")
+	seen := make(chan inventory.Observation, 100)
+	s := serve(t, rack(), func(s *Server) {
+		s.Observe = func(o inventory.Observation) {
+			if o.Kind == inventory.SawForeign {
+				seen <- o
+			}
+		}
+		s.after = func(d time.Duration) <-chan time.Time {
+			if d > probeRest {
+				return nil // the next probe is never due
+			}
+			return time.After(d / 60)
+		}
+		s.probe = func(ctx context.Context, f Interface, class string, found func(foreign)) error {
+			ctx, cancel := context.WithTimeout(ctx, 1500*time.Millisecond) // nobody here pings first
+			defer cancel()
+			return probe(ctx, f, class, found)
+		}
+	})
+	s.await(t, dutyServing)
+	eventually(t, "the first probe is over", func() bool { return len(s.Findings()) == 0 })
+	other := newStation(t, "52:54:00:00:09:09")
+	other.run("ip", "addr", "add", "10.20.0.9/24", "dev", "eth0")
+	dnsmasq := other.start("dnsmasq", "-k", "--port=0", "-C", "/dev/null", "--user=root", "--interface=eth0", "--no-ping", "--dhcp-authoritative",
+		"--dhcp-range=10.20.0.50,10.20.0.60,1h", "--dhcp-leasefile="+filepath.Join(t.TempDir(), "leases"), "--pid-file=")
+	c := newStation(t, macStranger).raw(macStranger)
+	offer := c.offers(message(DISCOVER, macStranger, wantsBroadcast), 2)["10.20.0.9:67"]
+	if offer == nil {
+		t.Fatal("dnsmasq offers nothing")
+	}
+	takes := message(REQUEST, macStranger, wantsBroadcast, requested(offer.YourIPAddr.String()), serverID("10.20.0.9"))
+	takes.TransactionID = dhcpv4.TransactionID{4, 4, 4, 4}
+	if ack, _ := c.exchange(takes, "0.0.0.0:68", "255.255.255.255:67"); ack == nil || ack.MessageType() != dhcpv4.MessageTypeAck {
+		t.Fatal("dnsmasq acknowledges nothing")
+	}
+	want := `network "rack1": another DHCP server, 10.20.0.9 (52:54:00:00:09:09), answers on br0 beside us; stop it`
+	eventually(t, "it is found", func() bool { return strings.Join(s.Findings(), "\n") == want })
+	if o := <-seen; o.Remote.String() != "10.20.0.9" || o.MAC != "52:54:00:00:09:09" || o.Network != "rack1" {
+		t.Errorf("observed %+v", o)
+	}
+	_ = dnsmasq.Process.Kill()
+	_ = dnsmasq.Wait()
+	path, log := script(t)
+	newStation(t, macDeclared).run("udhcpc", "-n", "-q", "-f", "-i", "eth0", "-s", path, "-t", "10", "-T", "1")
+	logged(t, log, "serverid=10.20.0.2")
+	// A client that still believes in it brings the next probe, which finds it gone.
+	all := net.HardwareAddr{255, 255, 255, 255, 255, 255}
+	f := ethernet(all, c.hw, frame(netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("255.255.255.255:67"), takes.ToBytes()))
+	var last time.Time
+	eventually(t, "the finding is gone", func() bool {
+		if now := time.Now(); now.Sub(last) > time.Second/5 {
+			last = now
+			if _, err := c.pc.WriteTo(f, &packet.Addr{HardwareAddr: all}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return len(s.Findings()) == 0
+	})
+}

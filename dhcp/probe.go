@@ -28,6 +28,8 @@ const (
 	// probeSilent and probeServing are the times between two probes.
 	probeSilent  = time.Minute
 	probeServing = 10 * time.Minute
+	// probeRest is the least time between two probes, whatever clients say.
+	probeRest = time.Minute
 )
 
 // foreign is another server's OFFER.
@@ -48,6 +50,18 @@ const (
 type duty struct {
 	site  site
 	state atomic.Int32
+	// doubt holds a word where a client took the offer of a server that is not ours.
+	doubt chan struct{}
+}
+
+func newDuty(t site) *duty { return &duty{site: t, doubt: make(chan struct{}, 1)} }
+
+// suspect asks for a probe soon. It never blocks.
+func (d *duty) suspect() {
+	select {
+	case d.doubt <- struct{}{}:
+	default:
+	}
 }
 
 // guard probes for other servers until the context ends. Before the first
@@ -116,9 +130,20 @@ func (s *Server) guard(ctx context.Context, d *duty) {
 		if err == nil && !s.noteRouters(n, d.site.iface.Name, managed.Load()) {
 			wait = probeSilent
 		}
+		// A client that takes another server's offer is heard before the next probe is
+		// due, but may not make us probe all the time.
+		rest := min(wait, probeRest)
 		select {
 		case <-ctx.Done():
-		case <-s.after(wait):
+			return
+		case <-s.after(rest):
+		}
+		if wait > rest {
+			select {
+			case <-ctx.Done():
+			case <-d.doubt:
+			case <-s.after(wait - rest):
+			}
 		}
 	}
 }

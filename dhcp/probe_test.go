@@ -174,7 +174,7 @@ func TestGuardKeepsSilentBesideAnotherServer(t *testing.T) {
 				set := rack()
 				set.Networks[0].Force = tt.force
 				eth := iface(2, "eth0", "10.20.0.2/24")
-				d := &duty{site: site{network: set.Networks[0], iface: &eth, server: ourAddr}}
+				d := newDuty(site{network: set.Networks[0], iface: &eth, server: ourAddr})
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan struct{})
 				go func() { s.guard(ctx, d); close(done) }()

@@ -319,7 +319,7 @@ func (s *Server) assign(l *link, w listener) {
 			duties = append(duties, d)
 			continue
 		}
-		d := &duty{site: t}
+		d := newDuty(t)
 		if cancel := l.cancel[t.network.Name]; cancel != nil {
 			cancel()
 		}
@@ -334,6 +334,15 @@ func (s *Server) assign(l *link, w listener) {
 		delete(l.cancel, name)
 	}
 	l.state.Store(&linkState{iface: w.iface, duties: duties})
+}
+
+// doubt tells the guard of a Network that another server may be on its link.
+func (l *link) doubt(network string) {
+	for _, d := range l.state.Load().duties {
+		if d.site.network.Name == network {
+			d.suspect()
+		}
+	}
 }
 
 // stop closes the socket and waits for the reader and the guards.

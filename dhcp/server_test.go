@@ -63,7 +63,7 @@ func newRig(t testing.TB, set *inventory.Set, change ...func(*rig)) *rig {
 		t.Fatal(err)
 	}
 	eth := iface(2, "eth0", "10.20.0.2/24")
-	d := &duty{site: site{network: set.Networks[0], iface: &eth, server: ourAddr}}
+	d := newDuty(site{network: set.Networks[0], iface: &eth, server: ourAddr})
 	d.state.Store(dutyServing)
 	r.link = &link{wire: r.tap}
 	r.link.state.Store(&linkState{iface: eth, duties: []*duty{d}})
