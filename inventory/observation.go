@@ -18,12 +18,14 @@ const (
 	SawRelease  ObservationKind = "dhcp-release"
 	// A request that gets no answer; Error is why.
 	SawUnanswered ObservationKind = "dhcp-unanswered"
-	SawForeign    ObservationKind = "dhcp-foreign-server" // another DHCP server answered
-	SawTFTP       ObservationKind = "tftp-transfer"
-	SawScript     ObservationKind = "boot-script"
-	SawFile       ObservationKind = "boot-file" // kernel, ramdisk or loader over HTTP
-	SawSyslog     ObservationKind = "log"       // a line of the machine's own; Client says which program's
-	SawClaim      ObservationKind = "agent-claim"
+	// A machine that shall load something and gets no loader; Error is why.
+	SawNoLoader ObservationKind = "no-loader"
+	SawForeign  ObservationKind = "dhcp-foreign-server" // another DHCP server answered
+	SawTFTP     ObservationKind = "tftp-transfer"
+	SawScript   ObservationKind = "boot-script"
+	SawFile     ObservationKind = "boot-file" // kernel, ramdisk or loader over HTTP
+	SawSyslog   ObservationKind = "log"       // a line of the machine's own; Client says which program's
+	SawClaim    ObservationKind = "agent-claim"
 	// A TLS handshake with the agent API that came to nothing.
 	SawTLS       ObservationKind = "tls-failed"
 	SawBadPacket ObservationKind = "bad-packet"

@@ -37,7 +37,8 @@ const (
 	LoaderFirmware LoaderKind = "firmware" // the machine's own PXE
 	LoaderHTTP     LoaderKind = "http"     // UEFI HTTP Boot
 	LoaderIPXE     LoaderKind = "ipxe"
-	LoaderOS       LoaderKind = "os" // an ordinary DHCP client that boots nothing
+	LoaderGRUB     LoaderKind = "grub" // by TFTP, under Secure Boot
+	LoaderOS       LoaderKind = "os"   // an ordinary DHCP client that boots nothing
 )
 
 // SpecKind is what a machine boots now.

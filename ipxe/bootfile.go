@@ -104,6 +104,14 @@ func (b Boot) pick(c Client, spec Spec) (loader, why string) {
 	default:
 		return "", ""
 	}
+	if digest, err := inventory.ParseDigest(spec.Loader); err == nil {
+		return "", fmt.Sprintf("the declared loader %s is not imported: recast loader import FILE --sha256 %s", digest.Short(), digest.Hex())
+	}
+	if spec.SecureBoot {
+		if loader, why = b.signed(c, f); why != "" {
+			return "", why
+		}
+	}
 	if loader == "" {
 		return "", fmt.Sprintf("no loader for %s (option 93 is %d)", c.Arch, uint16(c.Arch))
 	}
@@ -111,4 +119,20 @@ func (b Boot) pick(c Client, spec Spec) (loader, why string) {
 		return "", fmt.Sprintf("loader %q is missing: %s", loader, loaderCure)
 	}
 	return loader, ""
+}
+
+// signed is the loader for a machine that starts no other. Debian's GRUB, which
+// does the work behind shim, has no HTTP client.
+func (b Boot) signed(c Client, f firmware) (loader, why string) {
+	switch {
+	case f.signed == "":
+		return "", fmt.Sprintf("it is declared secureBoot, and there is no signed loader for %s: declare an imported one as boot.loader", c.Arch)
+	case c.Loader == LoaderHTTP:
+		return "", "it is declared secureBoot and asks by HTTP Boot, which Debian's signed GRUB cannot: set its firmware to PXE, or declare an imported loader as boot.loader"
+	case b.Have != nil && !b.Have(LoaderGRUBAMD64):
+		return "", fmt.Sprintf("loader %q is missing: %s", LoaderGRUBAMD64, signedCure)
+	case b.Have != nil && !b.Have(f.signed):
+		return "", fmt.Sprintf("loader %q is missing: %s", f.signed, signedCure)
+	}
+	return f.signed, ""
 }

@@ -86,7 +86,7 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 	}
 	if err == nil && spec.Kind == SpecRamdisk {
 		if again, waiting, ok := h.Turns.Ask(c.Remote, h.now()); !ok {
-			seen.Detail = fmt.Sprintf("%s: %d machines fetch the ramdisk and %d wait; it asks again in %s", SawWait, h.Turns.limit(), waiting, again)
+			seen.Detail = h.turnDetail(again, waiting)
 			writeScript(w, RenderTurn(spec, again, waiting, try))
 			h.observe(seen)
 			return
@@ -123,6 +123,10 @@ func answer(spec Spec, refused error, c Client, try int) (text, detail string, e
 
 // SawWait begins the detail of an observation where a machine's turn has not come.
 const SawWait = "not its turn"
+
+func (h *Handler) turnDetail(again time.Duration, waiting int) string {
+	return fmt.Sprintf("%s: %d machines fetch the ramdisk and %d more wait; it asks again in %s", SawWait, h.Turns.limit(), waiting, again)
+}
 
 // told is a spec for the timeline.
 func told(s Spec) string { return strings.TrimSuffix(string(s.Kind)+": "+s.Reason, ": ") }

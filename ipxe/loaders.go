@@ -40,6 +40,8 @@ const (
 
 const loaderCure = "run `sudo ./setup.sh loaders` and build again, or `apt-get install ipxe` on this machine"
 
+const signedCure = "run `sudo ./setup.sh loaders` and build again, or `apt-get install shim-signed grub-efi-amd64-signed` on this machine"
+
 // Where Debian's packages put the loaders, for a binary that was built without.
 // Debian 12 has the full build as ipxe.efi, in /boot; newer suites name the
 // architecture. The GRUBs that start a disk are made by setup.sh and stand nowhere.

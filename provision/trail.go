@@ -90,7 +90,7 @@ func (t *trail) saw(o *inventory.Observation) {
 		t.Acked, t.Elsewhere = o, nil
 	case inventory.SawTFTP, inventory.SawFile:
 		switch name := strings.Trim(path.Base(o.Detail), `"`); {
-		case name == ipxe.AutoexecName || o.Asked:
+		case o.Asked || ipxe.Optional(o.Detail):
 		case strings.HasPrefix(name, "vmlinuz"):
 			t.Kernel = o
 		case strings.HasPrefix(name, "initrd"):

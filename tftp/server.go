@@ -3,14 +3,17 @@
 package tftp
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -29,6 +32,10 @@ type Server struct {
 	// Extra files by name, such as a generated script; they win over Files.
 	Extra map[string][]byte
 
+	// Find opens a file that is not among them, for the machine that asks; a nil
+	// File says that there is none. It is closed after its transfer.
+	Find func(ctx context.Context, name string, remote netip.Addr) (File, error)
+
 	Limits Limits
 	// Observe is told of every transfer that ended; nil discards. It is called
 	// from the transfer's goroutine.
@@ -43,6 +50,20 @@ type Server struct {
 	work     sync.WaitGroup // transfers
 	dropped  counters
 }
+
+// File is content of a known size.
+type File interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64
+}
+
+// Bytes is a File in memory.
+func Bytes(b []byte) File { return memory{bytes.NewReader(b)} }
+
+type memory struct{ *bytes.Reader }
+
+func (memory) Close() error { return nil }
 
 // Dropped counts the packets that were not answered, by reason.
 func (s *Server) Dropped() map[string]int64 { return s.dropped.snapshot() }

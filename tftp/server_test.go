@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -31,6 +32,8 @@ type running struct {
 	*Server
 	addr *net.UDPAddr
 	stop func() error
+
+	closed atomic.Int32 // files that were found
 
 	mu   sync.Mutex
 	seen []inventory.Observation
@@ -67,6 +70,7 @@ func startWith(t testing.TB, addr string, limits Limits, patience time.Duration,
 			default:
 			}
 		},
+		Find:     r.find,
 		Limits:   limits,
 		patience: patience,
 	}
@@ -400,5 +404,53 @@ func BenchmarkTransfer(b *testing.B) {
 	b.SetBytes(int64(len(loader)))
 	for b.Loop() {
 		c.get(rrq("snponly.efi", "blksize", "1468"), 1468, 1)
+	}
+}
+
+type closing struct {
+	File
+	closed *atomic.Int32
+}
+
+func (c closing) Close() error {
+	c.closed.Add(1)
+	return c.File.Close()
+}
+
+// find serves one file that is made for its asker.
+func (r *running) find(_ context.Context, name string, remote netip.Addr) (File, error) {
+	switch name {
+	case "grub/grub.cfg":
+		return closing{Bytes([]byte("for " + remote.String())), &r.closed}, nil
+	case "broken":
+		return nil, errors.New("the disk is broken")
+	}
+	return nil, nil
+}
+
+func TestFilesAreFoundForTheirAskerAndClosedAfterwards(t *testing.T) {
+	s := start(t, Limits{})
+	c, err := tftp.NewClient(s.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := c.Receive("/grub/grub.cfg", "octet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	if _, err := from.WriteTo(&got); err != nil || got.String() != "for 127.0.0.1" {
+		t.Errorf("%q, %v", &got, err)
+	}
+	if o := s.observed(t, 1); o.Detail != "grub/grub.cfg" || o.Error != "" || o.Bytes != 13 {
+		t.Errorf("observed %+v", o)
+	}
+	for _, name := range []string{"broken", "absent"} {
+		if _, err := c.Receive(name, "octet"); err == nil {
+			t.Errorf("%s was served", name)
+		}
+	}
+	if err := s.stop(); err != nil || s.closed.Load() != 1 {
+		t.Errorf("closed %d times, %v", s.closed.Load(), err)
 	}
 }

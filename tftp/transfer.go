@@ -1,7 +1,6 @@
 package tftp
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -110,13 +109,16 @@ func (s *Server) serve(ctx context.Context, req request, client netip.AddrPort, 
 	defer conn.Close()
 	t := &transfer{conn: conn, client: client, asked: req.bytes}
 	o := inventory.Observation{Remote: client.Addr(), Detail: req.name}
-	if t.file, err = s.open(req); err != nil {
+	file, err := s.open(ctx, req, client.Addr())
+	if err != nil {
 		// An optional file; the client goes on without it, and at once.
 		o.Detail = fmt.Sprintf("%.80q", req.name)
 		s.report(o, err)
 		t.send(errorPacket(codeNotFound, fmt.Sprintf("file %.200q is not served here", req.name)))
 		return
 	}
+	defer file.Close()
+	t.file = io.NewSectionReader(file, 0, file.Size())
 	t.terms = req.agree(t.file.Size(), room(us, client))
 	o.Size, o.BlockSize = t.file.Size(), t.block
 
@@ -138,21 +140,31 @@ func (s *Server) serve(ctx context.Context, req request, client netip.AddrPort, 
 var errNoFile = errors.New("no such file")
 
 // open finds the file that a request asks for, in the form that it asks for.
-func (s *Server) open(req request) (*io.SectionReader, error) {
-	content, ok := s.files[req.name]
-	if !ok {
+func (s *Server) open(ctx context.Context, req request, remote netip.Addr) (File, error) {
+	var f File
+	if content, ok := s.files[req.name]; ok {
+		f = Bytes(content)
+	} else if s.Find != nil {
+		var err error
+		if f, err = s.Find(ctx, req.name, remote); err != nil {
+			return nil, err
+		}
+	}
+	if f == nil {
 		return nil, errNoFile
 	}
-	if req.text {
-		if len(content) > maxText {
-			return nil, errors.New("too large for netascii")
-		}
-		var err error
-		if content, err = io.ReadAll(netascii.ToReader(bytes.NewReader(content))); err != nil {
-			return nil, fmt.Errorf("convert to netascii: %w", err)
-		}
+	if !req.text {
+		return f, nil
 	}
-	return io.NewSectionReader(bytes.NewReader(content), 0, int64(len(content))), nil
+	defer f.Close()
+	if f.Size() > maxText {
+		return nil, errors.New("too large for netascii")
+	}
+	content, err := io.ReadAll(netascii.ToReader(io.NewSectionReader(f, 0, f.Size())))
+	if err != nil {
+		return nil, fmt.Errorf("convert to netascii: %w", err)
+	}
+	return Bytes(content), nil
 }
 
 var errSilent = errors.New("no answer")

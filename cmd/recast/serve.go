@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -225,10 +224,8 @@ func (s *server) open(ctx context.Context) (err error) {
 	}
 	boot := ipxe.Boot{Have: s.loaders.Have}
 	s.dhcp = &dhcp.Server{Store: s.store, Booter: s.engine, Observe: s.observe, Log: s.log,
-		Bootfile: func(c ipxe.Client, spec ipxe.Spec, server netip.Addr) (string, bool) {
-			return boot.Bootfile(c, spec, server, bootPort)
-		}}
-	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Observe: s.observe, Log: s.log}
+		Bootfile: s.bootfile(boot, bootPort)}
+	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Find: s.findFile, Observe: s.observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
 		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Turns: &ipxe.Turns{Max: cmp.Or(s.Turns, -1)}, Observe: s.observe, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.findings, Version: version,
@@ -375,6 +372,9 @@ func (s *server) dial(ctx context.Context, t bmc.Target) (bmc.Client, error) {
 // observe takes what any of the servers saw.
 func (s *server) observe(o inventory.Observation) {
 	s.meters.observe(&o)
+	if fetched(o) {
+		s.web.Scripts.Turns.Done(o.Remote, time.Now())
+	}
 	s.engine.Observe(o)
 }
 

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"recast/inventory"
+	"recast/ipxe"
+	"recast/tftp"
+	"recast/web"
+)
+
+// bootfile is what DHCP names, and says on the timeline where it can name nothing
+// although the machine shall load something.
+func (s *server) bootfile(boot ipxe.Boot, port int) func(ipxe.Client, ipxe.Spec, netip.Addr) (string, bool) {
+	return func(c ipxe.Client, spec ipxe.Spec, server netip.Addr) (string, bool) {
+		file, ok := boot.Bootfile(c, spec, server, port)
+		if why := boot.Explain(c, spec); !ok && why != "" {
+			s.observe(inventory.Observation{Time: time.Now(), Kind: inventory.SawNoLoader, Network: c.Network, MAC: c.MAC, UUID: c.UUID,
+				Client: string(c.Loader), Arch: uint16(c.Arch), Error: why})
+		}
+		return file, ok
+	}
+}
+
+// findFile opens what TFTP serves beside loaders: GRUB's configurations, and the
+// ramdisk for GRUB, which has no HTTP client.
+func (s *server) findFile(ctx context.Context, name string, remote netip.Addr) (tftp.File, error) {
+	if text, ok := s.web.Scripts.GRUB(ctx, name, remote); ok {
+		return tftp.Bytes([]byte(text)), nil
+	}
+	base, ok := strings.CutPrefix(name, strings.TrimPrefix(web.RamdiskPath, "/"))
+	if !ok || base != web.RamdiskKernel && base != web.RamdiskInitrd {
+		return nil, nil
+	}
+	s.web.Scripts.Turns.Fetching(remote, time.Now())
+	f, err := os.Open(filepath.Join(s.ramdiskDir(), base))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open ramdisk: %w", err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open ramdisk: %w", err), f.Close())
+	}
+	return ramdiskFile{f, info.Size()}, nil
+}
+
+type ramdiskFile struct {
+	*os.File
+	size int64
+}
+
+func (f ramdiskFile) Size() int64 { return f.size }
+
+// fetched tells whether a machine has all of the ramdisk, by TFTP.
+func fetched(o inventory.Observation) bool {
+	return o.Kind == inventory.SawTFTP && o.Error == "" && !o.Asked && o.Size > 0 && o.Bytes == o.Size &&
+		"/"+o.Detail == web.RamdiskPath+web.RamdiskInitrd
+}
