@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -247,7 +248,7 @@ func reply(q question, t *table) outcome {
 		return silent("not a boot server here")
 	}
 	// Without the leases a pool address could be somebody else's; a declared one cannot.
-	if !t.loaded && !own.on(q.network).IsValid() {
+	if a := own.on(q.network); !t.loaded && (!a.IsValid() || q.weAre(a)) {
 		return silent(silenceUnloaded)
 	}
 	if q.req.six != nil {
@@ -464,10 +465,12 @@ func (q *question) choose(t *table) (netip.Addr, string) {
 			return a, ""
 		}
 		// Another address lets it boot while the conflict lasts.
-		h, _ := t.holder(n.Name, a, q.now)
-		if h.quarantined {
+		switch h, _ := t.holder(n.Name, a, q.now); {
+		case q.weAre(a):
+			finding = fmt.Sprintf("network %q: %s, reserved for %s, is this server's own address, which nobody gets: give it another in its file and apply", n.Name, a, d)
+		case h.quarantined:
 			finding = q.inUse(a)
-		} else {
+		default:
 			finding = fmt.Sprintf("network %q: %s, reserved for %s, is still leased to %s; it becomes free when that one renews", n.Name, a, d, h.mac)
 		}
 	}
@@ -510,9 +513,12 @@ func (q *question) allowed(t *table, a netip.Addr) bool {
 	return q.poolFree(t, a)
 }
 
-// reservationFree reports whether nobody else sits on the declared address. A
+// reservationFree reports whether nobody else, us included, sits on the declared address. A
 // lease of the same machine under another hardware address is a replaced card.
 func (q *question) reservationFree(t *table, a netip.Addr) bool {
+	if q.weAre(a) {
+		return false
+	}
 	d, _ := q.own()
 	h, held := t.holder(q.network.Name, a, q.now)
 	return !held || !h.quarantined && (h.mac == q.req.mac || h.machine == d.machine && h.bmc == d.bmc || h.offerOnly)
@@ -544,17 +550,10 @@ func (q *question) poolFree(t *table, a netip.Addr) bool {
 }
 
 // isOurs reports whether a server identifier means us.
-func (q *question) isOurs(id netip.Addr) bool {
-	if id == q.server || id == q.req.override {
-		return true
-	}
-	for _, a := range q.ours {
-		if a == id {
-			return true
-		}
-	}
-	return false
-}
+func (q *question) isOurs(id netip.Addr) bool { return id == q.req.override || q.weAre(id) }
+
+// weAre reports whether an address is this server's own.
+func (q *question) weAre(a netip.Addr) bool { return a == q.server || slices.Contains(q.ours, a) }
 
 func (q *question) leaseTime() time.Duration { return leaseTime(q.network) }
 

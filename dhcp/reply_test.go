@@ -486,3 +486,43 @@ func TestHostnameOfTheSystemSurvivesFirmware(t *testing.T) {
 		t.Errorf("lease %+v", o.lease)
 	}
 }
+
+// A declared address may be ours: the interface was given another one since, or
+// the files were applied where nobody knew. Two hosts on it and neither is reached.
+func TestOurOwnAddressIsNobodysReservation(t *testing.T) {
+	ours := func(s *inventory.Set) { s.Machines[0].NICs[0].IP = ourAddr }
+	bmc := func(s *inventory.Set) {
+		withBMC(s)
+		s.Machines[0].BMC.IP = ourAddr
+	}
+	unloaded := func(t *table) { t.loaded = false }
+	had := leased(macDeclared, ourAddr.String(), time.Minute, ofMachine("r1u05"))
+	for _, tt := range []struct {
+		name, who string
+		set       *inventory.Set
+		before    []func(*table)
+		packet    *dhcpv4.DHCPv4
+		want      string
+	}{
+		{"discover", `"r1u05"`, rack(ours), nil, message(DISCOVER, macDeclared, wantsBroadcast), "OFFER 10.20.0.160 to 255.255.255.255:68"},
+		{"discover of one that had it", `"r1u05"`, rack(ours), []func(*table){had}, message(DISCOVER, macDeclared, requested("10.20.0.2"), wantsBroadcast), "OFFER 10.20.0.160 to 255.255.255.255:68"},
+		{"discover of a BMC", `the BMC of "r1u05"`, rack(bmc), nil, message(DISCOVER, macBMC, wantsBroadcast), "OFFER 10.20.0.151 to 255.255.255.255:68"},
+		{"request", "", rack(ours), nil, message(REQUEST, macDeclared, requested("10.20.0.2"), serverID("10.20.0.2")), "NAK to 255.255.255.255:68"},
+		{"renewal", "", rack(ours), []func(*table){had}, message(REQUEST, macDeclared, ciaddr("10.20.0.2")), "NAK to 255.255.255.255:68"},
+		{"before the leases are read", "", rack(ours), []func(*table){unloaded}, message(DISCOVER, macDeclared), "silent: " + silenceUnloaded},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o := ask(t, tt.set, tt.packet, tt.before)
+			if got := brief(o); got != tt.want {
+				t.Errorf("%s; want %s", got, tt.want)
+			}
+			want := ""
+			if tt.who != "" {
+				want = `network "rack1": 10.20.0.2, reserved for ` + tt.who + `, is this server's own address, which nobody gets: give it another in its file and apply`
+			}
+			if o.finding != want {
+				t.Errorf("finding %q; want %q", o.finding, want)
+			}
+		})
+	}
+}
