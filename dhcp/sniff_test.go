@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
 
@@ -76,7 +77,7 @@ func (p *pcap) judge(t testing.TB, least int) {
 		}
 		return strings.FieldsFunc(out.String(), func(r rune) bool { return r == '\n' })
 	}
-	const ours = "dhcp.type == 2"
+	const ours = "(dhcp.type == 2 || dhcpv6.msgtype == 2 || dhcpv6.msgtype == 7)"
 	if n := len(tshark(ours)); n < least {
 		t.Errorf("tshark sees %d replies; want at least %d", n, least)
 	}
@@ -130,6 +131,10 @@ func (s *sniffer) read() {
 		if err != nil {
 			return // closed
 		}
+		if n > 14 && binary.BigEndian.Uint16(buf[12:]) == unix.ETH_P_IPV6 {
+			s.read6(buf[:n])
+			continue
+		}
 		if n < 42 || binary.BigEndian.Uint16(buf[12:]) != unix.ETH_P_IP {
 			continue
 		}
@@ -150,6 +155,26 @@ func (s *sniffer) read() {
 		s.seen[sighting{inventory.MACOf(p.ClientHWAddr), what}]++
 		s.mu.Unlock()
 	}
+}
+
+// read6 notes a DHCPv6 message under its client, by its type.
+func (s *sniffer) read6(frame []byte) {
+	payload, _ := unframe6(frame[14:])
+	if len(payload) < 4 {
+		return
+	}
+	client := frame[6:12]
+	switch binary.BigEndian.Uint16(frame[14+42:]) {
+	case clientPort6:
+		client = frame[:6]
+	case serverPort6:
+	default:
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.add(frame)
+	s.seen[sighting{stationAddr(client), dhcpv6.MessageType(payload[0]).String()}]++
 }
 
 // state of a client that sends a REQUEST (RFC 2131 §4.3.2).
