@@ -315,7 +315,7 @@ func (d *answer6) ia(to ia, a netip.Addr, q *question, old ...netip.Addr) {
 	var t1, t2 uint32
 	if a.IsValid() {
 		add(a, life)
-		t1, t2 = life/2, life/5*4 // §21.4
+		t1, t2 = life/2, life-life/5 // §21.4
 	}
 	for _, o := range old {
 		add(o, 0)
