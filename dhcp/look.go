@@ -17,20 +17,26 @@ type Foreign struct {
 	Offer  netip.Addr       `json:"offer"` // the address it offered; nobody takes it
 }
 
-// LookForOthers sends one DISCOVER, repeated once, on an interface and lists who
-// offers an address until the context ends. A recast server with that epoch of
-// the store keeps still; "" is no server's.
-func LookForOthers(ctx context.Context, f Interface, epoch string) ([]Foreign, error) {
-	var out []Foreign
-	err := probe(ctx, f, probeClass(epoch), func(o foreign) {
+// LookForOthers sends one DISCOVER on a Network's interface (one SOLICIT and router
+// solicitation where it is IPv6), repeated once, and lists who offers an address
+// until the context ends. A recast server with that epoch of the store keeps still;
+// "" is no server's. managed tells that hosts are sent to DHCP, which in IPv6 a
+// router does.
+func LookForOthers(ctx context.Context, p Place, epoch string) (out []Foreign, managed bool, err error) {
+	found := func(o foreign) {
 		for _, have := range out {
 			if have.Server == o.server {
 				return
 			}
 		}
 		out = append(out, Foreign{Server: o.server, MAC: o.mac, Offer: o.offer})
-	})
-	return out, err
+	}
+	if p.Network.Subnet.Addr().Is6() {
+		err = probe6(ctx, *p.Iface, serverDUID(epoch), found, func() { managed = true })
+		return out, managed, err
+	}
+	err = probe(ctx, *p.Iface, probeClass(epoch), found)
+	return out, true, err
 }
 
 // probeClass marks our own DISCOVERs, so that servers that share a store do not

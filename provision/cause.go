@@ -126,7 +126,7 @@ func (d *diagnosis) boot() {
 	switch {
 	case d.Script != nil && d.st.Phase != Failed:
 		d.scriptSaysNo()
-	case d.IPXE != nil && d.Unanswered == nil && d.Loaders < looped:
+	case d.IPXE != nil && d.Unanswered == nil && d.loops() < looped:
 		d.lacks("iPXE has asked for an address and not for its boot script")
 		d.cause("script-unreachable", "recast doctor", "the boot port over HTTP is blocked between it and this server, or another process holds it")
 		d.foreign()
@@ -325,15 +325,16 @@ func (d *diagnosis) loader() {
 	case o.Error != "":
 		d.lacks("the loader %s broke off after %d of %d bytes%s", o.Detail, o.Bytes, o.Size, inBlocks(o))
 		d.cause("tftp-stalls", "recast doctor compares the MTU; "+d.capture(), "packets of that size are dropped on the way (MTU), or packets are lost")
-	case d.Loaders >= looped:
-		d.lacks("it fetched a loader %d times and never its script", d.Loaders)
+	case d.loops() >= looped:
+		d.lacks("it fetched a loader %d times and never its script", d.loops())
 		d.cause("ipxe-loops", "recast describe network "+d.network()+"; "+d.capture(),
 			"iPXE is not known as such and gets a loader again: a relay or another server drops option 77 or 175, or the firmware starts over")
 		d.foreign()
 	default:
 		d.lacks("the loader %s was fetched whole, and has not asked by DHCP", o.Detail)
-		if f := d.st.Facts; f != nil && f.Boot.SecureBoot {
-			d.cause("secure-boot-refused", "switch Secure Boot off in its setup, or give it a signed loader", "Secure Boot is on, and the loader is not signed or revoked (SBAT, dbx)")
+		m := d.View.Machine
+		if f := d.st.Facts; f != nil && f.Boot.SecureBoot || m != nil && m.SecureBoot {
+			d.cause("secure-boot-refused", "declare secureBoot: true, so that it is given signed loaders alone, or switch Secure Boot off in its setup", "Secure Boot is on, and its firmware refused the loader: not signed by what it trusts, or revoked (SBAT, dbx)")
 		} else if ipxe.Firmware(o.Arch).UEFI() || f == nil || f.Boot.Mode == "uefi" {
 			defer d.cause("secure-boot-refused", d.console()+" for a security violation", "Secure Boot may be on: the loader is not signed")
 		}
@@ -357,6 +358,9 @@ func (d *diagnosis) scriptSaysNo() {
 	}
 	d.lacks("its boot script did not start the ramdisk: %s", strings.TrimSpace(kind+" "+why))
 	switch {
+	case strings.HasPrefix(d.Script.Detail, ipxe.SawWait):
+		d.missing = "its turn to fetch the ramdisk: " + d.Script.Detail
+		d.cause("waits-its-turn", "nothing: it asks again by itself; recast serve --print-config shows turns", "as many machines as may fetch the ramdisk at once")
 	case strings.Contains(why, "recast ramdisk build"):
 		d.cause("no-ramdisk", "recast ramdisk build", "there is no ramdisk")
 	case d.Script.Error != "":

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"recast/inventory"
+	"recast/ipxe"
 )
 
 // saw makes an observation with what a test changes.
@@ -132,10 +133,15 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "iPXE loops", step: StepBooting, seen: with(toLoader, append(slices.Clone(toLoader), toLoader...)...), missing: "fetched a loader 3 times", code: "ipxe-loops", next: "recast describe network rack1"},
 		{name: "Secure Boot refused", step: StepBooting, seen: toLoader, change: func(q *suspects) {
 			q.View.Status.Facts = &inventory.Facts{Boot: inventory.BootFacts{Mode: "uefi", SecureBoot: true}}
-		}, missing: "was fetched whole", code: "secure-boot-refused", next: "signed loader"},
+		}, missing: "was fetched whole", code: "secure-boot-refused", next: "signed loaders"},
 		{name: "Secure Boot perhaps", step: StepBooting, seen: toLoader, missing: "was fetched whole", code: "loader-hangs", also: "secure-boot-refused"},
 		{name: "no script", step: StepBooting, seen: with(toLoader, ipxeAsks, offered, requestedX, saw(inventory.SawAck, by("ipxe"), detail("http://x/boot/script?"))), missing: "not for its boot script", code: "script-unreachable", next: "recast doctor"},
 		{name: "not armed", step: StepBooting, seen: with(toLoader, ipxeAsks, saw(inventory.SawScript, by("ipxe"), detail("local: deploying, arming"))), missing: "did not start the ramdisk: local deploying, arming", code: "not-armed"},
+		{name: "its turn has not come", step: StepBooting, seen: with(toLoader, ipxeAsks, saw(inventory.SawScript, by("ipxe"), detail(ipxe.SawWait+": 8 machines fetch the ramdisk"))), missing: "its turn", code: "waits-its-turn", next: "nothing"},
+		{name: "shim, GRUB and its configuration are no loop", step: StepBooting, seen: with(toAck, saw(inventory.SawTFTP, detail("shimx64.efi"), part(9, 9, 512)),
+			saw(inventory.SawTFTP, detail("grubx64.efi"), part(9, 9, 512)), saw(inventory.SawTFTP, detail("grub.cfg-01-52-54-00-00-00-01"), part(9, 9, 512))),
+			change: func(q *suspects) { q.View.Machine.SecureBoot = true }, missing: "was fetched whole", code: "secure-boot-refused"},
+		{name: "DHCPv6 unanswered beside IPv4", step: StepBooting, seen: with(toAck, saw(inventory.SawUnanswered, bad("no Network here"), func(o *inventory.Observation) { o.V6 = "SOLICIT" })), missing: "has not asked for a loader", code: "tftp-blocked"},
 		{name: "no ramdisk here", step: StepBooting, seen: with(toLoader, ipxeAsks, saw(inventory.SawScript, by("ipxe"), detail("local: there is no ramdisk: recast ramdisk build"))), missing: "there is no ramdisk", code: "no-ramdisk", next: "recast ramdisk build"},
 
 		{name: "script fetched, kernel not", step: StepClaiming, seen: toScript, missing: "has not asked for the kernel", code: "script-fetched-kernel-not", next: "recast doctor"},

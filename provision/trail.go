@@ -22,7 +22,7 @@ type trail struct {
 	Elsewhere  *inventory.Observation // it chose another server
 	Acked      *inventory.Observation
 	Loader     *inventory.Observation
-	Loaders    int // whole ones
+	Loaders    map[string]int // whole ones, by name
 	Scripts    int
 	IPXE       *inventory.Observation // DHCP from iPXE
 	Script     *inventory.Observation
@@ -73,6 +73,9 @@ func (t *trail) saw(o *inventory.Observation) {
 		case o.Client == string(ipxe.LoaderIPXE):
 			t.IPXE = o
 		}
+		if o.V6 != "" && o.Kind == inventory.SawUnanswered && t.Offered != nil {
+			return // it has what it needs by IPv4
+		}
 		t.Asked, t.Unanswered = o, nil
 		if o.Kind == inventory.SawUnanswered {
 			t.Unanswered = o
@@ -98,7 +101,10 @@ func (t *trail) saw(o *inventory.Observation) {
 		default:
 			t.Loader = o
 			if whole(o) {
-				t.Loaders++
+				if t.Loaders == nil {
+					t.Loaders = map[string]int{}
+				}
+				t.Loaders[name]++
 			}
 		}
 	case inventory.SawScript:
@@ -109,6 +115,16 @@ func (t *trail) saw(o *inventory.Observation) {
 	case inventory.SawClaim:
 		t.Claim = o
 	}
+}
+
+// loops is how often the loader was fetched that was fetched most often. Some
+// firmware fetches several, one after the other: shim, GRUB and its configuration.
+func (t *trail) loops() int {
+	most := 0
+	for _, n := range t.Loaders {
+		most = max(most, n)
+	}
+	return most
 }
 
 // whole tells whether a file was fetched to its end.

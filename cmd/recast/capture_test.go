@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,18 +11,22 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"recast/dhcp"
+	"recast/inventory"
+	"recast/provision"
 )
 
 // A machine of the wire boots as far as its script: with a real DHCP client, a
-// real TFTP fetch and a real HTTP fetch. What was captured is read by tshark, and
-// holds the exchange and not the secret.
+// real TFTP fetch and a real HTTP fetch, and logs a line. What was captured is read
+// by tshark, and holds the exchange and not the secret; the timeline tells it all.
 func TestCaptureOfARealBoot(t *testing.T) {
-	if !namespace(t, map[string]string{"ip": "iproute2", "nsenter": "util-linux", "udhcpc": "udhcpc", "curl": "curl", "tshark": "tshark"}) {
+	if !namespace(t, map[string]string{"ip": "iproute2", "nsenter": "util-linux", "udhcpc": "udhcpc", "curl": "curl", "logger": "bsdutils", "tshark": "tshark"}) {
 		return
 	}
 	data := t.TempDir()
-	if err := os.WriteFile(filepath.Join(data, "recast.yaml"), []byte("boot: 0.0.0.0:8080\nagent: 0.0.0.0:8443\nsyslog: \"\"\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(data, "recast.yaml"), []byte("boot: 0.0.0.0:8080\nagent: 0.0.0.0:8443\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	site := filepath.Join(data, "site.yaml")
@@ -69,6 +74,7 @@ func TestCaptureOfARealBoot(t *testing.T) {
 	tool(t, "nsenter", ns, "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", script)
 	tool(t, "nsenter", ns, "curl", "-sf", "-o", "/dev/null", "tftp://10.20.0.1/autoexec.ipxe")
 	tool(t, "nsenter", ns, "curl", "-sf", "-o", "/dev/null", "http://10.20.0.1:8080/boot/script?mac=52:54:00:00:00:05&nonce=canary0123")
+	tool(t, "nsenter", ns, "logger", "--server", "10.20.0.1", "--port", "514", "--udp", "--tag", "ipxe", "net0: link up")
 	read := func(args ...string) string {
 		t.Helper()
 		out, err := exec.CommandContext(t.Context(), "tshark", append([]string{"-n", "-r", file}, args...)...).Output()
@@ -79,8 +85,28 @@ func TestCaptureOfARealBoot(t *testing.T) {
 	}
 	await(t, "the script on the file", func() bool {
 		raw, err := os.ReadFile(file)
-		return err == nil && bytes.Contains(raw, []byte("#!ipxe\necho"))
+		return err == nil && bytes.Contains(raw, []byte("#!ipxe\nset syslog 10.20.0.1\n"))
 	})
+	var x provision.Explanation
+	await(t, "the last line of the timeline", func() bool {
+		text, _ := recast(t, nil, "explain", "m1", "-o", "json")
+		return json.Unmarshal([]byte(text), &x) == nil && len(x.Timeline) > 0 && x.Timeline[len(x.Timeline)-1].Kind == "log"
+	})
+	var story []string
+	for _, l := range x.Timeline {
+		switch {
+		case l.Seen == nil:
+			story = append(story, l.Kind+" "+l.Text)
+		case l.Seen.Kind == inventory.SawTFTP:
+			story = append(story, fmt.Sprintf("%s %s whole %v by %d", l.Seen.Kind, l.Seen.Detail, l.Seen.Bytes == l.Seen.Size, l.Seen.BlockSize))
+		default:
+			story = append(story, fmt.Sprintf("%s %v", l.Seen.Kind, l.Seen.Server))
+		}
+	}
+	if diff := cmp.Diff([]string{"dhcp-discover invalid IP", "dhcp-offer 10.20.0.1", "dhcp-request 10.20.0.1", "dhcp-ack 10.20.0.1",
+		"tftp-transfer autoexec.ipxe whole true by 512", "boot-script invalid IP", "log ipxe: net0: link up"}, story); diff != "" {
+		t.Errorf("the timeline (-want +got)\n%s", diff)
+	}
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}

@@ -112,6 +112,7 @@ type surroundings struct {
 	root     bool
 	others   map[string][]dhcp.Foreign // by network
 	otherErr map[string]error
+	managed  map[string]bool // hosts are sent to DHCP
 
 	rules     []ruleset
 	rulesErr  error
@@ -133,7 +134,7 @@ type portKey struct {
 // lookAround reads everything; it changes nothing.
 func lookAround(ctx context.Context, c config, files []string, probe bool) surroundings {
 	f := surroundings{now: time.Now(), config: c, root: os.Geteuid() == 0, version: ipxe.EmbeddedVersion(),
-		ports: map[portKey][]dhcp.Owner{}, ifaces: map[string]int{}, others: map[string][]dhcp.Foreign{}, otherErr: map[string]error{}}
+		ports: map[portKey][]dhcp.Owner{}, ifaces: map[string]int{}, others: map[string][]dhcp.Foreign{}, otherErr: map[string]error{}, managed: map[string]bool{}}
 	f.ourExe, _ = os.Executable()
 	f.askServer(ctx, c)
 	switch {
@@ -246,10 +247,11 @@ func (f *surroundings) lookForOthers(ctx context.Context) {
 			continue
 		}
 		work.Go(func() {
-			seen, err := dhcp.LookForOthers(ctx, *p.Iface, f.status.Epoch)
+			seen, managed, err := dhcp.LookForOthers(ctx, p, f.status.Epoch)
 			mu.Lock()
 			defer mu.Unlock()
 			f.others[p.Network.Name], f.otherErr[p.Network.Name] = seen, err
+			f.managed[p.Network.Name] = managed
 		})
 	}
 	work.Wait()

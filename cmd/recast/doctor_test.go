@@ -31,7 +31,7 @@ func surroundedWell() surroundings {
 		set: &inventory.Set{Networks: []*inventory.Network{n}}, ifaces: map[string]int{"eth0": 1500},
 		places: []dhcp.Place{{Network: n, Iface: &dhcp.Interface{Name: "eth0", Up: true}, Server: netip.MustParseAddr("10.20.0.1")}},
 		ports:  map[portKey][]dhcp.Owner{{"udp", 67}: us, {"udp", 69}: us, {"tcp", 8080}: us, {"tcp", 8443}: us},
-		others: map[string][]dhcp.Foreign{"rack1": nil}, otherErr: map[string]error{}, rules: []ruleset{{}},
+		others: map[string][]dhcp.Foreign{"rack1": nil}, otherErr: map[string]error{}, managed: map[string]bool{"rack1": true}, rules: []ruleset{{}},
 		freeBytes: 100 << 30, synced: true, version: "2.0.0+dfsg-5",
 		chain: []*x509.Certificate{{NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(2, 0, 0)}, {IsCA: true, NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(20, 0, 0)}}}
 }
@@ -80,6 +80,13 @@ func TestDoctorFindsWhatIsWrong(t *testing.T) {
 		{"proxy alone", func(f *surroundings) { f.places[0].Network.DHCP = inventory.DHCPProxy }, "other dhcp", stateFail, "no other server gives addresses", ""},
 		{"not probed", func(f *surroundings) { delete(f.others, "rack1") }, "other dhcp", stateSkip, "nobody was asked", "root"},
 		{"probe fails", func(f *surroundings) { f.otherErr["rack1"] = errors.New("no packet socket") }, "other dhcp", stateSkip, "no packet socket", ""},
+		{"no router sends hosts to DHCPv6", func(f *surroundings) {
+			f.places[0].Network.Subnet, f.managed["rack1"] = netip.MustParsePrefix("fd00:20::/64"), false
+		}, "routers", stateWarn, "no router", "managed"},
+		{"DHCPv6's port", func(f *surroundings) {
+			f.places[0].Network.Subnet = netip.MustParsePrefix("fd00:20::/64")
+			f.ports[portKey{"udp", 547}] = []dhcp.Owner{other}
+		}, "udp 547", stateFail, "DHCPv6: held by in.tftpd", "stop it"},
 		{"relay missing", func(f *surroundings) { f.places[0].Iface = nil }, "net rack1", stateWarn, "no relay has passed on a packet", "ip helper-address"},
 		{"relay works", func(f *surroundings) {
 			f.places[0].Iface, f.status.Relayed = nil, map[string]uint64{"rack1": 4}

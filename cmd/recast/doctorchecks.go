@@ -84,12 +84,19 @@ type wantedPort struct {
 
 // wantedPorts are ours, and what for.
 func (f *surroundings) wantedPorts() []wantedPort {
-	local, proxy, served := false, false, len(f.places) > 0
+	proxy, served, six := false, false, false
 	for _, p := range f.places {
-		local = local || p.Iface != nil
+		if p.Network.Subnet.Addr().Is6() {
+			six = true
+			continue
+		}
+		served = true
 		proxy = proxy || p.Iface != nil && p.Network.DHCP == inventory.DHCPProxy
 	}
-	list := []wantedPort{{portKey{"udp", 67}, "DHCP", served}, {portKey{"udp", 69}, "TFTP", served}, {portKey{"udp", 4011}, "the boot server", proxy}}
+	list := []wantedPort{{portKey{"udp", 67}, "DHCP", served}, {portKey{"udp", 69}, "TFTP", served || six}, {portKey{"udp", 4011}, "the boot server", proxy}}
+	if six {
+		list = append(list, wantedPort{portKey{"udp", 547}, "DHCPv6", true})
+	}
 	if n, err := portOf(f.config.Syslog); err == nil {
 		list = append(list, wantedPort{portKey{"udp", n}, "syslog of machines", false})
 	}
@@ -220,6 +227,9 @@ func (d *doctor) otherServers(p dhcp.Place) {
 		d.say(name, stateFail, "stop it, or declare dhcp: proxy on network "+n.Name, "%s: %s", p.Iface.Name, strings.Join(names, "; "))
 	default:
 		d.say(name, stateOK, "", "%s: no other server answered", p.Iface.Name)
+	}
+	if n.DHCP == inventory.DHCPAuthoritative && !d.managed[n.Name] {
+		d.say("routers", stateWarn, "set its flag M (managed), or run a router there that does", "%s: no router sends hosts to DHCPv6, so that systems do not ask for an address", p.Iface.Name)
 	}
 }
 

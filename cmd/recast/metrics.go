@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"recast/inventory"
+	"recast/ipxe"
 	"recast/web"
 )
 
@@ -36,7 +37,7 @@ type transfers struct {
 var (
 	dhcpReplies  = [...]inventory.ObservationKind{inventory.SawOffer, inventory.SawAck, inventory.SawNak}
 	dhcpNames    = [len(dhcpReplies)]string{"OFFER", "ACK", "NAK"}
-	scriptKinds  = [...]string{"ramdisk", "local", "ignore", "wait", "other"}
+	scriptKinds  = [...]string{"ramdisk", "local", "ignore", "wait", ipxe.SawWait, "other"}
 	transferEnds = [...]string{"whole", "range", "size", "broken", "unanswered", "missing"}
 )
 
