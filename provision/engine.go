@@ -23,7 +23,8 @@ type Config struct {
 	Images *image.Store
 	// KeyFile opens the secrets in the store; made where it does not exist.
 	KeyFile string
-	// Address is the server's own address on a Network, false where it has none.
+	// Address is the one of the server's own that the machines of a Network reach, false
+	// where it has none.
 	Address func(network string) (netip.Addr, bool)
 	// AgentPort and BootPort are where machines reach us: TLS, plain HTTP.
 	AgentPort, BootPort int

@@ -31,7 +31,8 @@ func (e *Engine) suspects(v View, timeline []TimelineEntry) suspects {
 		q.Network = e.Set().Network(v.Machine.NICs[0].Network)
 	}
 	if q.Network != nil {
-		_, q.Attached = e.Address(q.Network.Name)
+		at, ok := e.Address(q.Network.Name)
+		q.Attached = ok && q.Network.Subnet.Contains(at)
 	}
 	if e.Findings != nil {
 		q.Findings = e.Findings()

@@ -41,6 +41,9 @@ func (e *Engine) BootSpec(_ context.Context, c ipxe.Client) (ipxe.Spec, error) {
 			}
 		}
 	}
+	if q.AgentURL == "" && net != nil {
+		return ipxe.Spec{}, fmt.Errorf("no address of ours is reached from network %q: give this host one in %s, or a route there", net.Name, net.Subnet)
+	}
 	if q.AgentURL == "" {
 		return ipxe.Spec{}, fmt.Errorf("no network of ours holds the client %s at %s", c.MAC, c.Remote)
 	}

@@ -85,7 +85,9 @@ func localAddrs() []netip.Addr {
 	return out
 }
 
-// address is ours on a Network: that of the interface in its subnet.
+// address is the one of ours that a Network's machines reach: that of the interface
+// in its subnet, or where they are behind a router, the one that we send to them
+// from.
 func (s *server) address(network string) (netip.Addr, bool) {
 	if s.engine == nil {
 		return netip.Addr{}, false
@@ -99,7 +101,20 @@ func (s *server) address(network string) (netip.Addr, bool) {
 			return a, true
 		}
 	}
-	return netip.Addr{}, false
+	return routedFrom(n.Subnet)
+}
+
+// routedFrom is the address that this host's routes choose towards a subnet; false
+// where none leads there. It sends nothing.
+func routedFrom(subnet netip.Prefix) (netip.Addr, bool) {
+	to := netip.AddrPortFrom(subnet.Masked().Addr().Next(), 9)
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	defer c.Close()
+	from := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+	return from, from.IsValid() && !from.IsUnspecified()
 }
 
 // readToken reads the token of operator or metrics, or makes it at first start. record is told
