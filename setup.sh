@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# setup.sh [packages] [loaders] [kernel]: brings what the lab and the tests need
-# onto a Debian machine; all three without an argument. Safe to repeat, and
-# quick when nothing is missing.
+# setup.sh [packages] [loaders] [kernel] [arm64]: brings what the lab and the tests
+# need onto a Debian machine; all but arm64, the firmware boots of that, without an
+# argument. Safe to repeat, and quick when nothing is missing.
 set -eu
 cd "$(dirname "$0")"
 
@@ -104,12 +104,12 @@ setup_packages() {
 	fi
 }
 
-# The apt that asks testing on the machine's own mirror, and leaves the system's
-# configuration and lists alone.
-setup_apt_testing() {
-	local dir codename uri key
-	scratch apt
-	dir=$tmp/apt
+# The apt that asks the machine's own mirror for another suite or architecture, and
+# leaves the system's configuration and lists alone. An empty suite is the system's.
+other_apt() {
+	local suite=$1 arch=$2 dir codename uri key
+	scratch "apt-$arch"
+	dir=$tmp/apt-$arch
 	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 	[ -n "$codename" ] || return 1
 	uri=$(apt-get indextargets --format '$(CREATED_BY) $(RELEASE) $(REPO_URI)' |
@@ -119,14 +119,14 @@ setup_apt_testing() {
 	key=$(grep -rhoiE '(^Signed-By: *|signed-by=)/[^] ]+' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null | sed 's,^[^/]*,,' | grep -m1 debian || true)
 	[ -n "$key" ] || key=/usr/share/keyrings/debian-archive-keyring.gpg
 	[ -e "$key" ] || key=
-	echo "deb ${key:+[signed-by=$key] }$uri testing main" >"$dir/sources.list"
+	echo "deb [arch=$arch${key:+ signed-by=$key}] $uri ${suite:-$codename} main" >"$dir/sources.list"
 	mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
-	apt_testing=(apt-get -qq
+	apt_other=(-qq -o APT::Architecture="$arch" -o APT::Architectures="$arch"
 		-o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=/dev/null
 		-o Dir::State::lists="$dir/lists" -o Dir::Cache="$dir/cache"
 		-o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 		-o APT::Sandbox::User=root)
-	"${apt_testing[@]}" update
+	apt-get "${apt_other[@]}" update
 }
 
 # The loaders by name, each with the package it is taken from and where it stands
@@ -150,7 +150,7 @@ fetch() {
 	dir=$tmp/deb/$1
 	# iPXE of Debian 12 is of 2019. The signed ones must fit the suite: its kernel is
 	# signed with the same key.
-	if [ "$1" != ipxe ] || ! setup_apt_testing || ! (cd "$dir" && "${apt_testing[@]}" download "$1"); then
+	if [ "$1" != ipxe ] || ! other_apt testing "$(dpkg --print-architecture)" || ! (cd "$dir" && apt-get "${apt_other[@]}" download "$1"); then
 		[ "$1" != ipxe ] || say "the mirror offers no newer iPXE; taking the installed suite's (HTTP only)"
 		update
 		(cd "$dir" && apt-get -qq -o APT::Sandbox::User=root download "$1") ||
@@ -236,7 +236,7 @@ local_loader() {
 # drivers of real network cards.
 setup_kernel() {
 	local name dir
-	if ls .cache/linux-image-*.deb >/dev/null 2>&1; then return 0; fi
+	if ls .cache/linux-image-*_amd64.deb >/dev/null 2>&1; then return 0; fi
 	update
 	name=$(apt-cache depends linux-image-amd64 | awk '/Depends: linux-image-/ { print $2; exit }')
 	[ -n "$name" ] || die "cannot find the package that linux-image-amd64 depends on: run apt-get update"
@@ -250,11 +250,31 @@ setup_kernel() {
 	say "kernel $name"
 }
 
+# What boots an arm64 machine to the agent: a virtual one, and its ramdisk's kernel.
+setup_arm64() {
+	local name dir
+	packages='
+	qemu-system-arm   the machine
+	qemu-efi-aarch64  its UEFI
+	' setup_packages
+	if ls .cache/linux-image-*_arm64.deb >/dev/null 2>&1; then return 0; fi
+	other_apt "" arm64 || die "cannot read the mirror's list of arm64 packages: check the network, then run ./setup.sh arm64 again"
+	name=$(apt-cache "${apt_other[@]}" depends linux-image-arm64 | awk '/Depends: linux-image-/ { print $2; exit }')
+	scratch kernel
+	dir=$tmp/kernel
+	(cd "$dir" && apt-get "${apt_other[@]}" download "$name") ||
+		die "cannot download $name: check the network, then run ./setup.sh arm64 again"
+	mkdir -p .cache
+	mv "$dir"/*.deb .cache/
+	give .cache
+	say "kernel $name"
+}
+
 command -v apt-get >/dev/null || die "this needs Debian's apt-get"
 [ $# -gt 0 ] || set -- packages loaders kernel
 for part; do
 	case $part in
-	packages | loaders | kernel) "setup_$part" ;;
-	*) die "unknown part \"$part\": want packages, loaders or kernel" ;;
+	packages | loaders | kernel | arm64) "setup_$part" ;;
+	*) die "unknown part \"$part\": want packages, loaders, kernel or arm64" ;;
 	esac
 done

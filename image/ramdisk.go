@@ -25,8 +25,8 @@ import (
 
 // RamdiskOptions of BuildRamdisk.
 type RamdiskOptions struct {
-	KernelDeb string // linux-image-*-amd64_*.deb, not the cloud kernel: it has no AHCI, e1000e or ixgbe
-	Agent     string // static linux/amd64 program that becomes /init
+	KernelDeb string // linux-image-*_*.deb, not the cloud kernel: it has no AHCI, e1000e or ixgbe
+	Agent     string // static Linux program of the kernel's architecture that becomes /init
 	// Modules by name; nil means DefaultModules. A named one that the kernel
 	// does not have is an error, a default one is listed as missing.
 	Modules []string
@@ -46,11 +46,30 @@ func FirmwareOf(root string) string {
 	return dir
 }
 
-// Ramdisk is a kernel and an initrd that belong together: Out/vmlinuz,
-// Out/initrd.img, and this record as Out/ramdisk.json.
+// RamdiskNames are the files of one architecture's ramdisk in a folder that holds
+// those of all: kernel, initrd, and the record.
+func RamdiskNames(a inventory.Arch) (kernel, initrd, record string) {
+	if a == inventory.AMD64 {
+		return "vmlinuz", "initrd.img", "ramdisk.json"
+	}
+	return "vmlinuz-" + string(a), "initrd-" + string(a) + ".img", "ramdisk-" + string(a) + ".json"
+}
+
+// RamdiskPart tells what the file of that name is there; a machine fetches the
+// initrd last.
+func RamdiskPart(name string) (isKernel, isInitrd bool) {
+	for _, arch := range []inventory.Arch{inventory.AMD64, inventory.ARM64} {
+		kernel, initrd, _ := RamdiskNames(arch)
+		isKernel, isInitrd = isKernel || name == kernel, isInitrd || name == initrd
+	}
+	return isKernel, isInitrd
+}
+
+// Ramdisk is a kernel and an initrd that belong together, with this record beside
+// them; see RamdiskNames.
 type Ramdisk struct {
 	Dir           string           `json:"-"`
-	Arch          string           `json:"arch"` // amd64
+	Arch          inventory.Arch   `json:"arch"`
 	KernelVersion string           `json:"kernelVersion"`
 	Kernel        RamdiskFile      `json:"kernel"`
 	Initrd        RamdiskFile      `json:"initrd"`
@@ -74,8 +93,9 @@ type RamdiskFile struct {
 func (r Ramdisk) KernelPath() string { return filepath.Join(r.Dir, r.Kernel.Name) }
 func (r Ramdisk) InitrdPath() string { return filepath.Join(r.Dir, r.Initrd.Name) }
 
-// OpenRamdisk reads the record in dir and checks both files against it.
-func OpenRamdisk(dir string) (Ramdisk, error) {
+// OpenRamdisk reads the record in dir of one architecture and checks both files
+// against it.
+func OpenRamdisk(dir string, arch inventory.Arch) (Ramdisk, error) {
 	const cure = "build it with: recast ramdisk build"
 	r := Ramdisk{Dir: dir}
 	root, err := os.OpenRoot(dir)
@@ -83,7 +103,8 @@ func OpenRamdisk(dir string) (Ramdisk, error) {
 		return Ramdisk{}, fmt.Errorf("open the ramdisk: %w; %s", err, cure)
 	}
 	defer root.Close()
-	b, err := root.ReadFile("ramdisk.json")
+	_, _, record := RamdiskNames(arch)
+	b, err := root.ReadFile(record)
 	if err == nil {
 		err = json.Unmarshal(b, &r)
 	}
@@ -120,7 +141,7 @@ func BuildRamdisk(ctx context.Context, o RamdiskOptions) (Ramdisk, error) {
 }
 
 func buildRamdisk(ctx context.Context, o RamdiskOptions) (Ramdisk, error) {
-	agent, err := readAgent(o.Agent)
+	agent, arch, err := readAgent(o.Agent)
 	if err != nil {
 		return Ramdisk{}, err
 	}
@@ -138,6 +159,9 @@ func buildRamdisk(ctx context.Context, o RamdiskOptions) (Ramdisk, error) {
 	k, err := readKernel(ctx, o.KernelDeb, spool)
 	if err != nil {
 		return Ramdisk{}, err
+	}
+	if k.arch != arch {
+		return Ramdisk{}, fmt.Errorf("kernel %s is for %s and the agent %q for %s", k.version, k.arch, o.Agent, arch)
 	}
 	return assemble(ctx, o, agent, k, spool)
 }
@@ -160,7 +184,7 @@ func assemble(ctx context.Context, o RamdiskOptions, agent []byte, k *kernel, sp
 		return Ramdisk{}, err
 	}
 	r := Ramdisk{
-		Dir: o.Out, Arch: "amd64", KernelVersion: k.version, Agent: inventory.DigestOf(agent),
+		Dir: o.Out, Arch: k.arch, KernelVersion: k.version, Agent: inventory.DigestOf(agent),
 		Modules: slices.Sorted(maps.Keys(chosen)), MissingModules: absent, MissingFirmware: missing,
 	}
 	index := ModuleIndex{Kernel: k.version, Modules: chosen}
@@ -174,7 +198,8 @@ func assemble(ctx context.Context, o RamdiskOptions, agent []byte, k *kernel, sp
 		return Ramdisk{}, err
 	}
 
-	r.Initrd, err = writeOut(o.Out, "initrd.img", func(w io.Writer) error {
+	kernelName, initrdName, recordName := RamdiskNames(k.arch)
+	r.Initrd, err = writeOut(o.Out, initrdName, func(w io.Writer) error {
 		// Best costs 10 s and is spent once; every boot transfers the result. The
 		// window stays small, as the kernel takes that much memory at boot.
 		z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBestCompression),
@@ -220,7 +245,7 @@ func assemble(ctx context.Context, o RamdiskOptions, agent []byte, k *kernel, sp
 	if err != nil {
 		return Ramdisk{}, err
 	}
-	if r.Kernel, err = writeOut(o.Out, "vmlinuz", func(w io.Writer) error { _, err := w.Write(k.vmlinuz); return err }); err != nil {
+	if r.Kernel, err = writeOut(o.Out, kernelName, func(w io.Writer) error { _, err := w.Write(k.vmlinuz); return err }); err != nil {
 		return Ramdisk{}, err
 	}
 	record, err := json.MarshalIndent(r, "", "  ")
@@ -228,31 +253,36 @@ func assemble(ctx context.Context, o RamdiskOptions, agent []byte, k *kernel, sp
 		return Ramdisk{}, err
 	}
 	// Last: with the record the others are what it says.
-	_, err = writeOut(o.Out, "ramdisk.json", func(w io.Writer) error { _, err := w.Write(append(record, '\n')); return err })
+	_, err = writeOut(o.Out, recordName, func(w io.Writer) error { _, err := w.Write(append(record, '\n')); return err })
 	return r, err
 }
 
 // readAgent refuses a program that could not run as the only file of a system.
-func readAgent(name string) ([]byte, error) {
+func readAgent(name string) ([]byte, inventory.Arch, error) {
 	b, err := os.ReadFile(name)
 	if err != nil {
-		return nil, fmt.Errorf("read the agent: %w", err)
+		return nil, "", fmt.Errorf("read the agent: %w", err)
 	}
 	f, err := elf.NewFile(bytes.NewReader(b))
-	if err != nil || f.Machine != elf.EM_X86_64 {
-		return nil, fmt.Errorf("agent %q is no linux/amd64 program; build it with CGO_ENABLED=0 GOOS=linux GOARCH=amd64", name)
+	if err != nil {
+		return nil, "", fmt.Errorf("agent %q is no Linux program; build it with CGO_ENABLED=0 GOOS=linux", name)
+	}
+	arch, ok := map[elf.Machine]inventory.Arch{elf.EM_X86_64: inventory.AMD64, elf.EM_AARCH64: inventory.ARM64}[f.Machine]
+	if !ok {
+		return nil, "", fmt.Errorf("agent %q is for %s; build it with GOARCH=amd64 or arm64", name, f.Machine)
 	}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
-			return nil, fmt.Errorf("agent %q is linked dynamically, and the ramdisk has no libraries; build it with CGO_ENABLED=0", name)
+			return nil, "", fmt.Errorf("agent %q is linked dynamically, and the ramdisk has no libraries; build it with CGO_ENABLED=0", name)
 		}
 	}
-	return b, nil
+	return b, arch, nil
 }
 
 // kernel is what a kernel package holds.
 type kernel struct {
 	version string
+	arch    inventory.Arch
 	vmlinuz []byte
 	modules map[string]Module
 	at      map[string]extent // of each module in the spool
@@ -317,10 +347,14 @@ func readKernel(ctx context.Context, deb string, spool io.Writer) (*kernel, erro
 		return nil, err
 	}
 	if k.vmlinuz == nil || len(k.modules) == 0 {
-		return nil, fmt.Errorf("package %q holds no kernel with modules; take the linux-image-*-amd64 package that linux-image-amd64 depends on", deb)
+		return nil, fmt.Errorf("package %q holds no kernel with modules; take the linux-image package that linux-image-amd64 or -arm64 depends on", deb)
 	}
 	if !bytes.Contains(config, []byte("\nCONFIG_RD_ZSTD=y\n")) {
 		return nil, fmt.Errorf("kernel %s cannot unpack a zstd initrd (CONFIG_RD_ZSTD)", k.version)
+	}
+	k.arch = inventory.AMD64
+	if bytes.Contains(config, []byte("\nCONFIG_ARM64=y\n")) {
+		k.arch = inventory.ARM64
 	}
 	return k, nil
 }

@@ -51,7 +51,7 @@ func ko(modinfo ...string) []byte {
 	return b
 }
 
-// staticProgram makes the least ELF that looks like a static amd64 program.
+// staticProgram makes the least ELF that looks like a static program.
 func staticProgram(t testing.TB, machine uint16, interp bool) string {
 	t.Helper()
 	b := make([]byte, 64)
@@ -126,7 +126,34 @@ func kernelFiles() []debFile {
 	}
 }
 
+func arm64Kernel() []debFile {
+	files := kernelFiles()
+	files[1].data = append(files[1].data, "CONFIG_ARM64=y\n"...)
+	return files
+}
+
 func plain(b []byte) []byte { return b }
+
+// One folder holds the ramdisks of all architectures, and each is found by its own.
+func TestRamdisksOfTwoArchitecturesShareAFolder(t *testing.T) {
+	out := t.TempDir()
+	for arch, o := range map[inventory.Arch]RamdiskOptions{
+		inventory.AMD64: {KernelDeb: deb(t, "data.tar", plain, kernelFiles()...), Agent: staticProgram(t, 62, false)},
+		inventory.ARM64: {KernelDeb: deb(t, "data.tar", plain, arm64Kernel()...), Agent: staticProgram(t, 183, false)},
+	} {
+		o.Out = out
+		r, err := BuildRamdisk(t.Context(), o)
+		if err != nil || r.Arch != arch {
+			t.Fatalf("built %+v, %v; want %s", r, err, arch)
+		}
+	}
+	for _, arch := range []inventory.Arch{inventory.AMD64, inventory.ARM64} {
+		r, err := OpenRamdisk(out, arch)
+		if kernel, initrd, _ := RamdiskNames(arch); err != nil || r.Arch != arch || r.Kernel.Name != kernel || r.Initrd.Name != initrd {
+			t.Errorf("opened %+v, %v", r, err)
+		}
+	}
+}
 
 func TestRamdiskHoldsTheAgentAndWhatItsModulesNeed(t *testing.T) {
 	firmware := t.TempDir()
@@ -153,7 +180,7 @@ func TestRamdiskHoldsTheAgentAndWhatItsModulesNeed(t *testing.T) {
 		if first.Dir == "" {
 			first = r
 		}
-		opened, err := OpenRamdisk(r.Dir)
+		opened, err := OpenRamdisk(r.Dir, inventory.AMD64)
 		if diff := cmp.Diff(r, opened); err != nil || diff != "" {
 			t.Errorf("%s: opened (-want +got): %v\n%s", name, err, diff)
 		}
@@ -310,14 +337,16 @@ func TestRamdiskErrorsSayWhatIsWrong(t *testing.T) {
 		says string
 	}{
 		"no agent":         {RamdiskOptions{KernelDeb: good, Agent: text + ".gone"}, "read the agent"},
-		"agent is text":    {RamdiskOptions{KernelDeb: good, Agent: text}, "no linux/amd64 program"},
-		"agent is arm64":   {RamdiskOptions{KernelDeb: good, Agent: staticProgram(t, 183, false)}, "no linux/amd64 program"},
+		"agent is text":    {RamdiskOptions{KernelDeb: good, Agent: text}, "no Linux program"},
+		"agent is arm64":   {RamdiskOptions{KernelDeb: good, Agent: staticProgram(t, 183, false)}, "is for amd64 and the agent"},
+		"agent is riscv":   {RamdiskOptions{KernelDeb: good, Agent: staticProgram(t, 243, false)}, "GOARCH=amd64 or arm64"},
+		"kernel is arm64":  {RamdiskOptions{KernelDeb: deb(t, "data.tar", plain, arm64Kernel()...), Agent: agent}, "is for arm64 and the agent"},
 		"agent is dynamic": {RamdiskOptions{KernelDeb: good, Agent: staticProgram(t, 62, true)}, "CGO_ENABLED=0"},
 		"no package":       {RamdiskOptions{KernelDeb: good + ".gone", Agent: agent}, "no such file"},
 		"text as package":  {RamdiskOptions{KernelDeb: text, Agent: agent}, "no Debian package"},
 		"cut package":      {RamdiskOptions{KernelDeb: cut, Agent: agent}, "unexpected EOF"},
 		"no data":          {RamdiskOptions{KernelDeb: deb(t, "data.bad", plain), Agent: agent}, "no data.tar"},
-		"no kernel":        {RamdiskOptions{KernelDeb: deb(t, "data.tar", plain, without("vmlinuz")...), Agent: agent}, "linux-image-amd64 depends on"},
+		"no kernel":        {RamdiskOptions{KernelDeb: deb(t, "data.tar", plain, without("vmlinuz")...), Agent: agent}, "linux-image-amd64 or -arm64 depends on"},
 		"no zstd":          {RamdiskOptions{KernelDeb: deb(t, "data.tar", plain, without("config")...), Agent: agent}, "CONFIG_RD_ZSTD"},
 		"unknown module":   {RamdiskOptions{KernelDeb: good, Agent: agent, Modules: []string{"card", "magic"}}, `no module ["magic"]`},
 		"missing dep":      {RamdiskOptions{KernelDeb: good, Agent: agent, Modules: []string{"noise"}}, `"noise" depends on "not_there"`},
@@ -338,13 +367,13 @@ func TestRamdiskErrorsSayWhatIsWrong(t *testing.T) {
 	if err != nil || !slices.Contains(r.MissingModules, "e1000e") || slices.Contains(r.MissingModules, "nls_utf8") {
 		t.Errorf("default set: %v, missing %v", err, r.MissingModules)
 	}
-	if _, err := OpenRamdisk(t.TempDir()); err == nil || !strings.Contains(err.Error(), "recast ramdisk build") {
+	if _, err := OpenRamdisk(t.TempDir(), inventory.AMD64); err == nil || !strings.Contains(err.Error(), "recast ramdisk build") {
 		t.Errorf("nothing there: %v", err)
 	}
 	if err := os.WriteFile(r.KernelPath(), []byte("tHe kernel"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenRamdisk(r.Dir); err == nil || !strings.Contains(err.Error(), `"vmlinuz" is not the file that was built`) {
+	if _, err := OpenRamdisk(r.Dir, inventory.AMD64); err == nil || !strings.Contains(err.Error(), `"vmlinuz" is not the file that was built`) {
 		t.Errorf("another kernel: %v", err)
 	}
 }
@@ -355,7 +384,7 @@ func kernelDeb(t testing.TB) string {
 	if name := os.Getenv("RECAST_KERNEL_DEB"); name != "" {
 		return name
 	}
-	names, _ := filepath.Glob("../.cache/linux-image-*.deb")
+	names, _ := filepath.Glob("../.cache/linux-image-*_amd64.deb")
 	if len(names) == 0 {
 		t.Skip("needs a kernel package (make setup)")
 	}
@@ -384,7 +413,7 @@ func TestRamdiskOfDebiansKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	init, err := readAgent(agent)
+	init, _, err := readAgent(agent)
 	if err != nil {
 		t.Fatal(err)
 	}

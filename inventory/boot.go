@@ -45,7 +45,10 @@ const (
 
 // DefaultConsole: both, since a machine without a serial port says nothing of it,
 // and a server's screen is seldom looked at.
-var DefaultConsole = []string{"tty0", "ttyS0,115200n8"}
+var DefaultConsole = map[Arch][]string{
+	AMD64: {"tty0", "ttyS0,115200n8"},
+	ARM64: {"tty0", "ttyAMA0"}, // as fast as the firmware left it
+}
 
 // Model is what machines of one build have in common. Parse puts it into the
 // Machines that name it: a Set holds none.
@@ -135,10 +138,10 @@ func (s scope) checkBoot(m *Machine, raw rawMachine) {
 }
 
 // ConsoleArgs are the kernel's arguments for the consoles.
-func (b Boot) ConsoleArgs() []string {
+func (b Boot) ConsoleArgs(a Arch) []string {
 	list := b.Console
 	if len(list) == 0 {
-		list = DefaultConsole
+		list = DefaultConsole[a]
 	}
 	args := make([]string, len(list))
 	for i, c := range list {

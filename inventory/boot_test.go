@@ -56,10 +56,10 @@ func TestAMachineBootsAsItsModelSaysWhereItSaysNothingItself(t *testing.T) {
 			t.Errorf("%s (-want +got)\n%s", name, diff)
 		}
 	}
-	if diff := cmp.Diff([]string{"console=tty0", "console=ttyS0,115200n8"}, Boot{}.ConsoleArgs()); diff != "" {
+	if diff := cmp.Diff([]string{"console=tty0", "console=ttyS0,115200n8"}, Boot{}.ConsoleArgs(AMD64)); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff([]string{"console=hvc0"}, Boot{Console: []string{"hvc0"}}.ConsoleArgs()); diff != "" {
+	if diff := cmp.Diff([]string{"console=hvc0"}, Boot{Console: []string{"hvc0"}}.ConsoleArgs(ARM64)); diff != "" {
 		t.Error(diff)
 	}
 }

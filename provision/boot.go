@@ -110,7 +110,7 @@ func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
 		fmt.Sprintf("recast.time=%d", q.Now.Unix()),
 		"recast.mac=" + q.Client.MAC.String(),
 		key,
-	}, b.ConsoleArgs()...)
+	}, b.ConsoleArgs(q.Arch)...)
 	s.Args = append(s.Args, "panic=30")
 	if q.Syslog.IsValid() {
 		s.Args = append(s.Args, "recast.syslog="+q.Syslog.String())

@@ -71,7 +71,7 @@ var e2eMake = sync.OnceValues(func() (p e2eParts, err error) {
 			_ = os.RemoveAll(o)
 		}
 	}
-	if _, err := image.OpenRamdisk(p.ramdisk); err == nil {
+	if _, err := image.OpenRamdisk(p.ramdisk, inventory.AMD64); err == nil {
 		now := time.Now()
 		return p, os.Chtimes(dir, now, now)
 	}

@@ -179,8 +179,8 @@ func osHash(path string) (inventory.Digest, int64, error) {
 	return inventory.NewDigest([sha256.Size]byte(h.Sum(nil))), n, nil
 }
 
-// FindKernelDeb looks for Debian's linux-image package: $RECAST_KERNEL_DEB, else
-// the newest linux-image-*.deb in the cache folder of the repository.
+// FindKernelDeb looks for Debian's linux-image package of amd64: $RECAST_KERNEL_DEB,
+// else the newest in the cache folder of the repository.
 func FindKernelDeb(cacheDir string) (string, error) {
 	if path := os.Getenv("RECAST_KERNEL_DEB"); path != "" {
 		if _, err := os.Stat(path); err != nil {
@@ -188,9 +188,14 @@ func FindKernelDeb(cacheDir string) (string, error) {
 		}
 		return path, nil
 	}
-	debs, err := filepath.Glob(filepath.Join(cacheDir, "linux-image-*.deb"))
+	return newestKernelDeb(cacheDir, inventory.AMD64, "make setup")
+}
+
+func newestKernelDeb(cacheDir string, arch inventory.Arch, cure string) (string, error) {
+	name := "linux-image-*_" + string(arch) + ".deb"
+	debs, err := filepath.Glob(filepath.Join(cacheDir, name))
 	if err != nil || len(debs) == 0 {
-		return "", fmt.Errorf("find kernel package: no linux-image-*.deb in %q (make setup downloads it)", cacheDir)
+		return "", fmt.Errorf("find kernel package: no %s in %q (%s downloads it)", name, cacheDir, cure)
 	}
 	newest, at := "", time.Time{}
 	for _, deb := range debs {

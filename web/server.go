@@ -55,10 +55,7 @@ type Server struct {
 // Paths below the boot listener's root.
 const (
 	ImagesPath  = "/images/"
-	RamdiskPath = "/boot/ramdisk/"
-	// Its files; a machine fetches the initrd last.
-	RamdiskKernel = "vmlinuz"
-	RamdiskInitrd = "initrd.img"
+	RamdiskPath = "/boot/ramdisk/" // + a file's name; see image.RamdiskNames
 )
 
 // Boot serves what a machine without any identity may have: loaders, scripts,
@@ -95,7 +92,7 @@ func (s *Server) ramdisk() http.Handler {
 		}
 		s.Scripts.Turns.Fetching(remote(r), time.Now())
 		seen := ipxe.Transfer(w, r, name, files.ServeHTTP)
-		if name == RamdiskInitrd && seen.Error == "" && !seen.Asked && seen.Offset+seen.Bytes == seen.Size {
+		if _, last := image.RamdiskPart(name); last && seen.Error == "" && !seen.Asked && seen.Offset+seen.Bytes == seen.Size {
 			s.Scripts.Turns.Done(remote(r), time.Now())
 		}
 		if s.Observe != nil {

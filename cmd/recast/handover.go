@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"recast/image"
 	"recast/inventory"
 	"recast/ipxe"
 	"recast/tftp"
@@ -37,7 +38,7 @@ func (s *server) findFile(ctx context.Context, name string, remote netip.Addr) (
 		return tftp.Bytes([]byte(text)), nil
 	}
 	base, ok := strings.CutPrefix(name, strings.TrimPrefix(web.RamdiskPath, "/"))
-	if !ok || base != web.RamdiskKernel && base != web.RamdiskInitrd {
+	if kernel, initrd := image.RamdiskPart(base); !ok || !kernel && !initrd {
 		return nil, nil
 	}
 	s.web.Scripts.Turns.Fetching(remote, time.Now())
@@ -64,6 +65,7 @@ func (f ramdiskFile) Size() int64 { return f.size }
 
 // fetched tells whether a machine has all of the ramdisk, by TFTP.
 func fetched(o inventory.Observation) bool {
-	return o.Kind == inventory.SawTFTP && o.Error == "" && !o.Asked && o.Size > 0 && o.Bytes == o.Size &&
-		"/"+o.Detail == web.RamdiskPath+web.RamdiskInitrd
+	name, ok := strings.CutPrefix("/"+o.Detail, web.RamdiskPath)
+	_, initrd := image.RamdiskPart(name)
+	return ok && initrd && o.Kind == inventory.SawTFTP && o.Error == "" && !o.Asked && o.Size > 0 && o.Bytes == o.Size
 }

@@ -14,7 +14,8 @@ import (
 
 func newRamdisk() *cobra.Command {
 	cmd := &cobra.Command{Use: "ramdisk", GroupID: "server", Short: "Build the ramdisk that machines netboot",
-		Long: "The ramdisk is a Debian kernel with its storage and network drivers, and the agent as init."}
+		Long: "The ramdisk is a Debian kernel with its storage and network drivers, and the agent as init.\n" +
+			"Those of amd64 and arm64 lie side by side in one folder."}
 	var deb, agent, firmware, out string
 	build := &cobra.Command{
 		Use: "build", Short: "Build kernel and ramdisk from a Debian kernel package and the agent",
@@ -40,15 +41,15 @@ the same bytes. A server uses the new ramdisk at once.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: kernel %s, ramdisk of %s\n", out, r.KernelVersion, size(r.Initrd.Size))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, kernel %s, ramdisk of %s\n", out, r.Arch, r.KernelVersion, size(r.Initrd.Size))
 			if len(r.MissingFirmware) > 0 {
 				fmt.Fprintf(cmd.OutOrStdout(), "firmware not found: %s\n", strings.Join(r.MissingFirmware, ", "))
 			}
 			return nil
 		},
 	}
-	build.Flags().StringVar(&deb, "kernel", "", "the linux-image-*-amd64 package file")
-	build.Flags().StringVar(&agent, "agent", "", "the recast-agent binary (default: beside this one)")
+	build.Flags().StringVar(&deb, "kernel", "", "the linux-image package file, of amd64 or arm64")
+	build.Flags().StringVar(&agent, "agent", "", "the recast-agent binary for that architecture (default: beside this one)")
 	build.Flags().StringVar(&firmware, "firmware", "/lib/firmware", "where network cards' firmware is looked for")
 	build.Flags().StringVar(&out, "out", filepath.Join(defaultData, "ramdisk"), "folder to write to")
 	return parent(cmd, build)

@@ -333,15 +333,13 @@ func (s *server) announce(api, operator, boot []net.Listener) {
 // ramdiskFiles looks each time, so that a ramdisk built while the server runs
 // is used at once.
 func (s *server) ramdiskFiles(arch inventory.Arch) provision.RamdiskFiles {
-	if arch != inventory.AMD64 {
-		return provision.RamdiskFiles{}
-	}
-	for _, f := range []string{web.RamdiskKernel, web.RamdiskInitrd} {
+	kernel, initrd, _ := image.RamdiskNames(arch)
+	for _, f := range []string{kernel, initrd} {
 		if _, err := os.Stat(filepath.Join(s.ramdiskDir(), f)); err != nil {
 			return provision.RamdiskFiles{}
 		}
 	}
-	return provision.RamdiskFiles{Kernel: web.RamdiskPath + web.RamdiskKernel, Initrd: web.RamdiskPath + web.RamdiskInitrd}
+	return provision.RamdiskFiles{Kernel: web.RamdiskPath + kernel, Initrd: web.RamdiskPath + initrd}
 }
 
 // reload takes up what may change while the server runs.
