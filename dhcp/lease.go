@@ -60,6 +60,8 @@ type table struct {
 	// writing holds what we write just now: the watch brings it back, and it need
 	// not be decoded again.
 	writing map[place]written
+	// seen are pool addresses that somebody was heard using; see heard.
+	seen map[place]sight
 	// full holds when a Network's pool was last searched in vain.
 	full   map[string]time.Time
 	round  int
@@ -70,7 +72,7 @@ func newTable() *table {
 	return &table{
 		byAddr: map[place]*record{}, byMAC: map[station]netip.Addr{},
 		offers: map[place]offer{}, offered: map[station]netip.Addr{},
-		full: map[string]time.Time{}, unstored: map[place]struct{}{}, writing: map[place]written{},
+		full: map[string]time.Time{}, seen: map[place]sight{}, unstored: map[place]struct{}{}, writing: map[place]written{},
 	}
 }
 
@@ -130,8 +132,13 @@ func (t *table) forgetOffer(s station) {
 	}
 }
 
-// sweep drops offers that were never taken up.
+// sweep drops offers that were never taken up, and what was heard long ago.
 func (t *table) sweep(now time.Time) {
+	for p, s := range t.seen {
+		if !now.Before(s.until) {
+			delete(t.seen, p)
+		}
+	}
 	for p, o := range t.offers {
 		if !now.Before(o.until) {
 			t.forgetOffer(station{p.network, o.mac})

@@ -59,3 +59,23 @@ func home(mac inventory.MAC, n uint64) uint64 {
 	v := h.Sum64()
 	return (v ^ v>>32) % n
 }
+
+// kept is how many addresses at the end of the pool only declared machines get:
+// one for each that has none of its own, so that no number of strangers keeps one
+// of them waiting. Where the pool is smaller than that, an eighth is left to
+// strangers, or none would ever be discovered.
+func kept(n *inventory.Network, on []declared) uint64 {
+	var want uint64
+	for _, d := range on {
+		if !d.on(n).IsValid() {
+			want++
+		}
+	}
+	size := slots(n.Pool)
+	return min(want, size-size/8)
+}
+
+// isKept reports whether an address of the pool is one of those.
+func isKept(n *inventory.Network, a netip.Addr, keep uint64) bool {
+	return keep > 0 && !a.Less(slot(n.Pool, slots(n.Pool)-keep))
+}

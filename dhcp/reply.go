@@ -35,6 +35,7 @@ type config struct {
 	networks  []*inventory.Network // all but those with dhcp: off, by name
 	byMAC     map[inventory.MAC]declared
 	byUUID    map[string][]inventory.MAC // the interfaces of a machine that declares one
+	kept      map[string]uint64          // by Network: addresses of its pool that strangers do not get
 	plugs     map[circuit][]plug
 	plugByMAC map[inventory.MAC]inventory.Port // of interfaces declared with both
 	reserved  map[netip.Addr]inventory.MAC     // "" for one that is known by its port
@@ -57,7 +58,7 @@ func (d declared) String() string {
 }
 
 func compile(set *inventory.Set) *config {
-	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: map[inventory.MAC]declared{}, byUUID: map[string][]inventory.MAC{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: map[netip.Addr]inventory.MAC{}}
+	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: map[inventory.MAC]declared{}, byUUID: map[string][]inventory.MAC{}, kept: map[string]uint64{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: map[netip.Addr]inventory.MAC{}}
 	if set == nil {
 		return c
 	}
@@ -69,10 +70,12 @@ func compile(set *inventory.Set) *config {
 			}
 		}
 	}
+	wanting := map[string][]declared{}
 	for _, m := range set.Machines {
 		for _, nic := range m.NICs {
 			d := declared{machine: m.Name, network: nic.Network, ip: nic.IP, ip6: nic.IP6}
 			c.reserve(nic.MAC, d)
+			wanting[nic.Network] = append(wanting[nic.Network], d)
 			if nic.MAC != "" && m.UUID != "" {
 				c.byUUID[m.UUID] = append(c.byUUID[m.UUID], nic.MAC)
 			}
@@ -87,6 +90,9 @@ func compile(set *inventory.Set) *config {
 		if b := m.BMC; b != nil && b.MAC != "" {
 			c.reserve(b.MAC, declared{machine: m.Name, bmc: true, ip: b.IP, ip6: b.IP6})
 		}
+	}
+	for _, n := range c.networks {
+		c.kept[n.Name] = kept(n, wanting[n.Name])
 	}
 	return c
 }
@@ -110,6 +116,16 @@ func (d declared) on(n *inventory.Network) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// named is the Network of that name, nil where we serve none.
+func (c *config) named(name string) *inventory.Network {
+	for _, n := range c.networks {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
 }
 
 // networkOf is the Network we serve whose subnet holds the address.
@@ -459,7 +475,7 @@ func (q *question) inform() outcome {
 func (q *question) choose(t *table) (netip.Addr, string) {
 	n, mac := q.network, q.req.mac
 	finding := ""
-	d, _ := q.own()
+	d, known := q.own()
 	if a := d.on(n); a.IsValid() {
 		if q.reservationFree(t, a) {
 			return a, ""
@@ -490,7 +506,8 @@ func (q *question) choose(t *table) (netip.Addr, string) {
 		}
 		return netip.Addr{}, finding
 	}
-	if q.now.Sub(t.full[n.Name]) >= fullPause || q.now.Before(t.full[n.Name]) {
+	// A flood of strangers searches once in a while; who is declared always does.
+	if known || q.now.Sub(t.full[n.Name]) >= fullPause || q.now.Before(t.full[n.Name]) {
 		first := home(mac, size)
 		for i := range size {
 			if a := slot(n.Pool, (first+i)%size); q.poolFree(t, a) {
@@ -499,7 +516,11 @@ func (q *question) choose(t *table) (netip.Addr, string) {
 		}
 	}
 	if finding == "" {
-		finding = fmt.Sprintf("network %q: every address of the pool %s-%s is taken; make it larger or leaseTime shorter", n.Name, n.Pool.First, n.Pool.Last)
+		but := ""
+		if keep := q.cfg.kept[n.Name]; keep > 0 && !known {
+			but = fmt.Sprintf(", but for %d that are kept for declared machines without one of their own", keep)
+		}
+		finding = fmt.Sprintf("network %q: every address of the pool %s-%s is taken%s; make it larger or leaseTime shorter", n.Name, n.Pool.First, n.Pool.Last, but)
 	}
 	return netip.Addr{}, finding
 }
@@ -537,14 +558,17 @@ func (q *question) poolFree(t *table, a netip.Addr) bool {
 	if _, taken := q.cfg.reserved[a]; taken {
 		return false
 	}
+	_, known := q.own()
+	if !known && isKept(n, a, q.cfg.kept[n.Name]) {
+		return false
+	}
 	h, held := t.holder(n.Name, a, q.now)
 	if !held {
-		return true
+		return !t.inUse(n.Name, a, q.req.mac, q.now)
 	}
 	if h.quarantined {
 		return false
 	}
-	_, known := q.own()
 	// Strangers who were only offered an address never keep a declared machine waiting.
 	return h.mac == q.req.mac || h.offerOnly && !h.declared && known
 }

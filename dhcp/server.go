@@ -77,6 +77,7 @@ type Server struct {
 	interfaces func() ([]Interface, error)
 	probe      func(ctx context.Context, f Interface, class string, found func(foreign)) error
 	probe6     func(ctx context.Context, f Interface, duid []byte, found func(foreign), managed func()) error
+	arp        func(ctx context.Context, f Interface, heard func(netip.Addr, net.HardwareAddr)) error
 	after      func(time.Duration) <-chan time.Time
 	listen     func(Interface) (*conn, error)
 	listen6    func(Interface) (*conn6, error)
@@ -127,6 +128,9 @@ func (s *Server) init() {
 		}
 		if s.probe6 == nil {
 			s.probe6 = probe6
+		}
+		if s.arp == nil {
+			s.arp = listenARP
 		}
 		if s.after == nil {
 			s.after = time.After
@@ -328,6 +332,9 @@ func (s *Server) assign(l *link, w listener) {
 		delete(old, t.network.Name)
 		duties = append(duties, d)
 		l.guards.Go(func() { s.guard(ctx, d) })
+		if t.network.DHCP == inventory.DHCPAuthoritative && t.network.Subnet.Addr().Is4() {
+			l.guards.Go(func() { s.hear(ctx, d) })
+		}
 	}
 	for name := range old {
 		l.cancel[name]()
