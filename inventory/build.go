@@ -268,6 +268,7 @@ func stepNames() []string {
 // buildConfig compiles the user data; nil where it has problems.
 func (s scope) buildConfig(raw rawConfig, o *Definition) *template {
 	data := raw.UserData
+	s.b.set.configAt[o.Name] = spot{place{s.file, cmp.Or(lineIn(data, 0), raw.Format.Line, s.line)}, "spec.config.userData"}
 	if data.given() && o.Config.Format == ConfigNone {
 		if raw.Format.V != "" || !raw.Format.given() {
 			s.problem(cmp.Or(raw.Format.Line, data.Line), "spec.config.format", "userData without a format is read by nobody", "want cloud-init")

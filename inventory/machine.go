@@ -30,6 +30,15 @@ func (h hardware) claim(s scope, machine, what, value string, line int, field st
 	return true
 }
 
+// claimAddr is claim of an address.
+func (h hardware) claimAddr(s scope, machine string, a netip.Addr, line int, field string) bool {
+	ok := h.claim(s, machine, "address", a.String(), line, field)
+	if ok {
+		s.b.set.reservedAt[a] = spot{place{s.file, line}, field}
+	}
+	return ok
+}
+
 func (b *builder) buildMachine(d *declared[rawMachine], hw hardware) {
 	raw := d.Spec
 	m := &Machine{
@@ -173,7 +182,7 @@ func (s scope) buildNIC(m *Machine, i int, raw rawNIC, hw hardware) (NIC, bool) 
 		return nic, ok
 	}
 	nic.IP = a
-	return nic, hw.claim(s, m.Name, "address", a.String(), raw.IP.Line, at+"ip") && ok
+	return nic, hw.claimAddr(s, m.Name, a, raw.IP.Line, at+"ip") && ok
 }
 
 // buildIP6 takes an interface's IPv6 address: beside an IPv4 Network, its own is
@@ -195,7 +204,7 @@ func (s scope) buildIP6(m *Machine, nic *NIC, t text, on *Network, field string,
 		return true
 	}
 	nic.IP6 = a
-	return hw.claim(s, m.Name, "address", a.String(), t.Line, field)
+	return hw.claimAddr(s, m.Name, a, t.Line, field)
 }
 
 // networkOf is the declared Network whose subnet holds the address, or nil.
@@ -279,8 +288,8 @@ func (s scope) buildReservation(m *Machine, ref *BMCRef, raw rawBMC, hw hardware
 		good = good && ip6.IsValid()
 	}
 	if good && hw.claim(s, m.Name, "hardware address", string(mac), raw.MAC.Line, "spec.bmc.mac") &&
-		(!ip.IsValid() || hw.claim(s, m.Name, "address", ip.String(), raw.IP.Line, "spec.bmc.ip")) &&
-		(!ip6.IsValid() || hw.claim(s, m.Name, "address", ip6.String(), raw.IP6.Line, "spec.bmc.ip6")) {
+		(!ip.IsValid() || hw.claimAddr(s, m.Name, ip, raw.IP.Line, "spec.bmc.ip")) &&
+		(!ip6.IsValid() || hw.claimAddr(s, m.Name, ip6, raw.IP6.Line, "spec.bmc.ip6")) {
 		ref.MAC, ref.IP, ref.IP6 = mac, ip, ip6
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -225,7 +226,7 @@ func (p place) String() string { return fmt.Sprintf("%s:%d", p.file, p.line) }
 
 func newBuilder() *builder {
 	return &builder{
-		set:        &Set{},
+		set:        &Set{reservedAt: map[netip.Addr]spot{}, configAt: map[string]spot{}},
 		names:      map[string]map[string]place{},
 		network:    map[string]*Network{},
 		image:      map[string]*Image{},

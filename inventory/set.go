@@ -26,7 +26,9 @@ type Set struct {
 	groupOf    map[string]*Group
 	bySubnet   []*Network            // by first address
 	selectors  map[string]selections // key of a Group's selector → value → Groups
-	refs       []SecretRef           // nil unless Parse made the set
+	refs       []SecretRef           // nil unless Parse made the set, as the two below
+	reservedAt map[netip.Addr]spot
+	configAt   map[string]spot // by Definition
 }
 
 type selections map[string][]*Group

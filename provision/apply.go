@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"recast/inventory"
@@ -183,7 +184,7 @@ func (e *Engine) Plan(ctx context.Context, files []inventory.File, erase []strin
 	if err != nil {
 		return Plan{}, err
 	}
-	if problems := append(e.checkSecrets(set), checkConfigs(set)...); len(problems) > 0 {
+	if problems := slices.Concat(e.checkSecrets(set), checkConfigs(set), e.checkAddresses(set)); len(problems) > 0 {
 		return Plan{}, problems
 	}
 	return e.planSet(ctx, set, erase)
@@ -203,10 +204,18 @@ func (e *Engine) checkSecrets(set *inventory.Set) (problems inventory.Problems) 
 func checkConfigs(set *inventory.Set) (problems inventory.Problems) {
 	for _, d := range set.Definitions {
 		if err := target.Validate(d.Config); err != nil {
-			problems = append(problems, inventory.Problem{File: "definition " + d.Name, Field: "spec.config", Text: err.Error()})
+			problems = append(problems, set.ConfigProblem(d, err.Error()))
 		}
 	}
 	return problems
+}
+
+// checkAddresses keeps machines and BMCs off the addresses of this server's host.
+func (e *Engine) checkAddresses(set *inventory.Set) inventory.Problems {
+	if e.OwnAddresses == nil {
+		return nil
+	}
+	return set.AddressProblems(e.OwnAddresses(), "is this server's own address", "choose another address")
 }
 
 func (e *Engine) planSet(ctx context.Context, set *inventory.Set, erase []string) (Plan, error) {

@@ -26,6 +26,8 @@ type Config struct {
 	// Address is the one of the server's own that the machines of a Network reach, false
 	// where it has none.
 	Address func(network string) (netip.Addr, bool)
+	// OwnAddresses are all of the server's host, which no machine may have; nil none.
+	OwnAddresses func() []netip.Addr
 	// AgentPort and BootPort are where machines reach us: TLS, plain HTTP.
 	AgentPort, BootPort int
 	// SyslogPort is where machines may log to; 0 nowhere.

@@ -92,7 +92,10 @@ func (s *site) open() {
 		s.t.Fatal(err)
 	}
 	s.Engine, err = Open(s.t.Context(), Config{Store: s.store, Images: s.images, KeyFile: filepath.Join(s.dir, "key.age"),
-		Address:   func(string) (netip.Addr, bool) { return netip.MustParseAddr("10.0.0.1"), true },
+		Address: func(string) (netip.Addr, bool) { return netip.MustParseAddr("10.0.0.1"), true },
+		OwnAddresses: func() []netip.Addr {
+			return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.9.9.9")}
+		},
 		AgentPort: 8443, BootPort: 8080, SoftOff: -1,
 		Ramdisk: func(inventory.Arch) RamdiskFiles { return RamdiskFiles{Kernel: "/r/vmlinuz", Initrd: "/r/initrd.img"} },
 		Dial: func(ctx context.Context, target bmc.Target) (bmc.Client, error) {

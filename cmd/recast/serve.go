@@ -208,7 +208,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		s.syslog = &syslog.Server{Addr: s.Syslog, Observe: s.observe, Log: s.log}
 	}
 	if s.engine, err = provision.Open(ctx, provision.Config{Store: s.store, Images: s.images,
-		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, AgentPort: agentPort, BootPort: bootPort, SyslogPort: syslogPort,
+		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, OwnAddresses: localAddrs, AgentPort: agentPort, BootPort: bootPort, SyslogPort: syslogPort,
 		Ramdisk: s.ramdiskFiles, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
