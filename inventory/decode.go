@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -243,6 +244,8 @@ type decoder struct {
 	// unread is set once a document could not be told: what refers to it would
 	// only be blamed for that.
 	unread bool
+	// form of the text that is decoded next.
+	form string
 }
 
 // add notes a problem; line counts from 1 within the chunk.
@@ -290,10 +293,28 @@ func (d *decoder) wrong(n *yaml.Node, path, want string) {
 		next = noAliases
 	case tag == "!!null":
 		next = "give it a value or remove it"
+	case want == "text" && withUnit(d.form, n.Value) != "":
+		next = "write the unit: " + withUnit(d.form, n.Value)
 	case want == "text" && n.Kind == yaml.ScalarNode:
 		next = fmt.Sprintf("put it in quotes: %q", n.Value)
 	}
 	d.add(n.Line, path, fmt.Sprintf("want %s, found %s", want, describe(n)), next)
+}
+
+// withUnit is a bare number as a person who left out the unit of a size or a
+// duration may have meant it; "" for anything else.
+func withUnit(form, number string) string {
+	switch form {
+	case "size":
+		if _, err := ParseSize(number + "GiB"); err == nil {
+			return number + "GiB"
+		}
+	case "duration":
+		if _, err := time.ParseDuration(number + "m"); err == nil {
+			return number + "m"
+		}
+	}
+	return ""
 }
 
 // decode fills v from n.
@@ -430,6 +451,7 @@ func (d *decoder) decodeStruct(n *yaml.Node, v reflect.Value, path string) {
 		}
 		have |= 1 << at
 		into := v.Field(f.index)
+		d.form = f.form
 		d.decode(value, into, where)
 		if t, ok := into.Interface().(text); ok && t.given() && f.enum != nil && !contains(f.enum, t.V) {
 			d.add(value.Line, where, fmt.Sprintf("unknown value %q", t.V), didYouMean(t.V, f.enum))

@@ -208,7 +208,16 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 			`rack.yaml:28: spec.disk.select.minSize: parse size "8": the unit is missing, such as 8GiB`,
 		}},
 		{"number as size", "minSize: 8GiB", "minSize: 8", []string{
-			`rack.yaml:28: spec.disk.select.minSize: want text, found the number 8; put it in quotes: "8"`,
+			`rack.yaml:28: spec.disk.select.minSize: want text, found the number 8; write the unit: 8GiB`,
+		}},
+		{"fraction as size", "minSize: 8GiB", "minSize: 1.5", []string{
+			`rack.yaml:28: spec.disk.select.minSize: want text, found the number 1.5; write the unit: 1.5GiB`,
+		}},
+		{"number as deadline", "deadline: 20m", "deadline: 20", []string{
+			`rack.yaml:40: spec.health.deadline: want text, found the number 20; write the unit: 20m`,
+		}},
+		{"number as lease time", "  dns: [10.20.0.1]", "  dns: [10.20.0.1]\n  leaseTime: 60", []string{
+			`rack.yaml:12: spec.leaseTime: want text, found the number 60; write the unit: 60m`,
 		}},
 		{"unknown unit", "minSize: 8GiB", "minSize: 8Gib", []string{
 			`rack.yaml:28: spec.disk.select.minSize: parse size "8Gib": unknown unit "Gib", want KiB, MiB, GiB, TiB, PiB, kB, MB, GB, TB, PB or B`,
