@@ -152,6 +152,9 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 		s.silent(r, q.network, o.silence)
 		return
 	}
+	if o.six != nil && o.lease != nil {
+		s.noteClient(r, o.lease)
+	}
 	// Told before it is sent: the client's next packet must not overtake it.
 	s.sawAnswered(&q, o, p.at)
 	if err := p.link.wire.send(o.bytes(), q.server, o.dest); err != nil {

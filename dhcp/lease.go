@@ -32,6 +32,8 @@ type record struct {
 	// the store is away.
 	stored time.Time
 	seen   int // the watch's round, to find what a new snapshot lacks
+	// client is who bound it last by DHCPv6, "" unknown; see giveBack6.
+	client string
 }
 
 // written is a record on its way to the store.

@@ -208,6 +208,11 @@ func (q *question) giveBack6(t *table) outcome {
 			o := one.release(t)
 			if m.kind == dhcpv6.MessageTypeDecline {
 				o = one.decline(t)
+			} else if r := t.byAddr[place{q.network.Name, addr}]; r != nil && r.client != "" && r.client != q.req.client6(a) {
+				// edk2 tidies up after its own start while its PXE has the address already:
+				// only who bound it last gives it back.
+				found = o.drop.IsValid()
+				continue
 			}
 			if o.lease != nil || o.drop.IsValid() {
 				done, found = o, true
@@ -224,6 +229,9 @@ func (q *question) giveBack6(t *table) outcome {
 	}
 	return o
 }
+
+// client6 is who asks for an identity association, as RFC 8415 has it.
+func (r *request) client6(a ia) string { return string(r.six.clientID) + string(a.id[:]) }
 
 // begin6 begins an answer: what every one carries.
 func (q *question) begin6(kind dhcpv6.MessageType) *answer6 {

@@ -134,6 +134,8 @@ func TestDHCPv6ReplyByMessageAndState(t *testing.T) {
 
 		{"release", nil, []func(*table){leased6(macStranger, other, time.Minute)}, macStranger, message6(RELEASE6, toUs, wants(1, other)), "REPLY Success; drop " + other},
 		{"release of what is another's", nil, []func(*table){leased6(macOther, other, time.Minute)}, macStranger, message6(RELEASE6, toUs, wants(1, other)), "REPLY Success [1 NoBinding]"},
+		{"release by who bound it last", nil, []func(*table){leased6(macStranger, other, time.Minute), boundBy(message6(RENEW, wants(1)), other)}, macStranger, message6(RELEASE6, toUs, wants(1, other)), "REPLY Success; drop " + other},
+		{"release by the firmware of an address that its PXE has meanwhile", nil, []func(*table){leased6(macStranger, other, time.Minute), boundBy(message6(RENEW, wants(2)), other)}, macStranger, message6(RELEASE6, toUs, wants(1, other)), "REPLY Success"},
 		{"release to another server", nil, []func(*table){leased6(macStranger, other, time.Minute)}, macStranger, message6(RELEASE6, toAnother, wants(1, other)), "silent: another server was chosen"},
 		{"decline", nil, []func(*table){leased6(macStranger, other, time.Minute)}, macStranger, message6(DECLINE6, toUs, wants(1, other)), "REPLY Success; declined " + other + " for 10m0s"},
 		{"decline of a reservation", nil, nil, macDeclared, message6(DECLINE6, toUs, wants(1, own)), "REPLY Success; declined " + own + " for 10m0s"},
@@ -157,6 +159,14 @@ func TestDHCPv6ReplyByMessageAndState(t *testing.T) {
 				t.Errorf("\n got %s\nwant %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// boundBy notes who sent a message as who bound the address.
+func boundBy(m *dhcpv6.Message, addr string) func(*table) {
+	return func(t *table) {
+		id := m.Options.OneIANA().IaId
+		t.byAddr[place{"rack1-v6", netip.MustParseAddr(addr)}].client = string(m.Options.ClientID().ToBytes()) + string(id[:])
 	}
 }
 

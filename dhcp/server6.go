@@ -128,3 +128,13 @@ func (s *Server) accept6(l *link, raw []byte, from, dst netip.Addr, hw inventory
 	r.identify(cfg)
 	s.enqueue(arrival{req: r, link: l, dst: dst, at: s.now()}, cfg)
 }
+
+// noteClient keeps who bound an address, in memory: after a restart everybody may
+// give it back.
+func (s *Server) noteClient(r *request, l *inventory.Lease) {
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	if rec := s.table.byAddr[place{l.Network, l.Addr}]; rec != nil {
+		rec.client = r.client6(r.six.ias[0])
+	}
+}

@@ -152,7 +152,12 @@ func Autoexec(httpPort int) string {
 	s.add("iflinkwait --timeout", num(linkWait), "net${nic} || goto next")
 	s.add("dhcp net${nic} || goto next")
 	s.add("isset ${next-server} || set next-server ${proxydhcp/next-server}")
+	s.add("isset ${next-server} || goto six")
 	s.add("chain --autofree --replace", base+ScriptPath+scriptQuery+"&try=0", "||")
+	s.add("goto next")
+	// DHCPv6 names no server, but the URL.
+	s.add(":six")
+	s.add("chain --autofree --replace ${filename}&try=0 ||")
 	s.add(":next")
 	s.add("echo recast: nothing by net${nic} (${net${nic}/mac}): ${errno}")
 	s.add("ifclose net${nic} ||")
