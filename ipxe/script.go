@@ -139,7 +139,7 @@ func Stub() string {
 // link, without an address or without a server behind it costs linkWait and its
 // own tries, and the next one has its turn.
 func Autoexec(httpPort int) string {
-	base := safe("http://${next-server}:" + strconv.Itoa(httpPort))
+	base := safe("http://${server}:" + strconv.Itoa(httpPort))
 	var s script
 	s.add("#!ipxe")
 	s.add("set wait:int32", num(firstWait))
@@ -151,8 +151,10 @@ func Autoexec(httpPort int) string {
 	s.add("ifopen net${nic} || goto next")
 	s.add("iflinkwait --timeout", num(linkWait), "net${nic} || goto next")
 	s.add("dhcp net${nic} || goto next")
-	s.add("isset ${next-server} || set next-server ${proxydhcp/next-server}")
-	s.add("isset ${next-server} || goto six")
+	// Where a ProxyDHCP server answered that is us, and next-server is who gives the
+	// addresses: dnsmasq names itself without being asked.
+	s.add("isset ${proxydhcp/next-server} && set server ${proxydhcp/next-server} || set server ${next-server}")
+	s.add("isset ${server} || goto six")
 	s.add("chain --autofree --replace", base+ScriptPath+scriptQuery+"&try=0", "||")
 	s.add("goto next")
 	// DHCPv6 names no server, but the URL.

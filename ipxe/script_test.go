@@ -95,9 +95,9 @@ isset ${net${nic}/mac} || goto none
 ifopen net${nic} || goto next
 iflinkwait --timeout 5000 net${nic} || goto next
 dhcp net${nic} || goto next
-isset ${next-server} || set next-server ${proxydhcp/next-server}
-isset ${next-server} || goto six
-chain --autofree --replace http://${next-server}:8080/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}&try=0 ||
+isset ${proxydhcp/next-server} && set server ${proxydhcp/next-server} || set server ${next-server}
+isset ${server} || goto six
+chain --autofree --replace http://${server}:8080/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}&try=0 ||
 goto next
 :six
 chain --autofree --replace ${filename}&try=0 ||
