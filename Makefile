@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab test test-long race fuzz bench bench-dhcp lint arrows need-go need-root
+.PHONY: help setup build lab test test-long test-boot race fuzz bench bench-dhcp lint arrows need-go need-root
 
 # Who called: under sudo the user, whose Go, caches and work tree these are.
 ROOT := $(filter 0,$(shell id -u))
@@ -62,6 +62,13 @@ test-long: need-root need-go setup build ## the soaks: more kills, more machines
 	@set -o pipefail; { echo "make test-long of $(VERSION), begun $$(date -u +%FT%TZ)"; \
 		RECAST_LONG=1 $(AS_ROOT) $(GO) run testenv/runtests.go -p 1 -timeout 6h -run '$(SOAKS)' ./testenv ./cmd/recast-agent && s=0 || s=$$?; \
 		echo "ended $$(date -u +%FT%TZ)"; exit $$s; } 2>&1 | tee testenv/LAST-LONG-RUN.txt; status=$$?; $(GIVE); exit $$status
+
+test-boot: need-root need-go setup build ## boot machines by every firmware and network; keeps the result in testenv/LAST-BOOT-RUN.txt (sudo)
+	@./setup.sh arm64
+	@$(AS_USER) $(GO) mod download
+	@set -o pipefail; { echo "make test-boot of $(VERSION), begun $$(date -u +%FT%TZ)"; \
+		RECAST_LONG=1 $(AS_ROOT) $(GO) run testenv/runtests.go -each -timeout 2h -run '^TestMachinesBootToTheAgent$$' ./testenv && s=0 || s=$$?; \
+		echo "ended $$(date -u +%FT%TZ)"; exit $$s; } 2>&1 | tee testenv/LAST-BOOT-RUN.txt; status=$$?; $(GIVE); exit $$status
 
 race: need-go ## the quick tests under the race detector
 	$(AS_USER) $(GO) test -race -short ./...

@@ -19,12 +19,12 @@ import (
 // that it leaves on them, and not what a kernel takes by itself.
 const advertHopLimit = 65
 
-// serveAdverts answers router solicitations on the bridge until stop.
-func (n *Net) serveAdverts() (stop func(), err error) {
+// advertise answers router solicitations on a bridge until the Net is closed.
+func (n *Net) advertise(on string) error {
 	var mac net.HardwareAddr
 	var f *os.File
-	err = n.Do(func() error {
-		bridge, err := net.InterfaceByName(NetBridge)
+	err := n.Do(func() error {
+		bridge, err := net.InterfaceByName(on)
 		if err != nil {
 			return err
 		}
@@ -41,7 +41,7 @@ func (n *Net) serveAdverts() (stop func(), err error) {
 		if f != nil {
 			f.Close()
 		}
-		return nil, fmt.Errorf("listen for router solicitations: %w", err)
+		return fmt.Errorf("listen for router solicitations: %w", err)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -57,10 +57,11 @@ func (n *Net) serveAdverts() (stop func(), err error) {
 			}
 		}
 	}()
-	return func() {
+	n.adverts = append(n.adverts, func() {
 		f.Close()
 		<-done
-	}, nil
+	})
+	return nil
 }
 
 // advert is the Ethernet frame that answers the one given, nil for what is no

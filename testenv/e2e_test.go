@@ -83,6 +83,37 @@ var e2eMake = sync.OnceValues(func() (p e2eParts, err error) {
 	return p, errors.Join(os.Chmod(tmp, 0o755), os.Rename(tmp, dir))
 })
 
+// e2eARM64 adds the ramdisk of arm64 to that of amd64.
+func e2eARM64(t *testing.T, p e2eParts) {
+	t.Helper()
+	for program, pkg := range map[string]string{"qemu-system-aarch64": "qemu-system-arm", qemuAAVMFCode: "qemu-efi-aarch64"} {
+		if _, err := exec.LookPath(program); err != nil && !strings.Contains(program, "/") {
+			t.Skipf("needs %s (apt-get install %s)", program, pkg)
+		}
+		if _, err := os.Stat(program); err != nil && strings.Contains(program, "/") {
+			t.Skipf("needs %s (apt-get install %s)", program, pkg)
+		}
+	}
+	kernel, err := newestKernelDeb(p.cache, inventory.ARM64, "./setup.sh arm64")
+	if err != nil {
+		t.Skip("needs linux-image-*_arm64.deb in .cache (./setup.sh arm64)")
+	}
+	if _, err := image.OpenRamdisk(p.ramdisk, inventory.ARM64); err == nil {
+		return
+	}
+	agent := filepath.Join(t.TempDir(), "recast-agent")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", agent, "./cmd/recast-agent")
+	build.Dir = ".."
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=arm64")
+	if text, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the agent for arm64: %v: %s", err, text)
+	}
+	if _, err := image.BuildRamdisk(t.Context(), image.RamdiskOptions{KernelDeb: kernel, Agent: agent,
+		FirmwareDir: image.FirmwareOf("/"), Out: p.ramdisk}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // e2eNumber makes names unique within this process.
 var e2eNumber atomic.Int32
 
@@ -90,6 +121,8 @@ var e2eNumber atomic.Int32
 type storySetup struct {
 	OS       OSKind // "" tiny
 	Machines []RackMachine
+	DiskSize int64    // 0: a little larger than the image
+	Segments []string // beside NetBridge
 	// Takes is how long the story may last; what "go test -timeout" leaves must be more.
 	Takes time.Duration
 }
@@ -121,13 +154,16 @@ func newStory(t *testing.T, o storySetup) *story {
 		t.Fatal(err)
 	}
 	s := &story{t: t, parts: parts, os: o.OS}
-	size := s.image("").Size + 64*osMiB // larger than the image, so that the backup table moves
-	if o.OS == OSDebian {
-		size += 448 * osMiB // its root grows
+	size := o.DiskSize
+	if size == 0 {
+		size = s.image("").Size + 64*osMiB // larger than the image, so that the backup table moves
+		if o.OS == OSDebian {
+			size += 448 * osMiB // its root grows
+		}
 	}
 	dir := t.TempDir()
 	name := fmt.Sprintf("e2e-%d-%d", os.Getpid(), e2eNumber.Add(1))
-	if s.Rack, err = NewRack(t.Context(), RackOptions{Name: name, Dir: dir, Machines: o.Machines, DiskSize: size}); err != nil {
+	if s.Rack, err = NewRack(t.Context(), RackOptions{Name: name, Dir: dir, Machines: o.Machines, DiskSize: size, Segments: o.Segments}); err != nil {
 		t.Fatal(err)
 	}
 	s.yaml = filepath.Join(dir, "rack.yaml")

@@ -22,7 +22,8 @@ import (
 // netnsDir is where iproute2 keeps named namespaces.
 const netnsDir = "/run/netns"
 
-// NetBridge is the one bridge of every Net: all machines of a rack hang on it.
+// NetBridge is the bridge that every Net has: the machines of a rack hang on it,
+// but those that are put on another segment.
 const NetBridge = "br0"
 
 // Net is a network namespace with a bridge in it and nothing else: no link to
@@ -36,7 +37,7 @@ type Net struct {
 	Addr netip.Prefix // the bridge's first address
 
 	starts  chan func()
-	adverts func() // ends them
+	adverts []func() // end them
 	stop    chan struct{}
 	ended   chan struct{}
 	once    sync.Once
@@ -74,7 +75,7 @@ func NewNet(name string, addr netip.Prefix) (*Net, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, errors.Join(fmt.Errorf("switch IPv6 off in %q: %w", name, err), n.Close())
 	}
-	if n.adverts, err = n.serveAdverts(); err != nil {
+	if err := n.advertise(NetBridge); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
 	return n, nil
@@ -170,11 +171,19 @@ func (n *Net) Start(cmd *exec.Cmd) error {
 	}
 }
 
-// AddTap makes a tap interface on the bridge, for one QEMU NIC.
-func (n *Net) AddTap(name string) error {
+// AddBridge makes a segment of its own, on which we have no address.
+func (n *Net) AddBridge(name string) error {
+	if err := n.ip("link add "+name+" type bridge forward_delay 0", "link set "+name+" up"); err != nil {
+		return err
+	}
+	return n.advertise(name)
+}
+
+// AddTap makes a tap interface on a bridge, for one QEMU NIC.
+func (n *Net) AddTap(name, bridge string) error {
 	return n.ip(
 		"tuntap add dev "+name+" mode tap",
-		"link set "+name+" master "+NetBridge+" up",
+		"link set "+name+" master "+bridge+" up",
 	)
 }
 
@@ -208,8 +217,8 @@ func (n *Net) ip(commands ...string) error {
 func (n *Net) Close() error {
 	var err error
 	n.once.Do(func() {
-		if n.adverts != nil {
-			n.adverts()
+		for _, end := range n.adverts {
+			end()
 		}
 		close(n.stop)
 		<-n.ended

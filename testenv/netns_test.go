@@ -35,7 +35,7 @@ func netnsForTest(t *testing.T) *Net {
 
 func TestNetIsSeparateFromTheHost(t *testing.T) {
 	n := netnsForTest(t)
-	if err := n.AddTap("tap0"); err != nil {
+	if err := n.AddTap("tap0", NetBridge); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.AddAddr(netip.MustParseAddr("10.78.0.2")); err != nil {
@@ -114,7 +114,7 @@ func TestChildDiesWithItsParent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := n.AddTap("tap0"); err != nil {
+		if err := n.AddTap("tap0", NetBridge); err != nil {
 			t.Fatal(err)
 		}
 		cmd := exec.Command("sleep", "600")

@@ -11,11 +11,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"recast/inventory"
 )
 
 // DiskBus is how a disk is attached, and so what the ramdisk calls it.
@@ -52,9 +55,10 @@ type QEMUNIC struct {
 	MAC   string
 	Tap   string
 	Model NICModel
+	Down  bool // the card sees no link
 }
 
-// QEMU is a machine with real firmware: one qemu-system-x86_64 process, in
+// QEMU is a machine with real firmware: one qemu-system process, in
 // software emulation, inside a Net. The process is the power: on means that it
 // runs.
 //
@@ -62,6 +66,8 @@ type QEMUNIC struct {
 type QEMU struct {
 	Name     string
 	Firmware QEMUFirmware
+	Arch     inventory.Arch // "": amd64; arm64 has UEFI only, and no AHCI
+	NetBoot  QEMUNetBoot
 	MemoryMB int // 0: 1024
 	CPUs     int // 0: 1
 	Disks    []QEMUDisk
@@ -85,7 +91,18 @@ type QEMUFirmware string
 
 const (
 	FirmwareBIOS QEMUFirmware = "bios" // SeaBIOS, netboots by iPXE in the card's ROM
-	FirmwareUEFI QEMUFirmware = "uefi" // OVMF, netboots by its own PXE
+	FirmwareUEFI QEMUFirmware = "uefi" // OVMF or AAVMF, netboots by its own PXE
+)
+
+// QEMUNetBoot is how UEFI firmware loads from the network. It tries PXE over IPv4,
+// over IPv6, then HTTP Boot over either, each for more than a minute; what stands
+// before the chosen one is switched off.
+type QEMUNetBoot string
+
+const (
+	NetBootPXE  QEMUNetBoot = ""     // PXE over IPv4
+	NetBootPXE6 QEMUNetBoot = "pxe6" // PXE over IPv6
+	NetBootHTTP QEMUNetBoot = "http" // HTTP Boot
 )
 
 // qemuRun is one life of the process, from power on to power off.
@@ -231,13 +248,17 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 		return nil, fmt.Errorf("open QEMU's log: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command("qemu-system-x86_64", args...)
+	program := "qemu-system-x86_64"
+	if m.Arch == inventory.ARM64 {
+		program = "qemu-system-aarch64"
+	}
+	cmd := exec.Command(program, args...)
 	cmd.Dir = m.Dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{theirs} // file descriptor 3, see args
 	if err := m.Net.Start(cmd); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("start qemu-system-x86_64: %w", err)
+		return nil, fmt.Errorf("start %s: %w", program, err)
 	}
 	theirs.Close()
 	run := &qemuRun{
@@ -267,8 +288,35 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 		_ = cmd.Wait()
 		return nil, fmt.Errorf("%w: %s", err, qemuLastLine(log.Name()))
 	}
+	if err := m.unplug(ctx, run); err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return nil, err
+	}
 	go m.watch(run)
 	return run, nil
+}
+
+// unplug pulls the cables of the cards that are down and lets the machine run,
+// which waits for that: firmware looks for a link once.
+func (m *QEMU) unplug(ctx context.Context, run *qemuRun) error {
+	for i, n := range m.NICs {
+		if !n.Down {
+			continue
+		}
+		if err := run.qmp.execute(ctx, "set_link", map[string]any{"name": qemuNICID(i), "up": false}, nil); err != nil {
+			return err
+		}
+	}
+	if !m.unplugged() {
+		return nil
+	}
+	return run.qmp.execute(ctx, "cont", nil, nil)
+}
+
+// unplugged tells whether a card of the machine is down.
+func (m *QEMU) unplugged() bool {
+	return slices.ContainsFunc(m.NICs, func(n QEMUNIC) bool { return n.Down })
 }
 
 // qemuLastLine is what QEMU said before it gave up.

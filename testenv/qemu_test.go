@@ -27,7 +27,7 @@ func qemuForTest(t *testing.T, firmware QEMUFirmware, bus DiskBus) *QEMU {
 		t.Skip("needs OVMF (apt-get install ovmf)")
 	}
 	n := netnsForTest(t)
-	if err := n.AddTap("tap0"); err != nil {
+	if err := n.AddTap("tap0", NetBridge); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()

@@ -8,12 +8,16 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"recast/inventory"
 )
 
-// Debian's ovmf package.
+// Debian's ovmf package, and qemu-efi-aarch64.
 const (
-	qemuOVMFCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
-	qemuOVMFVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+	qemuOVMFCode  = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	qemuOVMFVars  = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+	qemuAAVMFCode = "/usr/share/AAVMF/AAVMF_CODE.fd"
+	qemuAAVMFVars = "/usr/share/AAVMF/AAVMF_VARS.fd"
 )
 
 // args is the command line for a start with the given boot override.
@@ -25,12 +29,17 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 	if cpus == 0 {
 		cpus = 1
 	}
+	// Without graphics SeaBIOS, and what draws through it, speak on the serial port.
+	machine, cpu, code, emptyVars := "q35,graphics=off", "max", qemuOVMFCode, qemuOVMFVars
+	if m.Arch == inventory.ARM64 {
+		// The pointer authentication of max is slow in emulation.
+		machine, cpu, code, emptyVars = "virt", "cortex-a57", qemuAAVMFCode, qemuAAVMFVars
+	}
 	args := []string{
 		"-name", qemuQuote(m.Name),
 		"-nodefaults", "-no-user-config",
-		// Without graphics SeaBIOS, and what draws through it, speak on the serial port.
-		"-machine", "q35,graphics=off", "-display", "none", "-vga", "none",
-		"-accel", "tcg,thread=multi", "-cpu", "max",
+		"-machine", machine, "-display", "none", "-vga", "none",
+		"-accel", "tcg,thread=multi", "-cpu", cpu,
 		"-m", strconv.Itoa(memory), "-smp", strconv.Itoa(cpus),
 		"-rtc", "base=utc",
 		// Off means paused here, until the counters were read.
@@ -43,13 +52,22 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 	}
 	if m.UEFI() {
 		vars := filepath.Join(m.Dir, "vars.fd")
-		if err := qemuCopyOnce(qemuOVMFVars, vars); err != nil {
+		if err := qemuCopyOnce(emptyVars, vars); err != nil {
 			return nil, err
 		}
 		args = append(args,
-			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+qemuOVMFCode,
+			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+code,
 			"-drive", "if=pflash,unit=1,format=raw,file=vars.fd",
 		)
+		if m.NetBoot != NetBootPXE {
+			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n")
+		}
+		if m.NetBoot != NetBootPXE && m.NetBoot != NetBootPXE6 {
+			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
+		}
+	}
+	if m.unplugged() {
+		args = append(args, "-S") // until unplug
 	}
 	for i, d := range m.Disks {
 		disk, err := qemuDiskArgs(i, d, qemuDiskIndex(i, boot))

@@ -1,8 +1,12 @@
 package testenv
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"recast/inventory"
 )
 
 func TestQEMUArguments(t *testing.T) {
@@ -45,7 +49,29 @@ func TestQEMUArguments(t *testing.T) {
 				"ide-hd,bus=ide.2,id=disk2,drive=drive2,bootindex=22",
 			},
 		},
+		{
+			name:    "HTTP Boot with an unplugged card",
+			machine: &QEMU{Firmware: FirmwareUEFI, NetBoot: NetBootHTTP, NICs: []QEMUNIC{{Down: true}}},
+			want:    []string{"name=opt/org.tianocore/IPv4PXESupport,string=n", "name=opt/org.tianocore/IPv6PXESupport,string=n", "-S"},
+		},
+		{
+			name:    "PXE over IPv6",
+			machine: &QEMU{Firmware: FirmwareUEFI, NetBoot: NetBootPXE6},
+			want:    []string{"name=opt/org.tianocore/IPv4PXESupport,string=n"},
+			not:     []string{"IPv6PXESupport", "-S"},
+		},
+		{
+			name:    "arm64",
+			machine: &QEMU{Firmware: FirmwareUEFI, Arch: inventory.ARM64},
+			want:    []string{"virt", "if=pflash,unit=0,format=raw,readonly=on,file=" + qemuAAVMFCode},
+			not:     []string{"q35", "OVMF_"},
+		},
 	} {
+		if test.machine.Dir = t.TempDir(); test.machine.UEFI() {
+			if err := os.WriteFile(filepath.Join(test.machine.Dir, "vars.fd"), nil, 0o600); err != nil { // instead of a package's
+				t.Fatal(err)
+			}
+		}
 		t.Run(test.name, func(t *testing.T) {
 			args, err := test.machine.args(test.boot)
 			if err != nil {

@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,8 @@ type RackOptions struct {
 	Machines []RackMachine
 	// DiskSize in bytes of the disks that say none; 0: 2 GiB.
 	DiskSize int64
+	// Segments are bridges beside NetBridge, for RackNIC.
+	Segments []string
 	Log      *slog.Logger
 }
 
@@ -34,9 +37,12 @@ type RackOptions struct {
 type RackMachine struct {
 	Name     string
 	Firmware QEMUFirmware
+	Arch     inventory.Arch // "": amd64
 	BMC      RackBMC
 	MemoryMB int        // 0: 1024
 	Disks    []RackDisk // nil: one with the rack's size
+	NICs     []RackNIC  // nil: one on NetBridge
+	NetBoot  QEMUNetBoot
 	// Faults of the BMC from the start; SetFaults changes them later.
 	Faults BMCFaults
 }
@@ -46,6 +52,12 @@ type RackDisk struct {
 	Size    int64 // bytes; 0: the rack's DiskSize
 	Bus     DiskBus
 	Discard bool
+}
+
+// RackNIC is one network card.
+type RackNIC struct {
+	Segment string // "": NetBridge
+	Down    bool   // its cable is not plugged in
 }
 
 // RackBMC is the protocol of a BMC.
@@ -70,8 +82,8 @@ func RackDefault() []RackMachine {
 type RackNode struct {
 	*QEMU
 	Spec RackMachine
-	MAC  inventory.MAC
-	IP   netip.Addr // reserved for it in the YAML
+	MAC  inventory.MAC // of the first card
+	IP   netip.Addr    // reserved for it in the YAML
 	// One of these, or neither.
 	IPMI    *IPMIBMC
 	Redfish *RedfishBMC
@@ -159,6 +171,11 @@ func NewRack(ctx context.Context, o RackOptions) (r *Rack, err error) {
 	if r.operator, err = l.(*net.TCPListener).File(); err != nil {
 		return r, err
 	}
+	for _, name := range o.Segments {
+		if err := r.Net.AddBridge(name); err != nil {
+			return r, err
+		}
+	}
 	for i, m := range o.Machines {
 		if err := r.add(ctx, i, m); err != nil {
 			return r, fmt.Errorf("machine %q: %w", m.Name, err)
@@ -176,21 +193,26 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	tap := fmt.Sprintf("tap%d", i)
-	if err := r.Net.AddTap(tap); err != nil {
-		return err
-	}
 	node := &RackNode{
 		Spec: m,
 		MAC:  inventory.MAC(fmt.Sprintf("52:54:00:77:00:%02x", 0x0b+i)),
 		IP:   rackAddr(rackFirst, i),
 		QEMU: &QEMU{
-			Name: m.Name, Firmware: m.Firmware, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
+			Name: m.Name, Firmware: m.Firmware, Arch: m.Arch, NetBoot: m.NetBoot, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
 			UUID: fmt.Sprintf("7265636a-7374-4c61-8b00-0000000000%02x", i+1), Serial: fmt.Sprintf("LAB%04d", i+1),
 			Log: r.Options.Log,
 		},
 	}
-	node.NICs = []QEMUNIC{{MAC: node.MAC.String(), Tap: tap}}
+	if m.NICs == nil {
+		m.NICs = []RackNIC{{}}
+	}
+	for j, c := range m.NICs {
+		nic := QEMUNIC{MAC: fmt.Sprintf("52:54:00:77:%02x:%02x", j, 0x0b+i), Tap: fmt.Sprintf("tap%d-%d", i, j), Down: c.Down}
+		if err := r.Net.AddTap(nic.Tap, cmp.Or(c.Segment, NetBridge)); err != nil {
+			return err
+		}
+		node.NICs = append(node.NICs, nic)
+	}
 	if m.Disks == nil {
 		m.Disks = []RackDisk{{}}
 	}

@@ -5,6 +5,8 @@
 // and a last line of counts. A test that skips because something is "needs …"
 // missing failed, for whoever calls this has set the machine up.
 //
+// With -each first among them, a line for every test that passed too.
+//
 //	go run testenv/runtests.go -p 2 ./...
 package main
 
@@ -40,11 +42,17 @@ type results struct {
 	ended  map[key]string // action, of tests only
 	broken map[string]bool
 	lost   []string // names of what failed
+	each   bool     // passed ones are named
 }
 
 func main() {
 	host := hostFiles()
-	cmd := exec.Command("go", append([]string{"test", "-json"}, os.Args[1:]...)...)
+	args := os.Args[1:]
+	each := len(args) > 0 && args[0] == "-each"
+	if each {
+		args = args[1:]
+	}
+	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
 	if err == nil {
@@ -56,7 +64,7 @@ func main() {
 	}
 	// go test gets the terminal's interrupt itself; we stay to count.
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM)
-	r := &results{out: os.Stdout, output: map[key]*strings.Builder{}, ended: map[key]string{}, broken: map[string]bool{}}
+	r := &results{out: os.Stdout, each: each, output: map[key]*strings.Builder{}, ended: map[key]string{}, broken: map[string]bool{}}
 	if err := r.read(pipe); err != nil {
 		fmt.Fprintln(os.Stderr, "read the output of go test:", err)
 	}
@@ -147,6 +155,9 @@ func (r *results) take(e event) {
 			}
 		}
 		r.ended[k] = e.Action
+		if e.Action == "pass" && r.each {
+			fmt.Fprintf(r.out, "pass  %s (%.1f s)\n", e.Test, e.Elapsed)
+		}
 		if e.Action == "fail" {
 			r.lost = append(r.lost, e.Package+" "+e.Test)
 			fmt.Fprintf(r.out, "--- %s %s (%.1f s)\n%s", e.Package, e.Test, e.Elapsed, text)
