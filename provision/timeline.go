@@ -22,9 +22,9 @@ const (
 	// keepDurable lines of a machine's timeline stand in the store, keepSeen
 	// more in memory: packets seen are plenty and may be lost with the process.
 	keepDurable = 200
-	keepSeen    = 400
+	keepSeen    = 200
 	// keepLogs lines of the machine's own stand beside them.
-	keepLogs = 200
+	keepLogs = 100
 )
 
 func eventKey(machine string, seq int64) string {
@@ -74,7 +74,7 @@ func (h *history) log(o inventory.Observation) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.logs = last(keepLogs, append(h.logs, TimelineEntry{Time: o.Time, Kind: string(o.Kind), Text: text}))
+	h.logs = last(keepLogs, append(h.logs, TimelineEntry{Time: o.Time, Kind: string(o.Kind), Text: text, Trace: h.trace}))
 }
 
 // note what no server saw.
@@ -86,7 +86,27 @@ func (h *history) keep(l TimelineEntry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.seen, h.seenAt, l.Trace = l.Text, l.Time, h.trace
+	if renewal(l.Seen) {
+		h.repeat(&l)
+	}
 	h.packets = last(keepSeen, append(h.packets, l))
+}
+
+// renewal tells whether an observation is of a system that runs and keeps its
+// address: for ever the same two lines, for a machine that does well.
+func renewal(o *inventory.Observation) bool {
+	return o != nil && o.Client == string(ipxe.LoaderOS) && (o.Kind == inventory.SawRequest || o.Kind == inventory.SawAck)
+}
+
+// repeat takes the place of the same line just before. The lock is held.
+func (h *history) repeat(l *TimelineEntry) {
+	for i := len(h.packets) - 1; i >= max(0, len(h.packets)-2); i-- {
+		if old := h.packets[i]; old.Text == l.Text && old.Trace == l.Trace && renewal(old.Seen) {
+			l.Times = max(old.Times, 1) + 1
+			h.packets = slices.Delete(h.packets, i, i+1)
+			return
+		}
+	}
 }
 
 // add what was committed.

@@ -136,3 +136,32 @@ func TestScriptAndRamdiskAreToldWhereToLog(t *testing.T) {
 		t.Errorf("%+v", spec)
 	}
 }
+
+// A system that renews its lease for years does not push out how it booted, nor
+// fill the memory.
+func TestRenewalsAreOneLineWithACount(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	see := func(kind inventory.ObservationKind, client string, n int) {
+		s.Observe(inventory.Observation{Kind: kind, MAC: testMAC(1), Client: client, Detail: client, Time: s.Now().Add(time.Duration(n) * time.Second)})
+	}
+	see(inventory.SawDiscover, "firmware", 0)
+	see(inventory.SawDiscover, "firmware", 1)
+	for i := range 1000 {
+		see(inventory.SawRequest, "os", 2+2*i)
+		see(inventory.SawAck, "os", 3+2*i)
+	}
+	see(inventory.SawDiscover, "firmware", 5000)
+	see(inventory.SawRequest, "os", 5001)
+	var got []string
+	for _, l := range s.Timeline("m1") {
+		if l.Seen != nil {
+			got = append(got, fmt.Sprintf("%s %d", l.Text, l.Times))
+		}
+	}
+	want := []string{"dhcp-discover firmware 0", "dhcp-discover firmware 0", "dhcp-request os 1000", "dhcp-ack os 1000", "dhcp-discover firmware 0", "dhcp-request os 0"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

@@ -220,6 +220,8 @@ type TimelineEntry struct {
 	Kind   string    `json:"kind"` // phase, step, seen, log, bmc, operator, finding, error
 	Text   string    `json:"text"`
 	Detail string    `json:"detail,omitempty"`
+	// Times is how often the line came, one after the other; 0 is once.
+	Times int `json:"times,omitempty"`
 	// Seen is what stands behind a line of kind "seen", where a server saw it.
 	Seen *inventory.Observation `json:"seen,omitempty"`
 	// Trace of the attempt it belongs to, as DHCP replies, boot scripts, the agent's

@@ -3,6 +3,7 @@ package web
 import (
 	"bufio"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -226,6 +227,42 @@ func TestFailedHandshakesAreSeenOfTheirMachine(t *testing.T) {
 	} {
 		if diff := cmp.Diff(want, sawTLS(line), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 			t.Errorf("%q (-want +got)\n%s", line, diff)
+		}
+	}
+}
+
+// A ramdisk whose clock is far off refuses us; its machine's timeline says so.
+func TestAMachineThatDoesNotBelieveOurCertificateIsSeen(t *testing.T) {
+	s := newSite(t)
+	cert, err := s.Engine.Authority().Issue(nil, []netip.Addr{netip.MustParseAddr("127.0.0.1")}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := s.APIHTTP()
+	server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}}
+	addr := listening(t, server)
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(s.Engine.Authority().PEM())
+	if conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: pool}); err != nil {
+		t.Fatal(err)
+	} else {
+		conn.Close()
+	}
+	if _, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: pool, Time: func() time.Time { return time.Unix(0, 0) }}); err == nil {
+		t.Fatal("a certificate of the future is believed")
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		var failed []inventory.Observation
+		for _, o := range s.observed() {
+			if o.Kind == inventory.SawTLS {
+				failed = append(failed, o)
+			}
+		}
+		if len(failed) == 1 && failed[0].Remote == netip.MustParseAddr("127.0.0.1") && strings.Contains(failed[0].Error, "certificate") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("observed %+v", failed)
 		}
 	}
 }

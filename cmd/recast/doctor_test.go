@@ -103,7 +103,7 @@ func TestDoctorFindsWhatIsWrong(t *testing.T) {
 		{"a rule that may drop", func(f *surroundings) {
 			f.rules = []ruleset{parseIptables(":INPUT DROP\n-A INPUT -s 10.0.0.0/8 -j ACCEPT\n")}
 		}, "firewall", stateWarn, "may drop udp port 67", ""},
-		{"rules unreadable", func(f *surroundings) { f.rulesErr = errors.New("not permitted") }, "firewall", stateSkip, "not permitted", "root"},
+		{"rules unreadable", func(f *surroundings) { f.rulesErr, f.root = errors.New("not permitted"), false }, "firewall", stateSkip, "not permitted", "root"},
 		{"disk nearly full", func(f *surroundings) { f.freeBytes = 100 << 20 }, "space", stateFail, "100.0 MiB free", "make room"},
 		{"disk rather full", func(f *surroundings) { f.freeBytes = 1 << 30 }, "space", stateWarn, "1.0 GiB free", ""},
 		{"clock of 1970", func(f *surroundings) { f.now = time.Unix(0, 0) }, "clock", stateFail, "1970", "NTP"},

@@ -235,7 +235,11 @@ func (d *doctor) otherServers(p dhcp.Place) {
 
 func (d *doctor) firewall() {
 	if d.rulesErr != nil {
-		d.say("firewall", stateSkip, "run it as root", "%v", d.rulesErr)
+		next := "see: nft list ruleset, iptables-save"
+		if !d.root {
+			next = "run it as root"
+		}
+		d.say("firewall", stateSkip, next, "%v", d.rulesErr)
 		return
 	}
 	ifaces := []string{}

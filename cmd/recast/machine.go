@@ -193,6 +193,10 @@ func printExplanation(w io.Writer, x provision.Explanation, n int) {
 		t = t[len(t)-n:]
 	}
 	for _, l := range t {
-		fmt.Fprintf(w, "  %s  %-8s %s\n", clock(l.Time), l.Kind, l.Text)
+		times := ""
+		if l.Times > 1 {
+			times = fmt.Sprintf(" (%d times)", l.Times)
+		}
+		fmt.Fprintf(w, "  %s  %-8s %s%s\n", clock(l.Time), l.Kind, l.Text, times)
 	}
 }
