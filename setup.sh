@@ -39,6 +39,7 @@ isc-dhcp-client     another
 isc-dhcp-relay      a relay between
 dhcpcd-base         one more DHCP client
 radvd               a router of IPv6
+kea-admin           perfdhcp: many DHCP clients at once
 tftp-hpa            a TFTP client
 atftp               another, that asks for windows
 curl                an HTTP and TFTP client

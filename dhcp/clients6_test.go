@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,4 +88,43 @@ func TestClientsKeepTheirIPv6AddressThoughTheStoreIsLost(t *testing.T) {
 	}
 	sn.close()
 	sn.judge(t, 3*len(clients))
+}
+
+// perfdhcp plays a relay before 200 machines that name themselves by DUID-LLT. It
+// tells no hardware address, and all peer addresses are made of its own.
+func TestPerfdhcpGetsEveryMachineItsOwnIPv6Address(t *testing.T) {
+	if !namespace(t, "perfdhcp") {
+		return
+	}
+	const machines = 200
+	segment6(t, "2001:db8:20::2/64")
+	set := rack6(func(s *inventory.Set) {
+		s.Networks[0].Force = true
+		s.Machines = nil
+		for i := range machines {
+			s.Machines = append(s.Machines, &inventory.Machine{Name: fmt.Sprintf("m%d", i), NICs: []inventory.NIC{{
+				MAC: inventory.MAC(fmt.Sprintf("52:54:00:07:00:%02x", i)), IP6: netip.MustParseAddr(fmt.Sprintf("2001:db8:20::2:%x", i))}}})
+		}
+	})
+	s := serve6(t, set)
+	st := newStation6(t, "")
+	st.run("ip", "addr", "add", "2001:db8:20::fe/64", "dev", "eth0", "nodad")
+	out, err := st.command("perfdhcp", "-6", "-A", "1", "-r", "100", "-n", "400", "-R", fmt.Sprint(machines), "-b", "mac=52:54:00:07:00:00", "-W", "1000000", "-l", "eth0", "all").CombinedOutput()
+	for _, want := range []string{"Malformed packets: 0", "rejected leases: 0", "non unique addresses: 0"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("perfdhcp (%v) does not say %q:\n%s", err, want, out)
+		}
+	}
+	leases := s.Leases()
+	if len(leases) != machines {
+		t.Errorf("%d machines have a lease", len(leases))
+	}
+	for _, l := range leases {
+		if m := set.Machines[l.MAC.HardwareAddr()[5]]; l.Machine != m.Name || l.MAC != m.NICs[0].MAC || l.Addr != m.NICs[0].IP6 {
+			t.Errorf("%+v", l)
+		}
+	}
+	if st := s.Stats(); len(st.Malformed) > 0 {
+		t.Errorf("stats %+v", st)
+	}
 }

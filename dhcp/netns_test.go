@@ -45,6 +45,7 @@ var tools = map[string]tool{
 	"nmap":             {"nmap", "nmap"},
 	"radvd":            {"radvd", "radvd"},
 	"tshark":           {"tshark", "tshark"},
+	"perfdhcp":         {"perfdhcp", "kea-admin"},
 }
 
 // path of the program, "" where it is not there.
