@@ -214,6 +214,9 @@ func serve(t *testing.T, set *inventory.Set, change ...func(*Server)) *Server {
 			if c.Loader == ipxe.LoaderIPXE {
 				return "http://" + server.String() + "/boot/script", true
 			}
+			if c.Loader == ipxe.LoaderHTTP {
+				return "http://" + server.String() + "/snponly.efi", true
+			}
 			return "undionly.kpxe", true
 		}}
 	for _, f := range change {

@@ -140,9 +140,14 @@ func TestProxyWritesNoLeaseAndSaysSo(t *testing.T) {
 	}
 }
 
-// offers are the answers of several servers to one broadcast, by sender. It asks
-// as slowly as firmware does.
+// offers are the answers of several servers to one broadcast, by sender.
 func (c *rawClient) offers(p *dhcpv4.DHCPv4, want int) map[string]*dhcpv4.DHCPv4 {
+	c.t.Helper()
+	return c.offersBy(p, want, func(src netip.AddrPort, _ *dhcpv4.DHCPv4) string { return src.String() })
+}
+
+// offersBy asks as slowly as firmware does.
+func (c *rawClient) offersBy(p *dhcpv4.DHCPv4, want int, key func(netip.AddrPort, *dhcpv4.DHCPv4) string) map[string]*dhcpv4.DHCPv4 {
 	c.t.Helper()
 	all := net.HardwareAddr{255, 255, 255, 255, 255, 255}
 	f := ethernet(all, c.hw, frame(netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("255.255.255.255:67"), p.ToBytes()))
@@ -167,7 +172,7 @@ func (c *rawClient) offers(p *dhcpv4.DHCPv4, want int) map[string]*dhcpv4.DHCPv4
 				continue
 			}
 			if r, err := dhcpv4.FromBytes(payload); err == nil && r.TransactionID == p.TransactionID {
-				got[src.String()] = r
+				got[key(src, r)] = r
 			}
 		}
 		if len(got) >= want {
@@ -198,7 +203,7 @@ func TestProxyBesideDnsmasq(t *testing.T) {
 		name   string
 		change func(*dhcpv4.DHCPv4)
 		file   string
-	}{{"firmware", pxe(0), "undionly.kpxe"}, {"iPXE", ipxeClient, "http://10.20.0.2/boot/script"}} {
+	}{{"firmware", pxe(0), "undionly.kpxe"}, {"iPXE", ipxeClient, "http://10.20.0.2/boot/script"}, {"HTTP Boot", httpBoot(16), "http://10.20.0.2/snponly.efi"}} {
 		p := message(DISCOVER, macDeclared, client.change, wantsBroadcast)
 		p.TransactionID = dhcpv4.TransactionID{8, 8, 8, byte(i)}
 		offers := c.offers(p, 2)
@@ -209,8 +214,11 @@ func TestProxyBesideDnsmasq(t *testing.T) {
 		if a := addr4(theirs.YourIPAddr); !a.IsValid() || theirs.BootFileName != "" {
 			t.Errorf("%s: the address server says %s", client.name, theirs.Summary())
 		}
-		if a := addr4(ours.YourIPAddr); a.IsValid() || ours.BootFileName != client.file || !bytes.Equal(ours.Options[60], []byte("PXEClient")) {
+		if a := addr4(ours.YourIPAddr); a.IsValid() || ours.BootFileName != client.file || !bytes.Equal(ours.Options[60], p.Options[60][:bytes.IndexByte(p.Options[60], ':')]) {
 			t.Errorf("%s: we say %s", client.name, ours.Summary())
+		}
+		if client.name == "HTTP Boot" {
+			continue // it fetches the URL, and asks no boot server
 		}
 		// The boot server, asked by unicast from the new address.
 		addr := theirs.YourIPAddr.String()
@@ -255,6 +263,78 @@ func TestProxyBesideDnsmasq(t *testing.T) {
 	}
 	// With the addresses ours again the boot server's port is closed.
 	if err := s.Update(rack(func(s *inventory.Set) { s.Networks[0].Force = true })); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "port 4011 is free", func() bool { return portOwner(bootPort) == "" })
+}
+
+// The relay asks both servers, the address server and us. Firmware gets both
+// offers through it, and asks our boot server past it.
+func TestProxyBehindDhcrelayBesideDnsmasq(t *testing.T) {
+	if !namespace(t, "dhcrelay", "dnsmasq") {
+		return
+	}
+	s, relay, client := behindRelay(t, rack(beside), macDeclared)
+	other := newStation(t, "")
+	other.run("ip", "addr", "add", "192.168.50.9/24", "dev", "eth0")
+	other.run("ip", "route", "add", "10.20.0.0/24", "via", "192.168.50.2")
+	other.start("dnsmasq", "-k", "--port=0", "-C", "/dev/null", "--user=root", "--interface=eth0", "--no-ping",
+		"--dhcp-range=10.20.0.50,10.20.0.60,255.255.255.0,1h", "--dhcp-option=3,10.20.0.1", "--dhcp-leasefile="+filepath.Join(t.TempDir(), "leases"), "--pid-file=")
+	relay.start("dhcrelay", "-4", "-d", "--no-pid", "-c", "10", "-a", "-iu", "eth0", "-id", "access", "192.168.50.1", "192.168.50.9")
+
+	c := client.raw(macDeclared)
+	offersOf := func(xid byte, change func(*dhcpv4.DHCPv4), file string) *dhcpv4.DHCPv4 {
+		t.Helper()
+		p := message(DISCOVER, macDeclared, change, wantsBroadcast)
+		p.TransactionID = dhcpv4.TransactionID{6, 6, 6, xid}
+		offers := c.offersBy(p, 2, func(_ netip.AddrPort, r *dhcpv4.DHCPv4) string { return identifier(r).String() })
+		theirs, ours := offers["192.168.50.9"], offers["192.168.50.1"]
+		if theirs == nil || ours == nil {
+			t.Fatalf("offers of %v", offers)
+		}
+		if !addr4(theirs.YourIPAddr).IsValid() || theirs.BootFileName != "" {
+			t.Errorf("the address server says %s", theirs.Summary())
+		}
+		if addr4(ours.YourIPAddr).IsValid() || ours.BootFileName != file || ours.Options.Has(dhcpv4.OptionRelayAgentInformation) {
+			t.Errorf("we say %s; want %s", ours.Summary(), file)
+		}
+		return theirs
+	}
+	offersOf(1, httpBoot(16), "http://192.168.50.1/snponly.efi")
+	addr := offersOf(2, pxe(0), "undionly.kpxe").YourIPAddr.String()
+
+	client.run("ip", "addr", "replace", addr+"/24", "dev", "eth0")
+	client.run("ip", "route", "replace", "default", "via", "10.20.0.1")
+	var pc net.PacketConn
+	client.enter(func() (err error) {
+		pc, err = net.ListenPacket("udp4", addr+":68")
+		return err
+	})
+	defer pc.Close()
+	req := message(REQUEST, macDeclared, pxe(0), ciaddr(addr))
+	if _, err := pc.WriteTo(req.ToBytes(), &net.UDPAddr{IP: net.IPv4(192, 168, 50, 1), Port: 4011}); err != nil {
+		t.Fatal(err)
+	}
+	if err := pc.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 2048)
+	n, from, err := pc.ReadFrom(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ack, err := dhcpv4.FromBytes(buf[:n])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if from.String() != "192.168.50.1:4011" || ack.MessageType() != dhcpv4.MessageTypeAck || ack.BootFileName != "undionly.kpxe" {
+		t.Errorf("from %s: %s", from, ack.Summary())
+	}
+	if l := s.Leases(); len(l) != 0 {
+		t.Errorf("leases %+v", l)
+	}
+	// With the addresses ours again nobody is asked past the relay.
+	if err := s.Update(rack()); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "port 4011 is free", func() bool { return portOwner(bootPort) == "" })

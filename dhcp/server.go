@@ -265,6 +265,10 @@ func (s *Server) arrange() error {
 			s.log().Info("stop listening", "interface", name)
 		}
 	}
+	// Firmware behind a relay asks the boot server from its new address, past the relay.
+	relayedProxy := slices.ContainsFunc(sites, func(t site) bool {
+		return t.iface == nil && t.network.DHCP == inventory.DHCPProxy && t.network.Subnet.Addr().Is4()
+	})
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		w, key := want[name], "listen/"+name
 		l := s.links[name]
@@ -288,7 +292,7 @@ func (s *Server) arrange() error {
 		} else {
 			s.assign(l, w)
 		}
-		proxies := slices.ContainsFunc(w.sites, func(t site) bool { return t.network.DHCP == inventory.DHCPProxy })
+		proxies := relayedProxy || slices.ContainsFunc(w.sites, func(t site) bool { return t.network.DHCP == inventory.DHCPProxy })
 		switch udp, err := l.conn.serveBoot(proxies); {
 		case err != nil:
 			s.findings.set(key+"/boot", err.Error(), time.Time{})
