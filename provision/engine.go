@@ -290,7 +290,7 @@ func loaded(s State, epoch string, now time.Time) State {
 		s.Intent, st.Unfinished = &void, false
 		if Busy(st.Phase) {
 			st.Phase, st.Step, st.Deadline, st.NextAction = Available, StepNone, time.Time{}, ""
-			st.Running, st.RunningRendered, st.Health = "", "", HealthUnknown
+			st.Running, st.RunningRendered, st.Ran, st.Health = "", "", false, HealthUnknown
 			st.LastError = "the store was restored from a backup in the middle of an attempt"
 		}
 	}
@@ -422,13 +422,27 @@ func (e *Engine) list() []*machine {
 	return out
 }
 
+// wants tells whether the applied Set wants this generation of a machine.
+func (e *Engine) wants(machine string, gen, rendered inventory.Digest) bool {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	w, ok := e.wanted[machine]
+	return ok && w.Generation.Digest == gen && w.Rendered.Digest == rendered
+}
+
 func (e *Engine) tick(ctx context.Context) {
 	now := e.Now()
 	for _, m := range e.list() {
 		m.mu.Lock()
 		due := Busy(m.state.Status.Phase) && !m.state.Status.Deadline.IsZero() && !now.Before(m.state.Status.Deadline)
 		over := expired(m.state.Status.Hold, now)
+		back := untouched(m.state.Status) && m.state.Status.Hold == nil && e.wants(m.name, m.state.Status.Running, m.state.Status.RunningRendered)
 		m.mu.Unlock()
+		if back {
+			if err := e.handle(ctx, m, Reverted{}); err != nil {
+				e.Log.Warn("machine not taken as it is", "machine", m.name, "err", err)
+			}
+		}
 		if due {
 			if err := e.handle(ctx, m, Ticked{}); err != nil {
 				e.Log.Warn("deadline not recorded", "machine", m.name, "err", err)

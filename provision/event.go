@@ -73,11 +73,17 @@ type Ticked struct{}
 // Aborted by an operator.
 type Aborted struct{ By string }
 
+// Held by an operator.
+type Held struct{ Hold Hold }
+
 // Suspected: the machine's claims do not fit together; hands off.
 type Suspected struct{ Reason string }
 
 // Noticed: something that a person should know of, and that stops nothing.
 type Noticed struct{ Finding string }
+
+// Reverted: what is wanted again is what an untouched machine holds.
+type Reverted struct{}
 
 // Mended: the image that the machine failed for is whole again.
 type Mended struct{}
@@ -93,8 +99,10 @@ func (Renewed) event()    {}
 func (Running) event()    {}
 func (Ticked) event()     {}
 func (Aborted) event()    {}
+func (Held) event()       {}
 func (Suspected) event()  {}
 func (Noticed) event()    {}
+func (Reverted) event()   {}
 func (Mended) event()     {}
 
 // Action is what the engine shall do to the machine's BMC next. Each is safe to

@@ -2,6 +2,7 @@ package provision
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"recast/inventory"
@@ -87,11 +88,11 @@ func explain(q suspects, now time.Time) Explanation {
 		if x.Missing, x.Causes = diagnose(q, now); x.Missing == "" {
 			x.Missing = missing(st.Step)
 		}
+		if st.Step == StepStopping && v.Machine.BMC == nil {
+			x.Missing = "the lease of its earlier boot has not run out"
+		}
 		if !st.Deadline.IsZero() {
-			x.Next = fmt.Sprintf("by %s, else it counts as a failure of attempt %d", st.Deadline.Format(time.RFC3339), st.Attempt)
-			if st.NextAction != "" {
-				x.Next = st.NextAction + " " + x.Next
-			}
+			x.Next = byDeadline(st)
 		}
 	case v.Waiting != "":
 		x.Missing, x.Next = v.Waiting, joinNext(v.next, x.Next)
@@ -134,6 +135,19 @@ func joinNext(a, b string) string {
 		return a + b
 	}
 	return a + "; " + b
+}
+
+// byDeadline says what happens at the deadline of a step.
+func byDeadline(st Status) string {
+	by := st.Deadline.Format(time.RFC3339)
+	if st.Step == StepStopping && st.NextAction != "" {
+		return st.NextAction + " at " + by // no BMC: it goes on by itself
+	}
+	next, otherwise, own := strings.Cut(st.NextAction, ", else ")
+	if !own {
+		otherwise = fmt.Sprintf("it counts as a failure of attempt %d", st.Attempt)
+	}
+	return strings.TrimSpace(fmt.Sprintf("%s by %s, else %s", next, by, otherwise))
 }
 
 // missing is what the step waits for.

@@ -77,3 +77,19 @@ func TestPlanDigestTellsDisksOfOneSerialApartBySize(t *testing.T) {
 		t.Error("a disk of another size has the same plan")
 	}
 }
+
+func TestExplainSaysWhatHappensAtTheDeadline(t *testing.T) {
+	at := t0.Add(time.Minute)
+	when := at.Format(time.RFC3339)
+	for _, c := range []struct{ step, next, want string }{
+		{"booting", "its firmware asks for a network boot", "its firmware asks for a network boot by " + when + ", else it counts as a failure of attempt 1"},
+		{"arming", "", "by " + when + ", else it counts as a failure of attempt 1"},
+		{"starting", startsNext + ", else it is power-cycled", startsNext + " by " + when + ", else it is power-cycled"},
+		{"starting", startsNext, startsNext + " by " + when + ", else it counts as a failure of attempt 1"},
+		{"stopping", "the lease of its earlier boot runs out", "the lease of its earlier boot runs out at " + when},
+	} {
+		if got := byDeadline(Status{Step: StepName(c.step), NextAction: c.next, Deadline: at, Attempt: 1}); got != c.want {
+			t.Errorf("%s: %q, want %q", c.step, got, c.want)
+		}
+	}
+}

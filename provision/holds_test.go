@@ -46,3 +46,66 @@ func TestARedeployNamesTheGenerationOnTheDisk(t *testing.T) {
 		t.Errorf("holds %q, why %q", e.Holds, e.Why)
 	}
 }
+
+// TestAHeldBackMachineBeginsAgainWhenReleased: nobody has to ask for it twice.
+func TestAHeldBackMachineBeginsAgainWhenReleased(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	first := s.await("m1", Deploying, StepBooting).Status.Since
+	if err := s.Hold(t.Context(), "m1", "bob", "memory test", 0); err != nil {
+		t.Fatal(err)
+	}
+	v := s.await("m1", Available, StepNone)
+	if x, err := s.Explain("m1"); err != nil || x.Missing != "held by bob: memory test" || x.Next != "recast release m1" {
+		t.Errorf("missing %q, next %q, %v", x.Missing, x.Next, err)
+	}
+	s.restart() // which forgets nothing
+	s.schedule(t.Context())
+	if v, _ = s.View("m1"); Busy(v.Status.Phase) {
+		t.Fatalf("it is %s although it is held", v.Status.Phase)
+	}
+	if err := s.Release(t.Context(), "m1", "bob"); err != nil {
+		t.Fatal(err)
+	}
+	v = s.await("m1", Deploying, StepBooting)
+	if !v.Status.Since.After(first) || v.Status.LastError != "" {
+		t.Errorf("%+v", v.Status)
+	}
+}
+
+// TestTakingAFailedChangeBackWritesNothing: it failed before it touched the disk.
+func TestTakingAFailedChangeBackWritesNothing(t *testing.T) {
+	s := newSite(t, 1)
+	y := s.yaml(true)
+	s.apply(y, "m1")
+	token, said := s.written(1, "m1")
+	if err := s.Booted(t.Context(), token, said); err != nil {
+		t.Fatal(err)
+	}
+	first := s.await("m1", Active, StepNone).Status
+	changed := strings.Replace(y, "hostname: x", "hostname: y", 1)
+	s.apply(changed)
+	s.await("m1", Deploying, StepBooting)
+	if err := s.handle(t.Context(), s.machine("m1"), Suspected{"a test"}); err != nil {
+		t.Fatal(err)
+	}
+	s.await("m1", Failed, StepNone)
+	if err := s.Release(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Plan(t.Context(), []inventory.File{{Name: "site.yaml", Data: []byte(y)}}, nil)
+	if err != nil || len(p.Entries) != 1 || p.Entries[0].Kind != EntryObserve || p.Entries[0].WriteBytes != 0 {
+		t.Fatalf("%+v, %v", p.Entries, err)
+	}
+	s.apply(y)
+	now := s.await("m1", Active, StepNone)
+	if now.Status.Running != first.Running || now.Sync != InSync || now.Status.LastError != "" {
+		t.Errorf("%+v", now)
+	}
+	if p, err = s.Plan(t.Context(), []inventory.File{{Name: "site.yaml", Data: []byte(y)}}, nil); err != nil || !p.Empty() {
+		t.Errorf("not done: %+v, %v", p.Entries, err)
+	}
+	// Wanted once more, the change begins anew.
+	s.apply(changed)
+	s.await("m1", Deploying, StepBooting)
+}

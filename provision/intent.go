@@ -62,6 +62,9 @@ type Intent struct {
 	Created time.Time        `json:"created"`
 	// Before is the phase that it found the machine in; "" in old records.
 	Before Phase `json:"before,omitempty"`
+	// HeldBack: a hold ended the attempt before it touched the disk; the machine has
+	// its turn again.
+	HeldBack bool `json:"heldBack,omitempty"`
 	// AbortedBy an operator, whose rollout then starts no more; "" nobody.
 	AbortedBy string `json:"abortedBy,omitempty"`
 }

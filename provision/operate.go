@@ -63,13 +63,12 @@ func (e *Engine) said(ctx context.Context, name, who, what, detail string, do fu
 
 // Hold keeps recast from starting anything on a machine; ttl 0 means until released.
 func (e *Engine) Hold(ctx context.Context, name, who, reason string, ttl time.Duration) error {
-	return e.operate(ctx, name, who, "hold", reason, func(s State) (State, error) {
-		h := &Hold{Owner: who, Reason: reason, Since: e.Now()}
-		if ttl > 0 {
-			h.Expires = h.Since.Add(ttl)
-		}
-		s.Status.Hold = h
-		return s, nil
+	h := Hold{Owner: who, Reason: reason, Since: e.Now()}
+	if ttl > 0 {
+		h.Expires = h.Since.Add(ttl)
+	}
+	return e.said(ctx, name, who, "hold", reason, func(m *machine, said []TimelineEntry, audit store.Op) error {
+		return e.handleWith(ctx, m, Held{h}, said, audit)
 	})
 }
 
@@ -101,6 +100,9 @@ func expired(h *Hold, now time.Time) bool {
 func released(s State) State {
 	st := &s.Status
 	st.Hold, st.Findings = nil, nil
+	if s.Intent != nil && s.Intent.HeldBack {
+		st.LastError = ""
+	}
 	if release := "recast release " + st.Machine; strings.Contains(st.NextAction, release) {
 		_, st.NextAction, _ = strings.Cut(st.NextAction, release+", then: ")
 	}

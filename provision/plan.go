@@ -163,6 +163,10 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 		e.Why = fmt.Sprintf("evidence is %q, the definition wants %q", st.Evidence.Level, need)
 		return e, true
 	}
+	if untouched(st) && st.Running == to && st.RunningRendered == rendered {
+		e.Kind, e.Why = EntryObserve, "it ran this generation, and its disk was not touched since"
+		return e, true
+	}
 	e.Kind, e.Why = EntryWrite, planWhy(st, w)
 	if m.BMC != nil {
 		e.PowerCycles = 1
@@ -181,6 +185,12 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 		e.Waits = fmt.Sprintf("an earlier change is under way (%s); recast abort %s stops it", st.Step, m.Name)
 	}
 	return e, true
+}
+
+// untouched tells that a machine was active with the generation on record and is
+// not now, although nothing was written to its disk since.
+func untouched(st Status) bool {
+	return st.Phase != Active && !Busy(st.Phase) && st.Ran && st.Running != "" && !st.Unfinished
 }
 
 func planWhy(st Status, w Wanted) string {

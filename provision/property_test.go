@@ -22,6 +22,7 @@ type walk struct {
 	now   time.Time
 	trail []trailLine
 	boots int
+	wrote bool // the disk may have been written since the machine was active last
 	// allowed is what the write intent of an attempt permits, by intent and attempt.
 	allowed map[string]permission
 }
@@ -118,9 +119,9 @@ func (w *walk) event() Event {
 	case 11:
 		return Renewed{Until: w.now.Add(LeaseTime)}
 	case 12:
-		return pick[Event](r, Aborted{By: "ann"}, Suspected{Reason: "two machines"}, Noticed{"a nonce was used twice"})
+		return pick[Event](r, Aborted{By: "ann"}, Held{Hold{Owner: "bob"}}, Suspected{Reason: "two machines"}, Noticed{"a nonce was used twice"})
 	}
-	return Mended{}
+	return pick[Event](r, Mended{}, Reverted{})
 }
 
 func (w *walk) claim() Event {
@@ -234,13 +235,21 @@ func (w *walk) step(t *testing.T) {
 		bad("failed with reason %q and next action %q", st.LastError, st.NextAction)
 	case len(actions) > 0 && !w.p.HasBMC:
 		bad("%q for a machine without a BMC", actions)
-	case st.Hold != nil && prev.Status.Hold == nil && busy:
-		bad("held and busy")
+	case st.Hold != nil && prev.Status.Hold == nil && busy && (in.Write == nil || in.Write.Attempt != st.Attempt):
+		bad("held, and busy with a disk that is not its own yet")
 	}
 	if e := st.Evidence; e != prev.Status.Evidence && e.Level == inventory.E3 && e.Generation == "" {
 		if rep, said := ev.(Reported); !said || rep.Report.Step != inventory.AgentDone || old.Purpose != PurposeWipe || old.Write == nil {
 			bad("a disk is blank that was not wiped and read back")
 		}
+	}
+	if _, back := ev.(Reverted); back && st.Phase == Active && prev.Status.Phase != Active && (w.wrote || st.Running == "") {
+		bad("taken as active although its disk was written since it was active last")
+	}
+	if st.Phase == Active {
+		w.wrote = false
+	} else if in != nil && in.Purpose == PurposeDeploy && in.Write != nil && (old == nil || old.Write == nil || old.Write.At != in.Write.At) {
+		w.wrote = true
 	}
 	if in == nil {
 		return

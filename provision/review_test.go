@@ -132,7 +132,7 @@ func TestHoldStopsPower(t *testing.T) {
 	s := newStory()
 	s.must(t, Started{Purpose: PurposeDeploy, Generation: genA, Rendered: rendA, Epoch: "e", By: "ann"}, BMCDone{Action: ActOff})
 	s.state.Status.Hold = hold
-	if do := s.must(t, BMCDone{Action: ActArm}); len(do) != 0 || Busy(s.state.Status.Phase) || s.state.Intent.Live {
+	if do := s.must(t, BMCDone{Action: ActArm}); len(do) != 1 || do[0] != ActClear || Busy(s.state.Status.Phase) || s.state.Intent.Live {
 		t.Errorf("held while arming: %v, %s", do, s.state.Status.Phase)
 	}
 	s = newStory()
@@ -140,7 +140,7 @@ func TestHoldStopsPower(t *testing.T) {
 		BMCDone{Action: ActOff}, BMCDone{Action: ActArm}, BMCDone{Action: ActOn})
 	s.state.Status.Hold = hold
 	s.now = s.state.Status.Deadline
-	if do := s.must(t, Ticked{}); len(do) != 0 || Busy(s.state.Status.Phase) {
+	if do := s.must(t, Ticked{}); len(do) != 1 || do[0] != ActClear || Busy(s.state.Status.Phase) {
 		t.Errorf("held while booting: %v, %s", do, s.state.Status.Phase)
 	}
 	if !strings.Contains(s.state.Status.NextAction, "release") {

@@ -76,6 +76,12 @@ func (t RolloutTarget) spent(s State) bool {
 	return state == targetFailed || t.Failed && state != targetDone
 }
 
+// heldBack tells that a hold ended this turn before it came to anything.
+func (t RolloutTarget) heldBack(s State, plan inventory.Digest) bool {
+	in := s.Intent
+	return t.Started && !Busy(s.Status.Phase) && in != nil && in.HeldBack && in.Plan == plan
+}
+
 // abortedBy names who aborted this turn of a rollout; "" nobody.
 func (t RolloutTarget) abortedBy(s State, plan inventory.Digest) string {
 	if in := s.Intent; t.Aborted == "" && t.Started && in != nil && in.Plan == plan && in.Purpose == PurposeDeploy {

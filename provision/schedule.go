@@ -72,15 +72,21 @@ func (r Rollout) marked(names []string, started bool) Rollout {
 // outcomes is a copy that remembers whose turns have failed or were aborted; found
 // tells of new ones. A later look at such a machine forgets neither.
 func (r Rollout) outcomes(states map[string]State) (out Rollout, found bool) {
-	var names []string
+	var names, back []string
 	for name, t := range r.Machines {
-		if s := states[name]; !t.Failed && t.state(s) == targetFailed || t.Aborted != t.abortedBy(s, r.Plan) {
+		s := states[name]
+		if t.heldBack(s, r.Plan) {
+			back = append(back, name)
+			continue
+		}
+		if !t.Failed && t.state(s) == targetFailed || t.Aborted != t.abortedBy(s, r.Plan) {
 			names = append(names, name)
 		}
 	}
-	if len(names) == 0 {
+	if len(names)+len(back) == 0 {
 		return r, false
 	}
+	r = r.changed(back, func(_ string, t *RolloutTarget) { t.Started = false })
 	return r.changed(names, func(name string, t *RolloutTarget) {
 		t.Failed = t.Failed || t.state(states[name]) == targetFailed
 		t.Aborted = t.abortedBy(states[name], r.Plan)

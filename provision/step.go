@@ -69,10 +69,14 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 		t.ticked()
 	case Aborted:
 		t.aborted(ev)
+	case Held:
+		t.hold(ev.Hold)
 	case Suspected:
 		t.suspected(ev)
 	case Noticed:
 		t.finding(ev.Finding)
+	case Reverted:
+		t.reverted()
 	case Mended:
 		t.mended()
 	default:
@@ -133,6 +137,7 @@ func (t *transition) phase(ph Phase) {
 		t.line("phase", "%s", ph)
 	}
 	t.Status.Phase, t.Status.Step, t.Status.Since = ph, StepNone, t.now
+	t.Status.Ran = t.Status.Ran || ph == Active
 	t.Status.Deadline, t.Status.NextAction, t.Status.Progress = time.Time{}, "", nil
 }
 

@@ -81,7 +81,11 @@ func (s *story) event(t *testing.T, line string) Event {
 		if f[1] == "wipe" { // start wipe S1 [quick]
 			return Started{Purpose: PurposeWipe, Epoch: "e", By: "ann", Consent: &Consent{Disk: disk(f[2])}, Quick: len(f) > 3}
 		}
-		return Started{Purpose: Purpose(f[1]), Generation: genA, Rendered: rendA, Epoch: "e", By: "ann"}
+		gen := genA
+		if len(f) > 2 && f[2] == "b" {
+			gen = genB
+		}
+		return Started{Purpose: Purpose(f[1]), Generation: gen, Rendered: rendA, Epoch: "e", By: "ann"}
 	case "bmc":
 		for _, a := range []Action{ActOff, ActArm, ActOn, ActCycle, ActClear} {
 			if text, ok := strings.CutPrefix(rest, string(a)); ok {
@@ -142,8 +146,12 @@ func (s *story) event(t *testing.T, line string) Event {
 		return Ticked{}
 	case "abort":
 		return Aborted{By: "ann"}
+	case "hold":
+		return Held{Hold{Owner: "bob", Reason: "hands in it"}}
 	case "suspect":
 		return Suspected{Reason: rest}
+	case "reverted":
+		return Reverted{}
 	case "mended":
 		return Mended{}
 	}

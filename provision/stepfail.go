@@ -52,6 +52,7 @@ func (t *transition) ticked() {
 		}
 		if end := t.Status.Since.Add(t.deadline(StepStarting)); t.now.Before(end) {
 			t.prolong(end)
+			t.Status.NextAction = startsNext
 			return
 		}
 		if !t.p.Reports {
@@ -113,19 +114,41 @@ func (t *transition) fail(reason string, again bool) {
 	t.stop(reason)
 }
 
-// held ends an attempt that has come to touch the power of a machine that
-// somebody has put on hold since. What writes goes on to its end.
+// hold is somebody's word to keep off. Who said it may have hands in the machine:
+// an attempt that writes nothing yet ends at once. What writes goes on to its end.
+func (t *transition) hold(h Hold) {
+	t.Status.Hold = &h
+	if t.busy() && (mayBoot(t.Status.Step) || t.Status.Step == StepStopping) && t.Status.Step != StepWriting && t.Status.Step != StepVerifying {
+		t.held()
+	}
+}
+
+// held ends an attempt on a machine that is on hold. A deployment of an untouched
+// disk has its turn again once the hold is over.
 func (t *transition) held() bool {
 	h := t.Status.Hold
 	if h == nil {
 		return false
 	}
-	t.end(fmt.Sprintf("held by %s: %s", h.Owner, h.Reason))
-	verb := "retry"
-	if t.Intent.Purpose == PurposeWipe {
-		verb = "wipe"
+	reason := fmt.Sprintf("held by %s: %s", h.Owner, h.Reason)
+	t.line("error", "attempt %d ends: %s", t.Status.Attempt, reason)
+	t.end(reason)
+	if t.p.HasBMC {
+		t.actions = append(t.actions, ActClear)
 	}
-	t.Status.NextAction = fmt.Sprintf("recast release %s, then: recast %s %s", t.Status.Machine, verb, t.Status.Machine)
+	release := "recast release " + t.Status.Machine
+	switch {
+	case t.Status.Phase != Failed && t.Intent.Purpose == PurposeDeploy:
+		t.Intent.HeldBack = true
+		t.Status.NextAction = release + " lets it begin again"
+	case t.Intent.Purpose == PurposeDeploy:
+		t.Status.NextAction = fmt.Sprintf("%s, then: recast retry %s", release, t.Status.Machine)
+	default:
+		t.Status.NextAction = fmt.Sprintf("%s, then: recast %s %s", release, t.Intent.Purpose, t.Status.Machine)
+	}
+	if t.Status.Power == "off" {
+		t.Status.NextAction += "; the attempt left it off"
+	}
 	return true
 }
 
@@ -216,6 +239,19 @@ func (t *transition) suspected(ev Suspected) {
 		t.stop(ev.Reason)
 	}
 	t.Status.NextAction = fmt.Sprintf("find out why, then: recast release %s", t.Status.Machine)
+}
+
+// reverted takes a failure back: what the machine was to become is not wanted any
+// more, and what it was it still is.
+func (t *transition) reverted() {
+	st := &t.Status
+	if !untouched(*st) || st.Hold != nil {
+		return
+	}
+	t.line("phase", "generation %s, which it ran and still holds, is wanted again", st.Running.Short())
+	t.phase(Active)
+	st.Wanted, st.WantedRendered = st.Running, st.RunningRendered
+	st.Health, st.LastError, st.FailedImage = HealthUnknown, "", ""
 }
 
 // mended ends the wait for an image. The rollout gives the machine its next

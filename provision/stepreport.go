@@ -45,7 +45,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 			t.wiped(r)
 			return
 		}
-		t.Status.Running, t.Status.RunningRendered = t.Status.Wanted, t.Status.WantedRendered
+		t.Status.Running, t.Status.RunningRendered, t.Status.Ran = t.Status.Wanted, t.Status.WantedRendered, false
 		t.Status.RunningWrite = t.Intent.WriteName()
 		t.Status.Disk, t.Status.Unfinished = &w.Disk, false
 		if t.Status.BootOrder = r.BootOrder; r.BootEntry != "" {

@@ -7,12 +7,19 @@ func written(step StepName) bool { return step == StepStarting || step == StepRe
 // awaitSystem gives the machine its health deadline to be seen running. Where
 // silence would mean that it hangs, it is looked at before.
 func (t *transition) awaitSystem() {
-	t.enter(StepStarting, "the machine starts from its disk")
-	if t.p.Reports && t.p.HasBMC && !t.Intent.Cycled {
+	t.enter(StepStarting, startsNext)
+	switch {
+	case !t.p.Reports:
+		t.Status.NextAction += ", else it is taken as running"
+	case t.p.HasBMC && !t.Intent.Cycled:
 		health := t.deadline(StepStarting)
 		t.Status.Deadline = t.now.Add(min(health, max(health/2, t.deadline(StepBooting))))
+		t.Status.NextAction += ", else it is power-cycled"
 	}
 }
+
+// startsNext may be followed by ", else" and what happens at the deadline.
+const startsNext = "the machine starts from its disk"
 
 // silent: the system would report itself, and since the ramdisk left neither
 // its firmware nor a system was heard. Servers hang at the restart, too. One that

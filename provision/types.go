@@ -102,8 +102,10 @@ type Status struct {
 	Running         inventory.Digest `json:"running,omitempty"`
 	RunningRendered inventory.Digest `json:"runningRendered,omitempty"`
 	RunningWrite    string           `json:"runningWrite,omitempty"` // names the write that made it
-	Wanted          inventory.Digest `json:"wanted,omitempty"`
-	WantedRendered  inventory.Digest `json:"wantedRendered,omitempty"`
+	// Ran: the machine was active with Running, and its disk was not written since.
+	Ran            bool             `json:"ran,omitempty"`
+	Wanted         inventory.Digest `json:"wanted,omitempty"`
+	WantedRendered inventory.Digest `json:"wantedRendered,omitempty"`
 
 	Evidence Evidence `json:"evidence"`
 	Health   Health   `json:"health"`

@@ -226,7 +226,7 @@ func (t *transition) onlyDisk(d inventory.DiskID) bool {
 
 // forget what the machine runs.
 func (t *transition) forget(now Evidence) {
-	t.Status.Running, t.Status.RunningRendered, t.Status.RunningWrite = "", "", ""
+	t.Status.Running, t.Status.RunningRendered, t.Status.RunningWrite, t.Status.Ran = "", "", "", false
 	t.Status.Evidence = now
 }
 

@@ -305,7 +305,7 @@ func TestProgressSaysWhatIsDoneWhereTheStepDoesNot(t *testing.T) {
 		"comparing 50% of 1.0 GiB":             {Doing: inventory.AgentComparing, Done: 1 << 29, Total: 1 << 30},
 		"-":                                    {},
 	} {
-		if got := progressText(provision.Status{Step: provision.StepWriting, Progress: &p}); got != want {
+		if got := progressText(provision.Status{Step: provision.StepWriting, Progress: &p}, p.At); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}

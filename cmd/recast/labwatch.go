@@ -99,7 +99,7 @@ func printLine(w io.Writer, v provision.View, last map[string]string) {
 func note(v provision.View) string {
 	switch {
 	case v.Status.Progress != nil && v.Status.Progress.Total > 0:
-		return progressText(v.Status)
+		return progressText(v.Status, time.Now())
 	case v.Status.LastError != "":
 		return v.Status.LastError
 	case v.Waiting != "":

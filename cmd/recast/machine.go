@@ -40,7 +40,8 @@ func newHold() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "hold MACHINE...", GroupID: "machine", Short: "Start nothing on a machine until it is released",
 		Long: `Keep recast's hands off a machine until it is released, or until --for has passed. It boots its
-disk; what is under way is not stopped: recast abort does that.`,
+disk. An attempt that has not begun to write ends at once, and begins again after the hold; one
+that writes goes on to its end: recast abort stops that too.`,
 		Example: "  recast hold r1u05 --reason 'memory test' --for 4h",
 		Args:    arguments(cobra.MinimumNArgs(1)), ValidArgsFunction: completeMachines,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -28,7 +28,7 @@ func machineRow(v *provision.View, wide bool) []string {
 		evidence = fmt.Sprintf("%s, %s ago", st.Evidence.Level, since(st.Evidence.At, now))
 	}
 	r := []string{v.Name, string(st.Phase), dash(string(st.Step)), string(v.Sync), string(st.Health), evidence,
-		shortOr(st.Running, "-"), shortOr(v.Wanted, "-"), progressText(st)}
+		shortOr(st.Running, "-"), shortOr(v.Wanted, "-"), progressText(st, now)}
 	if wide {
 		disk := "-"
 		if st.Disk != nil {
@@ -52,7 +52,11 @@ func whyText(v provision.View) string {
 	return dash(v.SyncWhy)
 }
 
-func progressText(st provision.Status) string {
+// silentAfter is how long the ramdisk, which reports every second, says nothing
+// before its rate is no news any more.
+const silentAfter = 20 * time.Second
+
+func progressText(st provision.Status, now time.Time) string {
 	p := st.Progress
 	if p == nil || p.Total == 0 {
 		return "-"
@@ -60,6 +64,9 @@ func progressText(st provision.Status) string {
 	text := fmt.Sprintf("%d%% of %s", p.Done*100/p.Total, size(p.Total))
 	if string(p.Doing) != string(st.Step) {
 		text = joined(" ", string(p.Doing), text) // writing begins with comparing
+	}
+	if quiet := now.Sub(p.At).Round(time.Second); !p.At.IsZero() && quiet >= silentAfter {
+		return fmt.Sprintf("%s, silent for %s", text, quiet)
 	}
 	if p.Rate > 0 {
 		left := time.Duration(float64(p.Total-p.Done)/p.Rate) * time.Second

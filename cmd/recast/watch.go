@@ -104,7 +104,7 @@ func watchMachines(cmd *cobra.Command, name string) error {
 		if name != "" && v.Name != name {
 			return false
 		}
-		line := fmt.Sprintf("%s  %s/%s  %s  %s  %s", v.Name, v.Status.Phase, dash(string(v.Status.Step)), v.Sync, progressText(v.Status), whyText(v))
+		line := fmt.Sprintf("%s  %s/%s  %s  %s  %s", v.Name, v.Status.Phase, dash(string(v.Status.Step)), v.Sync, progressText(v.Status, time.Now()), whyText(v))
 		if last[v.Name] != line {
 			last[v.Name] = line
 			fmt.Fprintln(cmd.OutOrStdout(), clock(time.Now()), line)
