@@ -33,6 +33,8 @@ const relativeQuery = "?mac=${netX/mac:hexhyp}&uuid=${uuid}&serial=${serial:uris
 type Boot struct {
 	// Have reports whether a loader can be served; nil means every one can.
 	Have func(loader string) bool
+	// Library of imported loaders; nil is empty.
+	Library *Library
 }
 
 // Bootfile is what DHCP names as boot file: a TFTP name for a firmware's PXE (its
@@ -104,8 +106,18 @@ func (b Boot) pick(c Client, spec Spec) (loader, why string) {
 	default:
 		return "", ""
 	}
-	if digest, err := inventory.ParseDigest(spec.Loader); err == nil {
-		return "", fmt.Sprintf("the declared loader %s is not imported: recast loader import FILE --sha256 %s", digest.Short(), digest.Hex())
+	if digest, err := inventory.ParseDigest(spec.Loader); err == nil && loader == f.loader {
+		x, _ := b.Library.Get(digest)
+		if why = b.Library.Problem(digest, f.arch, spec.SecureBoot, c.Loader == LoaderHTTP); why == "" && x.Binary.UEFI != f.uefi {
+			why = fmt.Sprintf("the declared loader %s is not for %s", digest.Short(), c.Arch)
+		}
+		if why != "" {
+			return "", why
+		}
+		if c.Loader == LoaderHTTP {
+			return x.Path(), ""
+		}
+		return tftpFolder + x.Path(), ""
 	}
 	if spec.SecureBoot {
 		if loader, why = b.signed(c, f); why != "" {

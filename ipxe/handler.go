@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ import (
 type Handler struct {
 	Booter  Booter
 	Loaders *Loaders // nil serves none
+	Library *Library // imported ones; nil serves none
 	// Port is where clients reach this handler, for autoexec.ipxe; see Autoexec.
 	Port int
 	// Turns bounds how many machines fetch the ramdisk at once; nil does not.
@@ -49,7 +51,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == ScriptPath:
 		h.script(w, r)
-	case r.URL.Path == AutoexecPath || name == AutoexecName:
+	case r.URL.Path == AutoexecPath || isLoader && path.Base(name) == AutoexecName:
 		writeScript(w, Autoexec(h.Port))
 	case isLoader:
 		h.loader(w, r, name)
@@ -132,6 +134,10 @@ func (h *Handler) turnDetail(again time.Duration, waiting int) string {
 func told(s Spec) string { return strings.TrimSuffix(string(s.Kind)+": "+s.Reason, ": ") }
 
 func (h *Handler) loader(w http.ResponseWriter, r *http.Request, name string) {
+	if b, ok := h.Library.Open(name); ok {
+		h.serveLoader(w, r, name, b)
+		return
+	}
 	if h.Loaders == nil || !h.Loaders.Have(name) {
 		if _, known := loaderPaths[name]; !known {
 			http.NotFound(w, r)
@@ -142,7 +148,10 @@ func (h *Handler) loader(w http.ResponseWriter, r *http.Request, name string) {
 		http.Error(w, why, http.StatusNotFound)
 		return
 	}
-	b := h.Loaders.memFS[name]
+	h.serveLoader(w, r, name, h.Loaders.memFS[name])
+}
+
+func (h *Handler) serveLoader(w http.ResponseWriter, r *http.Request, name string, b []byte) {
 	w.Header().Set("Content-Type", loaderType(name))
 	h.observe(Transfer(w, r, name, func(w http.ResponseWriter, r *http.Request) {
 		// edk2 asks HEAD first and needs a Content-Length, which ServeContent sets.

@@ -21,7 +21,6 @@ func TestAStormIsServedInTurns(t *testing.T) {
 	turns := &Turns{Max: places}
 	type machine struct {
 		next, done time.Time // when it asks, and when it has fetched
-		asked      int
 	}
 	fleet := make([]machine, machines)
 	start := noon

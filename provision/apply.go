@@ -261,7 +261,7 @@ func (e *Engine) plan(set *inventory.Set, erase []string) (Plan, error) {
 			}
 			return State{Status: Status{Machine: name, Phase: Available}}
 		},
-		Image: e.imageFacts, Erase: erase, Frozen: frozen.Reason})
+		Image: e.imageFacts, Loader: e.Loader, Erase: erase, Frozen: frozen.Reason})
 }
 
 func (e *Engine) imageFacts(d inventory.Digest) (ImageFacts, bool) {

@@ -79,6 +79,7 @@ type planInput struct {
 	Wanted    func(*inventory.Machine) (Wanted, bool, error)
 	State     func(machine string) State
 	Image     func(inventory.Digest) (ImageFacts, bool)
+	Loader    func(*inventory.Machine) string // why it has none to boot by; nil: never
 	Erase     []string
 	Frozen    string
 }
@@ -174,6 +175,9 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	image, here := in.Image(w.Generation.Resolved.Image.Digest)
 	e.Waits = imageWait(w.Generation.Resolved.Image.Digest, image, here).String()
 	e.FetchBytes, e.WriteBytes = image.Pack, image.Size
+	if in.Loader != nil && e.Waits == "" {
+		e.Waits = in.Loader(m)
+	}
 	planDisk(&e, m, w, s, image, erase)
 	switch {
 	case e.Blocked != "" || e.Waits != "":

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -157,7 +158,7 @@ func (s *Server) operatorRoutes() []route {
 			return refuse(http.StatusConflict, e.RemoveSecret(c.Request().Context(), c.Param("name"), who(c)))
 		}),
 	}
-	return append(append(routes, s.machineRoutes()...), s.imageRoutes()...)
+	return slices.Concat(routes, s.machineRoutes(), s.imageRoutes(), s.loaderRoutes())
 }
 
 // listed makes an empty list of none: null is no list to a client.

@@ -20,7 +20,7 @@ func commands() []*cobra.Command {
 		machineVerb("inspect", "Netboot a machine and take its inventory", "Netboot a machine, take its inventory, and let it start its disk again. Nothing is written.", "will be inspected"),
 		machineVerb("adopt", "Believe what a machine's disk says recast wrote", "Netboot a machine and believe what its disk says recast wrote to it, as after the loss of the store.\nNothing is written.", "will be adopted"),
 		newWipe(),
-		newServe(), newDoctor(), newLab(), newSecret(), newImage(), newRamdisk(), newStore(), newLogin(), newVersion(), newCompletion(),
+		newServe(), newDoctor(), newLab(), newSecret(), newImage(), newLoader(), newRamdisk(), newStore(), newLogin(), newVersion(), newCompletion(),
 		newExitCodes(),
 	}
 }

@@ -12,11 +12,12 @@ import (
 
 	"recast/image"
 	"recast/inventory"
+	"recast/ipxe"
 	"recast/provision"
 )
 
 // kindNames that get knows.
-var kindNames = []string{"machines", "groups", "definitions", "images", "networks", "generations", "rollouts", "discovered", "orphans", "leases", "audit", "secrets"}
+var kindNames = []string{"machines", "groups", "definitions", "images", "networks", "generations", "rollouts", "discovered", "orphans", "leases", "audit", "secrets", "loaders"}
 
 func newGet() *cobra.Command {
 	var output string
@@ -97,6 +98,9 @@ func get(cmd *cobra.Command, kind, name, output string) error {
 		return list(l, named(func(s provision.SecretInfo) string { return s.Name }), secretRow)
 	case "images":
 		return list(l, func(i image.Info, name string) bool { return isDigits(i.Digest, name) }, imageRow)
+	}
+	if kind == "loaders" {
+		return list(l, func(x ipxe.Imported, name string) bool { return isDigits(x.Digest, name) }, loaderRow)
 	}
 	var set inventory.Set
 	if err := c.call(cmd.Context(), http.MethodGet, "/api/v1/set", nil, &set); err != nil {

@@ -31,11 +31,26 @@ func (s *server) bootfile(boot ipxe.Boot, port int) func(ipxe.Client, ipxe.Spec,
 	}
 }
 
+// loaderProblem says why a machine has no loader to boot by; "" it has one. How its
+// firmware asks is known only when it does.
+func (s *server) loaderProblem(m *inventory.Machine) string {
+	if d, ok := m.Boot.LoaderDigest(); ok {
+		return s.library.Problem(d, m.Arch, m.SecureBoot, false)
+	}
+	if m.SecureBoot {
+		return ipxe.Boot{Have: s.loaders.Have}.Explain(ipxe.Client{Arch: ipxe.FirmwareX64UEFI, Loader: ipxe.LoaderFirmware}, ipxe.Spec{Kind: ipxe.SpecRamdisk, SecureBoot: true})
+	}
+	return ""
+}
+
 // findFile opens what TFTP serves beside loaders: GRUB's configurations, and the
 // ramdisk for GRUB, which has no HTTP client.
 func (s *server) findFile(ctx context.Context, name string, remote netip.Addr) (tftp.File, error) {
 	if text, ok := s.web.Scripts.GRUB(ctx, name, remote); ok {
 		return tftp.Bytes([]byte(text)), nil
+	}
+	if b, ok := s.web.Scripts.OpenTFTP(name); ok {
+		return tftp.Bytes(b), nil
 	}
 	base, ok := strings.CutPrefix(name, strings.TrimPrefix(web.RamdiskPath, "/"))
 	if kernel, initrd := image.RamdiskPart(base); !ok || !kernel && !initrd {

@@ -8,6 +8,7 @@ import (
 
 	"recast/image"
 	"recast/inventory"
+	"recast/ipxe"
 	"recast/provision"
 )
 
@@ -164,6 +165,29 @@ func imageRow(i *image.Info, wide bool) []string {
 		state = "damaged: " + i.Damaged
 	}
 	return []string{digestText(i.Digest, wide), size(i.Size), size(i.PackSize), dateClock(i.Added), state, dash(i.Source)}
+}
+
+func loaderRow(x *ipxe.Imported, wide bool) []string {
+	if x == nil {
+		h := []string{"DIGEST", "NAME", "KIND", "VERSION", "ARCH", "CAN", "STATE"}
+		if wide {
+			h = append(h, "SBAT", "BESIDE", "ADDED", "BY", "ORIGIN")
+		}
+		return h
+	}
+	state := "usable"
+	if x.Revoked != "" {
+		state = "refused: " + x.Revoked
+	}
+	r := []string{digestText(x.Digest, wide), x.Name, loaderKind(x.Binary), dash(x.Binary.Version), string(x.Binary.Arch), loaderCan(x.Binary), state}
+	if wide {
+		beside := "-"
+		if x.Beside != "" {
+			beside = x.Beside.Short()
+		}
+		r = append(r, loaderSBAT(x.Binary), beside, dateClock(x.Added), dash(x.By), dash(x.Origin))
+	}
+	return r
 }
 
 func digestText(d inventory.Digest, wide bool) string {

@@ -142,6 +142,7 @@ type server struct {
 	engine  *provision.Engine
 	dhcp    *dhcp.Server
 	loaders *ipxe.Loaders
+	library *ipxe.Library
 	web     *web.Server
 	tftp    *tftp.Server
 	syslog  *syslog.Server // nil: none is received
@@ -192,6 +193,9 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err := s.loaders.Missing(); err != nil {
 		s.log.Warn("not every firmware can netboot", "err", err)
 	}
+	if s.library, err = ipxe.OpenLibrary(filepath.Join(s.Data, "loaders")); err != nil {
+		s.log.Warn("not every imported loader is served", "err", err)
+	}
 	bootPort, err := portOf(s.Boot)
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
@@ -209,7 +213,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	}
 	if s.engine, err = provision.Open(ctx, provision.Config{Store: s.store, Images: s.images,
 		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, OwnAddresses: localAddrs, AgentPort: agentPort, BootPort: bootPort, SyslogPort: syslogPort,
-		Ramdisk: s.ramdiskFiles, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
+		Ramdisk: s.ramdiskFiles, Loader: s.loaderProblem, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
 	if s.token, err = readToken("operator", filepath.Join(s.Data, "operator.token"), func() error {
@@ -222,12 +226,12 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	boot := ipxe.Boot{Have: s.loaders.Have}
+	boot := ipxe.Boot{Have: s.loaders.Have, Library: s.library}
 	s.dhcp = &dhcp.Server{Store: s.store, Booter: s.engine, Observe: s.observe, Log: s.log,
 		Bootfile: s.bootfile(boot, bootPort)}
 	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Find: s.findFile, Observe: s.observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
-		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Port: bootPort, Turns: &ipxe.Turns{Max: cmp.Or(s.Turns, -1)}, Observe: s.observe, Log: s.log},
+		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Library: s.library, Port: bootPort, Turns: &ipxe.Turns{Max: cmp.Or(s.Turns, -1)}, Observe: s.observe, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.findings, Version: version,
 		Malformed: s.malformed,
 		Relayed:   func() map[string]uint64 { return s.dhcp.Stats().Relayed },
