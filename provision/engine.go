@@ -343,12 +343,16 @@ func (e *Engine) known(name string) (*machine, bool) {
 // snapshot is the state as it was last committed, without waiting for a commit
 // under way, and what was seen since. What its pointers lead to is never changed.
 func (m *machine) snapshot() State {
-	s := *m.shown.Load()
+	s := m.committed()
 	if text, at := m.history.lastSeen(); at.After(s.Status.LastSeenAt) {
 		s.Status.LastSeen, s.Status.LastSeenAt = text, at
 	}
 	return s
 }
+
+// committed is snapshot without what was seen since, which costs words: for the
+// boot path.
+func (m *machine) committed() State { return *m.shown.Load() }
 
 // put is the only way to a new state. The lock is held.
 func (m *machine) put(s State) {

@@ -39,9 +39,8 @@ type history struct {
 	packets []TimelineEntry // the last keepSeen; a flood of them pushes out no other
 	logs    []TimelineEntry // the last keepLogs, likewise
 	seq     int64
-	seen    string
-	seenAt  time.Time
-	trace   string // of the attempt under way
+	seen    TimelineEntry // the last of packets
+	trace   string        // of the attempt under way
 }
 
 // follow tells which attempt belongs to what is seen from now on, "" none.
@@ -54,12 +53,22 @@ func (h *history) follow(trace string) {
 func (h *history) lastSeen() (string, time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.seen, h.seenAt
+	h.seen.Text = h.seen.text()
+	return h.seen.Text, h.seen.Time
 }
 
 // saw what a server saw.
 func (h *history) saw(o inventory.Observation) {
-	h.keep(TimelineEntry{Time: o.Time, Kind: "seen", Text: seenText(o), Seen: &o})
+	h.keep(TimelineEntry{Time: o.Time, Kind: "seen", Seen: &o})
+}
+
+// text of a line. That of an observation is made when somebody reads it: DHCP
+// waits while it is kept.
+func (l TimelineEntry) text() string {
+	if l.Text == "" && l.Seen != nil {
+		return seenText(*l.Seen)
+	}
+	return l.Text
 }
 
 // log keeps a line of the machine's own. It is no sign of life: anybody may send
@@ -85,7 +94,8 @@ func (h *history) note(at time.Time, text string) {
 func (h *history) keep(l TimelineEntry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.seen, h.seenAt, l.Trace = l.Text, l.Time, h.trace
+	l.Trace = h.trace
+	h.seen = l
 	if renewal(l.Seen) {
 		h.repeat(&l)
 	}
@@ -101,7 +111,8 @@ func renewal(o *inventory.Observation) bool {
 // repeat takes the place of the same line just before. The lock is held.
 func (h *history) repeat(l *TimelineEntry) {
 	for i := len(h.packets) - 1; i >= max(0, len(h.packets)-2); i-- {
-		if old := h.packets[i]; old.Text == l.Text && old.Trace == l.Trace && renewal(old.Seen) {
+		if old := h.packets[i]; old.Trace == l.Trace && renewal(old.Seen) && old.Seen.Kind == l.Seen.Kind && old.Seen.Remote == l.Seen.Remote &&
+			old.Seen.Server == l.Seen.Server && old.Seen.Relay == l.Seen.Relay && old.Seen.Detail == l.Seen.Detail && old.Seen.V6 == l.Seen.V6 {
 			l.Times = max(old.Times, 1) + 1
 			h.packets = slices.Delete(h.packets, i, i+1)
 			return
@@ -128,6 +139,9 @@ func (h *history) list() []TimelineEntry {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	out := slices.Concat(h.durable, h.packets, h.logs)
+	for i := range out {
+		out[i].Text = out[i].text()
+	}
 	slices.SortStableFunc(out, func(a, b TimelineEntry) int { return a.Time.Compare(b.Time) })
 	return out
 }

@@ -28,7 +28,7 @@ func (e *Engine) BootSpec(_ context.Context, c ipxe.Client) (ipxe.Spec, error) {
 	if q.Arch = c.Arch.CPU(); q.Machine != nil {
 		q.Arch = q.Machine.Arch
 		if m, ok := e.known(q.Machine.Name); ok {
-			q.State = m.snapshot()
+			q.State = m.committed()
 		}
 	}
 	q.Ramdisk = e.Ramdisk(q.Arch)

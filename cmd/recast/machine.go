@@ -140,8 +140,9 @@ func newExplain() *cobra.Command {
 	var lines int
 	cmd := &cobra.Command{
 		Use: "explain MACHINE", GroupID: "look", Short: "Say what a machine waits for, and what to do",
-		Long: `Say in which state a machine is and since when, the first thing that is missing, what commonly
-stands behind it, what happens next or what to do, and the last lines of its timeline.`,
+		Long: `Say in which state a machine is and since when, and the first thing that is missing, from what the
+servers saw of it. What may stand behind that comes ranked, each cause with a code and with what to
+do; then what happens next, and the last lines of its timeline.`,
 		Example: "  recast explain r1u05\n  recast explain r1u05 --lines 100", ValidArgsFunction: completeMachines,
 		Args: arguments(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {

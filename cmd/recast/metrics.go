@@ -134,7 +134,7 @@ func (s *server) metrics(w io.Writer, v web.StatusReply) error {
 	e.sample("recast_dhcp_panics_total", float64(d.Panics))
 	e.family("recast_dhcp_lease_records", "gauge", "Lease records, expired and quarantined ones included.")
 	e.sample("recast_dhcp_lease_records", float64(d.Leases))
-	e.family("recast_dhcp_reply_seconds", "histogram", "From a DHCP request's arrival until its answer is ready to send, its lease durable, by message type of the answer.")
+	e.family("recast_dhcp_reply_seconds", "histogram", "From a DHCP request's arrival until its answer is ready to send, its lease durable, by message type of the answer; DHCPv6's Advertise and Reply count as OFFER and ACK.")
 	for i := range s.meters.dhcp {
 		e.histogram("recast_dhcp_reply_seconds", &s.meters.dhcp[i], "type", dhcpNames[i])
 	}
