@@ -371,3 +371,36 @@ func TestLargeIPv6PoolsCountRight(t *testing.T) {
 		}
 	}
 }
+
+// A machine's timeline tells of DHCPv6 what it tells of DHCPv4.
+func TestObservationsOfDHCPv6StandForThoseOfDHCPv4(t *testing.T) {
+	var got []string
+	s := &Server{Observe: func(o inventory.Observation) {
+		got = append(got, fmt.Sprintf("%s %s %s: %s of %v by %v", o.Kind, o.V6, o.MAC, o.Detail, o.Remote, o.Server))
+	}}
+	s.init()
+	for _, m := range []*dhcpv6.Message{
+		message6(SOLICIT, wants(1), pxe6), message6(REQUEST6, toUs, wants(1), pxe6), message6(REQUEST6, toUs, wants(1, "2001:db8:99::1")),
+		message6(RENEW, toUs, wants(1, "2001:db8:20::15")), message6(INFORM6, http6),
+	} {
+		var asked question
+		o := ask6(t, rack6(), m, macDeclared, nil, func(q *question) { asked = *q })
+		s.sawAsked(&asked)
+		s.sawAnswered(&asked, o, epoch)
+	}
+	const none = "invalid IP"
+	if diff := cmp.Diff([]string{
+		"dhcp-discover SOLICIT 52:54:00:00:00:05: firmware, architecture 7 of " + none + " by " + none,
+		"dhcp-offer ADVERTISE 52:54:00:00:00:05:  of 2001:db8:20::15 by 2001:db8:20::2",
+		"dhcp-request REQUEST 52:54:00:00:00:05: firmware, architecture 7 of " + none + " by " + none,
+		"dhcp-ack REPLY 52:54:00:00:00:05:  of 2001:db8:20::15 by 2001:db8:20::2",
+		"dhcp-request REQUEST 52:54:00:00:00:05: os of " + none + " by " + none,
+		"dhcp-nak REPLY 52:54:00:00:00:05: NotOnLink of " + none + " by 2001:db8:20::2",
+		"dhcp-request RENEW 52:54:00:00:00:05: os of " + none + " by " + none,
+		"dhcp-ack REPLY 52:54:00:00:00:05:  of 2001:db8:20::15 by 2001:db8:20::2",
+		"dhcp-request INFORMATION-REQUEST 52:54:00:00:00:05: http, architecture 16 of " + none + " by " + none,
+		"dhcp-ack REPLY 52:54:00:00:00:05:  of " + none + " by 2001:db8:20::2",
+	}, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}

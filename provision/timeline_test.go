@@ -57,6 +57,9 @@ func TestWhatIsSeenIsShortAndNamesTheAddress(t *testing.T) {
 		want string
 	}{
 		{inventory.Observation{Kind: inventory.SawDiscover, Detail: "firmware, architecture 7"}, "dhcp-discover firmware, architecture 7"},
+		{inventory.Observation{Kind: inventory.SawDiscover, V6: "SOLICIT", Detail: "firmware, architecture 7"}, "dhcpv6-solicit firmware, architecture 7"},
+		{inventory.Observation{Kind: inventory.SawAck, V6: "REPLY", Remote: netip.MustParseAddr("2001:db8:20::15"), Detail: "tftp://[2001:db8:20::2]/snponly.efi"}, "dhcpv6-reply of 2001:db8:20::15, snponly.efi"},
+		{inventory.Observation{Kind: inventory.SawNak, V6: "REPLY", Detail: "NoAddrsAvail"}, "dhcpv6-reply NoAddrsAvail"},
 		{inventory.Observation{Kind: inventory.SawOffer, Remote: addr, Detail: "http://10.77.0.1:8080/boot/script?mac=${netX/mac}&uuid=${uuid}"}, "dhcp-offer of 10.77.0.11, boot script"},
 		{inventory.Observation{Kind: inventory.SawAck, Remote: addr, Detail: "snponly.efi"}, "dhcp-ack of 10.77.0.11, snponly.efi"},
 		{inventory.Observation{Kind: inventory.SawAck, Remote: addr, Detail: "http://10.77.0.1:8080/boot/loader/snponly.efi"}, "dhcp-ack of 10.77.0.11, snponly.efi"},
