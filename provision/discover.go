@@ -18,8 +18,10 @@ type Stray struct {
 	Addr    netip.Addr      `json:"addr,omitzero"`
 	Facts   inventory.Facts `json:"facts"`
 	At      time.Time       `json:"at"`
-	// YAML declares it; filled in when shown.
-	YAML string `json:"yaml,omitempty"`
+	// MayBe says which declared machine it may be: "another card of r1u05, which
+	// declares its UUID". YAML declares it. Both are filled in when shown.
+	MayBe string `json:"mayBe,omitempty"`
+	YAML  string `json:"yaml,omitempty"`
 }
 
 // empty tells that no disk holds anything. A machine that shows no disk may have
@@ -34,6 +36,78 @@ func (d Stray) empty() bool {
 		}
 	}
 	return true
+}
+
+// discoveredFacts are what a declared machine showed before it was: the newest
+// inventory that came by one of its hardware addresses, nil none.
+func (e *Engine) discoveredFacts(m *inventory.Machine) *inventory.Facts {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var newest Stray
+	for _, nic := range m.NICs {
+		if d, ok := e.strays[nic.MAC]; ok && d.At.After(newest.At) {
+			newest = d
+		}
+	}
+	if newest.MAC == "" {
+		return nil
+	}
+	facts := namedFacts(newest.Facts, m.Name)
+	return &facts
+}
+
+// relatives finds the declared machine that a stranger may be another card of.
+type relatives struct {
+	set              *inventory.Set
+	byUUID, bySerial map[string]string
+	said             *uuidIndex
+}
+
+func (e *Engine) relatives(set *inventory.Set) relatives {
+	r := relatives{set, map[string]string{}, map[string]string{}, &e.uuids}
+	for _, m := range set.Machines {
+		if m.UUID != "" {
+			r.byUUID[m.UUID] = m.Name
+		}
+		if m.Serial != "" {
+			r.bySerial[m.Serial] = m.Name
+		}
+	}
+	return r
+}
+
+// of tells the machine, and by what; "" none.
+func (r relatives) of(facts inventory.Facts) (machine, by string) {
+	uuid, serial := strings.ToLower(facts.SystemVendor.UUID), facts.SystemVendor.SerialNumber
+	if m := r.byUUID[uuid]; m != "" {
+		return m, "which declares its UUID"
+	}
+	if m := r.bySerial[serial]; m != "" {
+		return m, "which declares its serial"
+	}
+	for _, nic := range facts.Interfaces {
+		if m := r.set.MachineByMAC(nic.MAC); m != nil {
+			return m.Name, "which declares its interface " + nic.MAC.String()
+		}
+	}
+	for _, m := range r.said.who(uuid) {
+		if r.set.Machine(m) != nil {
+			return m, "which says the same UUID"
+		}
+	}
+	return "", ""
+}
+
+// show fills in what is not stored.
+func (d *Stray) show(r relatives) {
+	d.YAML = inventory.YAMLFor(d.Facts, d.Network)
+	m, by := r.of(d.Facts)
+	if m == "" {
+		return
+	}
+	d.MayBe = fmt.Sprintf("another card of %s, %s", m, by)
+	d.YAML = fmt.Sprintf("# It may be %s. Then add {mac: %q} to the nics of %s:\n"+
+		"# one machine declared twice is refused, or held. If it is another machine, give it a UUID\n# and serial of its own first.\n%s", d.MayBe, d.MAC, m, d.YAML)
 }
 
 // Discover takes an undeclared machine's inventory. The token, which the boot

@@ -398,14 +398,18 @@ var ErrInUse = errors.New("needs it")
 func (e *Engine) Authority() *Authority { return e.authority }
 
 // Discovered machines that nobody declared, by hardware address, each with the
-// YAML that declares it.
+// YAML that declares it, and what it may be instead.
 func (e *Engine) Discovered() []Stray {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
+	if len(e.strays) == 0 {
+		return nil
+	}
 	var out []Stray
+	kin := e.relatives(e.set)
 	for mac, d := range e.strays {
 		if e.machineOf(mac) == nil {
-			d.YAML = inventory.YAMLFor(d.Facts, d.Network)
+			d.show(kin)
 			out = append(out, d)
 		}
 	}

@@ -80,8 +80,10 @@ type planInput struct {
 	State     func(machine string) State
 	Image     func(inventory.Digest) (ImageFacts, bool)
 	Loader    func(*inventory.Machine) string // why it has none to boot by; nil: never
-	Erase     []string
-	Frozen    string
+	// Discovered is what the machine showed while nobody had declared it; nil nothing.
+	Discovered func(*inventory.Machine) *inventory.Facts
+	Erase      []string
+	Frozen     string
 }
 
 // plan lists, in the order of machine names, what would make every Status match
@@ -177,6 +179,13 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	e.FetchBytes, e.WriteBytes = image.Pack, image.Size
 	if in.Loader != nil && e.Waits == "" {
 		e.Waits = in.Loader(m)
+	}
+	if s.Status.Facts == nil && in.Discovered != nil {
+		// Anybody could have said that for it: before a byte is written, the ramdisk
+		// looks again, and all is decided anew.
+		if s.Status.Facts = in.Discovered(m); s.Status.Facts != nil {
+			e.Why += "; of its disk is known what its discovery showed"
+		}
 	}
 	planDisk(&e, m, w, s, image, erase)
 	switch {

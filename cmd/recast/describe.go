@@ -238,6 +238,9 @@ func printNetwork(w io.Writer, n *inventory.Network, leases []inventory.Lease, s
 
 func printStray(w io.Writer, d provision.Stray) {
 	line(w, "MAC", "%s", d.MAC)
+	if d.MayBe != "" {
+		line(w, "May be", "%s", d.MayBe)
+	}
 	line(w, "Network", "%s", dash(d.Network))
 	line(w, "Address", "%s", d.Addr)
 	line(w, "Seen", "%s ago", since(d.At, time.Now()))
