@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"recast/inventory"
@@ -45,7 +46,7 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d := decideClaim(claimQuestion{Key: e.key, Machine: decl, State: m.state, Claim: c, Remote: remote,
-		Lease: lease, Authoritative: net.DHCP == inventory.DHCPAuthoritative, Twin: twin, Now: e.Now()})
+		Lease: lease, Authoritative: net.DHCP == inventory.DHCPAuthoritative, Twin: twin, TwinDeclares: e.declares(twin, c.UUID), Now: e.Now()})
 	switch d.Verdict {
 	case ClaimGrant:
 		m.history.saw(sawClaim(c, remote, e.Now(), ""))
@@ -56,7 +57,7 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 		m.history.saw(sawClaim(c, remote, e.Now(), "refused: "+d.Reason))
 		return inventory.ClaimReply{}, errors.Join(refused("claim: %s", d.Reason), err)
 	case ClaimHold:
-		err = e.suspect(ctx, m, twin, d.Reason)
+		err = e.suspect(ctx, m, twin, Suspected{d.Reason, d.Cure})
 		fallthrough
 	default:
 		m.history.saw(sawClaim(c, remote, e.Now(), "refused: "+d.Reason))
@@ -78,11 +79,11 @@ func sawClaim(c inventory.Claim, remote netip.Addr, now time.Time, refusal strin
 const maxWord = 256
 
 // suspect holds a machine whose lock is held, and its twin.
-func (e *Engine) suspect(ctx context.Context, m *machine, twin, reason string) error {
-	err := e.handleLocked(ctx, m, Suspected{Reason: reason})
+func (e *Engine) suspect(ctx context.Context, m *machine, twin string, why Suspected) error {
+	err := e.handleLocked(ctx, m, why)
 	if twin != "" {
 		e.spawn(func() {
-			if err := e.handle(e.background(), e.machine(twin), Suspected{Reason: reason}); err != nil {
+			if err := e.handle(e.background(), e.machine(twin), why); err != nil {
 				e.Log.Warn("hold not recorded", "machine", twin, "err", err)
 			}
 		})
@@ -133,6 +134,12 @@ func (e *Engine) twin(name, uuid string) string {
 		}
 	}
 	return ""
+}
+
+// declares tells whether a machine is declared with the UUID.
+func (e *Engine) declares(name, uuid string) bool {
+	m := e.Set().Machine(name)
+	return m != nil && strings.EqualFold(m.UUID, uuid)
 }
 
 // agent finds the machine whose present boot holds the token, and locks it.

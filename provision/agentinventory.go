@@ -33,11 +33,11 @@ func (e *Engine) Inventory(ctx context.Context, token string, facts inventory.Fa
 	if s.Status.Step == StepInspecting && Busy(s.Status.Phase) {
 		if c, v := s.Intent.Claim, facts.SystemVendor; c.UUID != v.UUID || c.Serial != v.SerialNumber {
 			return inventory.Order{}, errors.Join(refused("inventory: UUID %q serial %q is not what claimed %s", v.UUID, v.SerialNumber, m.name),
-				e.suspect(ctx, m, "", fmt.Sprintf("%s was claimed with UUID %q serial %q, its inventory says %q %q", m.name, c.UUID, c.Serial, v.UUID, v.SerialNumber)))
+				e.suspect(ctx, m, "", Suspected{Reason: fmt.Sprintf("%s was claimed with UUID %q serial %q, its inventory says %q %q", m.name, c.UUID, c.Serial, v.UUID, v.SerialNumber)}))
 		}
-		if twin != "" {
-			reason := fmt.Sprintf("%s and %s say the same UUID %s", m.name, twin, facts.SystemVendor.UUID)
-			return inventory.Order{}, errors.Join(refused("inventory: %s", reason), e.suspect(ctx, m, twin, reason))
+		if decl := e.Set().Machine(m.name); twin != "" && decl != nil {
+			reason, cure := twins(decl, twin, e.declares(twin, facts.SystemVendor.UUID), facts.SystemVendor.UUID)
+			return inventory.Order{}, errors.Join(refused("inventory: %s", reason), e.suspect(ctx, m, twin, Suspected{reason, cure}))
 		}
 		d, err := e.decideDisk(ctx, m.name, s, facts)
 		if err != nil {

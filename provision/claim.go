@@ -25,6 +25,7 @@ const (
 type ClaimDecision struct {
 	Verdict ClaimVerdict
 	Reason  string
+	Cure    string // what ends a hold
 	Claim   ClaimState
 	Resume  bool
 }
@@ -40,9 +41,11 @@ type claimQuestion struct {
 	// recast gives the addresses.
 	Lease         string
 	Authoritative bool
-	// Twin is another machine with the same UUID, "" none.
-	Twin string
-	Now  time.Time
+	// Twin is another machine with the same UUID, "" none; TwinDeclares: it is
+	// declared with it.
+	Twin         string
+	TwinDeclares bool
+	Now          time.Time
 }
 
 // decideClaim follows the ladder of the re-image transaction: the nonce is the
@@ -52,8 +55,8 @@ func decideClaim(q claimQuestion) ClaimDecision {
 	refuse := func(format string, args ...any) ClaimDecision {
 		return ClaimDecision{Verdict: ClaimRefuse, Reason: fmt.Sprintf(format, args...)}
 	}
-	hold := func(format string, args ...any) ClaimDecision {
-		return ClaimDecision{Verdict: ClaimHold, Reason: fmt.Sprintf(format, args...)}
+	hold := func(cure, format string, args ...any) ClaimDecision {
+		return ClaimDecision{Verdict: ClaimHold, Reason: fmt.Sprintf(format, args...), Cure: cure}
 	}
 	if in == nil || !in.Live {
 		return refuse("nothing is armed for %s", q.Machine.Name)
@@ -77,13 +80,14 @@ func decideClaim(q claimQuestion) ClaimDecision {
 		return refuse("the claim for %s comes from %s, which is not its lease", q.Machine.Name, q.Remote)
 	}
 	if w := q.Machine.Serial; w != "" && w != q.Claim.Serial {
-		return hold("%s is declared with serial %q, the machine says %q", q.Machine.Name, w, q.Claim.Serial)
+		return hold("correct its serial in its file, or its nics if they are another machine's, and apply", "%s is declared with serial %q, the machine says %q", q.Machine.Name, w, q.Claim.Serial)
 	}
 	if w := q.Machine.UUID; w != "" && !strings.EqualFold(w, q.Claim.UUID) {
-		return hold("%s is declared with UUID %q, the machine says %q", q.Machine.Name, w, q.Claim.UUID)
+		return hold("correct its uuid in its file, or its nics if they are another machine's, and apply", "%s is declared with UUID %q, the machine says %q", q.Machine.Name, w, q.Claim.UUID)
 	}
 	if q.Twin != "" {
-		return hold("%s and %s say the same UUID %s", q.Machine.Name, q.Twin, q.Claim.UUID)
+		reason, cure := twins(q.Machine, q.Twin, q.TwinDeclares, q.Claim.UUID)
+		return hold(cure, "%s", reason)
 	}
 	claim := ClaimState{BootID: q.Claim.BootID, UUID: q.Claim.UUID, Serial: q.Claim.Serial,
 		Addr: q.Remote, MAC: q.Claim.MAC, Until: q.Now.Add(LeaseTime)}
@@ -91,13 +95,29 @@ func decideClaim(q claimQuestion) ClaimDecision {
 		return ClaimDecision{Verdict: ClaimGrant, Claim: claim}
 	}
 	if in.Claim.UUID != claim.UUID || in.Claim.Serial != claim.Serial {
-		return hold("a second machine claims %s: UUID %q serial %q, the first had %q %q",
+		return hold("find the other, which has its hardware address or its boot script", "a second machine claims %s: UUID %q serial %q, the first had %q %q",
 			q.Machine.Name, claim.UUID, claim.Serial, in.Claim.UUID, in.Claim.Serial)
 	}
 	if q.State.Status.Restarts >= MaxRestarts {
 		return refuse("%s started the ramdisk %d times in one attempt", q.Machine.Name, MaxRestarts+1)
 	}
 	return ClaimDecision{Verdict: ClaimGrant, Claim: claim, Resume: true}
+}
+
+// twins says that two machines have one UUID, whose own it is where one of them
+// declares it, and what ends that.
+func twins(m *inventory.Machine, twin string, twinDeclares bool, uuid string) (reason, cure string) {
+	owner, other := m.Name, twin
+	switch {
+	case strings.EqualFold(m.UUID, uuid):
+	case twinDeclares:
+		owner, other = twin, m.Name
+	default:
+		return fmt.Sprintf("%s and %s say the same UUID %s", m.Name, twin, uuid),
+			"give one of them a UUID of its own in its firmware"
+	}
+	return fmt.Sprintf("%s says the UUID %s, which is the declared one of %s", other, uuid, owner),
+		fmt.Sprintf("give %s a UUID of its own in its firmware, or correct the uuid of %s in its file and apply; if they are two cards of one machine, declare it once", other, owner)
 }
 
 // usableUUID is false for the values that many boards share, which therefore

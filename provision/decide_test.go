@@ -40,6 +40,7 @@ func TestClaimVerdicts(t *testing.T) {
 		change func(*claimQuestion)
 		want   ClaimVerdict
 		reason string
+		cure   string
 		resume bool
 	}{
 		{name: "the armed machine", state: armed(), want: ClaimGrant},
@@ -55,7 +56,12 @@ func TestClaimVerdicts(t *testing.T) {
 		{name: "another serial than declared", state: armed(), change: func(q *claimQuestion) { q.Machine.Serial = "T" }, want: ClaimHold, reason: `declared with serial "T"`},
 		{name: "another UUID than declared", state: armed(), change: func(q *claimQuestion) { q.Machine.UUID = "u2" }, want: ClaimHold, reason: `declared with UUID "u2"`},
 		{name: "the declared UUID in capitals", state: armed(), change: func(q *claimQuestion) { q.Machine.UUID = "U1" }, want: ClaimGrant},
-		{name: "a twin", state: armed(), change: func(q *claimQuestion) { q.Twin = "m2" }, want: ClaimHold, reason: "m1 and m2 say the same UUID"},
+		{name: "a twin", state: armed(), change: func(q *claimQuestion) { q.Twin = "m2" }, want: ClaimHold, reason: "m1 and m2 say the same UUID", cure: "give one of them a UUID of its own"},
+		{name: "a twin that says ours", state: armed(), change: func(q *claimQuestion) {
+			q.Twin, q.Machine = "m2", &inventory.Machine{Name: "m1", UUID: q.Claim.UUID}
+		}, want: ClaimHold, reason: "m2 says the UUID u1, which is the declared one of m1", cure: "give m2 a UUID of its own in its firmware, or correct the uuid of m1"},
+		{name: "a twin whose UUID we say", state: armed(), change: func(q *claimQuestion) { q.Twin, q.TwinDeclares = "m2", true }, want: ClaimHold,
+			reason: "m1 says the UUID u1, which is the declared one of m2", cure: "give m1 a UUID of its own in its firmware, or correct the uuid of m2"},
 		{name: "from somebody else's lease", state: armed(), change: func(q *claimQuestion) { q.Authoritative, q.Lease = true, "m2" }, want: ClaimRefuse, reason: "is not its lease"},
 		{name: "from its own lease", state: armed(), change: func(q *claimQuestion) { q.Authoritative, q.Lease = true, "m1" }, want: ClaimGrant},
 		{name: "the reply was lost", state: claimed(), want: ClaimRepeat},
@@ -77,6 +83,9 @@ func TestClaimVerdicts(t *testing.T) {
 			got := decideClaim(q)
 			if got.Verdict != c.want || got.Resume != c.resume || !strings.Contains(got.Reason, c.reason) || (c.reason == "") != (got.Reason == "") {
 				t.Errorf("got %s %q resume %t, want %s %q resume %t", got.Verdict, got.Reason, got.Resume, c.want, c.reason, c.resume)
+			}
+			if !strings.Contains(got.Cure, c.cure) || (got.Verdict == ClaimHold) != (got.Cure != "") {
+				t.Errorf("cure %q, want %q", got.Cure, c.cure)
 			}
 			if got.Verdict == ClaimGrant && (got.Claim.BootID != q.Claim.BootID || !got.Claim.Until.Equal(t0.Add(LeaseTime))) {
 				t.Errorf("granted %+v", got.Claim)

@@ -77,7 +77,10 @@ type Aborted struct{ By string }
 type Held struct{ Hold Hold }
 
 // Suspected: the machine's claims do not fit together; hands off.
-type Suspected struct{ Reason string }
+type Suspected struct {
+	Reason string
+	Cure   string // "" unknown
+}
 
 // Noticed: something that a person should know of, and that stops nothing.
 type Noticed struct{ Finding string }

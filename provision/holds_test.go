@@ -86,7 +86,7 @@ func TestTakingAFailedChangeBackWritesNothing(t *testing.T) {
 	changed := strings.Replace(y, "hostname: x", "hostname: y", 1)
 	s.apply(changed)
 	s.await("m1", Deploying, StepBooting)
-	if err := s.handle(t.Context(), s.machine("m1"), Suspected{"a test"}); err != nil {
+	if err := s.handle(t.Context(), s.machine("m1"), Suspected{Reason: "a test"}); err != nil {
 		t.Fatal(err)
 	}
 	s.await("m1", Failed, StepNone)

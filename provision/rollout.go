@@ -119,7 +119,11 @@ func frozenWait(reason string) Wait {
 }
 
 func heldWait(machine string, h *Hold) Wait {
-	return Wait{fmt.Sprintf("held by %s: %s", h.Owner, h.Reason), "recast release " + machine}
+	next := "recast release " + machine
+	if h.Cure != "" {
+		next = h.Cure + ", then: " + next
+	}
+	return Wait{fmt.Sprintf("held by %s: %s", h.Owner, h.Reason), next}
 }
 
 // imageWait is the wait for an image; none where it is whole.

@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -234,11 +235,11 @@ func (t *transition) aborted(ev Aborted) {
 
 func (t *transition) suspected(ev Suspected) {
 	t.finding(ev.Reason)
-	t.Status.Hold = &Hold{Owner: "recast", Reason: ev.Reason, Since: t.now}
+	t.Status.Hold = &Hold{Owner: "recast", Reason: ev.Reason, Cure: ev.Cure, Since: t.now}
 	if t.busy() {
 		t.stop(ev.Reason)
 	}
-	t.Status.NextAction = fmt.Sprintf("find out why, then: recast release %s", t.Status.Machine)
+	t.Status.NextAction = fmt.Sprintf("%s, then: recast release %s", cmp.Or(ev.Cure, "find out why"), t.Status.Machine)
 }
 
 // reverted takes a failure back: what the machine was to become is not wanted any

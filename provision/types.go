@@ -75,6 +75,7 @@ type Evidence struct {
 type Hold struct {
 	Owner   string    `json:"owner"`
 	Reason  string    `json:"reason"`
+	Cure    string    `json:"cure,omitempty"` // what to do before it is released
 	Since   time.Time `json:"since"`
 	Expires time.Time `json:"expires,omitzero"` // zero: until released
 }
