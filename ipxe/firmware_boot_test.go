@@ -85,8 +85,8 @@ func TestRealFirmwareReachesItsDisk(t *testing.T) {
 		{"OVMF by sanboot", ipxe.FirmwareX64UEFI, "7", false, uefiMachine, inventory.LocalSANBoot},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if tc.local != "" && os.Getenv("RECAST_BOOT") == "" {
-				t.Skip("only in make test-boot")
+			if tc.local != "" && os.Getenv("RECAST_LONG") == "" {
+				t.Skip("one of make test-boot")
 			}
 			args := tc.machine(t, t.TempDir())
 			booter := &scriptedBooter{answers: []answer{
