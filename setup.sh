@@ -42,6 +42,7 @@ radvd               a router of IPv6
 kea-admin           perfdhcp: many DHCP clients at once
 tftp-hpa            a TFTP client
 atftp               another, that asks for windows
+tftpd-hpa           a TFTP server to be held against
 curl                an HTTP and TFTP client
 tshark              reads captures, and finds malformed packets
 etcd-server         the other store

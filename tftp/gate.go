@@ -14,7 +14,7 @@ type Limits struct {
 	Rate      float64 // requests a second per source, sustained; 8
 	Burst     int     // requests at once per source; 64
 	PerSource int     // transfers at once per source; 8
-	Transfers int     // transfers at once in all; 4096
+	Transfers int     // transfers at once in all; 8192
 	Sources   int     // sources remembered; 65536
 }
 
@@ -29,7 +29,7 @@ func (l Limits) filled() Limits {
 		l.PerSource = 8
 	}
 	if l.Transfers == 0 {
-		l.Transfers = 4096
+		l.Transfers = 8192
 	}
 	if l.Sources == 0 {
 		l.Sources = 65536

@@ -44,7 +44,7 @@ func namespace(t testing.TB, tools ...tool) bool {
 	if _, ok := t.(*testing.B); ok {
 		flag = "-test.run=^$ -test.benchtime=1x -test.bench"
 	}
-	args := append(strings.Fields(flag+"=^"+regexp.QuoteMeta(t.Name())+"$"), "-test.v", "-test.timeout=200s", "-test.parallel=20")
+	args := append(strings.Fields(flag+"=^"+regexp.QuoteMeta(t.Name())+"$"), "-test.v", "-test.timeout=290s", "-test.parallel=20")
 	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
 	cmd.Env = append(os.Environ(), inNamespace+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
@@ -157,7 +157,7 @@ var realClients = []realClient{
 func (c realClient) fetch(t *testing.T, addr *net.UDPAddr, file string, want []byte) {
 	t.Helper()
 	c.tool.need(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Second)
 	defer cancel()
 	out := filepath.Join(t.TempDir(), "out")
 	args := strings.Fields(strings.NewReplacer("OUT", out, "HOST", addr.IP.String(), "PORT", strconv.Itoa(addr.Port), "FILE", file).Replace(c.args))
@@ -196,7 +196,7 @@ func TestRealClientsFetchALoaderThroughLoss(t *testing.T) {
 		"nft add rule ip loss in ip saddr 10.9.0.1 udp dport > 0 numgen random mod 10 == 0 counter drop")
 	content := make([]byte, 60_000)
 	rand.Read(content)
-	s := startWith(t, "10.9.0.1:0", Limits{Burst: 1000, PerSource: 100}, 0, content)
+	s := startWith(t, "10.9.0.1:0", Limits{Burst: 1000, PerSource: 100}, 0, map[string][]byte{"snponly.efi": content})
 	for _, c := range realClients {
 		if strings.Contains(c.what, "small") {
 			continue // a thousand and a half round trips, a fifth of which fail

@@ -38,7 +38,6 @@ type request struct {
 	name    string
 	text    bool // netascii
 	options []option
-	bytes   int // of the packet
 }
 
 type option struct{ name, value string }
@@ -62,7 +61,7 @@ const (
 
 // parseRequest reads a packet that arrived on the listening port.
 func parseRequest(p []byte) (request, error) {
-	r := request{bytes: len(p)}
+	var r request
 	if len(p) < 4 {
 		return r, badShort
 	}

@@ -19,14 +19,11 @@ import (
 )
 
 const (
-	// patience is how long a client may be silent that has answered before. Most
-	// repeat themselves after five seconds.
+	// patience is how long a client may be silent. Most repeat themselves after
+	// five or six seconds, and that may be lost too.
 	patience = 20 * time.Second
 	// longestPatience is that for a client that names long times.
 	longestPatience = time.Minute
-	// firstPatience is how long a client may take to answer at all.
-	firstPatience = 10 * time.Second
-	firstWait     = time.Second
 	// maxText is how large a file may be that is converted to netascii.
 	maxText = 4 << 20
 )
@@ -36,7 +33,7 @@ type transfer struct {
 	terms
 	conn   *net.UDPConn // to the client; its port is our TID (RFC 1350 section 4)
 	client netip.AddrPort
-	asked  int // bytes of the request
+	room   int // for a block
 	file   *io.SectionReader
 	buf    [maxRequest + 4]byte
 }
@@ -85,44 +82,47 @@ func (s *Server) accept(ctx context.Context, packet []byte, from netip.AddrPort,
 	if err := s.gate.admit(s.now(), from.Addr()); err != nil {
 		return err
 	}
+	// Here and not in the transfer's goroutine, whose stack would keep the room
+	// that this takes.
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 0)))
+	if err != nil {
+		s.gate.end(from.Addr())
+		s.log().Warn("tftp request lost", "remote", from, "error", err)
+		return lostRequest
+	}
+	t := &transfer{conn: conn, client: from, room: room(to, from)}
 	s.work.Go(func() {
 		defer s.gate.end(from.Addr())
+		defer conn.Close()
 		defer func() {
 			if p := recover(); p != nil {
 				s.log().Error("recover from panic in a transfer", "remote", from, "panic", p, "stack", string(debug.Stack()))
 				s.dropped.add(panicked)
 			}
 		}()
-		s.serve(ctx, req, from, to)
+		s.serve(ctx, req, t)
 	})
 	return nil
 }
 
-// serve is one transfer, from its socket to its report.
-func (s *Server) serve(ctx context.Context, req request, client netip.AddrPort, us netip.Addr) {
-	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(us, 0)))
+// serve is one transfer, up to its report.
+func (s *Server) serve(ctx context.Context, req request, t *transfer) {
+	o := inventory.Observation{Remote: t.client.Addr(), Detail: req.name}
+	file, err := s.open(ctx, req, t.client.Addr())
 	if err != nil {
-		s.log().Warn("tftp request lost", "remote", client, "error", err)
-		s.dropped.add(lostRequest)
-		return
-	}
-	defer conn.Close()
-	t := &transfer{conn: conn, client: client, asked: req.bytes}
-	o := inventory.Observation{Remote: client.Addr(), Detail: req.name}
-	file, err := s.open(ctx, req, client.Addr())
-	if err != nil {
-		// An optional file; the client goes on without it, and at once.
+		// An optional file; the client goes on without it, and at once. The words are
+		// few: the address may be a victim's.
 		o.Detail = fmt.Sprintf("%.80q", req.name)
 		s.report(o, err)
-		t.send(errorPacket(codeNotFound, fmt.Sprintf("file %.200q is not served here", req.name)))
+		t.send(errorPacket(codeNotFound, errNoFile.Error()))
 		return
 	}
 	defer file.Close()
 	t.file = io.NewSectionReader(file, 0, file.Size())
-	t.terms = req.agree(t.file.Size(), room(us, client))
+	t.terms = req.agree(t.file.Size(), t.room)
 	o.Size, o.BlockSize = t.file.Size(), t.block
 
-	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })()
+	defer context.AfterFunc(ctx, func() { _ = t.conn.SetReadDeadline(time.Now()) })()
 	start := s.now()
 	acked, err := t.run(ctx, s.relay, cmp.Or(s.patience, patience))
 	o.Bytes = min(acked*int64(t.block), o.Size)
@@ -158,7 +158,7 @@ func (s *Server) open(ctx context.Context, req request, remote netip.Addr) (File
 	}
 	defer f.Close()
 	if f.Size() > maxText {
-		return nil, errors.New("too large for netascii")
+		return nil, errors.New("too large as text")
 	}
 	content, err := io.ReadAll(netascii.ToReader(io.NewSectionReader(f, 0, f.Size())))
 	if err != nil {
@@ -172,7 +172,7 @@ var errSilent = errors.New("no answer")
 // run moves the file and returns how many blocks have arrived.
 func (t *transfer) run(ctx context.Context, library *relay, patience time.Duration) (acked int64, err error) {
 	w := newWindow(t.terms, t.file.Size(), time.Now())
-	if err := t.first(ctx, w, min(patience, firstPatience)); err != nil {
+	if err := t.first(ctx, w, patience); err != nil {
 		return 0, err
 	}
 	switch {
@@ -185,9 +185,9 @@ func (t *transfer) run(ctx context.Context, library *relay, patience time.Durati
 	return w.acked, err
 }
 
-// first sends the first packet until the client has answered it. Before, the
-// address may be a victim's: it gets less than three times what was asked with,
-// or the block that RFC 1350 demands, once.
+// first sends the first packet and waits until the client has answered it. It is
+// sent once: the address may be a victim's until then, and atftp gives up over a
+// second OACK. A client that lost it asks again.
 func (t *transfer) first(ctx context.Context, w *window, patience time.Duration) error {
 	p := t.oack
 	if p == nil {
@@ -196,25 +196,16 @@ func (t *transfer) first(ctx context.Context, w *window, patience time.Duration)
 			return err
 		}
 	}
-	end := time.Now().Add(patience)
-	for n := 1; time.Now().Before(end); n++ {
-		if n == 1 || n*len(p) < 3*t.asked {
-			t.send(p)
-			w.again = n > 1
+	t.send(p)
+	for end := time.Now().Add(patience); ; {
+		block, err := t.receive(ctx, end)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return errSilent
 		}
-		deadline := time.Now().Add(firstWait << min(n-1, 4))
-		if end.Before(deadline) {
-			deadline = end
-		}
-		block, err := t.receive(ctx, deadline)
-		switch {
-		case err == nil && w.ack(time.Now(), block):
-			return nil
-		case err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
+		if err != nil || w.ack(time.Now(), block) {
 			return err
 		}
 	}
-	return errSilent
 }
 
 // sendWindows does what the library cannot: windows, a time of the client's, and

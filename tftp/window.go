@@ -24,22 +24,20 @@ type window struct {
 // trip and doubles until the client moves on (RFC 1123 section 4.2.3.2), beyond
 // the time after which clients repeat themselves, mostly five seconds: atftp
 // answers a repeated block once only, and each that arrives restarts its clock.
-// Where the client named that time (RFC 2349), the longest wait follows from it.
-// It is not the first wait: curl and U-Boot name five seconds and more without a
-// thought, which each loss would cost them.
+// The time that a client names (RFC 2349) can make the longest wait longer. It is
+// no more than that: curl and U-Boot name five seconds and more without a thought,
+// which each loss would cost them, and atftp keeps its own five whatever it names.
 const (
 	shortestWait = 50 * time.Millisecond
+	longestFirst = time.Second
 	longestWait  = shortestWait << 7
 )
 
 // newWindow begins with the first packet, the OACK or block 1, under way.
 func newWindow(t terms, size int64, now time.Time) *window {
-	w := &window{size: int64(t.window), last: size/int64(t.block) + 1, acked: -1, at: now, longest: longestWait}
+	w := &window{size: int64(t.window), last: size/int64(t.block) + 1, acked: -1, at: now, longest: max(longestWait, 2*t.timeout)}
 	if t.oack == nil {
 		w.acked, w.sent = 0, 1
-	}
-	if t.timeout > 0 {
-		w.longest = 2 * t.timeout
 	}
 	return w
 }
@@ -57,7 +55,7 @@ func (w *window) next(now time.Time) (first, last int64) {
 		w.repeats++
 	}
 	w.sent = min(w.acked+w.size, w.last)
-	w.at, w.deadline = now, now.Add(w.wait(max(4*w.round, shortestWait)))
+	w.at, w.deadline = now, now.Add(w.wait(min(max(4*w.round, shortestWait), longestFirst)))
 	return w.acked + 1, w.sent
 }
 
@@ -87,12 +85,19 @@ func (w *window) ack(now time.Time, block uint16) bool {
 	return moved
 }
 
-// learn takes the time of an answer to what was sent once (Karn's rule).
+// learn takes the time of an answer to what was sent once (Karn's rule). The
+// client's answer may have been lost and repeated after its own five seconds, so
+// that what was learned too long is forgotten quickly.
 func (w *window) learn(d time.Duration) {
-	if w.round == 0 {
+	d = min(d, longestFirst)
+	switch {
+	case w.round == 0:
 		w.round = d
+	case d < w.round:
+		w.round -= (w.round - d) / 2
+	default:
+		w.round += (d - w.round) / 8
 	}
-	w.round += (d - w.round) / 8
 }
 
 func (w *window) wait(d time.Duration) time.Duration {

@@ -180,8 +180,8 @@ func TestWaitsGrowBeyondTheClientsTime(t *testing.T) {
 	}{
 		{0, 0, shortestWait, longestWait},
 		{0, 100 * time.Millisecond, 400 * time.Millisecond, longestWait},
-		{3 * time.Second, 0, shortestWait, 6 * time.Second},
-		{time.Second, 2 * time.Second, 2 * time.Second, 2 * time.Second},
+		{5 * time.Second, 0, shortestWait, 10 * time.Second},
+		{time.Second, 5 * time.Second, longestFirst, longestWait},
 	} {
 		now := time.Unix(0, 0)
 		w := newWindow(terms{block: 512, window: 1, timeout: tc.asked, oack: []byte{0, opOACK}}, 512, now)
@@ -195,5 +195,21 @@ func TestWaitsGrowBeyondTheClientsTime(t *testing.T) {
 			}
 			last, now = wait, w.deadline
 		}
+	}
+}
+
+// A client whose first answer was lost gives it again seconds later.
+func TestAClientsPauseIsNoRoundTrip(t *testing.T) {
+	now := time.Unix(0, 0)
+	w := newWindow(terms{block: 512, window: 1, oack: []byte{0, opOACK}}, 100*512, now)
+	now = now.Add(5 * time.Second)
+	w.ack(now, 0)
+	for block := range uint16(8) {
+		w.next(now)
+		now = now.Add(time.Millisecond)
+		w.ack(now, block+1)
+	}
+	if w.next(now); w.deadline.Sub(now) > 2*shortestWait {
+		t.Errorf("waits %s, though the last 8 blocks took a millisecond each", w.deadline.Sub(now))
 	}
 }
