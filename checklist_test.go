@@ -53,7 +53,7 @@ var checklist = []struct {
 	{33, "ONIE takes many options for an installer", "dhcp.TestONIEGetsAnAddressAndNoInstaller"},
 	{34, "TFTP options, and ROMs that only ask the size", "tftp.TestReadMatrix tftp.TestSizeProbeIsNoFailure tftp.TestRequestsAreUnderstoodOrRefused tftp.TestRealClientsFetchALoader"},
 	{35, "TFTP windows", "tftp.TestAWindowBeginsBehindWhatArrived tftp.TestNothingIsSentTwiceWithoutNeed tftp.TestRealClientsFetchALoaderThroughLoss"},
-	{36, "a port for each transfer, the address that was asked, no strangers", "tftp.TestAnswersComeFromTheAddressThatWasAsked tftp.TestNobodyElseOnThisHostTakesPartInATransfer"},
+	{36, "a port for each transfer, the address that was asked, no strangers", "tftp.TestAnswersComeFromTheAddressThatWasAsked tftp.TestAStrangerIsRefusedAndDoesNotEndTheTransfer tftp.TestNobodyElseOnThisHostTakesPartInATransfer"},
 	{37, "INFORM, DECLINE, RELEASE", "dhcp.TestInformIsAnsweredWithoutAddressAndLease dhcp.TestUdhcpcBindsRenewsAndReleases dhcp.TestDeclineQuarantinesAndPicksAnother"},
 	{38, "spanning tree: late and repeated packets", "dhcp.TestRepeatedAndLatePacketsGetTheSameAnswer"},
 }
