@@ -33,7 +33,7 @@ func (e *ChoiceError) Error() string {
 	for i, r := range e.Refused {
 		reasons[i] = r.Disk.label() + " (" + r.Why + ")"
 	}
-	return fmt.Sprintf("no disk fits the hints: %s; correct the Definition's disk.select", strings.Join(reasons, ", "))
+	return fmt.Sprintf("no disk fits the hints: %s", strings.Join(reasons, ", "))
 }
 
 // label names a disk for people, by serial where it has one.

@@ -80,7 +80,7 @@ func TestChooseNeedsExactlyOneDiskThatFitsAllHints(t *testing.T) {
 	_, err = Choose(DiskSelect{MinSize: 1 << 40, Hints: map[string]string{"rotational": "false"}}, disks)
 	want = "no disk fits the hints: sda serial ZC1A (rotational is true), sdb serial ZC1B (rotational is true), " +
 		"nvme0n1 serial S64F (100.0 GiB is less than minSize 1.0 TiB), sdc serial AAAA (it is removable), " +
-		"md0 serial raid (it is in use), sdd serial locked (it is read-only), sde serial dead (its size is not known); correct the Definition's disk.select"
+		"md0 serial raid (it is in use), sdd serial locked (it is read-only), sde serial dead (its size is not known)"
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
