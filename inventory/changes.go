@@ -20,7 +20,16 @@ func Changes(old, new *Set) []string {
 	}
 	lines = append(lines, changed("image", old.image, new.image)...)
 	lines = append(lines, changed("definition", old.definition, new.definition)...)
-	lines = append(lines, changed("group", old.group, new.group)...)
+	selecting := map[*Group]bool{}
+	for _, g := range new.groupOf {
+		selecting[g] = true
+	}
+	for _, line := range changed("group", old.group, new.group) {
+		if g := new.group[strings.Fields(line)[1]]; g != nil && !selecting[g] {
+			line += " (selects no machine: compare its select with the machines' labels and location)"
+		}
+		lines = append(lines, line)
+	}
 	lines = append(lines, changed("machine", old.machine, new.machine)...)
 	slices.Sort(lines)
 	return lines

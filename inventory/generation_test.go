@@ -233,6 +233,18 @@ func TestGenerationSurvivesEncoding(t *testing.T) {
 	}
 }
 
+// A plan for a Group that nobody is in shows nothing else.
+func TestAGroupThatSelectsNothingIsSaidSo(t *testing.T) {
+	doc := strings.Replace(rack(t), "role: compute}\n  definition", "role: storage}\n  definition", 1)
+	if doc == rack(t) {
+		t.Fatal("the files hold no such selector")
+	}
+	want := "group rack1-compute changed: select (selects no machine: compare its select with the machines' labels and location)"
+	if got := Changes(parseOne(t, rack(t)), parseOne(t, doc)); !slices.Contains(got, want) {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestChangesInWords(t *testing.T) {
 	old := parseOne(t, rack(t))
 	doc := strings.Replace(rack(t), "/etc/place", "/etc/where", 1)
