@@ -117,6 +117,9 @@ func (s *Store) openURL(ctx context.Context, source string) (io.ReadCloser, int6
 func (s *Store) Add(ctx context.Context, r io.Reader, o AddOptions) (Info, error) {
 	info, err := s.add(ctx, r, o)
 	if err != nil {
+		if o.Source == "" {
+			return Info{}, fmt.Errorf("add image from a stream: %w", err)
+		}
 		return Info{}, fmt.Errorf("add image %q: %w", o.Source, err)
 	}
 	return info, nil

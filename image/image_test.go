@@ -644,3 +644,15 @@ func BenchmarkAdd(b *testing.B) {
 		})
 	}
 }
+
+// TestAStreamHasNoNameToQuote: standard input is nobody's file.
+func TestAStreamHasNoNameToQuote(t *testing.T) {
+	s, err := Open(t.TempDir(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Add(t.Context(), strings.NewReader(""), AddOptions{}); err == nil || !strings.HasPrefix(err.Error(), "add image from a stream: ") {
+		t.Errorf("%v", err)
+	}
+}
