@@ -221,6 +221,9 @@ func planWhy(st Status, w Wanted) string {
 	case st.Running == "":
 		return "recast has not written it yet"
 	case st.Running != w.Generation.Digest:
+		if w.Group != nil && w.Group.Generation != "" {
+			return "back to a kept generation"
+		}
 		return "a new generation"
 	case st.RunningRendered != w.Rendered.Digest:
 		return "the same generation, rendered differently for this machine"
