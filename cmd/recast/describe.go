@@ -248,13 +248,21 @@ func printStray(w io.Writer, d provision.Stray) {
 	fmt.Fprintf(w, "\nTo declare it:\n\n%s", d.YAML)
 }
 
+// healthText says why the health of a machine that is done is not known.
+func healthText(st provision.Status) string {
+	if st.Phase == provision.Active && st.Health == provision.HealthUnknown {
+		return string(st.Health) + ": its system has not reported itself since"
+	}
+	return string(st.Health)
+}
+
 func printView(w io.Writer, v provision.View) {
 	st, now := v.Status, time.Now()
 	line(w, "Name", "%s", v.Name)
 	line(w, "Group", "%s", dash(v.Group))
 	line(w, "Phase", "%s", phaseText(st, now))
 	line(w, "Sync", "%s", joined(": ", string(v.Sync), v.SyncWhy))
-	line(w, "Health", "%s", st.Health)
+	line(w, "Health", "%s", healthText(st))
 	line(w, "Evidence", "%s", joined(", ", st.Evidence.Level.String(), ago(st.Evidence.At, now), st.Evidence.Detail))
 	line(w, "Running", "%s", runningText(st))
 	line(w, "Wanted", "%s", shortOr(v.Wanted, "-"))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"sort"
 	"strings"
 	"time"
@@ -40,8 +41,15 @@ func machineRow(v *provision.View, wide bool) []string {
 	return r
 }
 
+var longHex = regexp.MustCompile(`\b([0-9a-f]{12})[0-9a-f]{52}\b`)
+
+// brief shortens the digests of a text, for tables.
+func brief(s string) string { return longHex.ReplaceAllString(s, "$1") }
+
 // whyText is the one line that says why a machine is not done.
-func whyText(v provision.View) string {
+func whyText(v provision.View) string { return brief(whyLine(v)) }
+
+func whyLine(v provision.View) string {
 	switch {
 	case v.Status.Hold != nil:
 		return "held: " + v.Status.Hold.Reason
@@ -162,7 +170,10 @@ func imageRow(i *image.Info, wide bool) []string {
 	}
 	state := "whole"
 	if i.Damaged != "" {
-		state = "damaged: " + i.Damaged
+		state = "damaged"
+		if wide {
+			state += ": " + brief(i.Damaged)
+		}
 	}
 	return []string{digestText(i.Digest, wide), size(i.Size), size(i.PackSize), dateClock(i.Added), state, dash(i.Source)}
 }
