@@ -96,12 +96,40 @@ func (s *server) address(network string) (netip.Addr, bool) {
 	if n == nil {
 		return netip.Addr{}, false
 	}
+	return s.ours.towards(n.Subnet, time.Now())
+}
+
+// ourAddresses remembers for a second which of our addresses is for which subnet:
+// every DHCP packet and boot script asks, and the kernel's answer costs more than
+// all else about them.
+type ourAddresses struct {
+	mu    sync.Mutex
+	until time.Time
+	known map[netip.Prefix]netip.Addr // zero: none
+}
+
+func (o *ourAddresses) towards(subnet netip.Prefix, now time.Time) (netip.Addr, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if now.After(o.until) {
+		o.until, o.known = now.Add(time.Second), map[netip.Prefix]netip.Addr{}
+	}
+	a, ok := o.known[subnet]
+	if !ok {
+		a = addressTowards(subnet)
+		o.known[subnet] = a
+	}
+	return a, a.IsValid()
+}
+
+func addressTowards(subnet netip.Prefix) netip.Addr {
 	for _, a := range localAddrs() {
-		if n.Subnet.Contains(a) {
-			return a, true
+		if subnet.Contains(a) {
+			return a
 		}
 	}
-	return routedFrom(n.Subnet)
+	a, _ := routedFrom(subnet)
+	return a
 }
 
 // routedFrom is the address that this host's routes choose towards a subnet; false

@@ -144,6 +144,7 @@ type server struct {
 	loaders *ipxe.Loaders
 	library *ipxe.Library
 	web     *web.Server
+	ours    ourAddresses
 	tftp    *tftp.Server
 	syslog  *syslog.Server // nil: none is received
 	token   string
