@@ -66,6 +66,11 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
 		}
 	}
+	if m.Arch == inventory.ARM64 {
+		// Else the kernel has no random numbers for minutes. AAVMF hands it a seed of
+		// these, as servers' firmware does of their own.
+		args = append(args, "-device", "virtio-rng-pci")
+	}
 	if m.unplugged() {
 		args = append(args, "-S") // until unplug
 	}
