@@ -13,6 +13,7 @@ func TestAddressTowardsAnotherSubnetIsTheRoutes(t *testing.T) {
 		t.Errorf("%s, %v; want what this host sends from", a, ok)
 	}
 }
+
 // Every packet asks for it: the kernel must not be asked as often.
 func TestOurAddressIsAskedOfTheKernelOnceASecond(t *testing.T) {
 	var o ourAddresses
