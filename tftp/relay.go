@@ -192,6 +192,9 @@ func (r *relay) exchange(ctx context.Context, t *transfer, k *task) (given error
 	}
 	buf := make([]byte, fullBlock+4)
 	var library netip.AddrPort // its socket for this transfer
+	// Beside the deadline, which a receive that is about to begin would take back.
+	work, over := context.WithCancel(ctx)
+	defer over()
 	var up sync.WaitGroup
 	for {
 		n, from, err := k.inner.ReadFromUDPAddrPort(buf)
@@ -204,16 +207,17 @@ func (r *relay) exchange(ctx context.Context, t *transfer, k *task) (given error
 		case !library.IsValid():
 			library = from
 			_, _ = k.inner.WriteToUDPAddrPort(answer, library)
-			up.Go(func() { given = k.acknowledge(ctx, t, library) })
+			up.Go(func() { given = k.acknowledge(work, t, library) })
 		case n >= 2 && buf[1] == opError:
 			// The client gets our words.
 		default:
 			t.send(buf[:n])
 		}
 	}
+	over()
 	_ = t.conn.SetReadDeadline(time.Now())
 	up.Wait()
-	if errors.Is(given, os.ErrDeadlineExceeded) {
+	if errors.Is(given, os.ErrDeadlineExceeded) || ctx.Err() == nil && errors.Is(given, errStopping) {
 		given = nil
 	}
 	return given
