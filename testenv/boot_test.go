@@ -23,7 +23,9 @@ type bootRow struct {
 	quick   bool // in every run; the others where RECAST_LONG is set
 	machine RackMachine
 	network bootNetwork
-	expect  func(t *testing.T, b bootSeen)
+	// declared machines are told to be inspected; what follows is their spec's.
+	declared string
+	expect   func(t *testing.T, b bootSeen)
 }
 
 // bootNetwork is what stands between machine and server.
@@ -66,6 +68,31 @@ var bootRows = []bootRow{
 				return !d.YourIPAddr.IsUnspecified() && d.BootFileName == "snponly.efi" && d.ClassIdentifier() == "PXEClient"
 			})
 			b.files(t, []string{"snponly.efi"}, []string{"GET /boot/script", "GET /boot/ramdisk/vmlinuz", "GET /boot/ramdisk/initrd.img"})
+		},
+	},
+	{
+		name:     "OVMF with Secure Boot by shim and GRUB",
+		machine:  RackMachine{Firmware: FirmwareUEFI, SecureBoot: true},
+		network:  bootDirect,
+		declared: "secureBoot: true",
+		expect: func(t *testing.T, b bootSeen) {
+			b.asked(t, "PXE of UEFI", bootPXE7)
+			b.answered(t, rackServer.Addr(), "an address and the signed loader's name", func(d *dhcpv4.DHCPv4) bool {
+				return !d.YourIPAddr.IsUnspecified() && d.BootFileName == "shimx64.efi"
+			})
+			for _, name := range []string{"shimx64.efi", "grubx64.efi", "grub/grub.cfg", "boot/ramdisk/vmlinuz", "boot/ramdisk/initrd.img"} {
+				if !slices.ContainsFunc(b.wire, func(l wireLine) bool { return strings.Contains(l.TFTP, name) }) {
+					t.Errorf("%s was not asked for by TFTP", name)
+				}
+			}
+			if slices.ContainsFunc(b.wire, func(l wireLine) bool {
+				return strings.Contains(l.TFTP+l.HTTP, "snponly.efi") || strings.Contains(l.TFTP+l.HTTP, "ipxe-amd64.efi")
+			}) {
+				t.Error("a loader that is not signed was asked for")
+			}
+			if !b.facts.Boot.SecureBoot {
+				t.Errorf("the ramdisk says that Secure Boot is off: %+v", b.facts.Boot)
+			}
 		},
 	},
 	{
@@ -225,9 +252,16 @@ func bootTo(t *testing.T, row bootRow) {
 		row.network.arrange(s)
 	}
 	s.serve()
-	s.must(os.WriteFile(s.yaml, []byte(row.network.declare), 0o644))
-	s.apply()
 	n := s.Node("m1")
+	declare := row.network.declare
+	if row.declared != "" {
+		declare += fmt.Sprintf("---\napiVersion: recast/v1\nkind: Machine\nmetadata: {name: m1}\nspec: {firmware: %s, nics: [{mac: %q, network: lab}], %s}\n", n.Firmware, n.NICs[0].MAC, row.declared)
+	}
+	s.must(os.WriteFile(s.yaml, []byte(declare), 0o644))
+	s.apply()
+	if row.declared != "" {
+		s.recast("inspect", "m1")
+	}
 	s.must(n.SetBootOnce(BootOnce{Device: BootPXE, UEFI: n.UEFI()}))
 	start := time.Now()
 	s.must(n.PowerOn(t.Context()))
@@ -240,8 +274,21 @@ func bootTo(t *testing.T, row bootRow) {
 		return slices.ContainsFunc(w.all(), func(l wireLine) bool { return strings.Contains(l.HTTP+l.TFTP, "/initrd") })
 	})
 	s.until("its inventory is there", bootWithin, func() bool {
-		s.ask(&found, "get", "discovered")
-		return len(found) > 0
+		if row.declared == "" {
+			s.ask(&found, "get", "discovered")
+			return len(found) > 0
+		}
+		var views []struct {
+			Status struct{ Facts *inventory.Facts }
+		}
+		if s.ask(&views, "get", "machines", "m1"); len(views) != 1 || views[0].Status.Facts == nil {
+			return false
+		}
+		found = append(found, struct {
+			MAC   inventory.MAC
+			Facts inventory.Facts
+		}{inventory.MAC(n.NICs[0].MAC), *views[0].Status.Facts})
+		return true
 	})
 	t.Logf("its inventory is there after %v", time.Since(start).Round(time.Second/10))
 	if f := found[0].Facts; f.SystemVendor.SerialNumber != n.Serial || len(f.Interfaces) != len(n.NICs) || len(f.Disks) != 1 {

@@ -68,12 +68,14 @@ type QEMU struct {
 	Firmware QEMUFirmware
 	Arch     inventory.Arch // "": amd64; arm64 has UEFI only, and no AHCI
 	NetBoot  QEMUNetBoot
-	MemoryMB int // 0: 1024
-	CPUs     int // 0: 1
-	Disks    []QEMUDisk
-	NICs     []QEMUNIC
-	UUID     string // SMBIOS
-	Serial   string // SMBIOS
+	// SecureBoot: its UEFI starts what Microsoft or the machine's owner signed.
+	SecureBoot bool
+	MemoryMB   int // 0: 1024
+	CPUs       int // 0: 1
+	Disks      []QEMUDisk
+	NICs       []QEMUNIC
+	UUID       string // SMBIOS
+	Serial     string // SMBIOS
 	// Dir holds the console's log and socket, the firmware's variables and
 	// QEMU's own messages. It must exist.
 	Dir string

@@ -14,10 +14,13 @@ import (
 
 // Debian's ovmf package, and qemu-efi-aarch64.
 const (
-	qemuOVMFCode  = "/usr/share/OVMF/OVMF_CODE_4M.fd"
-	qemuOVMFVars  = "/usr/share/OVMF/OVMF_VARS_4M.fd"
-	qemuAAVMFCode = "/usr/share/AAVMF/AAVMF_CODE.fd"
-	qemuAAVMFVars = "/usr/share/AAVMF/AAVMF_VARS.fd"
+	qemuOVMFCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	qemuOVMFVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+	// With Microsoft's keys, and the code that keeps them from the system (SMM).
+	qemuOVMFSecureCode = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+	qemuOVMFSecureVars = "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"
+	qemuAAVMFCode      = "/usr/share/AAVMF/AAVMF_CODE.fd"
+	qemuAAVMFVars      = "/usr/share/AAVMF/AAVMF_VARS.fd"
 )
 
 // args is the command line for a start with the given boot override.
@@ -34,6 +37,9 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 	if m.Arch == inventory.ARM64 {
 		// The pointer authentication of max is slow in emulation.
 		machine, cpu, code, emptyVars = "virt", "cortex-a57", qemuAAVMFCode, qemuAAVMFVars
+	}
+	if m.SecureBoot {
+		machine, code, emptyVars = machine+",smm=on", qemuOVMFSecureCode, qemuOVMFSecureVars
 	}
 	args := []string{
 		"-name", qemuQuote(m.Name),
@@ -59,6 +65,9 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+code,
 			"-drive", "if=pflash,unit=1,format=raw,file=vars.fd",
 		)
+		if m.SecureBoot {
+			args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1")
+		}
 		if m.NetBoot != NetBootPXE {
 			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n")
 		}
