@@ -14,7 +14,10 @@ import (
 func (e *Engine) Report(ctx context.Context, token string, r inventory.Report) (inventory.ReportReply, error) {
 	var damaged inventory.Digest
 	if r.Step == inventory.AgentFailed && r.BadFrame != nil {
-		damaged = e.checkImage(ctx, token, *r.BadFrame)
+		var whole bool
+		if damaged, whole = e.checkImage(ctx, token, *r.BadFrame); whole {
+			r.Error = clip(r.Error, 3*maxWord) + "; this server's own copy is whole, so that bytes change on their way or in the machine's memory"
+		}
 	}
 	m, err := e.agent(token)
 	if err != nil {
@@ -57,24 +60,26 @@ func (e *Engine) Report(ctx context.Context, token string, r inventory.Report) (
 	return inventory.ReportReply{LeaseSeconds: left}, err
 }
 
-// checkImage hashes our own copy of what an agent found wrong.
-func (e *Engine) checkImage(ctx context.Context, token string, frame int) inventory.Digest {
+// checkImage hashes our own copy of what an agent found wrong: the image that is
+// damaged here, or whole.
+func (e *Engine) checkImage(ctx context.Context, token string, frame int) (damaged inventory.Digest, whole bool) {
 	m, err := e.agent(token)
 	if err != nil {
-		return ""
+		return "", false
 	}
 	in := m.state.Intent
 	m.mu.Unlock()
 	gen, err := e.generation(in.Generation)
 	if err != nil {
-		return ""
+		return "", false
 	}
 	d := gen.Resolved.Image.Digest
-	if err := e.Images.Check(ctx, d, frame); errors.Is(err, image.ErrDamaged) {
+	err = e.Images.Check(ctx, d, frame)
+	if errors.Is(err, image.ErrDamaged) {
 		e.Log.Error("image is damaged", "image", d, "frame", frame, "err", err)
-		return d
+		return d, false
 	}
-	return ""
+	return "", err == nil
 }
 
 // Booted takes the installed system's word about itself.

@@ -314,7 +314,7 @@ func TestAFlippedBitOnTheWireIsFetchedAgain(t *testing.T) {
 		text    string
 	}{
 		{"once", 1, 1, ""},
-		{"twice in a row", 2, 2, "was wrong twice"},
+		{"twice in a row", 2, 2, "own copy is whole"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
