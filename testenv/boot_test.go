@@ -154,6 +154,24 @@ var bootRows = []bootRow{
 		expect:  func(t *testing.T, b bootSeen) { b.bySecondCard(t) },
 	},
 	{
+		name:    "OVMF by PXE over IPv6",
+		machine: RackMachine{Firmware: FirmwareUEFI, NetBoot: NetBootPXE6},
+		network: bootIPv6,
+		expect: func(t *testing.T, b bootSeen) {
+			b.answered6(t, "tftp://["+bootServer6.Addr().String()+"]/snponly.efi")
+			b.files(t, []string{"snponly.efi"}, bootRamdisk)
+		},
+	},
+	{
+		name:    "OVMF by HTTP Boot over IPv6",
+		machine: RackMachine{Firmware: FirmwareUEFI, NetBoot: NetBootHTTP}, // IPv4 first, in vain
+		network: bootIPv6,
+		expect: func(t *testing.T, b bootSeen) {
+			b.answered6(t, "http://["+bootServer6.Addr().String()+"]:8080/boot/loader/snponly.efi")
+			b.files(t, nil, append([]string{"HEAD /boot/loader/snponly.efi", "GET /boot/loader/snponly.efi"}, bootRamdisk...))
+		},
+	},
+	{
 		name:    "arm64 AAVMF by PXE and TFTP",
 		machine: bootARM64,
 		network: bootDirect,
@@ -211,6 +229,40 @@ var bootRelayed = bootNetwork{
 		h := s.neighbour("relay", NeighbourLeg{NetBridge, bootOther}, NeighbourLeg{bootSegment, bootRelay})
 		s.must(s.Net.ip("route add 10.79.0.0/24 via " + bootOther.Addr().String()))
 		s.start(h, "dhcrelay", "-4", "-d", "--no-pid", "-a", "-id", "eth1", "-iu", "eth0", rackServer.Addr().String())
+	},
+}
+
+// bootServer6 is our address where there is no IPv4 but the management's.
+var bootServer6 = netip.MustParsePrefix("2001:db8:77::1/64")
+
+// bootIPv6 has the machine on a wire with a router that sends hosts to DHCPv6.
+var bootIPv6 = bootNetwork{
+	needs:   []string{"radvd"},
+	declare: bootNetworkYAML + "subnet: 2001:db8:77::/64, dhcp: authoritative, pool: 2001:db8:77::1:0-2001:db8:77::1:ffff}\n",
+	arrange: func(s *story) {
+		// The lab's own router, which knows of no DHCPv6, would be the first to answer.
+		for _, end := range s.Net.adverts {
+			end()
+		}
+		s.Net.adverts = nil
+		s.must(s.Net.Do(func() error {
+			for _, name := range []string{"all", NetBridge} {
+				if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("0\n"), 0o644); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+		s.must(s.Net.ip("address add " + bootServer6.String() + " dev " + NetBridge + " nodad"))
+		h := s.neighbour("router", NeighbourLeg{NetBridge, netip.MustParsePrefix("2001:db8:77::fe/64")})
+		// At once: its own would be tentative for a while.
+		s.must((&Net{Name: h.Name}).ip("address add fe80::fe/64 dev eth0 nodad"))
+		s.must(NetDo(h.Name, func() error {
+			return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1\n"), 0o644)
+		}))
+		conf := filepath.Join(s.Options.Dir, "radvd.conf")
+		s.must(os.WriteFile(conf, []byte("interface eth0 { AdvSendAdvert on; AdvManagedFlag on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; prefix 2001:db8:77::/64 { AdvAutonomous off; }; };\n"), 0o644))
+		s.start(h, "radvd", "-n", "-C", conf, "-p", filepath.Join(s.Options.Dir, "radvd.pid"), "-m", "stderr")
 	},
 }
 
@@ -357,6 +409,20 @@ func (b bootSeen) answered(t *testing.T, server netip.Addr, what string, ok func
 	t.Helper()
 	if !slices.ContainsFunc(b.offers(server), ok) {
 		t.Errorf("no OFFER of %s to %s holds %s", server, b.mac, what)
+	}
+}
+
+// answered6 checks that a DHCPv6 REPLY held the URL, and that nobody spoke DHCPv4.
+func (b bootSeen) answered6(t *testing.T, url string) {
+	t.Helper()
+	const reply = 7
+	if !slices.ContainsFunc(b.wire, func(l wireLine) bool {
+		return l.From.Port() == 547 && len(l.UDP) > 4 && l.UDP[0] == reply && strings.Contains(string(l.UDP), url)
+	}) {
+		t.Errorf("no REPLY holds %s", url)
+	}
+	if offers := b.offers(rackServer.Addr()); len(offers) > 0 {
+		t.Errorf("answered by DHCPv4: %v", offers)
 	}
 }
 
