@@ -31,7 +31,6 @@ iproute2            network namespaces
 util-linux          nsenter
 nftables            drops packets in the tests
 nmap                looks for DHCP servers
-tshark              judges what DHCP sends
 systemd             networkd, a DHCP client
 dnsmasq-base        a foreign DHCP server
 udhcpc              a DHCP client
