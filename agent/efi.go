@@ -66,6 +66,34 @@ func ParseLoadOption(b []byte) (LoadOption, error) {
 	return o, nil
 }
 
+// byHTTPBoot tells whether the entry that the firmware started by leads to a URI, as
+// those for HTTP Boot do (UEFI specification, sections 10.3.4.23 and 24.7).
+func byHTTPBoot(v Variables) bool {
+	current, err := v.Get("BootCurrent-" + globalVariable)
+	if err != nil || len(current) != 2 {
+		return false
+	}
+	b, err := v.Get(fmt.Sprintf("Boot%04X-%s", binary.LittleEndian.Uint16(current), globalVariable))
+	if err != nil {
+		return false
+	}
+	o, err := ParseLoadOption(b)
+	if err != nil {
+		return false
+	}
+	for p := o.Path; len(p) >= 4; {
+		n := int(binary.LittleEndian.Uint16(p[2:]))
+		if n < 4 || n > len(p) {
+			return false
+		}
+		if p[0] == 3 && p[1] == 24 {
+			return true
+		}
+		p = p[n:]
+	}
+	return false
+}
+
 // Encode is the inverse of ParseLoadOption.
 func (o LoadOption) Encode() []byte {
 	b := binary.LittleEndian.AppendUint32(nil, o.Attributes)

@@ -143,8 +143,10 @@ func (h Hardware) boot() inventory.BootFacts {
 	b := inventory.BootFacts{Mode: "bios"}
 	if _, err := os.Stat(h.Root + "/sys/firmware/efi"); err == nil {
 		b.Mode = "uefi"
-		v, err := VarFS(h.Root + EFIVars).Get("SecureBoot-" + globalVariable)
+		vars := VarFS(h.Root + EFIVars)
+		v, err := vars.Get("SecureBoot-" + globalVariable)
 		b.SecureBoot = err == nil && len(v) > 0 && v[0] == 1
+		b.HTTPBoot = byHTTPBoot(vars)
 	}
 	return b
 }

@@ -157,6 +157,32 @@ func TestMachineFactsFromSysfs(t *testing.T) {
 	}
 }
 
+func TestHTTPBootIsToldByTheEntryThatStarted(t *testing.T) {
+	mac := append([]byte{3, 11, 37, 0}, make([]byte, 33)...)
+	uri := append([]byte{3, 24, 12, 0}, "http://x"...)
+	end := []byte{0x7f, 0xff, 4, 0}
+	for _, c := range []struct {
+		name string
+		path []byte
+		want bool
+	}{
+		{"PXE", slices.Concat(mac, end), false},
+		{"HTTP Boot", slices.Concat(mac, uri, end), true},
+		{"HTTP Boot, the URL to come by DHCP", slices.Concat(mac, []byte{3, 24, 4, 0}, end), true},
+		{"broken", []byte{3, 11, 2, 0, 3, 24, 4, 0}, false},
+		{"cut", []byte{3, 24, 9, 0}, false},
+		{"none", nil, false},
+	} {
+		vars := fakeVars{"BootCurrent-" + globalVariable: {7, 0}, "Boot0007-" + globalVariable: LoadOption{Attributes: 1, Description: "UEFI", Path: c.path}.Encode()}
+		if got := byHTTPBoot(vars); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+	if byHTTPBoot(fakeVars{"BootCurrent-" + globalVariable: {7, 0}}) || byHTTPBoot(fakeVars{}) {
+		t.Error("by HTTP Boot without an entry")
+	}
+}
+
 func TestMissingFirmwareIsNamed(t *testing.T) {
 	log := "<3>[ 2.1] bnx2 0000:02:00.0: Direct firmware load for bnx2/bnx2-mips-09-6.2.1b.fw failed with error -2\n" +
 		"<6>[ 2.2] bnx2: loaded\n<4>[ 2.3] ice: Direct firmware load for intel/ice/ddp/ice.pkg failed with error -2\n" +

@@ -109,6 +109,8 @@ type BootFacts struct {
 	Mode         string `json:"current_boot_mode"` // bios | uefi
 	PXEInterface MAC    `json:"pxe_interface,omitempty"`
 	SecureBoot   bool   `json:"secure_boot,omitempty"`
+	// HTTPBoot: its firmware's entry for UEFI HTTP Boot started it.
+	HTTPBoot bool `json:"http_boot,omitempty"`
 }
 
 // DiskID pins one physical disk. Two DiskIDs name the same disk when every

@@ -133,6 +133,10 @@ func (b Boot) pick(c Client, spec Spec) (loader, why string) {
 	return loader, ""
 }
 
+// httpCure is what to do about a machine that asks by HTTP Boot and has no loader that
+// can go on so. How it asks is known from when it asked last.
+const httpCure = "set its firmware to PXE and look again (recast inspect), or import a loader that can (recast loader import) and declare its digest as boot.loader"
+
 // signed is the loader for a machine that starts no other. Debian's GRUB, which
 // does the work behind shim, has no HTTP client.
 func (b Boot) signed(c Client, f firmware) (loader, why string) {
@@ -140,7 +144,7 @@ func (b Boot) signed(c Client, f firmware) (loader, why string) {
 	case f.signed == "":
 		return "", fmt.Sprintf("it is declared secureBoot, and there is no signed loader for %s: declare an imported one as boot.loader", c.Arch)
 	case c.Loader == LoaderHTTP:
-		return "", "it is declared secureBoot and asks by HTTP Boot, which Debian's signed GRUB cannot: set its firmware to PXE, or declare an imported loader as boot.loader"
+		return "", "it is declared secureBoot and asks by HTTP Boot, which Debian's signed GRUB cannot: " + httpCure
 	case b.Have != nil && !b.Have(LoaderGRUBAMD64):
 		return "", fmt.Sprintf("loader %q is missing: %s", LoaderGRUBAMD64, signedCure)
 	case b.Have != nil && !b.Have(f.signed):

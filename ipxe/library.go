@@ -277,7 +277,7 @@ func (l *Library) Problem(d inventory.Digest, arch inventory.Arch, secure, byHTT
 		}
 	}
 	if byHTTP && (last.Binary.Kind != "ipxe" || !last.Binary.HTTP) {
-		return fmt.Sprintf("it asks by HTTP Boot, and the loader %s cannot go on by HTTP: set its firmware to PXE, or declare another", last.Digest.Short())
+		return fmt.Sprintf("it asks by HTTP Boot, and the loader %s cannot go on by HTTP: %s", last.Digest.Short(), httpCure)
 	}
 	return ""
 }

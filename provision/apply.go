@@ -261,7 +261,7 @@ func (e *Engine) plan(set *inventory.Set, erase []string) (Plan, error) {
 			}
 			return State{Status: Status{Machine: name, Phase: Available}}
 		},
-		Image: e.imageFacts, Discovered: e.discoveredFacts, Loader: e.Loader, Erase: erase, Frozen: frozen.Reason})
+		Image: e.imageFacts, Discovered: e.discoveredFacts, Loader: e.noLoader, Erase: erase, Frozen: frozen.Reason})
 }
 
 func (e *Engine) imageFacts(d inventory.Digest) (ImageFacts, bool) {

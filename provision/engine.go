@@ -34,9 +34,9 @@ type Config struct {
 	SyslogPort int
 	// Ramdisk finds the ramdisk of an architecture; a zero value means none.
 	Ramdisk func(inventory.Arch) RamdiskFiles
-	// Loader says why a machine has no loader to boot by, "" it has one; nil never
-	// says so.
-	Loader func(*inventory.Machine) string
+	// Loader says why a machine has no loader to boot by, "" it has one; byHTTP: its
+	// firmware asks by HTTP Boot alone. Nil never says so.
+	Loader func(m *inventory.Machine, byHTTP bool) string
 	// Dial opens a BMC; nil means bmc.Dial.
 	Dial func(context.Context, bmc.Target) (bmc.Client, error)
 	// SoftOff is how long an operating system may take to shut down before power
@@ -143,7 +143,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		c.SoftOff = 30 * time.Second
 	}
 	if c.Loader == nil {
-		c.Loader = func(*inventory.Machine) string { return "" }
+		c.Loader = func(*inventory.Machine, bool) string { return "" }
 	}
 	if c.Ramdisk == nil {
 		c.Ramdisk = func(inventory.Arch) RamdiskFiles { return RamdiskFiles{} }

@@ -158,7 +158,7 @@ func (e *Engine) blocked(r Rollout, machine string) Wait {
 	if e.Ramdisk(decl.Arch).Kernel == "" {
 		return Wait{fmt.Sprintf("there is no ramdisk for %s", decl.Arch), "recast ramdisk build, on the server"}
 	}
-	if why := e.Loader(decl); why != "" {
+	if why := e.noLoader(decl); why != "" {
 		return Wait{why, "it then goes on by itself"}
 	}
 	if err := e.Store.Writable(); err != nil {

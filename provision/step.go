@@ -352,6 +352,7 @@ func (t *transition) inspected(ev Inspected) {
 	facts := ev.Facts
 	t.Status.Facts, t.Status.FactsAt = &facts, t.now
 	t.disproved(facts)
+	t.secured(ev)
 	d := ev.Decision
 	if wipe := t.Intent.Purpose == PurposeWipe; wipe != (d.Verdict == DiskWipe) && (!wipe || d.Verdict != DiskRefuse) {
 		t.impossible(ev) // what one purpose permits, no other does
@@ -395,6 +396,19 @@ func (t *transition) inspected(ev Inspected) {
 	default:
 		t.fail(d.Reason, false)
 	}
+}
+
+// secureBootPrefix begins the finding of secured.
+const secureBootPrefix = "Secure Boot: "
+
+// secured compares what is declared of Secure Boot with what the ramdisk found.
+func (t *transition) secured(ev Inspected) {
+	on := ev.Facts.Boot.SecureBoot
+	if ev.Declared == nil || on || !ev.Declared.SecureBoot {
+		t.Status.Findings = dropFindings(t.Status.Findings, secureBootPrefix)
+		return
+	}
+	t.finding(secureBootPrefix + "it is declared secureBoot: true, and its firmware has it off, so that it starts any loader: switch it on in its setup, or remove the declaration")
 }
 
 // disproved takes back what is on record of the disk that was written, where the

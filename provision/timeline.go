@@ -57,6 +57,13 @@ func (h *history) lastSeen() (string, time.Time) {
 	return h.seen.Text, h.seen.Time
 }
 
+// seenLast is what servers saw, oldest first.
+func (h *history) seenLast() []TimelineEntry {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.packets)
+}
+
 // saw what a server saw.
 func (h *history) saw(o inventory.Observation) {
 	h.keep(TimelineEntry{Time: o.Time, Kind: "seen", Seen: &o})

@@ -321,9 +321,24 @@ func phaseText(st provision.Status, now time.Time) string {
 	return text
 }
 
+// secureText is what the ramdisk found of how a UEFI machine starts.
+func secureText(b inventory.BootFacts) string {
+	text := ", Secure Boot off"
+	switch {
+	case b.Mode != string(inventory.UEFI):
+		return ""
+	case b.SecureBoot:
+		text = ", Secure Boot on"
+	}
+	if b.HTTPBoot {
+		text += ", came by HTTP Boot"
+	}
+	return text
+}
+
 func printFacts(w io.Writer, f *inventory.Facts) {
-	line(w, "Hardware", "%s %s, serial %s; %d × %s; %s; boots by %s", f.SystemVendor.Manufacturer, f.SystemVendor.ProductName,
-		dash(f.SystemVendor.SerialNumber), f.CPU.Count, f.CPU.ModelName, size(f.Memory.Total), f.Boot.Mode)
+	line(w, "Hardware", "%s %s, serial %s; %d × %s; %s; boots by %s%s", f.SystemVendor.Manufacturer, f.SystemVendor.ProductName,
+		dash(f.SystemVendor.SerialNumber), f.CPU.Count, f.CPU.ModelName, size(f.Memory.Total), f.Boot.Mode, secureText(f.Boot))
 	for _, d := range f.Disks {
 		line(w, "  disk", "%s %s serial %s, %s, %s", d.Name, d.Model, dash(d.Serial), inventory.DiskSizeText(d.Size), dash(d.Holds))
 	}

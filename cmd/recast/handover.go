@@ -31,16 +31,20 @@ func (s *server) bootfile(boot ipxe.Boot, port int) func(ipxe.Client, ipxe.Spec,
 	}
 }
 
-// loaderProblem says why a machine has no loader to boot by; "" it has one. How its
-// firmware asks is known only when it does.
-func (s *server) loaderProblem(m *inventory.Machine) string {
+// loaderProblem says why a machine has no loader to boot by; "" it has one. byHTTP:
+// its firmware asks by HTTP Boot alone, as far as was seen.
+func (s *server) loaderProblem(m *inventory.Machine, byHTTP bool) string {
 	if d, ok := m.Boot.LoaderDigest(); ok {
-		return s.library.Problem(d, m.Arch, m.SecureBoot, false)
+		return s.library.Problem(d, m.Arch, m.SecureBoot, byHTTP)
 	}
-	if m.SecureBoot {
-		return ipxe.Boot{Have: s.loaders.Have}.Explain(ipxe.Client{Arch: ipxe.FirmwareX64UEFI, Loader: ipxe.LoaderFirmware}, ipxe.Spec{Kind: ipxe.SpecRamdisk, SecureBoot: true})
+	if !m.SecureBoot {
+		return ""
 	}
-	return ""
+	c := ipxe.Client{Arch: ipxe.FirmwareX64UEFI, Loader: ipxe.LoaderFirmware}
+	if byHTTP {
+		c = ipxe.Client{Arch: ipxe.FirmwareX64HTTP, Loader: ipxe.LoaderHTTP}
+	}
+	return ipxe.Boot{Have: s.loaders.Have}.Explain(c, ipxe.Spec{Kind: ipxe.SpecRamdisk, SecureBoot: true})
 }
 
 // findFile opens what TFTP serves beside loaders: GRUB's configurations, and the
