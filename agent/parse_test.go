@@ -63,19 +63,6 @@ func TestKernelArguments(t *testing.T) {
 	}
 }
 
-func FuzzKernelArguments(f *testing.F) {
-	f.Add("recast.url=https://10.0.0.1:8443 recast.nonce=a recast.ca=" + someCA.String())
-	f.Fuzz(func(t *testing.T, line string) {
-		a, err := ParseArgs(line)
-		if err != nil {
-			return
-		}
-		if !strings.HasPrefix(a.URL, "https://") || a.CA == "" || (a.Nonce == "") == (a.Discover == "") {
-			t.Errorf("%q gives %+v", line, a)
-		}
-	})
-}
-
 // goldenOption is written down node by node from the UEFI specification
 // (sections 3.1.3, 10.3.5.1 and 10.3.5.4), not from our encoder.
 const goldenOption = "01000000" + // active
@@ -335,13 +322,45 @@ func TestLLDPFrame(t *testing.T) {
 	}
 }
 
-func FuzzLLDP(f *testing.F) {
-	f.Add([]byte{2, 1, 4, 0, 0})
+// FuzzNetworkBytes drives what anybody on the segment can make the ramdisk read:
+// the kernel's arguments, which came by an open script, and a switch's words.
+func FuzzNetworkBytes(f *testing.F) {
+	base := "BOOT_IMAGE=vmlinuz console=ttyS0 recast.url=https://10.0.0.1:8443 recast.ca=" + someCA.String()
+	for _, line := range []string{base + " recast.nonce=a", base + " recast.discover=tok recast.time=1700000000 recast.mac=52-54-00-00-00-05",
+		base + " recast.nonce=n-1 recast.syslog=10.0.0.1:514 recast.trace=1d44f94068682d44", base + " recast.nonce=n recast.syslog=[2001:db8::1]:514",
+		strings.Replace(base, "10.0.0.1:8443", "[2001:db8::1]:8443/", 1) + " recast.nonce=a'b"} {
+		f.Add([]byte(line))
+	}
+	frame, _ := hex.DecodeString("0207" + "04001122334455" + "0403" + "076531" + "0602" + "0078" + "0000" + "ffff")
+	f.Add(frame)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		rest := b
 		for _, tlv := range parseLLDP(b) {
-			if tlv.Type == 0 || len(tlv.Value) > 2*511 {
-				t.Errorf("%+v", tlv)
+			value, err := hex.DecodeString(tlv.Value)
+			if err != nil || tlv.Type < 1 || tlv.Type > 127 || len(value) > 511 || len(rest) < 2+len(value) || !bytes.Equal(rest[2:2+len(value)], value) {
+				t.Fatalf("%x has %+v", b, tlv)
 			}
+			rest = rest[2+len(value):]
+		}
+		a, err := ParseArgs(string(b))
+		overIPv6(string(b))
+		if err != nil {
+			if len(err.Error()) > 2000+len(b)*4 {
+				t.Errorf("the error is %d bytes long", len(err.Error()))
+			}
+			return
+		}
+		if !strings.HasPrefix(a.URL, "https://") || a.CA == "" || (a.Nonce == "") == (a.Discover == "") {
+			t.Errorf("%q gives %+v", b, a)
+		}
+		if again, err := inventory.ParseDigest(a.CA.String()); err != nil || again != a.CA {
+			t.Errorf("CA %q: %v", a.CA, err)
+		}
+		if m, err := inventory.ParseMAC(string(a.MAC)); a.MAC != "" && (err != nil || m != a.MAC) {
+			t.Errorf("mac %q: %v", a.MAC, err)
+		}
+		if strings.ContainsFunc(a.Nonce+a.Discover+a.Trace, func(r rune) bool { return r <= ' ' || r == '\'' || r >= 0x7f }) {
+			t.Errorf("%q gives %+v", b, a)
 		}
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"io"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -136,13 +138,87 @@ func TestCaptureOfNothingIsRefused(t *testing.T) {
 	}
 }
 
+// FuzzChoose drives frames through all that stands between the kernel and the file:
+// of a machine that is named, and of whoever sent the frame.
 func FuzzChoose(f *testing.F) {
-	f.Add(udp(all, ours, addr5, addr1, 68, 67, dhcp(ours, "\xff")))
-	f.Add(tcp(ours, us, addr1, addr5, 8080, 5000, 0x18, "HTTP/1.1 200 OK\r\n\r\nnonce=x"))
-	f.Add([]byte(ours + us + "\x86\xdd" + strings.Repeat("\x06", 60)))
+	script := "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n#!ipxe\nkernel /k recast.nonce=abcdef recast.time=1\n"
+	for _, frame := range [][]byte{
+		udp(all, ours, addr5, addr1, 68, 67, dhcp(ours, "\xff")),
+		udp(us, other, addr6, addr1, 67, 67, dhcp(ours, "\xff")),
+		udp(us, ours, addr5, addr1, 2070, 69, "\x00\x01snponly.efi\x00octet\x00"),
+		udp(ours, us, addr1, addr5, 40000, 2070, "\x00\x03\x00\x07recast.nonce=abc"),
+		udp(us, ours, addr5, addr1, 2070, 40000, "\x00\x05\x00\x00no token=abc here"),
+		tcp(us, ours, addr5, addr1, 5000, 8080, 0x18, "GET /boot/script?mac=52:54:00:00:00:05&token=abc&x=1 HTTP/1.1\r\nAuthorization: x\r\n\r\n"),
+		tcp(ours, us, addr1, addr5, 8080, 5000, 0x18, script),
+		tcp(ours, us, addr1, addr5, 8080, 5000, 0x18, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nELF.."),
+		tcp(us, ours, addr5, addr1, 5000, 8443, tcpSYN, "x"),
+		ip4(ours, us, 1, addr1, addr5, "\x03\x03"+strings.Repeat("x", 100)),
+		[]byte(ours + us + "\x86\xdd" + strings.Repeat("\x06", 60)),
+	} {
+		f.Add(frame)
+	}
+	files, _ := filepath.Glob("../dhcp/testdata/*.pcap")
+	if len(files) == 0 {
+		f.Fatal("no captures")
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for at := 24; at+16 <= len(b); {
+			n := int(binary.LittleEndian.Uint32(b[at+8:]))
+			f.Add(b[at+16 : at+16+n])
+			at += 16 + n
+		}
+	}
 	f.Fuzz(func(t *testing.T, frame []byte) {
-		if kept := newChooser(options).choose(bytes.Clone(frame)); len(kept) > len(frame) {
-			t.Errorf("%d bytes of %d", len(kept), len(frame))
+		sender := options
+		if len(frame) >= 12 {
+			sender.MACs = []inventory.MAC{inventory.MACOf(frame[6:12])}
+		}
+		for _, o := range []Options{options, sender} {
+			kept := newChooser(o).choose(bytes.Clone(frame))
+			if kept == nil {
+				continue
+			}
+			if len(kept) > len(frame) {
+				t.Fatalf("%d bytes of %d", len(kept), len(frame))
+			}
+			payload := payloadOf(kept)
+			for _, m := range secrets.FindAllSubmatch(payload, -1) {
+				if len(bytes.Trim(m[2], "*")) > 0 {
+					t.Fatalf("%q is kept", m[0])
+				}
+			}
+			if i := bytes.Index(payload, []byte("\r\n\r\n")); bytes.HasPrefix(payload, []byte("HTTP/1.")) && i >= 0 && i+4 < len(payload) &&
+				!bytes.Contains(bytes.ToLower(frame), []byte("text/plain")) {
+				t.Fatalf("bytes of a file are kept: %q", payload)
+			}
+			// What is kept is not changed by being looked at again, but for what was
+			// recognised by what is no more to be read.
+			if again := newChooser(o).choose(bytes.Clone(kept)); !bytes.HasPrefix(kept, again) {
+				t.Fatalf("of %q is kept %q", kept, again)
+			}
 		}
 	})
+}
+
+// payloadOf UDP or TCP, as the standards have it; nil of another frame.
+func payloadOf(frame []byte) []byte {
+	at := 14
+	var proto byte
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case 0x0800:
+		at, proto = at+int(frame[14]&15)*4, frame[23]
+	case 0x86dd:
+		at, proto = at+40, frame[20]
+	}
+	switch proto {
+	case 17:
+		return frame[at+8:]
+	case 6:
+		return frame[at+int(frame[at+12]>>4)*4:]
+	}
+	return nil
 }

@@ -139,34 +139,3 @@ func TestSecureBootIsOfferedNothingUnsigned(t *testing.T) {
 		t.Errorf("shim without GRUB: %q", why)
 	}
 }
-
-func FuzzGRUB(f *testing.F) {
-	f.Add("grub/grub.cfg-01-52:54:00:00:00:05/3", "r1u05", "because", "/boot/k", "console=ttyS0")
-	f.Add("grub/grub.cfg-01-52-54-00-00-00-05", "a'\nreboot", "$x; boot", "/k'", "a='")
-	f.Fuzz(func(t *testing.T, name, machine, reason, kernel, arg string) {
-		if mac, try, ok := parseGRUBName(name); ok {
-			if m, err := inventory.ParseMAC(string(mac)); err != nil || m != mac || try < 0 || try > giveUpAfter {
-				t.Errorf("%q is %q, %d", name, mac, try)
-			}
-		}
-		spec := Spec{Kind: SpecRamdisk, Machine: machine, Reason: reason, Kernel: kernel, Initrds: []string{"/i"}, Args: []string{arg}}
-		text, err := RenderGRUB(spec, Client{MAC: "52:54:00:00:00:05"}, 0)
-		if err != nil {
-			return
-		}
-		if n := strings.Count(text, "\n"); n != 9 {
-			t.Errorf("%d lines in\n%s", n, text)
-		}
-		for line := range strings.Lines(text) {
-			// Whatever people wrote stands between a pair of quotes.
-			for i, part := range strings.Split(line, "'") {
-				if i%2 == 0 && strings.ContainsAny(part, "$`\"\\|&<>{}") {
-					t.Errorf("line %q has %q outside of quotes", line, part)
-				}
-			}
-			if strings.Count(line, "'")%2 != 0 {
-				t.Errorf("line %q has an open quote", line)
-			}
-		}
-	})
-}

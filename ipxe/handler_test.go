@@ -202,29 +202,6 @@ func TestHandOverFilesByHTTP(t *testing.T) {
 	}
 }
 
-func FuzzParseQuery(f *testing.F) {
-	f.Add("mac=52:54:00:00:00:05&uuid=11223344-5566-7788-99aa-bbccddeeff00&serial=SN%2042&arch=x86_64.efi&try=3")
-	f.Add("mac=52-54-00-00-00-05&mac=1")
-	f.Add("serial=%00&mac=525400000005;")
-	f.Fuzz(func(t *testing.T, raw string) {
-		c, try, err := ParseQuery(raw)
-		if err != nil {
-			return
-		}
-		if m, err := inventory.ParseMAC(string(c.MAC)); err != nil || m != c.MAC || len(c.MAC) != 17 {
-			t.Errorf("mac %q", c.MAC)
-		}
-		if c.UUID != "" && len(c.UUID) != 36 || len(c.Serial) > maxSerial || try < 0 || try > giveUpAfter {
-			t.Errorf("%+v try %d", c, try)
-		}
-		for _, text := range []string{c.UUID, c.Serial} {
-			if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
-				t.Errorf("%q", text)
-			}
-		}
-	})
-}
-
 func BenchmarkScript(b *testing.B) {
 	h := &Handler{Booter: booterFunc(func(c Client) (Spec, error) {
 		return Spec{Kind: SpecRamdisk, Machine: "r1u05", Reason: "deploying", Kernel: "/boot/k", Initrds: []string{"/boot/i"}, Args: []string{"console=ttyS0", "recast.nonce=x"}}, nil

@@ -1,6 +1,9 @@
 package ipxe
 
 import (
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -167,25 +170,100 @@ func TestRenderRefusesWhatCouldBreakOut(t *testing.T) {
 	}
 }
 
-// FuzzRender gives every field that people write; whatever comes out must have
-// exactly the commands of the script without them.
-func FuzzRender(f *testing.F) {
-	f.Add("r1u05", "because", "/boot/k", "/boot/i", "console=ttyS0")
-	f.Add("a\nreboot", "${x} || shell", "/k\nshell", "/i${x}", "a && shell")
-	f.Add("#!ipxe", "'", "/k'", "/i\"", "a=\\")
-	f.Fuzz(func(t *testing.T, machine, reason, kernel, initrd, arg string) {
+// FuzzScript drives what a machine says of itself in its script's URL or in the
+// name of GRUB's configuration, and every field that people write, through the
+// whole hand-over. Whatever comes out must have exactly the commands of the script
+// without them.
+func FuzzScript(f *testing.F) {
+	f.Add("mac=52:54:00:00:00:05&uuid=11223344-5566-7788-99aa-bbccddeeff00&serial=SN%2042&arch=x86_64.efi&try=3", "r1u05", "because", "/boot/k", "/boot/i", "console=ttyS0")
+	f.Add("mac=52-54-00-00-00-05&mac=1", "a\nreboot", "${x} || shell", "/k\nshell", "/i${x}", "a && shell")
+	f.Add("serial=%00&mac=525400000005;", "#!ipxe", "'", "/k'", "/i\"", "a=\\")
+	f.Add("mac=52:54:00:00:00:05&arch=i386.pcbios&try=9", "m", "it's $active", "/k", "/i", "a=b;c")
+	f.Add("grub/grub.cfg-01-52:54:00:00:00:05/3", "r1u05", "because", "/boot/k", "/boot/i", "console=ttyS0")
+	f.Add("grub/grub.cfg-01-52-54-00-00-00-05", "a'\nreboot", "$x; boot", "/k'", "/i'", "a='")
+	f.Fuzz(func(t *testing.T, asked, machine, reason, kernel, initrd, arg string) {
 		spec := Spec{Kind: SpecRamdisk, Machine: machine, Reason: reason, Kernel: kernel, Initrds: []string{initrd}, Args: []string{arg}}
-		if text, err := Render(spec, Client{}, 0); err == nil {
-			sameCommands(t, text, "#!ipxe echo imgfree kernel initrd boot :failed echo set set :again inc iseq echo sleep iseq chain echo goto")
+		if c, try, err := ParseQuery(asked); err == nil {
+			if m, err := inventory.ParseMAC(string(c.MAC)); err != nil || m != c.MAC || len(c.MAC) != 17 {
+				t.Errorf("mac %q", c.MAC)
+			}
+			if c.UUID != "" && len(c.UUID) != 36 || len(c.Serial) > maxSerial || try < 0 || try > giveUpAfter {
+				t.Errorf("%+v try %d", c, try)
+			}
+			for _, text := range []string{c.UUID, c.Serial} {
+				if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
+					t.Errorf("%q", text)
+				}
+			}
+			rendered(t, spec, c, try)
 		}
-		spec.Kind = SpecLocal
-		text, err := Render(spec, Client{}, 0)
+		if mac, try, ok := parseGRUBName(asked); ok {
+			if m, err := inventory.ParseMAC(string(mac)); err != nil || m != mac || try < 0 || try > giveUpAfter {
+				t.Errorf("%q is %q, %d", asked, mac, try)
+			}
+		}
+		rendered(t, spec, Client{}, 0)
+		handedOver(t, spec, asked)
+
+		text, err := RenderGRUB(spec, Client{MAC: "52:54:00:00:00:05"}, 0)
 		if err != nil {
-			t.Fatal(err)
+			return
 		}
-		sameCommands(t, text, "#!ipxe echo sanboot exit")
-		sameCommands(t, RenderWait(reason, 0), "#!ipxe echo set set :again inc iseq echo sleep iseq chain echo goto")
+		if n := strings.Count(text, "\n"); n != 9 {
+			t.Errorf("%d lines in\n%s", n, text)
+		}
+		for line := range strings.Lines(text) {
+			// Whatever people wrote stands between a pair of quotes.
+			for i, part := range strings.Split(line, "'") {
+				if i%2 == 0 && strings.ContainsAny(part, "$`\"\\|&<>{}") {
+					t.Errorf("line %q has %q outside of quotes", line, part)
+				}
+			}
+			if strings.Count(line, "'")%2 != 0 {
+				t.Errorf("line %q has an open quote", line)
+			}
+		}
 	})
+}
+
+const ramdiskCommands = "#!ipxe echo imgfree kernel initrd boot :failed echo set set :again inc iseq echo sleep iseq chain echo goto"
+
+func rendered(t *testing.T, spec Spec, c Client, try int) {
+	if text, err := Render(spec, c, try); err == nil {
+		sameCommands(t, text, ramdiskCommands)
+	}
+	sameCommands(t, RenderWait(spec.Reason, try), "#!ipxe echo set set :again inc iseq echo sleep iseq chain echo goto")
+	spec.Kind = SpecLocal
+	text, err := Render(spec, c, try)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "#!ipxe echo exit"
+	if !firmwares[c.Arch].uefi {
+		want = "#!ipxe echo sanboot exit"
+	}
+	sameCommands(t, text, want)
+}
+
+// handedOver is the answer to a machine that asked so: there is always one, and a
+// script wherever it said who it is.
+func handedOver(t *testing.T, spec Spec, query string) {
+	var seen []inventory.Observation
+	h := &Handler{Observe: func(o inventory.Observation) { seen = append(seen, o) },
+		Booter: booterFunc(func(Client) (Spec, error) { return spec, nil })}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, &http.Request{Method: "GET", RemoteAddr: "10.20.0.5:4000", URL: &url.URL{Path: ScriptPath, RawQuery: query}})
+	_, _, err := ParseQuery(query)
+	switch body := w.Body.String(); {
+	case query == "":
+		if body != Stub() {
+			t.Errorf("%q to nobody", body)
+		}
+	case err != nil && (w.Code != http.StatusBadRequest || len(seen) != 1 || seen[0].Kind != inventory.SawBadPacket):
+		t.Errorf("%q is answered %d, seen %+v", query, w.Code, seen)
+	case err == nil && (w.Code != http.StatusOK || !strings.HasPrefix(body, "#!ipxe\n") || len(seen) != 1 || seen[0].Kind != inventory.SawScript):
+		t.Errorf("%q is answered %d %q, seen %+v", query, w.Code, body, seen)
+	}
 }
 
 var expansion = regexp.MustCompile(`\$\{[^}]*\}?`)

@@ -1,6 +1,7 @@
 package syslog
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -177,21 +178,43 @@ func TestAFloodIsCutAndSaysSo(t *testing.T) {
 	}
 }
 
-func FuzzParse(f *testing.F) {
-	for _, s := range []string{"<30>ipxe: ok", "<13>Nov 22 12:00:01 h t[1]: x", `<165>1 - - e - I [x@1 i="\"]"] m`, "<14>a: \x1b[31m\xff"} {
+// FuzzSyslog drives a datagram through all between the socket and the timeline.
+func FuzzSyslog(f *testing.F) {
+	for _, s := range []string{"<30>ipxe: ok", "<13>Nov 22 12:00:01 h t[1]: x", `<165>1 - - e - I [x@1 i="\"]"] m`, "<14>a: \x1b[31m\xff",
+		"<165>1 2003-10-11T22:14:15.003Z mymachine.example.com evntslog - ID47 [exampleSDID@32473 iut=\"3\" eventSource=\"Application\"][examplePriority@32473 class=\"high\"] \ufeffAn application",
+		"<6>kernel: [    1.2] e1000: eth0 NIC Link is Up\n", "no priority at all", "<192>x", "<1", "<30>\u202eipxe: \u2066\x9b31m"} {
 		f.Add([]byte(s))
 	}
+	from := netip.MustParseAddr("10.20.0.5")
 	f.Fuzz(func(t *testing.T, b []byte) {
+		var seen []inventory.Observation
+		s := &Server{Now: func() time.Time { return time.Unix(0, 0) }, Observe: func(o inventory.Observation) { seen = append(seen, o) }}
+		whole := bytes.Clone(b)
+		s.take(b, from)
+		if !bytes.Equal(b, whole) {
+			t.Fatal("the reader's buffer was changed")
+		}
 		l, err := Parse(b)
 		if err != nil {
+			if len(seen) != 0 || s.Dropped()[err.Error()] != 1 {
+				t.Fatalf("%v, but %+v and %v", err, seen, s.Dropped())
+			}
 			return
+		}
+		if len(seen) != 1 || seen[0].Client != l.App || seen[0].Detail != l.Text || seen[0].Remote != from || len(s.Dropped()) != 0 {
+			t.Fatalf("%+v is told as %+v", l, seen)
 		}
 		if l.Severity < 0 || l.Severity > 7 || len(l.App) > maxApp || len(l.Text) > maxText || l.Text == "" {
 			t.Errorf("%+v", l)
 		}
 		for _, s := range []string{l.App, l.Text} {
-			if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 }) {
+			if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool {
+				return r < ' ' || r >= 0x7f && r < 0xa0 || r >= 0x2028 && r <= 0x202e || r >= 0x2066 && r <= 0x2069
+			}) {
 				t.Errorf("%q is not clean", s)
+			}
+			if clean(s, maxText) != s {
+				t.Errorf("%q is cleaned to %q", s, clean(s, maxText))
 			}
 		}
 	})

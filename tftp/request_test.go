@@ -1,6 +1,7 @@
 package tftp
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
@@ -113,40 +114,20 @@ func TestBlocksFitTheWay(t *testing.T) {
 	}
 }
 
-func FuzzParseRequest(f *testing.F) {
-	for _, seed := range captured(f, opRead) {
-		f.Add(seed)
-	}
-	f.Add([]byte("\x00\x01a\x00octet\x00tsize\x000\x00blksize\x001468\x00"))
-	f.Add([]byte("\x00\x02a\x00octet\x00"))
-	f.Add([]byte("\x00\x01/\xff\x00NETASCII\x00\x00\x00"))
-	f.Fuzz(func(t *testing.T, p []byte) {
-		r, err := parseRequest(p)
-		if err != nil {
-			return
-		}
-		if len(r.name) > maxName || r.name == "" || strings.ContainsRune(r.name, 0) {
-			t.Errorf("name %q", r.name)
-		}
-		a := r.agree(1<<40, 1468)
-		optionsOf(t, a)
-		// The answer goes to an address that may be a victim's.
-		if len(a.oack) >= 3*len(p) {
-			t.Errorf("%d bytes are answered with %d", len(p), len(a.oack))
-		}
-		if a.block < minBlock || a.block > 1468 || a.window < 1 || a.window > maxWindow || a.timeout > 255*time.Second {
-			t.Errorf("terms %+v", a)
-		}
-	})
-}
-
-func FuzzParseAnswer(f *testing.F) {
-	for _, op := range []byte{opAck, opError} {
+// FuzzPacket drives what a client sends through all that decides: a request and the
+// terms that it is granted, an answer, and a transfer by those terms, which further
+// bytes acknowledge.
+func FuzzPacket(f *testing.F) {
+	for _, op := range []byte{opRead, opAck, opError} {
 		for _, seed := range captured(f, op) {
-			f.Add(seed)
+			f.Add(seed, int64(300_000), []byte{0, 0, 0, 1, 0, 2, 0xff, 0xff, 0, 1})
 		}
 	}
-	f.Fuzz(func(t *testing.T, p []byte) {
+	f.Add([]byte("\x00\x01a\x00octet\x00tsize\x000\x00blksize\x001468\x00windowsize\x0016\x00"), int64(150<<20), []byte{0, 0, 0, 16, 0, 20, 0, 3})
+	f.Add([]byte("\x00\x01a\x00octet\x00blksize\x008\x00timeout\x00255\x00windowsize\x0065535\x00"), int64(1<<32), []byte("\x00\x00\x00\x10"))
+	f.Add([]byte("\x00\x02a\x00octet\x00"), int64(0), []byte{0, 1})
+	f.Add([]byte("\x00\x01/\xff\x00NETASCII\x00\x00\x00"), int64(512), []byte{0, 1, 0, 2})
+	f.Fuzz(func(t *testing.T, p []byte, size int64, answers []byte) {
 		block, err := parseAnswer(p)
 		switch {
 		case err == nil && string(p[:4]) != string(ackPacket(block)):
@@ -155,7 +136,59 @@ func FuzzParseAnswer(f *testing.F) {
 		case p[1] != opError || len(err.Error()) > 500 || !utf8.ValidString(err.Error()):
 			t.Errorf("%q is %q", p, err)
 		}
+		r, err := parseRequest(p)
+		if err != nil {
+			var why refusal
+			if !errors.As(err, &why) {
+				t.Errorf("%q cannot be counted", err)
+			}
+			return
+		}
+		if len(r.name) > maxName || r.name == "" || strings.ContainsRune(r.name, 0) || len(p) > maxRequest {
+			t.Errorf("name %q", r.name)
+		}
+		size = max(size, 0)
+		a := r.agree(size, 1468)
+		optionsOf(t, a)
+		// The answer goes to an address that may be a victim's.
+		if len(a.oack) >= 3*len(p) {
+			t.Errorf("%d bytes are answered with %d", len(p), len(a.oack))
+		}
+		if a.block < minBlock || a.block > 1468 || a.window < 1 || a.window > maxWindow || a.timeout > 255*time.Second {
+			t.Errorf("terms %+v", a)
+		}
+		acknowledge(t, a, size, answers)
 	})
+}
+
+// acknowledge drives a transfer: each two bytes are an acknowledgement, counted
+// from what has arrived, or nothing until the deadline where they are 0xffff.
+func acknowledge(t *testing.T, a terms, size int64, answers []byte) {
+	now := time.Unix(0, 0)
+	w := newWindow(a, size, now)
+	last := size/int64(a.block) + 1
+	for ; len(answers) >= 2 && !w.done(); answers = answers[2:] {
+		before := w.acked
+		if before >= 0 {
+			first, until := w.next(now)
+			if n := until - first + 1; n > int64(a.window) || n > 0 && (first != before+1 || until > last) || n <= 0 && !now.Before(w.deadline) {
+				t.Fatalf("%+v: blocks %d to %d of %d are sent while %d have arrived", a, first, until, last, before)
+			}
+			if d := w.deadline.Sub(now); d > max(longestWait, 2*a.timeout) {
+				t.Fatalf("%+v: waits %s", a, d)
+			}
+		}
+		n := binary.BigEndian.Uint16(answers)
+		if n == 0xffff {
+			now = w.deadline
+			continue
+		}
+		now = now.Add(time.Duration(n) * 10 * time.Microsecond)
+		moved := w.ack(now, uint16(before)+n)
+		if w.acked < before || moved != (w.acked > before) || w.acked > w.sent || w.acked > last || moved && uint16(w.acked) != uint16(before)+n {
+			t.Fatalf("%+v: block %d is acknowledged: %d have arrived, before %d, of %d sent, of %d", a, uint16(before)+n, w.acked, before, w.sent, last)
+		}
+	}
 }
 
 func TestGateBoundsOneSourceAndAll(t *testing.T) {
