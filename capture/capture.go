@@ -68,6 +68,9 @@ func Run(ctx context.Context, o Options, to io.Writer) error {
 			return fmt.Errorf("capture on %q: %w", name, err)
 		}
 		conns = append(conns, c)
+		if err := askForTags(c); err != nil {
+			return fmt.Errorf("capture on %q: %w", name, err)
+		}
 	}
 	w := &writer{to: to, most: o.MaxBytes}
 	if w.most == 0 {
@@ -100,17 +103,22 @@ func Run(ctx context.Context, o Options, to io.Writer) error {
 }
 
 func read(c *packet.Conn, choose *chooser, w *writer) error {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("read packets: %w", err)
+	}
 	buf := make([]byte, snap)
 	for {
-		n, _, err := c.ReadFrom(buf)
+		n, vlan, err := receive(rc, buf)
 		if err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				return nil
 			}
 			return fmt.Errorf("read packets: %w", err)
 		}
-		if kept := choose.choose(buf[:n]); kept != nil {
-			if err := w.packet(time.Now(), kept, n); err != nil {
+		frame, tag := untag(buf[:n])
+		if kept := choose.choose(frame); kept != nil {
+			if err := w.packet(time.Now(), retag(kept, vlan, tag), n+len(vlan)); err != nil {
 				return err
 			}
 		}

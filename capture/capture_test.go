@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +86,10 @@ func TestOnlyTheMachinesBootIsKeptWithoutItsSecrets(t *testing.T) {
 		{"port unreachable", ip4(ours, us, 1, addr1, addr5, "\x03\x03"+strings.Repeat("x", 100)), 34 + 48, "", ""},
 		{"its DHCPv6", append([]byte("\x33\x33\x00\x01\x00\x02"+ours+"\x86\xdd\x60\x00\x00\x00\x00\x0c\x11\x40"+strings.Repeat("\x00", 32)), []byte(be16(546)+be16(547)+be16(12)+"\x00\x00\x01abc")...), -1, "", ""},
 		{"DHCPv6 through a relay, with its address", append([]byte(us+other+"\x86\xdd\x60\x00\x00\x00\x00\x0c\x11\x40"+strings.Repeat("\x00", 32)), []byte(be16(547)+be16(547)+be16(12)+"\x00\x00\x0c"+ours)...), -1, "", ""},
+		{"its DISCOVER in a VLAN", tagged(udp(all, ours, "\x00\x00\x00\x00", "\xff\xff\xff\xff", 68, 67, dhcp(ours, "\xff")), "\x00\x64"), -1, "\x81\x00\x00\x64\x08\x00", ""},
+		{"a broadcast OFFER of it in a VLAN", tagged(udp(all, us, addr1, "\xff\xff\xff\xff", 67, 68, dhcp(ours, "\xff")), "\x00\x64"), -1, "\x81\x00\x00\x64\x08\x00", ""},
+		{"a broadcast OFFER of another's in a VLAN", tagged(udp(all, us, addr1, "\xff\xff\xff\xff", 67, 68, dhcp(other, "\xff")), "\x00\x64"), 0, "", ""},
+		{"the script in a VLAN", tagged(tcp(ours, us, addr1, addr5, 8080, 5000, 0x18, script), "\x00\x64"), -1, "recast.nonce=********** recast.time=1 db_password=*******\n", "hunter2"},
 		{"no frame", []byte("x"), 0, "", ""},
 	} {
 		vm, err := bpf.NewVM(filter(options.MACs, options.Addrs))
@@ -98,7 +103,10 @@ func TestOnlyTheMachinesBootIsKeptWithoutItsSecrets(t *testing.T) {
 		whole := len(c.frame)
 		var kept []byte
 		if n > 0 {
-			kept = newChooser(options).choose(bytes.Clone(c.frame[:min(n, whole)]))
+			frame, tag := untag(bytes.Clone(c.frame[:min(n, whole)]))
+			if kept = newChooser(options).choose(frame); kept != nil {
+				kept = retag(kept, nil, tag)
+			}
 		}
 		want := c.keep
 		if want < 0 {
@@ -108,6 +116,10 @@ func TestOnlyTheMachinesBootIsKeptWithoutItsSecrets(t *testing.T) {
 			t.Errorf("%s: %d bytes are kept of %d (the kernel picks %d), want %d: %q", c.name, len(kept), whole, n, want, kept)
 		}
 	}
+}
+
+func tagged(frame []byte, tag string) []byte {
+	return slices.Concat(frame[:12], []byte("\x81\x00"+tag), frame[12:])
 }
 
 func TestFileIsAPcapAndEndsWhenItIsFull(t *testing.T) {

@@ -37,14 +37,24 @@ func filter(macs []inventory.MAC, addrs []netip.Addr) []bpf.Instruction {
 			p.accept(load{12, 2, 0x0800}, load{at, 4, binary.BigEndian.Uint32(b[:])})
 		}
 	}
-	// Without IP options and fragments, as DHCP comes.
-	for _, port := range []uint32{67, 68, 4011} {
-		for _, at := range []uint32{34, 36} {
-			p.accept(load{12, 2, 0x0800}, load{14, 1, 0x45}, load{23, 1, 17}, load{at, 2, port})
+	// Without IP options and fragments, as DHCP comes; and as the card below a VLAN's
+	// sub-interface shows what goes out, with the tag in the frame.
+	for _, tag := range []uint32{0, tagLen} {
+		of := func(ethertype uint32, more ...load) []load {
+			all := []load{{12 + tag, 2, ethertype}}
+			if tag > 0 {
+				all = []load{{12, 2, etherVLAN}, all[0]}
+			}
+			return append(all, more...)
 		}
-	}
-	for _, port := range []uint32{546, 547} {
-		p.accept(load{12, 2, 0x86dd}, load{20, 1, 17}, load{56, 2, port})
+		for _, port := range []uint32{67, 68, 4011} {
+			for _, at := range []uint32{34, 36} {
+				p.accept(of(0x0800, load{14 + tag, 1, 0x45}, load{23 + tag, 1, 17}, load{at + tag, 2, port})...)
+			}
+		}
+		for _, port := range []uint32{546, 547} {
+			p.accept(of(0x86dd, load{20 + tag, 1, 17}, load{56 + tag, 2, port})...)
+		}
 	}
 	return append(p, bpf.RetConstant{Val: 0})
 }

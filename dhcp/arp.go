@@ -9,7 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/mdlayher/packet"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"recast/inventory"
@@ -52,9 +52,9 @@ func listenARP(ctx context.Context, f Interface, heard func(netip.Addr, net.Hard
 	if len(f.MAC) != 6 {
 		return nil // loopback, tunnel: there is no ARP
 	}
-	pc, err := packet.Listen(&net.Interface{Index: f.Index, Name: f.Name, HardwareAddr: f.MAC}, packet.Datagram, unix.ETH_P_ARP, nil)
+	pc, err := listenFrames(f, unix.ETH_P_ARP, []bpf.Instruction{bpf.RetConstant{Val: 128}})
 	if err != nil {
-		return fmt.Errorf("open packet socket on %s: %w", f.Name, err)
+		return err
 	}
 	defer pc.Close()
 	stop := context.AfterFunc(ctx, func() { _ = pc.SetReadDeadline(time.Unix(1, 0)) })

@@ -113,13 +113,8 @@ var stations int
 
 func newStation(t testing.TB, mac string) *netStation {
 	t.Helper()
-	hold := exec.CommandContext(t.Context(), "sleep", "1000")
-	hold.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := hold.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = hold.Process.Kill(); _ = hold.Wait() })
-	s := &netStation{t: t, pid: hold.Process.Pid}
+	s := &netStation{t: t}
+	s.hold()
 	stations++
 	port := fmt.Sprintf("port%d", stations)
 	s.port = port
@@ -130,6 +125,18 @@ func newStation(t testing.TB, mac string) *netStation {
 	}
 	s.run("ip", "link", "set", "eth0", "up")
 	return s
+}
+
+// hold makes the namespace.
+func (s *netStation) hold() {
+	s.t.Helper()
+	hold := exec.CommandContext(s.t.Context(), "sleep", "1000")
+	hold.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := hold.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = hold.Process.Kill(); _ = hold.Wait() })
+	s.pid = hold.Process.Pid
 }
 
 func (s *netStation) command(args ...string) *exec.Cmd {

@@ -173,13 +173,9 @@ func probe(ctx context.Context, f Interface, class string, found func(foreign)) 
 		<-ctx.Done() // loopback, tunnel: nobody else is there
 		return nil
 	}
-	filter, err := bpf.Assemble(clientPortFilter)
+	pc, err := listenFrames(f, unix.ETH_P_IP, clientPortFilter)
 	if err != nil {
-		return fmt.Errorf("assemble filter: %w", err)
-	}
-	pc, err := packet.Listen(&net.Interface{Index: f.Index, Name: f.Name, HardwareAddr: f.MAC}, packet.Datagram, unix.ETH_P_IP, &packet.Config{Filter: filter})
-	if err != nil {
-		return fmt.Errorf("open packet socket on %s: %w", f.Name, err)
+		return err
 	}
 	defer pc.Close()
 	stop := context.AfterFunc(ctx, func() { _ = pc.SetReadDeadline(time.Unix(1, 0)) })

@@ -105,18 +105,6 @@ func probe6(ctx context.Context, f Interface, duid []byte, found func(foreign), 
 	}
 }
 
-func listenFrames(f Interface, protocol int, filter []bpf.Instruction) (*packet.Conn, error) {
-	raw, err := bpf.Assemble(filter)
-	if err != nil {
-		return nil, fmt.Errorf("assemble filter: %w", err)
-	}
-	pc, err := packet.Listen(&net.Interface{Index: f.Index, Name: f.Name, HardwareAddr: f.MAC}, packet.Datagram, protocol, &packet.Config{Filter: raw})
-	if err != nil {
-		return nil, fmt.Errorf("open packet socket on %s: %w", f.Name, err)
-	}
-	return pc, nil
-}
-
 // answersFilter passes UDP to port 546 and router advertisements on a datagram
 // packet socket of all protocols.
 var answersFilter = []bpf.Instruction{
