@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab test test-long test-boot race fuzz bench bench-dhcp lint arrows need-go need-root
+.PHONY: help setup build lab test test-long test-boot race fuzz fuzz-ci fuzz-long bench bench-dhcp lint arrows need-go need-root
 
 # Who called: under sudo the user, whose Go, caches and work tree these are.
 ROOT := $(filter 0,$(shell id -u))
@@ -79,6 +79,12 @@ fuzz: need-go ## each fuzz target for FUZZTIME (20s)
 			echo "$$pkg $$f"; $(AS_USER) $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 2s $$pkg || exit 1; \
 		done; done
 
+fuzz-ci: need-go ## the fuzz targets of the boot plane for FUZZTIME, two at a time
+	$(AS_USER) $(GO) run testenv/fuzzrun.go -for $(FUZZTIME)
+
+fuzz-long: need-go ## each of those for an hour of CPU time; goes on where it was, keeps the result in testenv/LAST-FUZZ-RUN.txt
+	$(AS_USER) chrt --idle 0 $(GO) run testenv/fuzzrun.go -long
+
 bench: need-go ## benchmarks; as root those in network namespaces too
 	@$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchmem ./...; status=$$?; $(GIVE); exit $$status
 
@@ -90,9 +96,10 @@ arrows: need-go ## which package may import what
 
 lint: need-go ## gofmt, vet, staticcheck, govulncheck
 	@files=$$($(AS_USER) $(GO) list -f '{{$$d := .Dir}}{{range .GoFiles}}{{$$d}}/{{.}} {{end}}{{range .TestGoFiles}}{{$$d}}/{{.}} {{end}}{{range .XTestGoFiles}}{{$$d}}/{{.}} {{end}}' ./...); \
-		bad=$$(gofmt -l $$files testenv/runtests.go); [ -z "$$bad" ] || { echo "gofmt would change:"; echo "$$bad"; exit 1; }
+		bad=$$(gofmt -l $$files testenv/runtests.go testenv/fuzzrun.go); [ -z "$$bad" ] || { echo "gofmt would change:"; echo "$$bad"; exit 1; }
 	$(AS_USER) $(GO) vet ./...
 	$(AS_USER) $(GO) vet testenv/runtests.go
+	$(AS_USER) $(GO) vet testenv/fuzzrun.go
 	$(AS_USER) $(GO) run $(STATICCHECK) ./...
 	@if [ -d $(VULNDB) ]; then set -x; $(AS_USER) $(GO) run $(GOVULNCHECK) -db "file://$$(realpath $(VULNDB))" ./...; \
 	elif [ -n "$(CI)" ]; then echo "lint: govulncheck left out: no vulnerability data in $(VULNDB)"; \

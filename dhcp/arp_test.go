@@ -43,16 +43,6 @@ func TestARPTellsWhoHasAnAddress(t *testing.T) {
 	}
 }
 
-func FuzzARP(f *testing.F) {
-	b, _ := hex.DecodeString("0001080006040001525400000099" + "0a140082" + "0000000000000a140001")
-	f.Add(b)
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if a, hw, ok := arpSender(b); ok && (!a.Is4() || a.IsUnspecified() || len(hw) != 6) {
-			t.Errorf("%s has %s", hw, a)
-		}
-	})
-}
-
 func TestAddressThatSomebodyUsesIsNotGivenToAnother(t *testing.T) {
 	const home = "10.20.0.173" // of macStranger
 	heard := func(mac, addr string) func(*table) {

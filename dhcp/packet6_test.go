@@ -1,10 +1,7 @@
 package dhcp
 
 import (
-	"bytes"
 	"net/netip"
-	"slices"
-	"strings"
 	"testing"
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
@@ -85,94 +82,6 @@ func TestForeignOptionsOfDHCPv6DoNoHarm(t *testing.T) {
 	}
 }
 
-// FuzzPacket6 drives bytes through everything between the socket and the wire.
-func FuzzPacket6(f *testing.F) {
-	for _, p := range []dhcpv6.DHCPv6{
-		message6(SOLICIT, wants(1), pxe6), message6(SOLICIT, wants(1), wants(2, "2001:db8:20::1:7"), rapid, ipxe6), message6(SOLICIT, wants(1), http6),
-		message6(REQUEST6, toUs, wants(1, "2001:db8:20::15")), message6(RENEW, toUs, wants(1, "2001:db8:20::1:7", "2001:db8:99::1")), message6(REBIND, wants(1, "2001:db8:99::1")),
-		message6(CONFIRM, wants(1, "2001:db8:20::15")), message6(RELEASE6, toUs, wants(1, "2001:db8:20::15")), message6(DECLINE6, toUs, wants(1, "2001:db8:20::15")),
-		message6(INFORM6, pxe6), message6(SOLICIT, from6(duidUUID(make([]byte, 16)...)), raw6(dhcpv6.OptionIAPD, make([]byte, 12)...)), nested(3),
-		relayed6(message6(SOLICIT, from6(duidLLT(macStranger)), wants(1), raw6(dhcpv6.OptionFQDN, append([]byte{0, 4}, "web1\x00"...)...)), "2001:db8:20::fe", "fe80::5054:ff:fe00:5", interfaceID("a")),
-	} {
-		f.Add(p.ToBytes())
-	}
-	f.Add([]byte{12, 0})
-	cfg := compile(rack6())
-	n := cfg.networks[0]
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		r, err := decode6(raw, privateAddr, macStranger)
-		if err != nil {
-			return
-		}
-		r.identify(cfg)
-		tab := newTable()
-		tab.loaded = true
-		leased6(macStranger, "2001:db8:20::1:7", 1e9)(tab)
-		q := question{req: r, cfg: cfg, server: ourAddr6, duid: ourDUID, now: epoch, boot: boot{file: "tftp://[2001:db8:20::2]/snponly.efi"}}
-		if q.network, q.onLink = cfg.network(r, cfg.networks, false); q.network == nil {
-			return
-		}
-		o := reply(q, tab)
-		if (o.six == nil) == (o.silence == "") {
-			t.Fatalf("neither an answer nor a reason: %+v", o)
-		}
-		if o.lease != nil && (o.lease.MAC != r.mac || r.mac == "" || !n.Subnet.Contains(o.lease.Addr)) {
-			t.Fatalf("a lease for somebody else: %+v", o.lease)
-		}
-		ops, _ := tab.prepare(&q, &o)
-		if o.six == nil {
-			if len(ops) > 0 {
-				t.Fatalf("a silence changes the table: %v", ops)
-			}
-			return
-		}
-		m, relays := inner6(t, o.six.payload)
-		if len(relays) != len(r.six.relays) || m.TransactionID != dhcpv6.TransactionID(r.TransactionID[1:]) || !o.dest.to.IsValid() {
-			t.Fatalf("a reply to somebody else: %s", m.Summary())
-		}
-		for i, relay := range relays {
-			was := r.six.relays[i]
-			if !bytes.Equal(relay.Options.InterfaceID(), was.interfaceID) || relay.HopCount != was.hops {
-				t.Fatalf("relay %d is answered with %s", i, relay.Summary())
-			}
-		}
-		if id := r.six.clientID; id != nil && !bytes.Equal(m.Options.ClientID().ToBytes(), id) {
-			t.Fatal("another client's identifier")
-		}
-		given := map[string]bool{}
-		for _, a := range m.Options.IANA() {
-			if !slices.ContainsFunc(r.six.ias, func(asked ia) bool { return asked.id == a.IaId }) {
-				t.Fatalf("an identity association that nobody asked for: %s", a)
-			}
-			for _, x := range a.Options.Addresses() {
-				if x.ValidLifetime == 0 {
-					continue
-				}
-				given[x.IPv6Addr.String()] = true
-				if addr, _ := netip.AddrFromSlice(x.IPv6Addr); !n.Subnet.Contains(addr) || m.MessageType == dhcpv6.MessageTypeReply && (o.lease == nil || o.lease.Addr != addr) {
-					t.Fatalf("gave %s without a lease of it", x.IPv6Addr)
-				}
-			}
-		}
-		if len(given) > 1 {
-			t.Fatalf("gave %v", given)
-		}
-		if strings.Contains(string(o.six.payload), "tftp://") && r.client.Loader != "firmware" && r.client.Loader != "ipxe" {
-			t.Fatalf("a boot file for %s", r.client.Loader)
-		}
-	})
-}
-
-// FuzzUnframe6 drives bytes through the packet socket's reader.
-func FuzzUnframe6(f *testing.F) {
-	f.Add(append([]byte{0x60, 0, 0, 0, 0, 12, 17, 1}, make([]byte, 44)...))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if payload, from := unframe6(b); payload != nil && (!from.IsValid() || len(payload) > len(b)-48) {
-			t.Fatalf("%d bytes from %s", len(payload), from)
-		}
-	})
-}
-
 // advertisement is another server's answer to a probe, as a packet socket gives it.
 func advertisement(change ...change6) []byte {
 	m := message6(dhcpv6.MessageTypeAdvertise, change...)
@@ -196,16 +105,4 @@ func TestOnlyAnotherServersAddressIsForeign(t *testing.T) {
 			t.Errorf("%s: %+v, %v", tt.name, o, got)
 		}
 	}
-}
-
-// FuzzForeignAdvertise drives bytes from a packet socket through the probe's reader.
-func FuzzForeignAdvertise(f *testing.F) {
-	f.Add(advertisement(toAnother, wants(1, "2001:db8:20::9")))
-	f.Add([]byte{0x60})
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		isManaged(raw)
-		if o, ok := foreignAdvertise(raw, [3]byte{1, 2, 3}, ourDUID); ok && (!o.server.IsValid() || !o.offer.IsValid()) {
-			t.Fatalf("an offer without server or address: %+v", o)
-		}
-	})
 }

@@ -1,13 +1,10 @@
 package dhcp
 
 import (
-	"encoding/hex"
-	"net/netip"
 	"testing"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
-	"recast/inventory"
 	"recast/ipxe"
 )
 
@@ -115,80 +112,4 @@ func TestHostnameHoldsNothingUnexpected(t *testing.T) {
 			t.Errorf("hostname(%q) = %q; want %q", in, got, want)
 		}
 	}
-}
-
-// FuzzPacket drives bytes through everything between the socket and the wire.
-func FuzzPacket(f *testing.F) {
-	for _, p := range []*dhcpv4.DHCPv4{
-		message(DISCOVER, macDeclared), message(DISCOVER, macStranger, ipxeClient), message(DISCOVER, macStranger, pxe(0), wantsBroadcast),
-		message(REQUEST, macDeclared, requested("10.20.0.15"), serverID("10.20.0.2")), message(REQUEST, macStranger, ciaddr("10.20.0.130")),
-		message(REQUEST, macDeclared, requested("10.20.0.15"), giaddr("10.20.0.254"), option(82, 1, 2, 3, 4), option(61, 1, 2)),
-		message(DECLINE, macDeclared, requested("10.20.0.15")), message(RELEASE, macDeclared, ciaddr("10.20.0.15")),
-		message(INFORM, macDeclared, ciaddr("10.20.0.50")), message(DISCOVER, macDeclared, option(52, 3), option(57, 2, 64)),
-		message(DISCOVER, macDeclared, httpBoot(16)), message(DISCOVER, macDeclared, option(61, make([]byte, 250)...), option(82, make([]byte, 200)...), giaddr("10.20.0.254")),
-	} {
-		f.Add(p.ToBytes())
-	}
-	for _, p := range captured(f) {
-		f.Add(p)
-	}
-	f.Add([]byte{1})
-	cfg, proxy := compile(rack()), compile(rack(beside))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		r, err := decode(raw)
-		if err != nil {
-			return
-		}
-		for _, from := range []netip.AddrPort{{}, netip.MustParseAddrPort("10.20.0.77:68")} {
-			q := question{req: r, cfg: proxy, network: proxy.networks[0], server: ourAddr, now: epoch, asker: from, boot: boot{file: "ipxe.efi"}}
-			o := reply(q, newTable())
-			if (o.packet == nil) == (o.silence == "") || o.lease != nil || o.offer.IsValid() || o.packet != nil && addr4(o.packet.YourIPAddr).IsValid() {
-				t.Fatalf("a proxy gives addresses: %+v", o)
-			}
-			if o.packet != nil && from.IsValid() && o.dest.to != from {
-				t.Fatalf("the boot server answers %s, asked by %s", o.dest.to, from)
-			}
-		}
-		tab := newTable()
-		tab.loaded = true
-		q := question{req: r, cfg: cfg, server: ourAddr, now: epoch, boot: boot{file: "ipxe.efi"}}
-		if q.network, q.onLink = cfg.network(r, cfg.networks, false); q.network == nil {
-			return
-		}
-		o := reply(q, tab)
-		if (o.packet == nil) == (o.silence == "") {
-			t.Fatalf("neither an answer nor a reason: %+v", o)
-		}
-		if o.packet == nil {
-			return
-		}
-		out, err := dhcpv4.FromBytes(o.packet.ToBytes())
-		if err != nil {
-			t.Fatalf("the reply does not decode: %v", err)
-		}
-		if out.OpCode != dhcpv4.OpcodeBootReply || out.TransactionID != r.TransactionID || !o.dest.to.IsValid() {
-			t.Fatalf("a reply to somebody else: %s to %s", out.Summary(), o.dest.to)
-		}
-		if a := addr4(out.YourIPAddr); a.IsValid() && !q.network.Subnet.Contains(a) {
-			t.Fatalf("gave %s, outside %s", a, q.network.Subnet)
-		}
-		if want, has := r.Options[82]; has && hex.EncodeToString(want) != hex.EncodeToString(out.Options[82]) {
-			t.Fatalf("the relay's option came back changed")
-		}
-		if mac := inventory.MACOf(out.ClientHWAddr); mac != r.mac {
-			t.Fatalf("reply for %s went to %s", r.mac, mac)
-		}
-	})
-}
-
-// FuzzForeignOffer drives bytes from a packet socket through the probe's reader.
-func FuzzForeignOffer(f *testing.F) {
-	f.Add(foreignFrame(func(p *dhcpv4.DHCPv4) {}))
-	f.Add([]byte{0x45})
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		o, ok := foreignOffer(raw, dhcpv4.TransactionID{9, 9, 9, 9})
-		if ok && (!o.server.IsValid() || !o.offer.IsValid()) {
-			t.Fatalf("an offer without server or address: %+v", o)
-		}
-	})
 }

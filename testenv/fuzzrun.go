@@ -104,6 +104,9 @@ func run(ctx context.Context) error {
 	}
 	if !*long {
 		return f.each(ctx, targets, *brief, func(t target, r row) {
+			if r.findings > 0 {
+				return
+			}
 			fmt.Printf("ok    %-24s %9d executions, %d new inputs\n", t, r.execs, r.new)
 		})
 	}
