@@ -120,32 +120,19 @@ func (c *conn) close() {
 	}
 }
 
-// read returns one datagram of either port, its sender, and the address it was
-// sent to.
-func read(udp *net.UDPConn, buf, oob []byte) (n int, src netip.AddrPort, dst netip.Addr, err error) {
-	n, m, flags, src, err := udp.ReadMsgUDPAddrPort(buf, oob)
-	if err != nil {
-		return 0, src, dst, err
-	}
-	if flags&unix.MSG_TRUNC != 0 {
-		n = 0 // larger than any DHCP packet
-	}
-	return n, src, destination(oob[:m]), nil
-}
-
 // destination reads the header's address from the packet information.
 func destination(oob []byte) netip.Addr {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return netip.Addr{}
-	}
-	for _, m := range msgs {
-		if m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo {
-			return netip.AddrFrom4([4]byte(m.Data[8:12]))
+	for len(oob) > 0 {
+		h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
+		switch {
+		case err != nil:
+			return netip.Addr{}
+		case h.Level == unix.SOL_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
+			return netip.AddrFrom4([4]byte(data[8:12]))
+		case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
+			return netip.AddrFrom16([16]byte(data[:16]))
 		}
-		if m.Header.Level == unix.SOL_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo {
-			return netip.AddrFrom16([16]byte(m.Data[:16]))
-		}
+		oob = rest
 	}
 	return netip.Addr{}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -198,7 +199,8 @@ func (w *wireTap) send(b []byte, from netip.Addr, to dest) error {
 	if err != nil {
 		return err
 	}
-	w.ch <- sent{DHCPv4: p, raw: b, from: from, to: to}
+	to.hw = slices.Clone(to.hw) // the bytes are the server's again
+	w.ch <- sent{DHCPv4: p, raw: slices.Clone(b), from: from, to: to}
 	return nil
 }
 

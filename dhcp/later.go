@@ -1,8 +1,12 @@
 package dhcp
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,16 +32,13 @@ func (t *table) later(l inventory.Lease) {
 	t.unstored[place{l.Network, l.Addr}] = struct{}{}
 }
 
-// takeLater is up to n leases that are to be stored, and their writes. The lock
-// is held.
-func (t *table) takeLater(n int) (leases []inventory.Lease, ops []store.Op) {
-	for p := range t.unstored {
-		if len(ops) == n {
-			break
-		}
+// encode is the leases of these places and their writes. The lock is held.
+func (t *table) encode(places []place) (leases []inventory.Lease, ops []store.Op) {
+	for _, p := range places {
+		_, waits := t.unstored[p]
 		delete(t.unstored, p)
 		r := t.byAddr[p]
-		if r == nil {
+		if !waits || r == nil {
 			continue
 		}
 		op, err := leaseRecords.PutOp(leaseName(p.network, p.addr), r.Lease, r.rev)
@@ -67,34 +68,36 @@ func (s *Server) storeLater(ctx context.Context) {
 	}
 }
 
-// flush stores what waits now. What the store does not take waits on.
+// flush stores what waits now, in the order of the keys: neighbours share the
+// store's pages. What the store does not take waits on.
 func (s *Server) flush(ctx context.Context) {
-	for ok := true; ok; {
-		var work sync.WaitGroup
-		var failed sync.Once
-		more := false
-		for range laterAtOnce {
-			s.table.mu.Lock()
-			leases, ops := s.table.takeLater(store.MaxOps)
-			s.table.mu.Unlock()
-			if len(ops) == 0 {
-				break
+	t := s.table
+	t.mu.Lock()
+	places := slices.Collect(maps.Keys(t.unstored))
+	t.mu.Unlock()
+	slices.SortFunc(places, func(a, b place) int {
+		return cmp.Or(strings.Compare(a.network, b.network), a.addr.Compare(b.addr))
+	})
+	var work sync.WaitGroup
+	slots := make(chan struct{}, laterAtOnce)
+	for some := range slices.Chunk(places, store.MaxOps) {
+		slots <- struct{}{}
+		work.Go(func() {
+			defer func() { <-slots }()
+			t.mu.Lock()
+			leases, ops := t.encode(some)
+			t.mu.Unlock()
+			if len(ops) > 0 {
+				s.storeAll(ctx, leases, ops)
 			}
-			more = len(ops) == store.MaxOps
-			work.Go(func() {
-				if !s.storeAll(ctx, leases, ops) {
-					failed.Do(func() { ok = false })
-				}
-			})
-		}
-		work.Wait()
-		ok = ok && more
+		})
 	}
+	work.Wait()
 }
 
 // storeAll is one transaction, or one for each lease where somebody else
-// changed one of them. It reports whether the store is there.
-func (s *Server) storeAll(ctx context.Context, leases []inventory.Lease, ops []store.Op) bool {
+// changed one of them.
+func (s *Server) storeAll(ctx context.Context, leases []inventory.Lease, ops []store.Op) {
 	rev, err := s.commit(ctx, ops)
 	if errors.Is(err, store.ErrConflict) {
 		s.table.mu.Lock()
@@ -104,14 +107,12 @@ func (s *Server) storeAll(ctx context.Context, leases []inventory.Lease, ops []s
 		s.table.mu.Unlock()
 		s.reread(ctx, ops)
 		if len(ops) == 1 {
-			return true // another server gave it: its record stands until the client asks again
+			return // another server gave it: its record stands until the client asks again
 		}
 		for i := range ops {
-			if !s.storeAll(ctx, leases[i:i+1], ops[i:i+1]) {
-				return false
-			}
+			s.storeAll(ctx, leases[i:i+1], ops[i:i+1])
 		}
-		return true
+		return
 	}
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
@@ -127,5 +128,4 @@ func (s *Server) storeAll(ctx context.Context, leases []inventory.Lease, ops []s
 			r.rev, r.stored = rev, l.Expires
 		}
 	}
-	return err == nil
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -26,6 +25,9 @@ const (
 // boot server on port 4011 although it has the file (PXE 2.1 table 2-1).
 var pxeVendor = []byte{6, 1, 8, 10, 4, 0, 'P', 'X', 'E'}
 
+// The classes of replies. Replies share them and change none.
+var classPXE, classHTTP = []byte("PXEClient"), []byte("HTTPClient")
+
 // answer begins a reply: what every message type carries.
 func (q *question) answer(kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	r := q.req
@@ -33,10 +35,18 @@ func (q *question) answer(kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 	if r.override.IsValid() {
 		id = r.override
 	}
-	options := make(dhcpv4.Options, 16) // more are rare
+	p := &dhcpv4.DHCPv4{}
+	if r.again {
+		p = &r.reply
+	}
+	options := p.Options
+	if options == nil {
+		options = make(dhcpv4.Options, 16) // more are rare
+	}
+	clear(options)
 	options[dhcpv4.OptionDHCPMessageType.Code()] = []byte{byte(kind)}
 	options[dhcpv4.OptionServerIdentifier.Code()] = ip4(id)
-	p := &dhcpv4.DHCPv4{
+	*p = dhcpv4.DHCPv4{
 		OpCode:        dhcpv4.OpcodeBootReply,
 		HWType:        r.HWType,
 		ClientHWAddr:  r.ClientHWAddr,
@@ -121,11 +131,11 @@ func (q *question) addBoot(p *dhcpv4.DHCPv4) {
 	if c.Loader == ipxe.LoaderHTTP {
 		// The URL says where; without this class the firmware takes an address from
 		// the offer and no boot file (UEFI §24.7).
-		p.Options[dhcpv4.OptionClassIdentifier.Code()] = []byte("HTTPClient")
+		p.Options[dhcpv4.OptionClassIdentifier.Code()] = classHTTP
 		return
 	}
 	p.ServerIPAddr = ip4(q.server)
-	p.Options[dhcpv4.OptionTFTPServerName.Code()] = []byte(q.server.String())
+	p.Options[dhcpv4.OptionTFTPServerName.Code()] = q.server.AppendTo(make([]byte, 0, 16))
 	if c.Loader == ipxe.LoaderIPXE && q.network.DHCP != inventory.DHCPProxy {
 		// Else it waits two seconds for a ProxyDHCP server.
 		p.Options[optEncap.Code()] = appendTrace([]byte{optNoProxy, 1, 1}, q.boot.trace)
@@ -133,8 +143,8 @@ func (q *question) addBoot(p *dhcpv4.DHCPv4) {
 	}
 	// Firmware takes the offer for a PXE one, and iPXE for a proxy's, only with
 	// this class in it.
-	p.Options[dhcpv4.OptionClassIdentifier.Code()] = []byte("PXEClient")
-	p.Options[dhcpv4.OptionVendorSpecificInformation.Code()] = append(appendTrace(slices.Clone(pxeVendor), q.boot.trace), 255)
+	p.Options[dhcpv4.OptionClassIdentifier.Code()] = classPXE
+	p.Options[dhcpv4.OptionVendorSpecificInformation.Code()] = append(appendTrace(append(make([]byte, 0, 32), pxeVendor...), q.boot.trace), 255)
 }
 
 // appendTrace adds the attempt's trace to a list of sub-options: what a capture of

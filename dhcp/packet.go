@@ -3,14 +3,13 @@ package dhcp
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
+	"encoding/hex"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
-	"github.com/insomniacslk/dhcp/iana"
 
 	"recast/inventory"
 	"recast/ipxe"
@@ -63,66 +62,63 @@ type request struct {
 	override  netip.Addr // option 82.11: the server identifier the relay wants
 	hostname  string
 	six       *request6 // of a DHCPv6 message; all but the embedded packet holds for both
+
+	raw    []byte        // that packet points into
+	packet dhcpv4.DHCPv4 // of IPv4
+	// Of a request that is used again, so are its answer and that one's bytes.
+	again    bool
+	reply    dhcpv4.DHCPv4
+	out      []byte
+	question question // that the server asks about it
 }
 
-// decode turns the bytes of one datagram into a request. Every error is a badPacket.
+// decode turns the bytes of one datagram into a request, which points into them.
+// Every error is a badPacket.
 func decode(raw []byte) (*request, error) {
-	const header = 240 // with the cookie
-	if len(raw) < header {
-		return nil, badShort
-	}
-	if raw[0] != byte(dhcpv4.OpcodeBootRequest) {
-		return nil, badOp
-	}
-	// Ethernet only: leases are keyed by the hardware address, and a client
-	// without one (InfiniBand, PPP) needs option 61 as its key.
-	if raw[1] != byte(iana.HWTypeEthernet) || raw[2] != 6 {
-		return nil, badHardware
-	}
-	if hw := raw[28:34]; hw[0]&1 != 0 || bytes.Equal(hw, make([]byte, 6)) {
-		return nil, badHardware
-	}
-	if raw[3] > maxHops {
-		return nil, badHops
-	}
-	if !bytes.Equal(raw[236:240], []byte{99, 130, 83, 99}) {
-		return nil, badCookie
-	}
-	p, err := dhcpv4.FromBytes(raw)
-	if err != nil {
-		return nil, badOptions
-	}
-	if err := unfold(p, raw); err != nil {
+	r := &request{raw: raw}
+	if _, err := peek(raw); err != nil {
 		return nil, err
 	}
-	r := &request{
-		DHCPv4:    p,
-		mac:       inventory.MACOf(p.ClientHWAddr),
-		ciaddr:    addr4(p.ClientIPAddr),
-		giaddr:    addr4(p.GatewayIPAddr),
-		requested: addr4(p.Options.Get(dhcpv4.OptionRequestedIPAddress)),
-		serverID:  addr4(p.Options.Get(dhcpv4.OptionServerIdentifier)),
-		hostname:  hostname(p.Options.Get(dhcpv4.OptionHostName)),
+	r.mac = inventory.MACOf(net.HardwareAddr(raw[28:34]))
+	return r, r.read()
+}
+
+// read fills the request from its bytes, which peek has let pass.
+func (r *request) read() error {
+	if r.packet.Options == nil {
+		r.packet.Options = make(dhcpv4.Options, 16)
 	}
+	p := &r.packet
+	if err := parsePacket(p, r.raw); err != nil {
+		return err
+	}
+	if err := unfold(p, r.raw); err != nil {
+		return err
+	}
+	r.DHCPv4 = p
+	r.ciaddr, r.giaddr = addr4(p.ClientIPAddr), addr4(p.GatewayIPAddr)
+	r.requested = addr4(p.Options.Get(dhcpv4.OptionRequestedIPAddress))
+	r.serverID = addr4(p.Options.Get(dhcpv4.OptionServerIdentifier))
+	r.hostname = hostname(p.Options.Get(dhcpv4.OptionHostName))
 	t := p.Options.Get(dhcpv4.OptionDHCPMessageType)
 	if len(t) != 1 {
-		return nil, badType
+		return badType
 	}
 	switch r.kind = dhcpv4.MessageType(t[0]); r.kind {
 	case dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeDecline,
 		dhcpv4.MessageTypeRelease, dhcpv4.MessageTypeInform:
 	default:
-		return nil, badType
+		return badType
 	}
 	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionRequestedIPAddress, dhcpv4.OptionServerIdentifier} {
 		if p.Options.Has(code) && len(p.Options.Get(code)) != 4 {
-			return nil, badOptions
+			return badOptions
 		}
 	}
 	if agent := p.Options.Get(dhcpv4.OptionRelayAgentInformation); agent != nil {
 		sub := dhcpv4.Options{}
 		// What is inside is the relay's business: it is echoed whatever it says.
-		if sub.FromBytes(agent) == nil {
+		if parseOptions(sub, agent, false) == nil {
 			r.link = addr4(sub[subLinkSelection])
 			r.override = addr4(sub[subServerIDOverride])
 			// A switch may add it and relay nothing: then there is no giaddr.
@@ -135,7 +131,7 @@ func decode(raw []byte) (*request, error) {
 		}
 	}
 	r.client = client(p, r.mac)
-	return r, nil
+	return nil
 }
 
 // unfold adds the options that stand in the file and sname fields (option 52,
@@ -151,13 +147,13 @@ func unfold(p *dhcpv4.DHCPv4, raw []byte) error {
 	how := overload[0]
 	p.Options.Del(dhcpv4.OptionOptionOverload)
 	if how&1 != 0 {
-		if p.Options.FromBytes(raw[108:236]) != nil {
+		if parseOptions(p.Options, raw[108:236], false) != nil {
 			return badOptions
 		}
 		p.BootFileName = ""
 	}
 	if how&2 != 0 {
-		if p.Options.FromBytes(raw[44:108]) != nil {
+		if parseOptions(p.Options, raw[44:108], false) != nil {
 			return badOptions
 		}
 		p.ServerHostName = ""
@@ -167,7 +163,7 @@ func unfold(p *dhcpv4.DHCPv4, raw []byte) error {
 
 // client says who is asking, as far as the packet tells.
 func client(p *dhcpv4.DHCPv4, mac inventory.MAC) ipxe.Client {
-	class := string(p.Options.Get(dhcpv4.OptionClassIdentifier))
+	class := p.Options.Get(dhcpv4.OptionClassIdentifier)
 	arch, hasArch := firmware(p.Options.Get(dhcpv4.OptionClientSystemArchitectureType), class)
 	if arch == ipxe.FirmwareBIOS && isRaspberryPi(mac, p.Options.Get(optUUID)) {
 		arch = ipxe.FirmwareRaspberryBoot
@@ -178,11 +174,11 @@ func client(p *dhcpv4.DHCPv4, mac inventory.MAC) ipxe.Client {
 	// marks come first.
 	case isIPXE(p.Options):
 		c.Loader = ipxe.LoaderIPXE
-	case strings.HasPrefix(class, "HTTPClient"):
+	case bytes.HasPrefix(class, []byte("HTTPClient")):
 		c.Loader = ipxe.LoaderHTTP
 	// Some ROMs leave out 93, 94 and 97, U-Boot has a class of its own: either
 	// mark is enough.
-	case strings.HasPrefix(class, "PXEClient"):
+	case bytes.HasPrefix(class, []byte("PXEClient")):
 		c.Loader = ipxe.LoaderFirmware
 	case hasArch && arch.HTTP():
 		c.Loader = ipxe.LoaderHTTP
@@ -219,15 +215,15 @@ func isIPXE(o dhcpv4.Options) bool {
 
 // firmware is the architecture of option 93, which may be a list, else the one
 // written in the vendor class ("PXEClient:Arch:00007:UNDI:003016").
-func firmware(option []byte, class string) (ipxe.Firmware, bool) {
-	var list []uint16
+func firmware(option, class []byte) (ipxe.Firmware, bool) {
+	list := make([]uint16, 0, 8)
 	for ; len(option) >= 2; option = option[2:] {
 		list = append(list, binary.BigEndian.Uint16(option))
 	}
 	if len(list) > 0 {
 		return ipxe.PickFirmware(list), true
 	}
-	if f := strings.Split(class, ":"); len(f) >= 3 && f[1] == "Arch" {
+	if f := strings.Split(string(class), ":"); len(f) >= 3 && f[1] == "Arch" {
 		if n, err := strconv.ParseUint(f[2], 10, 16); err == nil {
 			return ipxe.Firmware(n), true
 		}
@@ -240,7 +236,7 @@ func firmware(option []byte, class string) (ipxe.Firmware, bool) {
 // 0x44) and of the Pi 4 and 5 ("RPi4", "RPi5"), which can be set, or the vendor's
 // part of the hardware address.
 func isRaspberryPi(mac inventory.MAC, id []byte) bool {
-	if len(id) == 17 && (bytes.HasPrefix(id[1:], []byte("RPi")) || bytes.Equal(id[1:], bytes.Repeat([]byte{0x44}, 16))) {
+	if len(id) == 17 && (bytes.HasPrefix(id[1:], []byte("RPi")) || bytes.Count(id[1:], []byte{0x44}) == 16) {
 		return true
 	}
 	switch string(mac[:min(8, len(mac))]) {
@@ -257,11 +253,20 @@ func uuid(option []byte) string {
 		return ""
 	}
 	u := option[1:]
-	if bytes.Equal(u, bytes.Repeat(u[:1], 16)) && (u[0] == 0 || u[0] == 0xff) {
+	if bytes.Count(u, u[:1]) == 16 && (u[0] == 0 || u[0] == 0xff) {
 		return ""
 	}
-	return fmt.Sprintf("%08x-%04x-%04x-%x-%x", binary.LittleEndian.Uint32(u), binary.LittleEndian.Uint16(u[4:]),
-		binary.LittleEndian.Uint16(u[6:]), u[8:10], u[10:])
+	// Its first three parts are in the machine's order (SMBIOS 2.6 §7.2.1).
+	le := [16]byte{u[3], u[2], u[1], u[0], u[5], u[4], u[7], u[6]}
+	copy(le[8:], u[8:])
+	b := make([]byte, 0, 36)
+	for i, v := range le {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			b = append(b, '-')
+		}
+		b = hex.AppendEncode(b, []byte{v})
+	}
+	return string(b)
 }
 
 // hostname keeps only what a host name may hold: it ends in records and on pages.

@@ -171,49 +171,49 @@ func (p *ports) apply(e store.Event) error {
 // packet came through. The first one that asks to boot there is the machine that
 // is declared at the port; the record is durable before it gets an answer. From
 // then on the address names the machine by itself: renewals go past the relay.
-// The result is why there is no answer.
+// The result is why there is no answer, or what to do first, which takes a write.
 //
 // A port gives its machine to one address only. Another one that asks there is
 // a stranger, until the first has been without a lease: then it has been
 // replaced. What does not boot from the network (the BMC that shares the port)
 // takes no port.
-func (s *Server) locate(ctx context.Context, q *question) string {
+func (s *Server) locate(q *question) (why string, learn func(context.Context) string) {
 	r, n := q.req, q.network
 	at, there := q.cfg.plugAt(n.Name, r.port)
 	if d, ok := q.cfg.byMAC[r.mac]; ok {
 		s.checkCable(q, d, at, there)
-		return ""
+		return "", nil
 	}
 	if n.DHCP != inventory.DHCPAuthoritative {
-		return ""
+		return "", nil
 	}
 	have, known := s.ports.of(r.mac)
 	if known {
 		p, ok := q.cfg.plugOf(have.PortRecord)
 		if ok && (r.port.Circuit == "" || there && p.port == at.port && have.Network == n.Name) {
 			q.port = p.declared
-			return ""
+			return "", nil
 		}
 	}
 	boots := r.client.Loader != ipxe.LoaderOS && (r.kind == dhcpv4.MessageTypeDiscover || r.kind == dhcpv4.MessageTypeRequest)
 	if !there || !boots {
-		return ""
+		return "", nil
 	}
 	if at.mac != "" {
 		s.found(q, "port", fmt.Sprintf("network %q: %s asks to boot at %s, the port of %s, which is declared with %s; correct its mac, or the cabling",
 			n.Name, r.mac, at.port, at.declared, at.mac))
-		return ""
+		return "", nil
 	}
 	if !s.ports.ready() {
-		return silenceUnloaded
+		return silenceUnloaded, nil
 	}
 	holder, held := s.ports.get(socket{n.Name, at.port})
 	if held && s.present(q, holder.PortRecord) {
 		s.found(q, "port", fmt.Sprintf("network %q: %s asks to boot at %s, where %s is %s already; declare the mac of each, or wait until the lease of the first has run out",
 			n.Name, r.mac, at.port, holder.MAC, at.declared))
-		return ""
+		return "", nil
 	}
-	return s.learn(ctx, q, at, holder)
+	return "", func(ctx context.Context) string { return s.learn(ctx, q, at, holder) }
 }
 
 // learn records the address behind a port.

@@ -23,13 +23,15 @@ const (
 	clientsCounted = 1 << 16
 )
 
-// arrival is one decoded request with the circumstances it came in.
+// arrival is one request with the circumstances it came in. That of IPv4 is
+// decoded when its turn comes.
 type arrival struct {
-	req   *request
-	link  *link
-	dst   netip.Addr
-	asker netip.AddrPort // who asked the boot server port
-	at    time.Time
+	req    *request
+	flight flight
+	link   *link
+	dst    netip.Addr
+	asker  netip.AddrPort // who asked the boot server port
+	at     time.Time
 }
 
 // flight names a packet while it is queued or worked on.
@@ -40,98 +42,102 @@ type flight struct {
 	boot bool // to the boot server port
 }
 
-func (p *arrival) flight() flight {
-	return flight{p.req.TransactionID, p.req.mac, p.req.kind, p.asker.IsValid()}
-}
-
-// Lanes, the most valuable first: a REQUEST finishes work that was begun, and
-// declared machines never wait behind strangers.
+// Lanes, the most valuable first: declared machines never wait behind strangers,
+// and a REQUEST finishes work that was begun.
 const (
 	laneRequest = iota
-	laneDeclared
+	laneDiscover
+	laneStrangerRequest
 	laneStranger
 	lanes
 )
 
 // queue is bounded, prefers what finishes an exchange, and drops the oldest of
-// a full lane, whose client has waited longest and asks again first.
+// a full lane, whose client has waited longest and asks again first. Who pushes
+// also pops until it is empty.
 type queue struct {
 	mu     sync.Mutex
-	ready  sync.Cond
-	lane   [lanes][]arrival
+	lane   [lanes]ring
 	flying map[flight]struct{}
-	closed bool
 
 	window time.Time
 	counts map[inventory.MAC]uint16
 }
 
-func newQueue() *queue {
-	q := &queue{flying: map[flight]struct{}{}, counts: map[inventory.MAC]uint16{}}
-	q.ready.L = &q.mu
-	return q
+// ring holds a lane's packets, oldest first, in as many places as were ever needed.
+type ring struct {
+	at   []arrival
+	from int
+	n    int
 }
 
-// push enqueues a packet. It returns why a packet was dropped, this or another
-// one; "" for none.
-func (q *queue) push(p arrival, lane int) (dropped string) {
+func (r *ring) push(p arrival) {
+	if r.n == len(r.at) {
+		at := make([]arrival, max(64, 2*len(r.at)))
+		for i := range r.n {
+			at[i] = r.at[(r.from+i)%len(r.at)]
+		}
+		r.at, r.from = at, 0
+	}
+	r.at[(r.from+r.n)%len(r.at)] = p
+	r.n++
+}
+
+func (r *ring) pop() arrival {
+	p := r.at[r.from]
+	r.at[r.from] = arrival{}
+	r.from = (r.from + 1) % len(r.at)
+	r.n--
+	return p
+}
+
+func newQueue() *queue {
+	return &queue{flying: map[flight]struct{}{}, counts: map[inventory.MAC]uint16{}}
+}
+
+// push enqueues a packet. It returns why a packet was dropped, and which: this or
+// an older one; "" for none.
+func (q *queue) push(p arrival, lane int) (why string, dropped *request) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed {
-		return "closing"
-	}
 	if d := p.at.Sub(q.window); d >= time.Second || d < 0 {
 		q.window = p.at
 		clear(q.counts)
 	}
-	if n := q.counts[p.req.mac]; n >= perClient || n == 0 && len(q.counts) >= clientsCounted {
-		return "too many packets"
+	mac := p.flight.mac
+	if n := q.counts[mac]; n >= perClient || n == 0 && lane >= laneStrangerRequest && len(q.counts) >= clientsCounted {
+		return "too many packets", p.req
 	}
-	q.counts[p.req.mac]++
-	f := p.flight()
-	if _, dup := q.flying[f]; dup {
-		return "duplicate"
+	q.counts[mac]++
+	if _, dup := q.flying[p.flight]; dup {
+		return "duplicate", p.req
 	}
-	if len(q.lane[lane]) >= laneSize {
-		delete(q.flying, q.lane[lane][0].flight())
-		q.lane[lane] = q.lane[lane][1:]
-		dropped = "queue full"
+	l := &q.lane[lane]
+	if l.n >= laneSize {
+		old := l.pop()
+		delete(q.flying, old.flight)
+		why, dropped = "queue full", old.req
 	}
-	q.flying[f] = struct{}{}
-	q.lane[lane] = append(q.lane[lane], p)
-	q.ready.Signal()
-	return dropped
+	q.flying[p.flight] = struct{}{}
+	l.push(p)
+	return why, dropped
 }
 
-// pop waits for the next packet; ok is false once the queue is closed.
-func (q *queue) pop() (arrival, bool) {
+// pop takes the most valuable packet; ok is false where there is none.
+func (q *queue) pop() (p arrival, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for !q.closed {
-		for i := range q.lane {
-			if len(q.lane[i]) > 0 {
-				p := q.lane[i][0]
-				q.lane[i][0] = arrival{}
-				q.lane[i] = q.lane[i][1:]
-				return p, true
-			}
+	for i := range q.lane {
+		if q.lane[i].n > 0 {
+			return q.lane[i].pop(), true
 		}
-		q.ready.Wait()
 	}
 	return arrival{}, false
 }
 
 // done ends a packet's flight.
-func (q *queue) done(p arrival) {
+func (q *queue) done(f flight) {
 	q.mu.Lock()
-	delete(q.flying, p.flight())
+	delete(q.flying, f)
 	q.mu.Unlock()
-}
-
-// close ends the workers; what is still queued is left to the clients' retries.
-func (q *queue) close() {
-	q.mu.Lock()
-	q.closed = true
-	q.mu.Unlock()
-	q.ready.Broadcast()
 }

@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net"
 	"net/netip"
@@ -43,6 +44,7 @@ type config struct {
 
 // declared is one NIC of a declared machine, or its BMC.
 type declared struct {
+	mac     inventory.MAC // as it stands in the index by it
 	machine string
 	bmc     bool
 	network string
@@ -99,6 +101,7 @@ func compile(set *inventory.Set) *config {
 
 func (c *config) reserve(mac inventory.MAC, d declared) {
 	if mac != "" {
+		d.mac = mac
 		c.byMAC[mac] = d
 	}
 	for _, a := range []netip.Addr{d.ip, d.ip6} {
@@ -106,6 +109,22 @@ func (c *config) reserve(mac inventory.MAC, d declared) {
 			c.reserved[a] = mac
 		}
 	}
+}
+
+// macOf finds the hardware address as it is declared, or makes it.
+func (c *config) macOf(hw [6]byte) (mac inventory.MAC, known bool) {
+	var text [17]byte
+	b := text[:0]
+	for i, v := range hw {
+		if i > 0 {
+			b = append(b, ':')
+		}
+		b = hex.AppendEncode(b, []byte{v})
+	}
+	if d, ok := c.byMAC[inventory.MAC(b)]; ok {
+		return d.mac, true
+	}
+	return inventory.MAC(b), false
 }
 
 // on is its address on a Network; invalid for none.
@@ -199,14 +218,21 @@ type question struct {
 	boot    boot
 	duid    []byte // ours
 	now     time.Time
+
+	who           declared // see own
+	known, looked bool
 }
 
-// own is what the client is declared as; false for a stranger.
+// own is what the client is declared as; false for a stranger. It is looked up
+// once, when it has been located.
 func (q *question) own() (declared, bool) {
-	if d, ok := q.cfg.byMAC[q.req.mac]; ok {
-		return d, true
+	if !q.looked {
+		q.looked = true
+		if q.who, q.known = q.cfg.byMAC[q.req.mac]; !q.known {
+			q.who, q.known = q.port, q.port.machine != ""
+		}
 	}
-	return q.port, q.port.machine != ""
+	return q.who, q.known
 }
 
 // outcome is what to do about one packet. Either silence says why nothing is
@@ -375,8 +401,8 @@ func (q *question) ack(t *table, a netip.Addr) outcome {
 func (q *question) bind(t *table, a netip.Addr, o *outcome) {
 	o.lease = q.lease(a, inventory.LeaseBound, q.leaseTime())
 	o.lease.Hostname = q.req.hostname
-	if q.req.port.Circuit != "" {
-		o.lease.Port = &q.req.port
+	if port := q.req.port; port.Circuit != "" {
+		o.lease.Port = &port
 	}
 	if old, ok := t.lease(q.network.Name, q.req.mac); ok {
 		if old.Addr != a {

@@ -1,9 +1,9 @@
 package dhcp
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -91,12 +91,13 @@ func (o outcome) seen() (kind inventory.ObservationKind, ok bool) {
 	return inventory.SawAck, true
 }
 
-// bytes of the reply, which there is.
-func (o outcome) bytes() []byte {
+// bytes of the reply, which there is, in the request's memory.
+func (o outcome) bytes(r *request) []byte {
 	if o.six != nil {
 		return o.six.payload
 	}
-	return o.packet.ToBytes()
+	r.out = appendPacket(r.out[:0], o.packet)
+	return r.out
 }
 
 // kind of the reply.
@@ -140,7 +141,7 @@ func introduce(r *request, known bool) string {
 	c := r.client
 	who := string(c.Loader)
 	if c.Loader != ipxe.LoaderOS {
-		who = fmt.Sprintf("%s, architecture %d", c.Loader, uint16(c.Arch))
+		who += ", architecture " + strconv.Itoa(int(c.Arch))
 	}
 	if !known {
 		who += ", undeclared"

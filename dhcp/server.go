@@ -48,7 +48,7 @@ type Server struct {
 	// Observe is told what was seen; it must not block. Nil discards.
 	Observe func(inventory.Observation)
 	Log     *slog.Logger
-	// Workers is how many packets are worked on at once; 0 means 256.
+	// Workers is how many leases are stored at once; 0 means 256.
 	Workers int
 
 	once     sync.Once
@@ -58,8 +58,9 @@ type Server struct {
 	queue    *queue
 	counters counters
 	findings findings
-	duid     []byte        // our server identifier in DHCPv6
-	commits  chan struct{} // slots for packets that wait for the store
+	duid     []byte                     // our server identifier in DHCPv6
+	waiting  chan func(context.Context) // for the store; see later
+	requests sync.Pool
 	ourAddrs atomic.Pointer[[]netip.Addr]
 	// storeRetry is when the store is tried again after it failed, in Unix
 	// nanoseconds.
@@ -112,8 +113,8 @@ func (s *Server) init() {
 		if s.Workers <= 0 {
 			s.Workers = defaultWorkers
 		}
-		// The rest stays free for what needs no commit while the store is slow.
-		s.commits = make(chan struct{}, max(1, s.Workers*3/4))
+		s.waiting = make(chan func(context.Context), maxWaiting)
+		s.requests.New = func() any { return &request{again: true} }
 		if s.Log == nil {
 			s.Log = slog.New(slog.DiscardHandler)
 		}
@@ -224,7 +225,6 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	s.mu.Unlock()
-	s.queue.close()
 	cancel()
 	workers.Wait()
 	background.Wait()
@@ -288,7 +288,7 @@ func (s *Server) arrange() error {
 			s.links[name] = l
 			s.log().Info("listen", "interface", name, "port", serverPort)
 			s.assign(l, w)
-			l.reader.Go(func() { s.read(l, c.udp, serverPort) })
+			l.reader.Go(func() { s.serve(s.run, l, c.udp, serverPort) })
 		} else {
 			s.assign(l, w)
 		}
@@ -299,7 +299,7 @@ func (s *Server) arrange() error {
 			errs = append(errs, err)
 		case udp != nil:
 			s.log().Info("listen", "interface", name, "port", bootPort)
-			l.reader.Go(func() { s.read(l, udp, bootPort) })
+			l.reader.Go(func() { s.serve(s.run, l, udp, bootPort) })
 			fallthrough
 		default:
 			s.findings.clear(key + "/boot")
@@ -445,26 +445,4 @@ const probeMark = "recast-probe:"
 // isPeer reports whether a request is a probe of a server with the same store.
 func (s *Server) isPeer(class []byte) bool {
 	return strings.HasPrefix(string(class), probeMark) && string(class) == s.probeClass()
-}
-
-// read is the loop of one socket. It ends when the socket is closed.
-func (s *Server) read(l *link, udp *net.UDPConn, port uint16) {
-	buf, oob := make([]byte, 4096), make([]byte, 128)
-	for {
-		n, src, dst, err := read(udp, buf, oob)
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			// ENETDOWN and the like come and go with the interface.
-			s.log().Debug("read", "interface", l.conn.iface.Name, "err", err)
-			s.counters.count(&s.counters.s.Malformed, "read error")
-			continue
-		}
-		if port == bootPort {
-			s.accept(l, buf[:n], dst, src)
-			continue
-		}
-		s.receive(l, buf[:n], dst)
-	}
 }

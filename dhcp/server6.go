@@ -57,8 +57,8 @@ func (s *Server) arrange6(listeners []listener, ours *[]netip.Addr) (errs []erro
 			s.links6[name] = l
 			s.log().Info("listen", "interface", name, "port", serverPort6)
 			s.assign(l, w)
-			l.reader.Go(func() { s.readClients6(l) })
-			l.reader.Go(func() { s.readRelays6(l) })
+			l.reader.Go(func() { s.readClients6(s.run, l) })
+			l.reader.Go(func() { s.readRelays6(s.run, l) })
 		} else {
 			s.assign(l, w)
 		}
@@ -71,13 +71,13 @@ func (s *Server) arrange6(listeners []listener, ours *[]netip.Addr) (errs []erro
 
 // readClients6 is the loop of what clients on the link send to every server. It
 // ends when the socket is closed.
-func (s *Server) readClients6(l *link) {
+func (s *Server) readClients6(ctx context.Context, l *link) {
 	buf := make([]byte, 4096)
 	for {
 		raw, from, hw, err := l.conn6.readClient(buf)
 		switch {
 		case err == nil:
-			s.accept6(l, raw, from, netip.Addr{}, hw)
+			s.receive6(ctx, l, raw, from, netip.Addr{}, hw)
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
@@ -87,7 +87,7 @@ func (s *Server) readClients6(l *link) {
 }
 
 // readRelays6 is the loop of what relays send.
-func (s *Server) readRelays6(l *link) {
+func (s *Server) readRelays6(ctx context.Context, l *link) {
 	buf, oob := make([]byte, 4096), make([]byte, 128)
 	for {
 		raw, from, dst, err := l.conn6.readRelay(buf, oob)
@@ -99,7 +99,7 @@ func (s *Server) readRelays6(l *link) {
 		case len(raw) > 0 && dhcpv6.MessageType(raw[0]) != dhcpv6.MessageTypeRelayForward:
 			s.malformed(l, badUnicast)
 		default:
-			s.accept6(l, raw, from, dst, "")
+			s.receive6(ctx, l, raw, from, dst, "")
 		}
 	}
 }
@@ -110,23 +110,22 @@ func (s *Server) readError6(l *link, err error) {
 	s.counters.count(&s.counters.s.Malformed, "read error")
 }
 
-// accept6 decodes one message and queues it. The bytes are the caller's again
-// afterwards.
-func (s *Server) accept6(l *link, raw []byte, from, dst netip.Addr, hw inventory.MAC) {
-	defer s.guardPanic("decode")
-	s.counters.mu.Lock()
-	s.counters.s.Received++
-	s.counters.mu.Unlock()
+// receive6 decodes one message and answers what waits. The bytes are the caller's
+// again afterwards.
+func (s *Server) receive6(ctx context.Context, l *link, raw []byte, from, dst netip.Addr, hw inventory.MAC) {
+	defer s.guardPanic("decode", arrival{})
+	s.counters.received()
 	r, err := decode6(raw, from, hw)
 	if err != nil {
-		var bad badPacket
-		errors.As(err, &bad)
-		s.malformed(l, bad)
+		s.malformed(l, err)
 		return
 	}
 	cfg := s.cfg.Load()
 	r.identify(cfg)
-	s.enqueue(arrival{req: r, link: l, dst: dst, at: s.now()}, cfg)
+	_, known := cfg.byMAC[r.mac]
+	s.enqueue(arrival{req: r, link: l, dst: dst, at: s.now(),
+		flight: flight{xid: r.TransactionID, mac: r.mac, kind: r.kind}}, known)
+	s.drain(ctx, laneSize*lanes)
 }
 
 // noteClient keeps who bound an address, in memory: after a restart everybody may

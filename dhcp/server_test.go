@@ -111,7 +111,7 @@ var xids uint32
 func (r *rig) put(p *dhcpv4.DHCPv4) {
 	xids++
 	p.TransactionID = dhcpv4.TransactionID{byte(xids >> 24), byte(xids >> 16), byte(xids >> 8), byte(xids)}
-	r.receive(r.link, p.ToBytes(), broadcast.Addr())
+	r.receive(context.Background(), r.link, p.ToBytes(), broadcast.Addr())
 }
 
 // get is the next reply.
@@ -483,11 +483,11 @@ func TestSilentBesideAnotherServerUntilProbed(t *testing.T) {
 func TestBadPacketsAreCountedAndSeldomReported(t *testing.T) {
 	r := newRig(t, rack())
 	for range 50 {
-		r.receive(r.link, []byte{1, 2, 3}, ourAddr)
+		r.receive(t.Context(), r.link, []byte{1, 2, 3}, ourAddr)
 	}
 	reply := message(DISCOVER, macDeclared).ToBytes()
 	reply[0] = 2
-	r.receive(r.link, reply, ourAddr)
+	r.receive(t.Context(), r.link, reply, ourAddr)
 	if st := r.Stats(); st.Malformed["short"] != 50 || st.Malformed["not a request"] != 1 || st.Received != 51 {
 		t.Errorf("stats %+v", st)
 	}
@@ -518,36 +518,36 @@ func TestPanicIsCountedAndServiceGoesOn(t *testing.T) {
 	r.counters.mu.Unlock()
 }
 
-func TestQueuePrefersWhatFinishesAnExchange(t *testing.T) {
+func TestQueuePrefersKnownMachinesAndWhatFinishesAnExchange(t *testing.T) {
 	q := newQueue()
 	in := func(kind dhcpv4.MessageType, mac string, xid byte) arrival {
-		p := message(kind, mac)
-		p.TransactionID[0] = xid
-		return arrival{req: parse(t, p), at: epoch}
+		return arrival{flight: flight{xid: dhcpv4.TransactionID{xid}, mac: inventory.MAC(mac), kind: kind}, at: epoch}
 	}
 	push := func(a arrival, lane int, want string) {
 		t.Helper()
-		if got := q.push(a, lane); got != want {
+		if got, _ := q.push(a, lane); got != want {
 			t.Errorf("push = %q; want %q", got, want)
 		}
 	}
 	push(in(DISCOVER, macStranger, 1), laneStranger, "")
-	push(in(DISCOVER, macDeclared, 2), laneDeclared, "")
-	push(in(REQUEST, macOther, 3), laneRequest, "")
+	push(in(REQUEST, macStranger, 2), laneStrangerRequest, "")
+	push(in(DISCOVER, macDeclared, 3), laneDiscover, "")
+	push(in(REQUEST, macOther, 4), laneRequest, "")
 	push(in(DISCOVER, macStranger, 1), laneStranger, "duplicate")
-	var order []dhcpv4.TransactionID
-	for range 3 {
-		a, _ := q.pop()
-		order = append(order, a.req.TransactionID)
-		if a.req.TransactionID[0] == 1 {
+	for _, want := range []byte{4, 3, 2, 1} {
+		a, ok := q.pop()
+		if !ok || a.flight.xid[0] != want {
+			t.Errorf("popped %v, %v; want %d", a.flight, ok, want)
+		}
+		if want == 1 {
 			push(in(DISCOVER, macStranger, 1), laneStranger, "duplicate") // still worked on
-			q.done(a)
+			q.done(a.flight)
 			push(in(DISCOVER, macStranger, 1), laneStranger, "")
 			q.pop()
 		}
 	}
-	if order[0][0] != 3 || order[1][0] != 2 || order[2][0] != 1 {
-		t.Errorf("order %v", order)
+	if a, ok := q.pop(); ok {
+		t.Errorf("popped %v out of an empty queue", a)
 	}
 	// A full lane drops its oldest.
 	for i := range laneSize + 1 {
@@ -557,8 +557,10 @@ func TestQueuePrefersWhatFinishesAnExchange(t *testing.T) {
 		}
 		push(in(DISCOVER, fmt.Sprintf("52:54:00:01:%02x:%02x", i>>8, i&255), 7), laneStranger, want)
 	}
-	if a, _ := q.pop(); a.req.mac != "52:54:00:01:00:01" {
-		t.Errorf("the oldest left is %s", a.req.mac)
+	for i := range laneSize {
+		if a, _ := q.pop(); string(a.flight.mac) != fmt.Sprintf("52:54:00:01:%02x:%02x", (i+1)>>8, (i+1)&255) {
+			t.Fatalf("packet %d is %s's", i, a.flight.mac)
+		}
 	}
 	// One client cannot take the room of others.
 	for i := range perClient {
@@ -568,10 +570,14 @@ func TestQueuePrefersWhatFinishesAnExchange(t *testing.T) {
 	late := in(REQUEST, "52:54:00:02:00:00", 100)
 	late.at = epoch.Add(time.Second)
 	push(late, laneRequest, "")
-	q.close()
-	if _, ok := q.pop(); ok {
-		t.Error("pop after close")
+	// A flood of invented addresses takes no room from who is known.
+	for i := range clientsCounted {
+		q.counts[inventory.MAC(fmt.Sprint(i))]++
 	}
+	stranger, known := in(REQUEST, macStranger, 1), in(REQUEST, macDeclared, 1)
+	stranger.at, known.at = late.at, late.at
+	push(stranger, laneStrangerRequest, "too many packets")
+	push(known, laneRequest, "")
 }
 
 func TestWatchFollowsTheStore(t *testing.T) {

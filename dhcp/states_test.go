@@ -113,14 +113,14 @@ func TestRepeatedAndLatePacketsGetTheSameAnswer(t *testing.T) {
 			r.put(p)
 			first := r.get()
 			r.pass(tt.wait)
-			r.receive(r.link, p.ToBytes(), broadcast.Addr()) // the same transaction
+			r.receive(t.Context(), r.link, p.ToBytes(), broadcast.Addr()) // the same transaction
 			again := r.get()
 			if again.TransactionID != first.TransactionID || !again.YourIPAddr.Equal(first.YourIPAddr) {
 				t.Errorf("offered %s, then %s", first.YourIPAddr, again.YourIPAddr)
 			}
 			ack := message(REQUEST, macStranger, requested(first.YourIPAddr.String()), serverID("10.20.0.2"))
 			for range 2 {
-				r.receive(r.link, ack.ToBytes(), broadcast.Addr())
+				r.receive(t.Context(), r.link, ack.ToBytes(), broadcast.Addr())
 				if got := r.get(); got.MessageType() != dhcpv4.MessageTypeAck || !got.YourIPAddr.Equal(first.YourIPAddr) {
 					t.Errorf("got %s", got.Summary())
 				}

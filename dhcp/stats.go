@@ -32,6 +32,12 @@ func (c *counters) count(m *map[string]uint64, key string) {
 	c.mu.Unlock()
 }
 
+func (c *counters) received() {
+	c.mu.Lock()
+	c.s.Received++
+	c.mu.Unlock()
+}
+
 func (c *counters) snapshot() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
