@@ -66,9 +66,3 @@ func TestAPacketThatIsReadAgainLeavesNothingBehind(t *testing.T) {
 		t.Errorf("read again: %+v; want %+v", first, fresh)
 	}
 }
-
-func FuzzCodec(f *testing.F) {
-	f.Add(message(DISCOVER, macDeclared, pxe(7), option(12, 'x')).ToBytes())
-	f.Add(message(REQUEST, macDeclared, option(43, make([]byte, 600)...), option(82, 1, 2, 3)).ToBytes())
-	f.Fuzz(func(t *testing.T, raw []byte) { agrees(t, raw) })
-}

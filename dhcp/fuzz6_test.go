@@ -170,7 +170,7 @@ func judge6(t *testing.T, q question, holders map[place]*record, o outcome) {
 	if _, err := dhcpv6.DUIDFromBytes(r.six.clientID); err != nil && r.six.clientID != nil {
 		return
 	}
-	m, relays := inner6(t, o.bytes())
+	m, relays := inner6(t, o.bytes(r))
 	if len(relays) != len(r.six.relays) || m.TransactionID != dhcpv6.TransactionID(r.TransactionID[1:]) {
 		t.Fatalf("a reply to somebody else: %s", m.Summary())
 	}

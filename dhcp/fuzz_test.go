@@ -80,6 +80,7 @@ func FuzzPacket(f *testing.F) {
 			copy(raw[28:], hardware(mac))
 		}
 		whole := bytes.Clone(raw)
+		agrees(t, raw)
 		r, err := decode(raw)
 		if !bytes.Equal(raw, whole) {
 			t.Fatal("the reader's buffer was changed")
@@ -212,7 +213,7 @@ func judge4(t *testing.T, q question, holders map[place]*record, o outcome) {
 	if o.packet == nil {
 		return
 	}
-	raw := o.bytes()
+	raw := o.bytes(r)
 	out, err := dhcpv4.FromBytes(raw)
 	if err != nil {
 		t.Fatalf("the reply does not decode: %v", err)
