@@ -23,6 +23,8 @@ type Args struct {
 	Time time.Time
 	// MAC of the interface the firmware netbooted from; "" when unknown.
 	MAC inventory.MAC
+	// VLAN is the tag that frames of the interface have; 0: none.
+	VLAN int
 	// Nonce claims an armed machine; Discover lets a stranger post one inventory.
 	// Exactly one of them is set.
 	Nonce, Discover string
@@ -81,6 +83,10 @@ func (a *Args) set(key, value string) error {
 			return nil
 		}
 		a.MAC, err = inventory.ParseMAC(value)
+	case "vlan":
+		if a.VLAN, err = strconv.Atoi(value); err != nil || a.VLAN < 1 || a.VLAN > 4094 {
+			return fmt.Errorf("%q is no VLAN: want 1 to 4094", value)
+		}
 	case "syslog":
 		a.Syslog, err = netip.ParseAddrPort(value)
 	case "trace":

@@ -86,7 +86,7 @@ func boot(ctx context.Context, c *console) (Outcome, error) {
 
 	lldp := &listener{}
 	h := Hardware{LLDP: lldp.heard}
-	nic, err := network(ctx, h, mods, args.MAC, args.URL, c.log)
+	nic, err := network(ctx, h, mods, args, c.log)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("bring up the network: %w", err)
 	}

@@ -28,13 +28,16 @@ const (
 
 // network brings the machine onto its network, by the IP that the server is
 // reached by, and returns the interface. With a MAC it uses that interface, else
-// the first with carrier that gets an address.
-func network(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, server string, log func(string, ...any)) (string, error) {
+// the first with carrier that gets an address; with a VLAN the VLAN's of that one.
+func network(ctx context.Context, h Hardware, m *modules, args Args, log func(string, ...any)) (string, error) {
 	ask, name6 := dhcp, ""
-	if overIPv6(server) {
+	if overIPv6(args.URL) {
 		ask, name6 = dhcp6, "v6"
 	}
-	name, err := awaitNIC(ctx, h, m, mac, log)
+	if args.VLAN != 0 {
+		m.insert("8021q")
+	}
+	name, err := awaitNIC(ctx, h, m, args.MAC, log)
 	if err != nil {
 		return "", err
 	}
@@ -59,6 +62,12 @@ func network(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, ser
 				continue
 			}
 			linked = true
+			if args.VLAN != 0 {
+				if nic, last = addVLAN(nic, args.VLAN); last != nil {
+					log("%v", last)
+					continue
+				}
+			}
 			if !asked[nic] {
 				log("%s has a link; asking DHCP%s", nic, name6)
 				asked[nic] = true
@@ -129,7 +138,7 @@ func dhcp(ctx context.Context, nic string) error {
 	defer client.Close()
 	lease, err := client.Request(ctx, dhcpv4.WithBroadcast(true),
 		dhcpv4.WithOption(dhcpv4.OptClassIdentifier("recast-agent")),
-		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer))
+		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer, dhcpv4.OptionClasslessStaticRoute))
 	if err != nil {
 		return fmt.Errorf("ask DHCP: %w", err)
 	}
@@ -142,14 +151,36 @@ func dhcp(ctx context.Context, nic string) error {
 	if err := setAddress(nic, addr, mask); err != nil {
 		return fmt.Errorf("set address %s on %s: %w", addr, nic, err)
 	}
-	if routers := ack.Router(); len(routers) > 0 {
-		if gw, ok := netip.AddrFromSlice(routers[0].To4()); ok {
-			if err := setGateway(nic, gw); err != nil {
-				return fmt.Errorf("set gateway %s on %s: %w", gw, nic, err)
-			}
+	for _, r := range routes(ack) {
+		if err := setRoute(nic, r); err != nil {
+			return fmt.Errorf("set route to %s by %s on %s: %w", r.To, r.Via, nic, err)
 		}
 	}
 	return nil
+}
+
+// routes are those of a lease. Where it has classless ones its router counts for
+// nothing (RFC 3442); those whose router is 0.0.0.0 come first, since others may
+// lead through them.
+func routes(ack *dhcpv4.DHCPv4) (all []inventory.Route) {
+	for _, onLink := range []bool{true, false} {
+		for _, r := range ack.ClasslessStaticRoute() {
+			via, ok := netip.AddrFromSlice(r.Router.To4())
+			to, ok2 := netip.AddrFromSlice(r.Dest.IP.To4())
+			if bits, _ := r.Dest.Mask.Size(); ok && ok2 && via.IsUnspecified() == onLink {
+				all = append(all, inventory.Route{To: netip.PrefixFrom(to, bits).Masked(), Via: via})
+			}
+		}
+	}
+	if all != nil {
+		return all
+	}
+	if routers := ack.Router(); len(routers) > 0 {
+		if gw, ok := netip.AddrFromSlice(routers[0].To4()); ok {
+			all = append(all, inventory.Route{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: gw})
+		}
+	}
+	return all
 }
 
 // broadcastConn is a UDP socket on the DHCP client's port that needs no address
@@ -227,7 +258,7 @@ type rtentry struct {
 	irtt                  uint16
 }
 
-func setGateway(nic string, gw netip.Addr) error {
+func setRoute(nic string, to inventory.Route) error {
 	dev, err := unix.BytePtrFromString(nic)
 	if err != nil {
 		return err
@@ -236,7 +267,11 @@ func setGateway(nic string, gw netip.Addr) error {
 		return unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: a}
 	}
 	const up, gateway = 0x1, 0x2
-	r := rtentry{dst: inet([4]byte{}), genmask: inet([4]byte{}), gateway: inet(gw.As4()), flags: up | gateway, dev: dev}
+	mask := [4]byte(net.CIDRMask(to.To.Bits(), 32))
+	r := rtentry{dst: inet(to.To.Addr().As4()), genmask: inet(mask), gateway: inet(to.Via.As4()), flags: up, dev: dev}
+	if !to.Via.IsUnspecified() {
+		r.flags |= gateway
+	}
 	return control(nic, func(fd int, _ *unix.Ifreq) error {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&r)))
 		if errno != 0 && errno != unix.EEXIST {

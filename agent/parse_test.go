@@ -36,6 +36,8 @@ func TestKernelArguments(t *testing.T) {
 		{"with a place to log to", base + " recast.nonce=n-1 recast.syslog=10.0.0.1:514", Args{URL: armed.URL, CA: someCA, Nonce: "n-1", Syslog: netip.MustParseAddrPort("10.0.0.1:514")}, ""},
 		{"a bad place to log to", base + " recast.nonce=n-1 recast.syslog=here", Args{}, "recast.syslog"},
 		{"with a trace", base + " recast.nonce=n-1 recast.trace=1d44f94068682d44", Args{URL: armed.URL, CA: someCA, Nonce: "n-1", Trace: "1d44f94068682d44"}, ""},
+		{"in a VLAN", base + " recast.nonce=n-1 recast.vlan=100", Args{URL: armed.URL, CA: someCA, Nonce: "n-1", VLAN: 100}, ""},
+		{"no VLAN", base + " recast.nonce=n-1 recast.vlan=4095", Args{}, "recast.vlan"},
 		{"a newer server says more", base + " recast.nonce=n-1 recast.colour=blue", armed, ""},
 		{"the last one counts", base + " recast.nonce=n-0 recast.nonce=n-1", armed, ""},
 		{"slash at the end", "recast.url=https://10.0.0.1:8443/ recast.nonce=n-1 recast.ca=" + someCA.String(), armed, ""},

@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net"
 	"net/netip"
@@ -67,7 +68,7 @@ func (q *question) answer(kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 }
 
 // netOptions of a Network, encoded once. Replies share them and change none.
-type netOptions struct{ lease, renew, rebind, mask, router, dns, broadcast []byte }
+type netOptions struct{ lease, renew, rebind, mask, router, dns, broadcast, routes []byte }
 
 func optionsOf(n *inventory.Network) netOptions {
 	d := leaseTime(n)
@@ -76,6 +77,7 @@ func optionsOf(n *inventory.Network) netOptions {
 	if n.Gateway.Is4() {
 		o.router = ip4(n.Gateway)
 	}
+	o.routes = classless(n)
 	for _, a := range n.DNS {
 		if a.Is4() {
 			o.dns = append(o.dns, ip4(a)...)
@@ -109,6 +111,43 @@ func (q *question) addNetwork(p *dhcpv4.DHCPv4) {
 	if o.broadcast != nil {
 		p.Options[dhcpv4.OptionBroadcastAddress.Code()] = o.broadcast
 	}
+	// Whoever does not ask for routes has the router.
+	if code := q.routesCode(); o.routes != nil && code != nil {
+		p.Options[code.Code()] = o.routes
+	}
+}
+
+// optMSRoutes is option 121 as Microsoft's clients knew it before it had a number.
+const optMSRoutes = dhcpv4.GenericOptionCode(249)
+
+// routesCode is the option that the client asks for its routes by; nil: by none.
+func (q *question) routesCode() dhcpv4.OptionCode {
+	asked := q.req.Options.Get(dhcpv4.OptionParameterRequestList)
+	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClasslessStaticRoute, optMSRoutes} {
+		if bytes.IndexByte(asked, code.Code()) >= 0 {
+			return code
+		}
+	}
+	return nil
+}
+
+// classless encodes a Network's routes (RFC 3442), nil where it declares none. Who
+// takes them disregards the router option, so the default route is among them.
+func classless(n *inventory.Network) []byte {
+	if len(n.Routes) == 0 {
+		return nil
+	}
+	var b []byte
+	for _, r := range n.Routes {
+		to := r.To.Addr().As4()
+		b = append(b, byte(r.To.Bits()))
+		b = append(b, to[:(r.To.Bits()+7)/8]...)
+		b = append(b, ip4(r.Via)...)
+	}
+	if n.Gateway.Is4() {
+		b = append(append(b, 0), ip4(n.Gateway)...)
+	}
+	return b
 }
 
 // addBoot adds the boot file in the form the client understands.

@@ -526,3 +526,79 @@ func TestOurOwnAddressIsNobodysReservation(t *testing.T) {
 		})
 	}
 }
+
+// RFC 3442: who takes option 121 disregards the router, so the default route is in
+// it too. Firmware does not ask, and gets the router alone.
+func TestRoutesGoToWhoAsksForThemWithTheDefaultRouteAmongThem(t *testing.T) {
+	routed := func(s *inventory.Set) {
+		for _, r := range []struct{ to, via string }{
+			{"10.0.0.0/8", "10.20.0.254"}, {"192.168.7.0/25", "10.20.0.253"}, {"172.16.0.0/12", "10.20.0.252"}, {"10.99.1.2/32", "10.20.0.251"},
+		} {
+			s.Networks[0].Routes = append(s.Networks[0].Routes, inventory.Route{To: netip.MustParsePrefix(r.to), Via: netip.MustParseAddr(r.via)})
+		}
+	}
+	want := []byte{
+		8, 10, 10, 20, 0, 254,
+		25, 192, 168, 7, 0, 10, 20, 0, 253,
+		12, 172, 16, 10, 20, 0, 252,
+		32, 10, 99, 1, 2, 10, 20, 0, 251,
+		0, 10, 20, 0, 1,
+	}
+	noGateway := func(s *inventory.Set) { routed(s); s.Networks[0].Gateway = netip.Addr{} }
+	for _, tt := range []struct {
+		name  string
+		set   func(*inventory.Set)
+		asked []byte
+		code  uint8
+		want  []byte
+	}{
+		{"asks for 121", routed, []byte{1, 3, 121}, 121, want},
+		{"asks for both", routed, []byte{249, 1, 3, 121}, 121, want},
+		{"asks for 249 alone", routed, []byte{1, 249, 3}, 249, want},
+		{"without a gateway", noGateway, []byte{121}, 121, want[:len(want)-5]},
+		{"does not ask", routed, []byte{1, 3}, 0, nil},
+		{"asks for nothing", routed, nil, 0, nil},
+		{"there are none", func(*inventory.Set) {}, []byte{1, 3, 121, 249}, 0, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, p := range []*dhcpv4.DHCPv4{
+				message(DISCOVER, macDeclared), message(REQUEST, macDeclared, requested("10.20.0.15")), message(dhcpv4.MessageTypeInform, macDeclared, ciaddr("10.20.0.15")),
+			} {
+				if tt.asked != nil {
+					p.Options[55] = tt.asked
+				}
+				o := ask(t, rack(tt.set), p, nil)
+				if o.packet == nil {
+					t.Fatal(o.silence)
+				}
+				for _, code := range []uint8{121, 249} {
+					var only []byte
+					if code == tt.code {
+						only = tt.want
+					}
+					if got := o.packet.Options[code]; !bytes.Equal(got, only) {
+						t.Errorf("%s: option %d is %v; want %v", o.packet.MessageType(), code, got, only)
+					}
+				}
+				if has := o.packet.Options[3] != nil; has != (rack(tt.set).Networks[0].Gateway.IsValid()) {
+					t.Errorf("%s: router %v", o.packet.MessageType(), has)
+				}
+			}
+		})
+	}
+}
+
+// As many routes as may be declared fit the smallest reply beside all else that a
+// system asks for.
+func TestMostRoutesFitTheSmallestReply(t *testing.T) {
+	set := rack(func(s *inventory.Set) {
+		for i := range 16 {
+			s.Networks[0].Routes = append(s.Networks[0].Routes, inventory.Route{To: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 30, 0, byte(i)}), 32), Via: netip.MustParseAddr("10.20.0.254")})
+		}
+	})
+	p := message(REQUEST, macDeclared, requested("10.20.0.15"), option(55, 1, 3, 6, 121), option(61, bytes.Repeat([]byte{7}, 40)...))
+	o := ask(t, set, p, nil)
+	if b := o.packet.ToBytes(); len(b) > minDatagram-ipUDPHeader || len(o.packet.Options[121]) != 16*9+5 || o.packet.Options[51] == nil || o.packet.Options[3] == nil || o.packet.Options[6] == nil {
+		t.Errorf("%d bytes: %s", len(b), o.packet.Summary())
+	}
+}

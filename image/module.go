@@ -179,6 +179,7 @@ var (
 		"e1000", "e1000e", "igb", "igc", "ixgbe", "i40e", "iavf", "ice",
 		"tg3", "broadcom", "bnx2", "bnx2x", "bnxt_en", "mlx4_en", "mlx5_core",
 		"r8169", "8139cp", "sfc", "qede", "cxgb4", "be2net", "enic", "atlantic",
+		"8021q", // loaded where the network has a VLAN
 	}
 	fileModules = []string{
 		"vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8", "isofs", "efivarfs",

@@ -54,6 +54,12 @@ func (b *builder) buildNetwork(d *declared[rawNetwork]) {
 	if n.Subnet.Addr().Is6() && n.DHCP == DHCPProxy {
 		d.problem(raw.DHCP.Line, "spec.dhcp", "IPv6 has no ProxyDHCP", "want authoritative or off")
 	}
+	b.buildRoutes(d, n)
+	if v := raw.VLAN; v.given() {
+		if n.VLAN = v.V; v.V < 1 || v.V > 4094 {
+			d.problem(v.Line, "spec.vlan", fmt.Sprintf("%d is no VLAN", v.V), "want 1 to 4094, or leave it out where machines send frames without a tag")
+		}
+	}
 	if raw.Pool.given() {
 		const field = "spec.pool"
 		r, err := parseRange(raw.Pool.V, n.Subnet)
@@ -61,6 +67,8 @@ func (b *builder) buildNetwork(d *declared[rawNetwork]) {
 		case err != nil:
 			d.fail(raw.Pool.Line, field, err)
 		case !inside(raw.Pool, field, r.First) || !inside(raw.Pool, field, r.Last):
+		case slices.ContainsFunc(n.Routes, func(o Route) bool { return r.Contains(o.Via) }):
+			d.problem(raw.Pool.Line, field, fmt.Sprintf("a router of its routes lies in the pool %s", raw.Pool.V), "shrink the pool")
 		case r.Contains(n.Gateway):
 			d.problem(raw.Pool.Line, field, fmt.Sprintf("the gateway %s lies in the pool %s", n.Gateway, raw.Pool.V), "shrink the pool")
 		case n.DHCP == DHCPProxy || n.DHCP == DHCPOff:
@@ -86,6 +94,58 @@ func (b *builder) buildNetwork(d *declared[rawNetwork]) {
 		b.pooled[n.Name] = raw.Pool.given()
 		b.network[n.Name] = n
 		b.set.Networks = append(b.set.Networks, n)
+	}
+}
+
+// maxRoutes fit the smallest reply that a client takes, whatever else is in it.
+const maxRoutes = 16
+
+func (b *builder) buildRoutes(d *declared[rawNetwork], n *Network) {
+	raw := d.Spec.Routes
+	if len(raw) == 0 {
+		return
+	}
+	if n.Subnet.Addr().Is6() {
+		d.problem(raw[0].Line, "spec.routes", "DHCPv6 gives no routes: IPv6 routers announce them (RFC 4191)", "remove them")
+		return
+	}
+	if len(raw) > maxRoutes {
+		d.problem(raw[maxRoutes].Line, "spec.routes", fmt.Sprintf("%d routes are more than fit a DHCP reply", len(raw)), fmt.Sprintf("want at most %d: put subnets together, or leave the rest to the gateway", maxRoutes))
+		return
+	}
+	for i, r := range raw {
+		field := fmt.Sprintf("spec.routes[%d].", i)
+		if !r.To.given() || !r.Via.given() {
+			continue
+		}
+		to, err := netip.ParsePrefix(r.To.V)
+		switch {
+		case err != nil || !to.Addr().Is4():
+			d.problem(r.To.Line, field+"to", fmt.Sprintf("%q is not a subnet", r.To.V), "want one such as 10.30.0.0/16")
+			continue
+		case to != to.Masked():
+			d.problem(r.To.Line, field+"to", fmt.Sprintf("%s has bits set behind the mask", to), "write "+to.Masked().String())
+			continue
+		case to.Bits() == 0:
+			d.problem(r.To.Line, field+"to", "that is the default route", "name its router as gateway")
+			continue
+		case n.Subnet.IsValid() && n.Subnet.Contains(to.Addr()) && to.Bits() >= n.Subnet.Bits():
+			d.problem(r.To.Line, field+"to", fmt.Sprintf("%s lies in the subnet %s itself", to, n.Subnet), "remove it: no router is needed")
+			continue
+		case slices.ContainsFunc(n.Routes, func(o Route) bool { return o.To == to }):
+			d.problem(r.To.Line, field+"to", fmt.Sprintf("a second route to %s", to), "remove one")
+			continue
+		}
+		via, err := parseAddr4(r.Via.V)
+		if err != nil {
+			d.fail(r.Via.Line, field+"via", err)
+			continue
+		}
+		if why := notHost(n.Subnet, via); why != "" {
+			d.problem(r.Via.Line, field+"via", why, hostRange(n.Subnet))
+			continue
+		}
+		n.Routes = append(n.Routes, Route{to, via})
 	}
 }
 

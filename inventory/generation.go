@@ -52,4 +52,7 @@ type RenderedNIC struct {
 	Network string `json:"network,omitempty"`
 	IP      string `json:"ip,omitempty"`
 	IP6     string `json:"ip6,omitempty"`
+	// VLAN and Routes of its Network; Routes where DHCP gives none of ours.
+	VLAN   int     `json:"vlan,omitempty"`
+	Routes []Route `json:"routes,omitempty"`
 }

@@ -83,12 +83,22 @@ type Network struct {
 	Unknown   UnknownMode  `json:"unknown"`
 	Pool      *AddrRange   `json:"pool,omitempty"`
 	Gateway   netip.Addr   `json:"gateway,omitzero"`
+	Routes    []Route      `json:"routes,omitempty"`
 	DNS       []netip.Addr `json:"dns,omitempty"`
 	LeaseTime Duration     `json:"leaseTime"`
 	// Force answers although another DHCP server was seen on the segment.
 	Force bool `json:"force,omitempty"`
 	// Listen names the interface where two interfaces have an address in Subnet.
 	Listen string `json:"listen,omitempty"`
+	// VLAN is the tag that frames have at the machines: their firmware, loader,
+	// ramdisk and system add it. 0: none, or their switch ports do.
+	VLAN int `json:"vlan,omitempty"`
+}
+
+// Route is a subnet that is reached by another router than the gateway.
+type Route struct {
+	To  netip.Prefix `json:"to"`
+	Via netip.Addr   `json:"via"`
 }
 
 // ImageType tells a whole disk from a kernel with its ramdisks.
@@ -261,6 +271,10 @@ type NIC struct {
 	Network string     `json:"network,omitempty"`
 	IP      netip.Addr `json:"ip,omitzero"`
 	IP6     netip.Addr `json:"ip6,omitzero"`
+
+	// Of its Network: the tag of its frames, and the routes that no DHCP of ours gives.
+	VLAN   int     `json:"vlan,omitempty"`
+	Routes []Route `json:"routes,omitempty"`
 }
 
 // BMCRef says where a machine's BMC is. Credentials names a secret whose value

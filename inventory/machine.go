@@ -156,6 +156,11 @@ func (s scope) buildNIC(m *Machine, i int, raw rawNIC, hw hardware) (NIC, bool) 
 	}
 	s.refers(raw.Network, at+"network", "Network")
 	n := s.b.network[raw.Network.V] // nil where it was refused
+	if n != nil {
+		if nic.VLAN = n.VLAN; n.DHCP != DHCPAuthoritative {
+			nic.Routes = n.Routes
+		}
+	}
 	field, given := "ip", raw.IP.given()
 	if n != nil && n.Subnet.Addr().Is6() {
 		field, given = "ip6", raw.IP6.given()
@@ -201,6 +206,13 @@ func (s scope) buildIP6(m *Machine, nic *NIC, t text, on *Network, field string,
 		}
 	}
 	if !s.reservable(n, a, t.Line, field) {
+		return true
+	}
+	switch {
+	case on == nil:
+		nic.VLAN = n.VLAN
+	case on.VLAN != n.VLAN:
+		s.problem(t.Line, field, fmt.Sprintf("network %q has vlan %d and network %q vlan %d: one interface has one tag", on.Name, on.VLAN, n.Name, n.VLAN), "give both Networks of the link the same vlan")
 		return true
 	}
 	nic.IP6 = a

@@ -18,7 +18,7 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 			`rack.yaml:10: spec.gatewy: unknown field; did you mean "gateway"?`,
 		}},
 		{"far unknown field", "  gateway: 10.20.0.1", "  colour: green", []string{
-			"rack.yaml:10: spec.colour: unknown field; want one of subnet, dhcp, unknown, pool, gateway, dns, leaseTime, force, listen",
+			"rack.yaml:10: spec.colour: unknown field; want one of subnet, dhcp, unknown, pool, gateway, routes, dns, leaseTime, force, listen, vlan",
 		}},
 		{"misspelt kind", "kind: Group", "kind: Gruop", []string{
 			`rack.yaml:45: kind: unknown kind "Gruop"; did you mean "Group"?`,
@@ -163,6 +163,38 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 		}},
 		{"lease too short", "  dns: [10.20.0.1]", "  dns: [10.20.0.1]\n  leaseTime: 5s", []string{
 			`rack.yaml:12: spec.leaseTime: duration "5s" is too short: at least 2m0s`,
+		}},
+		{"VLAN out of range", "  dns: [10.20.0.1]", "  dns: [10.20.0.1]\n  vlan: 4095", []string{
+			`rack.yaml:12: spec.vlan: 4095 is no VLAN; want 1 to 4094, or leave it out where machines send frames without a tag`,
+		}},
+		{"routes that lead nowhere", "  dns: [10.20.0.1]", `  routes:
+  - {to: 10.30.0.0/16, via: 10.21.0.1}
+  - {to: 10.30.0.1/16, via: 10.20.0.1}
+  - {to: 10.30.0.0, via: 10.20.0.1}
+  - {to: "2001:db8::/64", via: 10.20.0.1}
+  - {to: 0.0.0.0/0, via: 10.20.0.1}
+  - {to: 10.20.0.128/25, via: 10.20.0.1}
+  - {to: 10.40.0.0/16, via: 10.20.0.1}
+  - {to: 10.40.0.0/16, via: 10.20.0.2}
+  - {to: 10.50.0.0/16, via: 10.20.0.255}
+  - {to: 10.60.0.0/16, via: 2001:db8::1}
+  - {to: 10.70.0.0/16}`, []string{
+			`rack.yaml:12: spec.routes[0].via: the address 10.21.0.1 is outside the subnet 10.20.0.0/24; want one from 10.20.0.1 to 10.20.0.254`,
+			`rack.yaml:13: spec.routes[1].to: 10.30.0.1/16 has bits set behind the mask; write 10.30.0.0/16`,
+			`rack.yaml:14: spec.routes[2].to: "10.30.0.0" is not a subnet; want one such as 10.30.0.0/16`,
+			`rack.yaml:15: spec.routes[3].to: "2001:db8::/64" is not a subnet; want one such as 10.30.0.0/16`,
+			`rack.yaml:16: spec.routes[4].to: that is the default route; name its router as gateway`,
+			`rack.yaml:17: spec.routes[5].to: 10.20.0.128/25 lies in the subnet 10.20.0.0/24 itself; remove it: no router is needed`,
+			`rack.yaml:19: spec.routes[7].to: a second route to 10.40.0.0/16; remove one`,
+			`rack.yaml:20: spec.routes[8].via: 10.20.0.255 is the broadcast address of 10.20.0.0/24; want one from 10.20.0.1 to 10.20.0.254`,
+			`rack.yaml:21: spec.routes[9].via: parse address "2001:db8::1": want an IPv4 address such as 10.20.0.15`,
+			`rack.yaml:22: spec.routes[10].via: missing; add it, such as 10.20.0.254`,
+		}},
+		{"more routes than fit", "  dns: [10.20.0.1]", "  routes:" + strings.Repeat("\n  - {to: 10.30.0.0/16, via: 10.20.0.1}", 17), []string{
+			`rack.yaml:28: spec.routes: 17 routes are more than fit a DHCP reply; want at most 16: put subnets together, or leave the rest to the gateway`,
+		}},
+		{"router in the pool", "  dns: [10.20.0.1]", "  routes: [{to: 10.30.0.0/16, via: 10.20.0.150}]", []string{
+			`rack.yaml:9: spec.pool: a router of its routes lies in the pool 10.20.0.100-10.20.0.199; shrink the pool`,
 		}},
 		{"missing digest", "  digest: \"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"\n", "", []string{
 			`rack.yaml:17: spec.digest: missing; add it, such as "sha256:…" as recast image add prints it`,

@@ -20,15 +20,23 @@ type rawMetadata struct {
 
 type rawNetwork struct {
 	Line      int
-	Subnet    text    `yaml:"subnet,required" form:"prefix" example:"10.20.0.0/24" doc:"the subnet, IPv4 or IPv6; a link that has both is two Networks"`
-	DHCP      text    `yaml:"dhcp,required" enum:"authoritative|proxy|off" doc:"what recast does with DHCP here; no default"`
-	Unknown   text    `yaml:"unknown" enum:"ignore|local|discover" doc:"what an undeclared machine gets: no answer (the default), its local disk, or the ramdisk for an inventory"`
-	Pool      text    `yaml:"pool" form:"range" doc:"addresses for machines that declare none: first-last"`
-	Gateway   text    `yaml:"gateway" form:"addr4" doc:"the default route; IPv6 routers announce themselves"`
-	DNS       []text  `yaml:"dns" form:"addr" doc:"name servers"`
-	LeaseTime text    `yaml:"leaseTime" form:"duration" doc:"how long an address is promised; default 1h"`
-	Force     boolean `yaml:"force" doc:"answer although another DHCP server was seen"`
-	Listen    text    `yaml:"listen" doc:"the interface to serve on, where two have an address in the subnet"`
+	Subnet    text       `yaml:"subnet,required" form:"prefix" example:"10.20.0.0/24" doc:"the subnet, IPv4 or IPv6; a link that has both is two Networks"`
+	DHCP      text       `yaml:"dhcp,required" enum:"authoritative|proxy|off" doc:"what recast does with DHCP here; no default"`
+	Unknown   text       `yaml:"unknown" enum:"ignore|local|discover" doc:"what an undeclared machine gets: no answer (the default), its local disk, or the ramdisk for an inventory"`
+	Pool      text       `yaml:"pool" form:"range" doc:"addresses for machines that declare none: first-last"`
+	Gateway   text       `yaml:"gateway" form:"addr4" doc:"the default route; IPv6 routers announce themselves"`
+	Routes    []rawRoute `yaml:"routes" doc:"what is reached by another router than the gateway"`
+	DNS       []text     `yaml:"dns" form:"addr" doc:"name servers"`
+	LeaseTime text       `yaml:"leaseTime" form:"duration" doc:"how long an address is promised; default 1h"`
+	Force     boolean    `yaml:"force" doc:"answer although another DHCP server was seen"`
+	Listen    text       `yaml:"listen" doc:"the interface to serve on, where two have an address in the subnet"`
+	VLAN      number     `yaml:"vlan" doc:"the tag that frames have at the machines; left out where their switch ports take it off"`
+}
+
+type rawRoute struct {
+	Line int
+	To   text `yaml:"to,required" form:"prefix" example:"10.30.0.0/16" doc:"the subnet that is reached"`
+	Via  text `yaml:"via,required" form:"addr4" example:"10.20.0.254" doc:"the router's address in this Network's subnet"`
 }
 
 type rawImage struct {

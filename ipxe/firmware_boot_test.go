@@ -321,7 +321,7 @@ func (r *rack) serveDHCP(t *testing.T, loaders *ipxe.Loaders, arch, loader, scri
 	if err := os.CopyFS(dir, loaders); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, ipxe.AutoexecName), []byte(ipxe.Autoexec(r.port)), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, ipxe.AutoexecName), []byte(ipxe.Autoexec(r.port, 0)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	r.spawn(t, nil, "dnsmasq", "-k", "--port=0", "-C", "/dev/null", "--interface=tap0", "--bind-interfaces", "--no-ping", "--user=root",

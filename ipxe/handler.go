@@ -26,6 +26,8 @@ type Handler struct {
 	Library *Library // imported ones; nil serves none
 	// Port is where clients reach this handler, for autoexec.ipxe; see Autoexec.
 	Port int
+	// VLAN is the tag of the Network that an address lies in, 0 for none; nil: none has one.
+	VLAN func(netip.Addr) int
 	// Turns bounds how many machines fetch the ramdisk at once; nil does not.
 	Turns *Turns
 	// Observe is told of every script and loader; nil discards.
@@ -52,12 +54,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == ScriptPath:
 		h.script(w, r)
 	case r.URL.Path == AutoexecPath || isLoader && path.Base(name) == AutoexecName:
-		writeScript(w, Autoexec(h.Port))
+		writeScript(w, h.autoexec(remoteAddr(r)))
 	case isLoader:
 		h.loader(w, r, name)
 	default:
 		http.NotFound(w, r)
 	}
+}
+
+func (h *Handler) autoexec(remote netip.Addr) string {
+	vlan := 0
+	if h.VLAN != nil {
+		vlan = h.VLAN(remote)
+	}
+	return Autoexec(h.Port, vlan)
 }
 
 func (h *Handler) script(w http.ResponseWriter, r *http.Request) {

@@ -174,8 +174,8 @@ func TestHandOverFilesByHTTP(t *testing.T) {
 		kind, text   string
 	}{
 		{"GET", "/boot/script", 200, "text/plain; charset=utf-8", Stub()},
-		{"GET", "/boot/autoexec.ipxe", 200, "text/plain; charset=utf-8", Autoexec(8080)},
-		{"GET", "/boot/loader/autoexec.ipxe", 200, "text/plain; charset=utf-8", Autoexec(8080)},
+		{"GET", "/boot/autoexec.ipxe", 200, "text/plain; charset=utf-8", Autoexec(8080, 0)},
+		{"GET", "/boot/loader/autoexec.ipxe", 200, "text/plain; charset=utf-8", Autoexec(8080, 0)},
 		{"GET", "/boot/loader/snponly.efi", 200, "application/efi", "loader"},
 		{"HEAD", "/boot/loader/snponly.efi", 200, "application/efi", ""},
 		{"GET", "/boot/loader/undionly.kpxe", 404, "text/plain; charset=utf-8", "loader \"undionly.kpxe\" is missing: " + loaderCure + "\n"},

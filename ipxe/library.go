@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -319,15 +320,18 @@ func saveFile(name string, b []byte) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// OpenTFTP is what TFTP serves of the library: its loaders, and beside each of them
-// the script that iPXE asks the place it came from.
-func (h *Handler) OpenTFTP(name string) ([]byte, bool) {
+// OpenTFTP is what TFTP serves beside the loaders that are built in: those of the
+// library, and beside each of all the script that iPXE asks the place it came from.
+func (h *Handler) OpenTFTP(name string, remote netip.Addr) ([]byte, bool) {
+	if name == AutoexecName {
+		return []byte(h.autoexec(remote)), true
+	}
 	rest, ok := strings.CutPrefix(name, tftpFolder)
 	if !ok {
 		return nil, false
 	}
 	if folder, file, ok := strings.Cut(rest, "/"); ok && file == AutoexecName && len(folder) == 12 {
-		return []byte(Autoexec(h.Port)), true
+		return []byte(h.autoexec(remote)), true
 	}
 	return h.Library.Open(rest)
 }

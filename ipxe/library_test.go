@@ -1,6 +1,7 @@
 package ipxe
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,10 +78,10 @@ func TestImportedLoadersOutliveTheServer(t *testing.T) {
 	h := &Handler{Library: l, Port: 8080}
 	for name, want := range map[string]string{
 		"loaders/" + shim.Path(): string(shimBytes), "loaders/" + next.Path(): string(ipxeBytes),
-		"loaders/" + shim.Digest.Hex()[:12] + "/autoexec.ipxe": Autoexec(8080),
+		"loaders/" + shim.Digest.Hex()[:12] + "/autoexec.ipxe": Autoexec(8080, 0), "autoexec.ipxe": Autoexec(8080, 0),
 		shim.Path(): "", "loaders/../" + shim.Path(): "", "loaders/" + shim.Digest.Hex(): "", "loaders/x/autoexec.ipxe": "",
 	} {
-		if b, ok := h.OpenTFTP(name); string(b) != want || ok != (want != "") {
+		if b, ok := h.OpenTFTP(name, netip.Addr{}); string(b) != want || ok != (want != "") {
 			t.Errorf("TFTP %s: %v, %d bytes", name, ok, len(b))
 		}
 	}

@@ -137,8 +137,11 @@ func Stub() string {
 // Autoexec is the stub for an iPXE that has not asked DHCP yet: its network is
 // down, and it came by TFTP, so that no path can be relative. A card without a
 // link, without an address or without a server behind it costs linkWait and its
-// own tries, and the next one has its turn.
-func Autoexec(httpPort int) string {
+// own tries, and the next one has its turn. vlan is that of the Network which
+// asks, 0 for none: there each card speaks with that tag first, by the device that
+// iPXE made where its firmware used the tag already, and without only then, where
+// the card's own firmware adds it.
+func Autoexec(httpPort, vlan int) string {
 	base := safe("http://${server}:" + strconv.Itoa(httpPort))
 	var s script
 	s.add("#!ipxe")
@@ -150,7 +153,18 @@ func Autoexec(httpPort int) string {
 	s.add("isset ${net${nic}/mac} || goto none")
 	s.add("ifopen net${nic} || goto next")
 	s.add("iflinkwait --timeout", num(linkWait), "net${nic} || goto next")
+	if vlan != 0 {
+		of := "net${nic}-" + num(vlan)
+		s.add("vcreate --tag", num(vlan), "net${nic} || goto untagged")
+		s.add("dhcp", of, "&& goto up ||")
+		s.add("echo recast: nothing in VLAN", num(vlan), "by net${nic}: ${errno}")
+		s.add("vdestroy", of, "||")
+		s.add(":untagged")
+	}
 	s.add("dhcp net${nic} || goto next")
+	if vlan != 0 {
+		s.add(":up")
+	}
 	// Where a ProxyDHCP server answered that is us, and next-server is who gives the
 	// addresses: dnsmasq names itself without being asked.
 	s.add("isset ${proxydhcp/next-server} && set server ${proxydhcp/next-server} || set server ${next-server}")

@@ -3,6 +3,7 @@ package ipxe
 import (
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"strings"
@@ -118,8 +119,19 @@ sleep ${wait}
 iseq ${wait} 64 || inc wait ${wait}
 goto again
 `
-	if diff := cmp.Diff(want, Autoexec(8080)); diff != "" {
+	if diff := cmp.Diff(want, Autoexec(8080, 0)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+	inVLAN := strings.Replace(want, "dhcp net${nic} || goto next\n", `vcreate --tag 100 net${nic} || goto untagged
+dhcp net${nic}-100 && goto up ||
+echo recast: nothing in VLAN 100 by net${nic}: ${errno}
+vdestroy net${nic}-100 ||
+:untagged
+dhcp net${nic} || goto next
+:up
+`, 1)
+	if diff := cmp.Diff(inVLAN, Autoexec(8080, 100)); diff != "" {
+		t.Errorf("in a VLAN (-want +got)\n%s", diff)
 	}
 }
 
@@ -291,5 +303,28 @@ func sameCommands(t *testing.T, text, want string) {
 	}
 	if s := strings.Join(got, " "); s != want {
 		t.Errorf("commands are %q, want %q in\n%s", s, want, text)
+	}
+}
+
+func TestAutoexecIsForTheVLANOfTheNetworkThatAsks(t *testing.T) {
+	tagged := netip.MustParseAddr("192.0.2.1") // as httptest has it
+	h := &Handler{Port: 8080, VLAN: func(a netip.Addr) int {
+		if a == tagged {
+			return 100
+		}
+		return 0
+	}}
+	r := httptest.NewRequest("GET", AutoexecPath, nil)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	if diff := cmp.Diff(Autoexec(8080, 100), w.Body.String()); diff != "" {
+		t.Errorf("by HTTP (-want +got)\n%s", diff)
+	}
+	for from, vlan := range map[netip.Addr]int{tagged: 100, netip.MustParseAddr("192.0.2.2"): 0} {
+		for _, name := range []string{AutoexecName, "loaders/0123456789ab/autoexec.ipxe"} {
+			if b, ok := h.OpenTFTP(name, from); !ok || string(b) != Autoexec(8080, vlan) {
+				t.Errorf("%s to %s by TFTP: %v\n%s", name, from, ok, b)
+			}
+		}
 	}
 }

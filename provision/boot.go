@@ -23,6 +23,7 @@ type bootQuestion struct {
 	Machine *inventory.Machine // nil: undeclared
 	State   State
 	Unknown inventory.UnknownMode // of the client's Network
+	VLAN    int                   // of the client's Network; 0: none
 	// Seen is when an undeclared machine's inventory arrived; zero: never. Empty
 	// tells that no disk of it holds a partition table.
 	Seen  time.Time
@@ -112,6 +113,9 @@ func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
 		key,
 	}, b.ConsoleArgs(q.Arch)...)
 	s.Args = append(s.Args, "panic=30")
+	if q.VLAN != 0 {
+		s.Args = append(s.Args, fmt.Sprintf("recast.vlan=%d", q.VLAN))
+	}
 	if q.Syslog.IsValid() {
 		s.Args = append(s.Args, "recast.syslog="+q.Syslog.String())
 	}

@@ -170,6 +170,13 @@ func TestTheRamdiskGetsTheDeclaredConsolesAndTheLoaderItsName(t *testing.T) {
 	if got.Loader != "ipxe" || !got.SecureBoot {
 		t.Errorf("loader %q, Secure Boot %v", got.Loader, got.SecureBoot)
 	}
+	if slices.ContainsFunc(got.Args, func(a string) bool { return strings.HasPrefix(a, "recast.vlan") }) {
+		t.Errorf("arguments %q name a VLAN", got.Args)
+	}
+	got = boot(bootQuestion{Machine: decl, State: armed(), Epoch: "e", Arch: inventory.AMD64, VLAN: 100, Ramdisk: RamdiskFiles{Kernel: "/k", Initrd: "/i"}})
+	if !slices.Contains(got.Args, "recast.vlan=100") {
+		t.Errorf("arguments %q name no VLAN", got.Args)
+	}
 }
 
 func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {

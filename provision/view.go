@@ -33,7 +33,7 @@ func (e *Engine) BootSpec(_ context.Context, c ipxe.Client) (ipxe.Spec, error) {
 	}
 	q.Ramdisk = e.Ramdisk(q.Arch)
 	if net != nil {
-		q.Unknown = net.Unknown
+		q.Unknown, q.VLAN = net.Unknown, net.VLAN
 		if addr, ok := e.Address(net.Name); ok {
 			q.AgentURL = agentURL(addr, e.AgentPort)
 			if e.SyslogPort != 0 {

@@ -125,13 +125,40 @@ func networkConfig(nics []inventory.RenderedNIC) []byte {
 	b.WriteString("ethernets:\n")
 	for i, n := range nics {
 		// Only the first must be up for the boot to go on.
-		fmt.Fprintf(&b, "  net%d:\n    match: {macaddress: %q}\n    set-name: net%d\n    dhcp4: true\n", i, string(n.MAC), i)
-		if n.IP6 != "" {
-			b.WriteString("    dhcp6: true\n")
+		fmt.Fprintf(&b, "  net%d:\n    match: {macaddress: %q}\n    set-name: net%d\n", i, string(n.MAC), i)
+		if n.VLAN == 0 {
+			addresses(&b, n)
 		}
 		fmt.Fprintf(&b, "    optional: %t\n", i > 0)
 	}
+	tagged := false
+	for i, n := range nics {
+		if n.VLAN == 0 {
+			continue
+		}
+		if !tagged {
+			b.WriteString("vlans:\n")
+			tagged = true
+		}
+		fmt.Fprintf(&b, "  net%d.%d:\n    id: %d\n    link: net%d\n", i, n.VLAN, n.VLAN, i)
+		addresses(&b, n)
+		fmt.Fprintf(&b, "    optional: %t\n", i > 0)
+	}
 	return []byte(b.String())
+}
+
+// addresses are what an interface has by DHCP, and the routes that come by none.
+func addresses(b *strings.Builder, n inventory.RenderedNIC) {
+	b.WriteString("    dhcp4: true\n")
+	if n.IP6 != "" {
+		b.WriteString("    dhcp6: true\n")
+	}
+	if len(n.Routes) > 0 {
+		b.WriteString("    routes:\n")
+	}
+	for _, r := range n.Routes {
+		fmt.Fprintf(b, "    - {to: %q, via: %q}\n", r.To, r.Via)
+	}
 }
 
 // vendorData wraps a script as vendor data, which cloud-init runs once for each

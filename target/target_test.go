@@ -22,6 +22,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/mail"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -449,5 +450,51 @@ func TestInterfaceWithoutAnAddressIsLeftOut(t *testing.T) {
 		if got := string(networkConfig(tt.nics)); got != tt.want {
 			t.Errorf("got %s; want %s", got, tt.want)
 		}
+	}
+}
+
+// In a Network with a VLAN the system adds the tag itself; routes come by DHCP where
+// that is ours, and stand here where it is not.
+func TestInterfaceIsInTheVLANAndHasTheRoutesOfItsNetwork(t *testing.T) {
+	route := inventory.Route{To: netip.MustParsePrefix("10.30.0.0/16"), Via: netip.MustParseAddr("10.20.0.254")}
+	got := string(networkConfig([]inventory.RenderedNIC{
+		{MAC: "52:54:00:00:00:05", IP6: "2001:db8::5", VLAN: 100},
+		{MAC: "52:54:00:00:01:05", Routes: []inventory.Route{route}},
+		{MAC: "52:54:00:00:02:05", VLAN: 200, Routes: []inventory.Route{route}},
+	}))
+	want := `version: 2
+ethernets:
+  net0:
+    match: {macaddress: "52:54:00:00:00:05"}
+    set-name: net0
+    optional: false
+  net1:
+    match: {macaddress: "52:54:00:00:01:05"}
+    set-name: net1
+    dhcp4: true
+    routes:
+    - {to: "10.30.0.0/16", via: "10.20.0.254"}
+    optional: true
+  net2:
+    match: {macaddress: "52:54:00:00:02:05"}
+    set-name: net2
+    optional: true
+vlans:
+  net0.100:
+    id: 100
+    link: net0
+    dhcp4: true
+    dhcp6: true
+    optional: false
+  net2.200:
+    id: 200
+    link: net2
+    dhcp4: true
+    routes:
+    - {to: "10.30.0.0/16", via: "10.20.0.254"}
+    optional: true
+`
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
 	}
 }

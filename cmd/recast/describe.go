@@ -216,6 +216,12 @@ func printImage(w io.Writer, i *inventory.Image, here []image.Info, definitions 
 
 func printNetwork(w io.Writer, n *inventory.Network, leases []inventory.Lease, st web.StatusReply) {
 	heads(w, networkRow(nil, true), networkRow(n, true))
+	if n.VLAN != 0 {
+		line(w, "VLAN", "%d, whose tag machines add themselves", n.VLAN)
+	}
+	for _, r := range n.Routes {
+		line(w, "Route", "%s by %s", r.To, r.Via)
+	}
 	for _, f := range st.Findings {
 		line(w, "Finding", "%s", f)
 	}

@@ -53,7 +53,7 @@ func (s *server) findFile(ctx context.Context, name string, remote netip.Addr) (
 	if text, ok := s.web.Scripts.GRUB(ctx, name, remote); ok {
 		return tftp.Bytes([]byte(text)), nil
 	}
-	if b, ok := s.web.Scripts.OpenTFTP(name); ok {
+	if b, ok := s.web.Scripts.OpenTFTP(name, remote); ok {
 		return tftp.Bytes(b), nil
 	}
 	base, ok := strings.CutPrefix(name, strings.TrimPrefix(web.RamdiskPath, "/"))
@@ -73,6 +73,14 @@ func (s *server) findFile(ctx context.Context, name string, remote netip.Addr) (
 		return nil, errors.Join(fmt.Errorf("open ramdisk: %w", err), f.Close())
 	}
 	return ramdiskFile{f, info.Size()}, nil
+}
+
+// vlanOf is the tag of the Network that an address lies in.
+func (s *server) vlanOf(a netip.Addr) int {
+	if n := s.engine.Set().NetworkOf(a); n != nil {
+		return n.VLAN
+	}
+	return 0
 }
 
 type ramdiskFile struct {

@@ -230,9 +230,9 @@ func (s *server) open(ctx context.Context) (err error) {
 	boot := ipxe.Boot{Have: s.loaders.Have, Library: s.library}
 	s.dhcp = &dhcp.Server{Store: s.store, Booter: s.engine, Observe: s.observe, Log: s.log,
 		Bootfile: s.bootfile(boot, bootPort)}
-	s.tftp = &tftp.Server{Files: s.loaders, Extra: map[string][]byte{ipxe.AutoexecName: []byte(ipxe.Autoexec(bootPort))}, Find: s.findFile, Observe: s.observe, Log: s.log}
+	s.tftp = &tftp.Server{Files: s.loaders, Find: s.findFile, Observe: s.observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
-		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Library: s.library, Port: bootPort, Turns: &ipxe.Turns{Max: cmp.Or(s.Turns, -1)}, Observe: s.observe, Log: s.log},
+		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Library: s.library, Port: bootPort, VLAN: s.vlanOf, Turns: &ipxe.Turns{Max: cmp.Or(s.Turns, -1)}, Observe: s.observe, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.findings, Version: version,
 		Malformed: s.malformed,
 		Relayed:   func() map[string]uint64 { return s.dhcp.Stats().Relayed },
