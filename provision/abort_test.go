@@ -43,7 +43,7 @@ func TestAnAbortedCanaryReleasesNobody(t *testing.T) {
 		t.Helper()
 		s.schedule(t.Context())
 		v, _ := s.View("m2")
-		x, err := s.Explain("m2")
+		x, err := s.Explain(t.Context(), "m2")
 		if err != nil || Busy(v.Status.Phase) || x.Missing != "stopped: ann aborted m1" || !strings.Contains(x.Next, "recast retry m1") {
 			t.Errorf("%s m2 is %s, missing %q, next %q, %v", when, v.Status.Phase, x.Missing, x.Next, err)
 		}
@@ -52,7 +52,7 @@ func TestAnAbortedCanaryReleasesNobody(t *testing.T) {
 	if v.Status.Phase != Failed || v.Sync == InSync {
 		t.Errorf("not seen running, m1 is %s, %s", v.Status.Phase, v.Sync)
 	}
-	x, err := s.Explain("m1")
+	x, err := s.Explain(t.Context(), "m1")
 	if err != nil || !strings.Contains(x.Missing, "not seen running") || !strings.Contains(x.Next, "recast retry m1") {
 		t.Errorf("explain m1: %q, next %q, %v", x.Missing, x.Next, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"recast/bmc"
 	"recast/inventory"
 	"recast/ipxe"
 )
@@ -19,6 +20,9 @@ type suspects struct {
 	Findings []string           // of the DHCP server
 	// Strangers are undeclared machines that asked lately.
 	Strangers []inventory.Observation
+	// Silent are other machines of its network that were switched on, and not heard.
+	Silent []string
+	BMC    bmcNow
 }
 
 const (
@@ -26,6 +30,8 @@ const (
 	quietAgent = 20 * time.Second
 	// slowWrite is what no disk that is in order stays below, bytes a second.
 	slowWrite = 20e6
+	// early is when silence says nothing yet: a kernel starts, firmware tests itself.
+	early = 45 * time.Second
 	// looped is how often a thing happens once too often in one boot.
 	looped = 3
 	// oldIPXE is the last major version of iPXE that lacks what 2.0 brought.
@@ -39,6 +45,9 @@ func diagnose(q suspects, now time.Time) (string, []Cause) {
 	step := d.st.Step
 	if d.st.Phase == Failed {
 		step = StepName(d.trail.step)
+	}
+	if d.off(step) {
+		return d.missing, d.causes
 	}
 	switch step {
 	case StepStopping, StepArming, StepPowering, StepPowerOff, StepRestarting:
@@ -86,6 +95,32 @@ func (d *diagnosis) capture() string {
 
 func (d *diagnosis) console() string { return "look at its console" }
 
+// off tells whether the machine is switched off when it should run.
+func (d *diagnosis) off(step StepName) bool {
+	switch step {
+	case StepBooting, StepClaiming, StepInspecting, StepWriting, StepVerifying, StepStarting:
+	default:
+		return false
+	}
+	if !d.BMC.off() {
+		return false
+	}
+	d.lacks("it is switched off, as its BMC shows just now")
+	next := fmt.Sprintf("recast power on %s after recast abort %s, which ends the wait", d.name, d.name)
+	if d.st.Phase == Failed {
+		next = "recast retry " + d.name
+	}
+	d.cause("powered-off", next, "somebody switched it off, it lost its power, or it powered itself off")
+	return true
+}
+
+// soon is said first of what may only need its time.
+func (d *diagnosis) soon(since time.Time, format string, args ...any) {
+	if d.st.Phase != Failed && d.now.Sub(since) < early {
+		d.cause("on-its-way", "nothing yet: ask again in a minute", format, args...)
+	}
+}
+
 // bmcWords are what the errors of package bmc say, and what to do.
 var bmcWords = []struct{ code, has, next string }{
 	{"bmc-auth", "refused the user or password", "recast secret set SECRET, then: recast retry MACHINE"},
@@ -108,6 +143,14 @@ func (d *diagnosis) power() {
 	if text == "" {
 		text = d.st.LastError
 	}
+	if text == "" && d.BMC.err != nil {
+		text = d.BMC.err.Error()
+	}
+	d.bmcCause(text)
+}
+
+// bmcCause is what stands behind a BMC's refusal.
+func (d *diagnosis) bmcCause(text string) {
 	secret := "SECRET"
 	if m := d.View.Machine; m != nil && m.BMC != nil && m.BMC.Credentials != "" {
 		secret = m.BMC.Credentials
@@ -170,15 +213,37 @@ func (d *diagnosis) nothing() {
 	}
 	d.lacks("nothing was heard from it on the network since it was switched on%s ago", beforeSpace(d.now.Sub(since)))
 	d.stranger(since)
+	d.soon(since, "its firmware may still test itself, which takes servers minutes")
 	d.foreign()
+	if n := len(d.Silent); n > 0 {
+		d.cause("network-silent", "recast doctor", "nothing was heard of %s either, switched on since: what they share is the likelier cause, a firewall on this server, its interface, the switch or the VLAN", and(d.Silent))
+	}
 	if d.Network != nil && !d.Attached {
 		d.cause("relay-missing", "point the switch's DHCP relay (ip helper-address) at this server",
 			"network %s is reached through relays only, and none passed its packets on", d.Network.Name)
 	}
-	d.cause("no-discover", fmt.Sprintf("recast power status %s, and %s", d.name, d.console()),
-		"the firmware tries other devices first, or the BMC dropped the network boot: its boot order must have the network card, with PXE or HTTP Boot enabled on it")
+	switch d.BMC.next {
+	case bmc.BootNetwork:
+		d.cause("no-discover", d.console(), "its BMC still has the network boot armed: the firmware has not come to it, or ignores it")
+	case bmc.BootDefault:
+		d.cause("no-discover", d.console(), "its BMC has no network boot armed any more: the firmware took it, and its network card has no PXE or HTTP Boot enabled, or the BMC dropped it")
+	default:
+		d.cause("no-discover", fmt.Sprintf("recast power status %s, and %s", d.name, d.console()),
+			"the firmware tries other devices first, or the BMC dropped the network boot: its boot order must have the network card, with PXE or HTTP Boot enabled on it")
+	}
 	d.cause("no-link", "recast doctor; "+d.capture(),
 		"the cable or VLAN of the boot interface; its switch port is still in spanning tree listening (set it to edge, portfast)")
+	if d.BMC.err != nil {
+		d.bmcCause(d.BMC.err.Error())
+	}
+}
+
+// and joins names, the first few of them.
+func and(names []string) string {
+	if n := len(names); n > 3 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:3], ", "), n-3)
+	}
+	return strings.Join(names, ", ")
 }
 
 func beforeSpace(t time.Duration) string {
@@ -402,6 +467,7 @@ func (d *diagnosis) claim() {
 		d.cause("no-memory", d.console(), "it has not enough memory, or the loader hangs")
 	case d.System == nil:
 		d.lacks("it has kernel and ramdisk, and the ramdisk has not asked for an address")
+		d.soon(d.Initrd.Time, "its kernel starts")
 		d.cause("ramdisk-no-network", d.console(), "no driver for its network card in the ramdisk, or the driver's firmware file is missing")
 		d.cause("ramdisk-dies", d.console(), "the kernel does not start, or panics")
 	case d.Unanswered != nil || d.System.Kind == inventory.SawUnanswered:
@@ -461,7 +527,7 @@ func (d *diagnosis) workFailed() {
 
 // start is about a disk that was written and a system that says nothing.
 func (d *diagnosis) start() {
-	if d.st.Power == "off" {
+	if d.st.Power == "off" && d.BMC.power != bmc.PowerOn {
 		d.cause("powered-off", fmt.Sprintf("recast power on %s after recast abort %s, which ends the wait", d.name, d.name), "its BMC showed it off")
 	}
 	if d.TLS != nil {
@@ -477,10 +543,11 @@ func (d *diagnosis) start() {
 		d.cause("agent-blocked", "recast doctor", "the system runs, and cannot reach the agent port of this server, or its report does not start")
 	}
 	if d.Script == nil && d.System == nil && d.Asked == nil {
+		d.soon(d.st.Since, "its firmware and its system start")
 		d.cause("disk-not-started", d.console(), "the disk is not in the firmware's boot order, or the system hangs as it starts")
 		d.cause("agent-blocked", "recast doctor", "the system came up but cannot reach the server's agent port")
 	}
-	if d.st.Power != "off" {
+	if d.st.Power != "off" && d.BMC.power == "" {
 		d.cause("powered-off", "recast power status "+d.name+" asks its BMC", "it was switched off since")
 	}
 }

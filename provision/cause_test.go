@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"recast/bmc"
 	"recast/inventory"
 	"recast/ipxe"
 )
@@ -100,6 +101,12 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 				q.Strangers = []inventory.Observation{{MAC: "52:54:00:00:00:99", Network: "rack1", Time: t0.Add(-24 * time.Hour)}, {MAC: "52:54:00:00:00:98", Network: "rack2", Time: t0}}
 			}},
 		{name: "no relay passes its packets on", step: StepBooting, missing: "nothing was heard", code: "relay-missing", next: "ip helper-address", change: func(q *suspects) { q.Attached = false }},
+		{name: "switched off meanwhile", step: StepBooting, seen: toAck, change: bmcSays(bmc.PowerOff, bmc.BootNetwork), missing: "it is switched off, as its BMC shows just now", code: "powered-off", next: "recast power on m1 after recast abort m1"},
+		{name: "switched off while it writes", step: StepWriting, change: bmcSays(bmc.PowerOff, bmc.BootDefault), missing: "switched off", code: "powered-off"},
+		{name: "on, and network boot still armed", step: StepBooting, change: bmcSays(bmc.PowerOn, bmc.BootNetwork), missing: "nothing was heard", code: "no-discover", next: "console"},
+		{name: "the BMC is silent now", step: StepBooting, change: func(q *suspects) { q.BMC = bmcNow{at: t0, err: bmc.ErrTimeout} }, missing: "nothing was heard", code: "no-discover", also: "bmc-unreachable"},
+		{name: "nobody on its network is heard", step: StepBooting, change: func(q *suspects) { q.Silent = []string{"m2", "m3", "m4", "m5"} }, missing: "nothing was heard", code: "network-silent", next: "recast doctor", also: "no-discover"},
+		{name: "just switched on", step: StepBooting, change: func(q *suspects) { q.Timeline[len(q.Timeline)-2].Time = t0.Add(100 * time.Second) }, missing: "nothing was heard", code: "on-its-way", next: "ask again", also: "no-discover"},
 		{name: "its relay is in no Network", step: StepBooting, seen: []TimelineEntry{saw(inventory.SawUnanswered, detail("DISCOVER"), bad("no Network here"), through("10.9.0.1"))},
 			missing: "got no answer: no Network here", code: "relay-without-network", next: "declare a Network whose subnet holds 10.9.0.1"},
 		{name: "it asks on another link", step: StepBooting, seen: []TimelineEntry{saw(inventory.SawUnanswered, detail("DISCOVER"), bad("no Network here"))}, missing: "no answer", code: "other-link"},
@@ -151,6 +158,8 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "kernel gone", step: StepClaiming, seen: with(toScript, saw(inventory.SawFile, detail("vmlinuz"), bad("answered 404 Not Found"))), missing: "vmlinuz did not arrive", code: "kernel-not-found", next: "recast ramdisk build"},
 		{name: "kernel and no ramdisk", step: StepClaiming, seen: with(toScript, kernel), missing: "has not asked for the ramdisk", code: "no-memory"},
 		{name: "ramdisk silent", step: StepClaiming, seen: with(toScript, kernel, initrd), missing: "the ramdisk has not asked for an address", code: "ramdisk-no-network", also: "ramdisk-dies"},
+		{name: "ramdisk silent for a moment", step: StepClaiming, seen: with(toScript, kernel, initrd), change: func(q *suspects) { q.Timeline[len(q.Timeline)-1].Seen.Time = t0.Add(110 * time.Second) },
+			missing: "the ramdisk has not asked for an address", code: "on-its-way", also: "ramdisk-no-network"},
 		{name: "ramdisk gets no address", step: StepClaiming, seen: with(toScript, kernel, initrd, saw(inventory.SawUnanswered, by("os"), detail("DISCOVER"), bad("no free address"))), missing: "no free address", code: "pool-empty"},
 		{name: "agent port blocked", step: StepClaiming, seen: with(toScript, kernel, initrd, system), missing: "has not reached the agent port", code: "agent-blocked", next: "recast doctor", also: "agent-no-tls"},
 		{name: "agent without TLS", step: StepClaiming, seen: with(toScript, kernel, initrd, system, saw(inventory.SawTLS, by(""), bad("remote error: tls: bad certificate"))), missing: "bad certificate", code: "agent-no-tls", next: "clock"},
@@ -179,6 +188,11 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "system up, agent port blocked", step: StepStarting, seen: []TimelineEntry{system}, code: "agent-blocked", next: "recast doctor"},
 		{name: "system up, clock wrong", step: StepStarting, seen: []TimelineEntry{system, saw(inventory.SawTLS, by(""), bad("certificate has expired"))}, code: "agent-no-tls", next: "clock"},
 		{name: "nothing of the system", step: StepStarting, code: "disk-not-started", also: "powered-off"},
+		{name: "has just begun to start", step: StepStarting, change: func(q *suspects) { q.View.Status.Since = t0.Add(100 * time.Second) }, code: "on-its-way", also: "disk-not-started"},
+		{name: "off when last seen, and on now", step: StepStarting, change: func(q *suspects) {
+			q.View.Status.Power = "off"
+			bmcSays(bmc.PowerOn, bmc.BootDefault)(q)
+		}, code: "disk-not-started"},
 		{name: "switched off while it starts", step: StepStarting, change: func(q *suspects) { q.View.Status.Power = "off" }, code: "powered-off", next: "recast power on m1"},
 		{name: "active and restarting", step: StepNone, seen: []TimelineEntry{scripted, scripted, scripted}, change: func(q *suspects) { q.View.Status.Phase = Active }, code: "boots-again"},
 		{name: "active", step: StepNone, seen: []TimelineEntry{scripted}, change: func(q *suspects) { q.View.Status.Phase = Active }},
@@ -249,20 +263,64 @@ func bmcSaid(text string) func(*suspects) {
 	}
 }
 
+func bmcSays(power bmc.PowerState, next bmc.BootDevice) func(*suspects) {
+	return func(q *suspects) { q.BMC = bmcNow{at: t0, power: power, next: next} }
+}
+
+// An explanation reads the BMC, once in a while, and changes nothing.
+func TestExplainAsksTheBMC(t *testing.T) {
+	s := newSite(t, 2)
+	s.apply(s.yaml(true), "m1", "m2")
+	s.await("m1", Deploying, StepBooting)
+	s.await("m2", Deploying, StepBooting)
+	fake := s.bmcs["10.9.0.1"]
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // its BMC may still be at work
+		x, err := s.Explain(t.Context(), "m1")
+		if err == nil && strings.HasPrefix(x.Power, "on, ") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("power %q, %v", x.Power, err)
+		}
+	}
+	asked := fake.Count("power")
+	if _, err := s.Explain(t.Context(), "m1"); err != nil || fake.Count("power") != asked {
+		t.Errorf("asked again at once: %v", err)
+	}
+	s.machine("m1").bmcMu.Lock()
+	s.machine("m1").asked = bmcNow{}
+	x, err := s.Explain(t.Context(), "m1") // its BMC is at work
+	s.machine("m1").bmcMu.Unlock()
+	if err != nil || x.Power != "" {
+		t.Errorf("power %q, %v", x.Power, err)
+	}
+	fake.SetPowered(false)
+	if x, err = s.Explain(t.Context(), "m1"); err != nil || !strings.HasPrefix(x.Power, "off, ") || x.Causes[0].Code != "powered-off" {
+		t.Errorf("%+v %v", x, err)
+	}
+	if v, _ := s.View("m1"); v.Status.Step != StepBooting || v.Status.Power == "off" {
+		t.Errorf("explaining changed it: %+v", v.Status)
+	}
+	s.bmcs["10.9.0.2"].SetFault(bmc.FaultAuth)
+	if x, err = s.Explain(t.Context(), "m2"); err != nil || !strings.HasPrefix(x.Power, "not known: ") {
+		t.Errorf("power %q, %v", x.Power, err)
+	}
+}
+
 // The servers' observations reach the explanation, a stranger's included.
 func TestExplainReadsWhatWasSeen(t *testing.T) {
 	s := newSite(t, 1)
 	s.apply(s.yaml(true), "m1")
 	s.await("m1", Deploying, StepBooting)
 	s.Observe(inventory.Observation{Kind: inventory.SawDiscover, MAC: "52:54:00:00:99:99", Client: "firmware"})
-	x, err := s.Explain("m1")
+	x, err := s.Explain(t.Context(), "m1")
 	if err != nil || len(x.Causes) == 0 || x.Causes[0].Code != "discover-unknown-mac" || !strings.Contains(x.Causes[0].Text, "52:54:00:00:99:99") {
 		t.Fatalf("%v %+v", err, x)
 	}
 	s.Observe(inventory.Observation{Kind: inventory.SawDiscover, MAC: testMAC(1), Client: "firmware", Arch: 7})
 	s.Observe(inventory.Observation{Kind: inventory.SawOffer, MAC: testMAC(1), Client: "firmware", Arch: 7, Detail: "snponly.efi"})
 	s.Observe(inventory.Observation{Kind: inventory.SawRequest, MAC: testMAC(1), Client: "firmware", Server: netip.MustParseAddr("10.0.0.9"), Foreign: true})
-	if x, err = s.Explain("m1"); err != nil || x.Causes[0].Code != "other-server-won" || !strings.Contains(x.Missing, "10.0.0.9") {
+	if x, err = s.Explain(t.Context(), "m1"); err != nil || x.Causes[0].Code != "other-server-won" || !strings.Contains(x.Missing, "10.0.0.9") {
 		t.Errorf("%v %+v", err, x)
 	}
 }

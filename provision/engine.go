@@ -124,6 +124,7 @@ type machine struct {
 	shown atomic.Pointer[State]
 
 	bmcMu  sync.Mutex    // one request in flight per BMC
+	asked  bmcNow        // under bmcMu
 	orders chan struct{} // closed and renewed when the agent's order may have changed
 }
 

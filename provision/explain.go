@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -8,8 +9,9 @@ import (
 	"recast/inventory"
 )
 
-// Explain names the first missing step of a machine and the cure.
-func (e *Engine) Explain(name string) (Explanation, error) {
+// Explain names the first missing step of a machine and the cure. While there is
+// one, the machine's BMC is asked, for some seconds at most.
+func (e *Engine) Explain(ctx context.Context, name string) (Explanation, error) {
 	v, ok := e.View(name)
 	if !ok {
 		return Explanation{}, fmt.Errorf("explain: %w", e.NoMachine(name))
@@ -18,8 +20,13 @@ func (e *Engine) Explain(name string) (Explanation, error) {
 		left := e.leftOut(v)
 		v.Waiting, v.next = left.Why, left.Next
 	}
-	x := explain(e.suspects(v, e.Timeline(name)), e.Now())
-	if m, ok := e.known(name); ok {
+	m, known := e.known(name)
+	q := e.suspects(v, e.Timeline(name))
+	if known {
+		q.BMC = e.askBMC(ctx, m)
+	}
+	x := explain(q, e.Now())
+	if known {
 		x.Trace = e.liveTrace(m.snapshot())
 	}
 	return x, nil
@@ -38,8 +45,37 @@ func (e *Engine) suspects(v View, timeline []TimelineEntry) suspects {
 	if e.Findings != nil {
 		q.Findings = e.Findings()
 	}
+	if q.Network != nil && v.Status.Step == StepBooting {
+		q.Silent = e.silent(q.Network.Name, v.Name)
+	}
 	return q
 }
+
+// silent are the other machines of a network that were switched on long enough
+// ago, and of which nothing was heard either.
+func (e *Engine) silent(network, but string) (names []string) {
+	set, now := e.Set(), e.Now()
+	for _, m := range set.Machines {
+		if m.Name == but || len(m.NICs) == 0 || m.NICs[0].Network != network || len(names) >= maxSilent {
+			continue
+		}
+		k, ok := e.known(m.Name)
+		if !ok {
+			continue
+		}
+		st := k.snapshot().Status
+		if st.Step != StepBooting || now.Sub(st.Since) < early {
+			continue
+		}
+		if t := follow(k.history.list()); t.Asked == nil && t.System == nil {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+// maxSilent is how many silent machines prove enough.
+const maxSilent = 20
 
 // leftOut is why an apply of what is declared would do nothing for a machine that
 // stands in no rollout.
@@ -62,7 +98,7 @@ func (e *Engine) leftOut(v View) Wait {
 // explain is the pure half.
 func explain(q suspects, now time.Time) Explanation {
 	v, st := q.View, q.View.Status
-	x := Explanation{Machine: v.Name, State: string(st.Phase), Findings: st.Findings, Timeline: q.Timeline}
+	x := Explanation{Machine: v.Name, State: string(st.Phase), Findings: st.Findings, Power: q.BMC.text(), Timeline: q.Timeline}
 	if st.Step != StepNone {
 		x.State += ", " + string(st.Step)
 	}

@@ -393,7 +393,7 @@ func TestAReleasedMachineKeepsItsNextAction(t *testing.T) {
 		if err := s.Release(t.Context(), "m1", "ann"); err != nil {
 			t.Fatal(err)
 		}
-		if x, err := s.Explain("m1"); err != nil || x.Missing == "" || !strings.Contains(x.Next, "recast retry m1") || strings.Contains(x.Next, "release") {
+		if x, err := s.Explain(t.Context(), "m1"); err != nil || x.Missing == "" || !strings.Contains(x.Next, "recast retry m1") || strings.Contains(x.Next, "release") {
 			t.Errorf("%+v, %v", x, err)
 		}
 	}

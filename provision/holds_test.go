@@ -56,7 +56,7 @@ func TestAHeldBackMachineBeginsAgainWhenReleased(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := s.await("m1", Available, StepNone)
-	if x, err := s.Explain("m1"); err != nil || x.Missing != "held by bob: memory test" || x.Next != "recast release m1" {
+	if x, err := s.Explain(t.Context(), "m1"); err != nil || x.Missing != "held by bob: memory test" || x.Next != "recast release m1" {
 		t.Errorf("missing %q, next %q, %v", x.Missing, x.Next, err)
 	}
 	s.restart() // which forgets nothing

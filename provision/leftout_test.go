@@ -28,7 +28,7 @@ func TestExplainNamesWhyAMachineIsLeftOut(t *testing.T) {
 			m.put(now)
 			m.mu.Unlock()
 			s.apply(strings.Replace(y, c.from, c.to, 1))
-			x, err := s.Explain("m1")
+			x, err := s.Explain(t.Context(), "m1")
 			if err != nil || !strings.Contains(x.Missing, c.missing) || !strings.Contains(x.Next, c.next) {
 				t.Errorf("missing %q, next %q, %v", x.Missing, x.Next, err)
 			}

@@ -20,7 +20,7 @@ func TestATwinsHoldNamesWhoseUUIDItIsAndTheCure(t *testing.T) {
 	}
 	for _, name := range []string{"m1", "m2"} {
 		s.await(name, Failed, StepNone)
-		x, err := s.Explain(name)
+		x, err := s.Explain(t.Context(), name)
 		reason := "m2 says the UUID " + testUUID(1) + ", which is the declared one of m1"
 		next := "give m2 a UUID of its own in its firmware, or correct the uuid of m1 in its file and apply; if they are two cards of one machine, declare it once, then: recast release " + name
 		if err != nil || !strings.Contains(x.Missing, reason) || !strings.Contains(x.Next, next) {

@@ -246,6 +246,7 @@ type Explanation struct {
 	Missing  string          `json:"missing"`          // the first missing step; "" nothing is missing
 	Causes   []Cause         `json:"causes,omitempty"` // the likeliest first
 	Findings []string        `json:"findings,omitempty"`
+	Power    string          `json:"power,omitempty"` // as the BMC said just now; "" it was not asked
 	Next     string          `json:"next"`            // what happens next, or the command to run
 	Trace    string          `json:"trace,omitempty"` // of the attempt under way
 	Timeline []TimelineEntry `json:"timeline"`

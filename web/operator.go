@@ -201,7 +201,7 @@ func (s *Server) machineRoutes() []route {
 				if _, err := known(c); err != nil {
 					return provision.Explanation{}, err
 				}
-				return e.Explain(c.Param("name"))
+				return e.Explain(c.Request().Context(), c.Param("name"))
 			}),
 		{method: http.MethodGet, path: one + "/capture", scope: scopeOperator, answer: pcapType, waits: true,
 			doc: "Its boot packets as a pcap file, for the duration of the query's for.", handle: s.capture},

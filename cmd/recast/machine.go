@@ -142,7 +142,8 @@ func newExplain() *cobra.Command {
 		Use: "explain MACHINE", GroupID: "look", Short: "Say what a machine waits for, and what to do",
 		Long: `Say in which state a machine is and since when, and the first thing that is missing, from what the
 servers saw of it. What may stand behind that comes ranked, each cause with a code and with what to
-do; then what happens next, and the last lines of its timeline.`,
+do; then, while an attempt is under way or has failed, its power and boot override as its BMC says
+just now; what happens next, and the last lines of its timeline.`,
 		Example: "  recast explain r1u05\n  recast explain r1u05 --lines 100", ValidArgsFunction: completeMachines,
 		Args: arguments(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -183,6 +184,9 @@ func printExplanation(w io.Writer, x provision.Explanation, n int) {
 	}
 	for _, f := range x.Findings {
 		fmt.Fprintf(w, "  finding: %s\n", f)
+	}
+	if x.Power != "" {
+		fmt.Fprintf(w, "  power:   %s (its BMC, just now)\n", x.Power)
 	}
 	if x.Next != "" {
 		fmt.Fprintf(w, "  next:    %s\n", x.Next)
