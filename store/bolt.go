@@ -90,7 +90,7 @@ func OpenBolt(path string, opts BoltOptions) (Store, error) {
 	case err == nil:
 		return s, nil
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("open store %q: another recast has it open: stop that one first, or use a verb that goes through its API", path)
+		return nil, fmt.Errorf("open store %q: %w: stop that one first, or use a verb that goes through its API", path, ErrHeld)
 	case errors.Is(err, errDamaged), errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("open store %q: %w: move the file away, then bring a backup back with \"recast store restore\"", path, err)
 	case errors.Is(err, fs.ErrNotExist) && opts.MustExist:

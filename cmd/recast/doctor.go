@@ -100,6 +100,7 @@ type surroundings struct {
 	status  web.StatusReply
 	// statusErr is why the server's API does not answer.
 	statusErr error
+	held      bool // a process holds the store, and does not answer
 	set       *inventory.Set
 	setFrom   string // "in force", or the files
 	setErr    error
@@ -150,6 +151,7 @@ func lookAround(ctx context.Context, c config, files []string, probe bool) surro
 	case !f.running && len(c.Store.Endpoints) == 0:
 		f.setFrom = "in force when the server stopped"
 		f.set, f.setErr = storedSet(ctx, c)
+		f.held = errors.Is(f.setErr, store.ErrHeld)
 	}
 	ifaces, err := dhcp.Interfaces()
 	if err != nil && f.setErr == nil {
@@ -279,13 +281,16 @@ func readFirewall(ctx context.Context) ([]ruleset, error) {
 		}
 		out = append(out, r)
 	}
-	tables, _ := os.ReadFile("/proc/net/ip_tables_names")
-	if strings.Contains(string(tables), "filter") {
-		raw, err := exec.CommandContext(ctx, "iptables-legacy-save", "-t", "filter").Output()
-		if err != nil {
-			return nil, fmt.Errorf("iptables-legacy-save: %w", err)
+	for family, old := range map[string]string{"ip": "iptables-legacy-save", "ip6": "ip6tables-legacy-save"} {
+		tables, _ := os.ReadFile("/proc/net/" + family + "_tables_names")
+		if !strings.Contains(string(tables), "filter") {
+			continue
 		}
-		out = append(out, parseIptables(string(raw)))
+		raw, err := exec.CommandContext(ctx, old, "-t", "filter").Output()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", old, err)
+		}
+		out = append(out, parseIptables(family, string(raw)))
 	}
 	if len(out) == 0 {
 		return nil, errors.New("neither nft nor iptables is here to list the rules")

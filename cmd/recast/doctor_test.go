@@ -71,6 +71,7 @@ func TestDoctorFindsWhatIsWrong(t *testing.T) {
 		}, "udp 4011", stateFail, "held by in.tftpd", ""},
 		{"another user's", func(f *surroundings) { f.running, f.ports[portKey{"tcp", 8443}] = false, []dhcp.Owner{{}} }, "tcp 8443", stateFail, "only root may see", ""},
 		{"the server is down", func(f *surroundings) { f.running = false }, "server", stateSkip, "does not run", "recast serve"},
+		{"the server does not answer", func(f *surroundings) { f.running, f.held, f.statusErr = false, true, errors.New("connection refused") }, "server", stateFail, "it runs, and its API does not answer: connection refused", "its log"},
 		{"read-only", func(f *surroundings) { f.status.ReadOnly = "no space left" }, "server", stateFail, "no space left", ""},
 		{"frozen", func(f *surroundings) { f.status.Frozen.By = "ann" }, "server", stateWarn, "frozen", "unfreeze"},
 		{"a finding", func(f *surroundings) { f.status.Findings = []string{"address 10.20.0.7 is in use"} }, "finding", stateWarn, "in use", ""},
@@ -98,11 +99,20 @@ func TestDoctorFindsWhatIsWrong(t *testing.T) {
 		{"no Network", func(f *surroundings) { f.places = nil }, "networks", stateWarn, "none is served", "declare"},
 		{"unknown Networks", func(f *surroundings) { f.set, f.places = nil, nil }, "networks", stateSkip, "none is known", "recast doctor PATH"},
 		{"a rule that drops", func(f *surroundings) {
-			f.rules = []ruleset{parseIptables(":INPUT ACCEPT\n-A INPUT -p udp --dport 69 -j DROP\n")}
+			f.rules = []ruleset{parseIptables("ip", ":INPUT ACCEPT\n-A INPUT -p udp --dport 69 -j DROP\n")}
 		}, "firewall", stateFail, "drops udp port 69 (TFTP) on eth0: iptables INPUT", "allow udp port 69"},
 		{"a rule that may drop", func(f *surroundings) {
-			f.rules = []ruleset{parseIptables(":INPUT DROP\n-A INPUT -s 10.0.0.0/8 -j ACCEPT\n")}
+			f.rules = []ruleset{parseIptables("ip", ":INPUT DROP\n-A INPUT -s 10.0.0.0/8 -j ACCEPT\n")}
 		}, "firewall", stateWarn, "may drop udp port 67", ""},
+		{"IPv6 dropped", func(f *surroundings) {
+			f.places[0].Network.Subnet = netip.MustParsePrefix("2001:db8::/64")
+			f.ports[portKey{"udp", 547}] = f.ports[portKey{"udp", 67}]
+			f.rules = []ruleset{parseIptables("ip6", ":INPUT DROP [0:0]\n-A INPUT -p ipv6-icmp -j ACCEPT\n-A INPUT -p udp -m udp --dport 69 -j ACCEPT\n-A INPUT -p tcp -j ACCEPT\n")}
+		}, "firewall", stateFail, "it drops udp port 547 over IPv6 (DHCPv6) on eth0: the policy of ip6tables INPUT", "allow udp port 547"},
+		{"IPv6 neighbours dropped", func(f *surroundings) {
+			f.places[0].Network.Subnet = netip.MustParsePrefix("2001:db8::/64")
+			f.rules = []ruleset{parseIptables("ip6", ":INPUT DROP [0:0]\n-A INPUT -p udp -j ACCEPT\n-A INPUT -p tcp -j ACCEPT\n")}
+		}, "firewall", stateFail, "it drops neighbour solicitations (who has the server's address) on eth0", "allow"},
 		{"rules unreadable", func(f *surroundings) { f.rulesErr, f.root = errors.New("not permitted"), false }, "firewall", stateSkip, "not permitted", "root"},
 		{"disk nearly full", func(f *surroundings) { f.freeBytes = 100 << 20 }, "space", stateFail, "100.0 MiB free", "make room"},
 		{"disk rather full", func(f *surroundings) { f.freeBytes = 1 << 30 }, "space", stateWarn, "1.0 GiB free", ""},

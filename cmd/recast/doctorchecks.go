@@ -62,6 +62,8 @@ func (d *doctor) server() {
 	switch {
 	case !d.running && errors.Is(d.statusErr, fs.ErrPermission):
 		d.say("server", stateSkip, "run it as root", "its data in %s cannot be read", d.config.Data)
+	case !d.running && d.held:
+		d.say("server", stateFail, "run doctor where the server's network is, and see its log", "it runs, and its API does not answer: %v", d.statusErr)
 	case !d.running:
 		d.say("server", stateSkip, "recast serve starts it", "it does not run")
 	case d.status.ReadOnly != "":
@@ -167,7 +169,7 @@ func (d *doctor) networks() {
 		d.say("networks", stateWarn, "declare one with dhcp: authoritative or proxy, and apply", "none is served (%s)", d.setFrom)
 		return
 	}
-	for _, p := range d.places {
+	for i, p := range d.places {
 		n := p.Network
 		name := "net " + n.Name
 		switch {
@@ -190,6 +192,9 @@ func (d *doctor) networks() {
 		}
 		d.say(name, stateOK, "", "dhcp: %s on %s as %s", n.DHCP, p.Iface.Name, p.Server)
 		d.otherServers(p)
+		if slices.ContainsFunc(d.places[:i], func(before dhcp.Place) bool { return before.Iface != nil && before.Iface.Name == p.Iface.Name }) {
+			continue
+		}
 		if mtu := d.ifaces[p.Iface.Name]; mtu > 0 && mtu < ethernet {
 			d.say("mtu", stateWarn, fmt.Sprintf("ip link set %s mtu %d", p.Iface.Name, ethernet), "%s of %s: TFTP's blocks and full TCP segments need %d", fmt.Sprint(mtu), p.Iface.Name, ethernet)
 		} else if mtu > 0 {
@@ -242,42 +247,62 @@ func (d *doctor) firewall() {
 		d.say("firewall", stateSkip, next, "%v", d.rulesErr)
 		return
 	}
-	ifaces := []string{}
-	for _, p := range d.places {
-		if p.Iface != nil {
-			ifaces = appendNew(ifaces, p.Iface.Name)
-		}
-	}
-	if len(ifaces) == 0 {
-		ifaces = []string{""}
-	}
 	found := false
-	for _, w := range d.wantedPorts() {
-		if !w.needed && d.set != nil {
-			continue
-		}
-		for _, iface := range ifaces {
-			for _, r := range d.rules {
-				dropped, why := r.verdict(flow{iface, w.proto, w.port})
-				if dropped == no {
-					continue
-				}
-				found = true
-				state, verb := stateFail, "drops"
-				if dropped == perhaps {
-					state, verb = stateWarn, "may drop"
-				}
-				on := ""
-				if iface != "" {
-					on = " on " + iface
-				}
-				d.say("firewall", state, fmt.Sprintf("allow %s port %d%s", w.proto, w.port, on), "it %s %s port %d (%s)%s: %s", verb, w.proto, w.port, w.what, on, why)
+	for _, f := range d.flows() {
+		for _, r := range d.rules {
+			dropped, why := r.verdict(f.flow)
+			if dropped == no {
+				continue
 			}
+			found = true
+			state, verb := stateFail, "drops"
+			if dropped == perhaps {
+				state, verb = stateWarn, "may drop"
+			}
+			d.say("firewall", state, "allow "+f.String()+f.on(), "it %s %s (%s)%s: %s", verb, f.flow, f.what, f.on(), why)
 		}
 	}
 	if !found {
 		d.say("firewall", stateOK, "", "no rule of this host drops what machines send")
 	}
+}
+
+type wantedFlow struct {
+	flow
+	what string
+}
+
+// flows are what machines send first, on each interface by the addresses of its
+// Networks.
+func (d *doctor) flows() (list []wantedFlow) {
+	type link struct {
+		iface string
+		six   bool
+	}
+	var links []link
+	for _, p := range d.places {
+		if p.Iface == nil {
+			continue
+		}
+		if l := (link{p.Iface.Name, p.Network.Subnet.Addr().Is6()}); !slices.Contains(links, l) {
+			links = append(links, l)
+		}
+	}
+	if len(links) == 0 {
+		links = []link{{"", false}}
+	}
+	for _, l := range links {
+		if l.six {
+			list = append(list, wantedFlow{flow{l.iface, true, protoND, 0}, "who has the server's address"})
+		}
+		for _, w := range d.wantedPorts() {
+			if !w.needed && d.set != nil || l.six && (w.port == 67 || w.port == 4011) || !l.six && w.port == 547 {
+				continue
+			}
+			list = append(list, wantedFlow{flow{l.iface, l.six, w.proto, w.port}, w.what})
+		}
+	}
+	return list
 }
 
 func (d *doctor) host() {

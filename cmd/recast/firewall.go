@@ -17,7 +17,9 @@ type ruleset struct {
 }
 
 type filterChain struct {
-	name   string // table and chain
+	name   string   // table and chain
+	family string   // ip, ip6, inet or netdev
+	devs   []string // of netdev: where it is hooked in
 	prio   int
 	policy string // accept or drop; "" for one that is no base chain
 	rules  []filterRule
@@ -37,8 +39,43 @@ type filterMatch func(flow) answer
 // flow is the first packet of a conversation with us.
 type flow struct {
 	iface string
-	proto string // udp or tcp
+	six   bool
+	proto string // udp or tcp; ipv6-icmp is a neighbour solicitation
 	port  int
+}
+
+func (f flow) String() string {
+	switch {
+	case f.proto == protoND:
+		return "neighbour solicitations"
+	case f.six:
+		return fmt.Sprintf("%s port %d over IPv6", f.proto, f.port)
+	}
+	return fmt.Sprintf("%s port %d", f.proto, f.port)
+}
+
+func (f flow) on() string {
+	if f.iface == "" {
+		return ""
+	}
+	return " on " + f.iface
+}
+
+// protoND stands for IPv6's neighbour discovery, without which nothing arrives
+// (RFC 4890 section 4.4.1).
+const protoND = "ipv6-icmp"
+
+// passes tells whether a chain's packets are such.
+func (c *filterChain) passes(f flow) bool {
+	switch c.family {
+	case "ip":
+		return !f.six
+	case "ip6":
+		return f.six
+	case "netdev":
+		return f.iface == "" || len(c.devs) == 0 || slices.Contains(c.devs, f.iface)
+	}
+	return true
 }
 
 type answer int
@@ -52,7 +89,14 @@ const (
 // verdict of a ruleset over a flow. why names the rule that decided.
 func (r ruleset) verdict(f flow) (dropped answer, why string) {
 	for _, c := range r.base {
-		switch d, by := r.walk(c, f); {
+		if !c.passes(f) {
+			continue
+		}
+		d, by := r.walk(c, f)
+		if d == yes && c.family == "netdev" && len(c.devs) == 0 {
+			d = perhaps // nft 1.0.6 does not say where
+		}
+		switch {
 		case d == yes:
 			return yes, by
 		case d == perhaps && dropped == no:
@@ -144,6 +188,7 @@ func parseNft(raw []byte) (ruleset, error) {
 			Chain *struct {
 				Family, Table, Name, Type, Hook, Policy string
 				Prio                                    int
+				Dev                                     any // a name, or several
 			}
 			Rule *struct {
 				Family, Table, Chain string
@@ -155,16 +200,23 @@ func parseNft(raw []byte) (ruleset, error) {
 		return ruleset{}, fmt.Errorf("read nft's answer: %w", err)
 	}
 	r := ruleset{chains: map[string]*filterChain{}}
-	ours := func(family string) bool { return family == "ip" || family == "inet" }
+	ours := func(family string) bool { return slices.Contains([]string{"ip", "ip6", "inet", "netdev"}, family) }
+	early := map[string]int{"ingress": 2 << 20, "prerouting": 1 << 20, "input": 0} // come before, whatever their priority
 	for _, o := range doc.Nftables {
 		if c := o.Chain; c != nil && ours(c.Family) {
-			chain := &filterChain{name: fmt.Sprintf("nft %s %s %s", c.Family, c.Table, c.Name), prio: c.Prio}
-			r.chains[c.Family+" "+c.Table+" "+c.Name] = chain
-			if c.Type == "filter" && (c.Hook == "input" || c.Hook == "prerouting") {
-				chain.policy = c.Policy
-				if c.Hook == "prerouting" {
-					chain.prio -= 1 << 20
+			chain := &filterChain{name: fmt.Sprintf("nft %s %s %s", c.Family, c.Table, c.Name), family: c.Family, prio: c.Prio}
+			switch dev := c.Dev.(type) {
+			case string:
+				chain.devs = []string{dev}
+			case []any:
+				for _, d := range dev {
+					chain.devs = append(chain.devs, fmt.Sprint(d))
 				}
+			}
+			r.chains[c.Family+" "+c.Table+" "+c.Name] = chain
+			if before, in := early[c.Hook]; in && c.Type == "filter" {
+				chain.policy = c.Policy
+				chain.prio -= before
 				r.base = append(r.base, chain)
 			}
 		}
@@ -176,13 +228,14 @@ func parseNft(raw []byte) (ruleset, error) {
 		}
 		table := o.Rule.Family + " " + o.Rule.Table + " "
 		if c := r.chains[table+o.Rule.Chain]; c != nil {
-			c.rules = append(c.rules, nftRule(table, o.Rule.Expr))
+			c.rules = append(c.rules, nftRules(table, o.Rule.Expr)...)
 		}
 	}
 	return r, nil
 }
 
-func nftRule(table string, exprs []map[string]json.RawMessage) filterRule {
+// nftRules are one rule, or one for each element where it ends in a verdict map.
+func nftRules(table string, exprs []map[string]json.RawMessage) []filterRule {
 	var r filterRule
 	for _, e := range exprs {
 		for key, raw := range e {
@@ -191,23 +244,74 @@ func nftRule(table string, exprs []map[string]json.RawMessage) filterRule {
 				m, text := nftMatch(raw)
 				r.matches = append(r.matches, m)
 				r.text += text + " "
-			case "accept", "drop", "reject", "return":
-				r.verdict = key
-				r.text += key
-			case "jump", "goto":
-				var to struct{ Target string }
-				_ = json.Unmarshal(raw, &to)
-				r.verdict, r.target = key, table+to.Target
-				r.text += key + " " + to.Target
+			case "vmap":
+				if all := r.vmap(table, raw); all != nil {
+					return all
+				}
+				r.matches = append(r.matches, func(flow) answer { return perhaps })
+				r.text += "vmap … "
 			case "counter", "log", "comment":
-			default: // xt, limit, fib, vmap …
+			default:
+				if r.end(table, key, raw) {
+					continue
+				}
+				// xt, limit, fib …
 				r.matches = append(r.matches, func(flow) answer { return perhaps })
 				r.text += key + " … "
 			}
 		}
 	}
 	r.text = strings.TrimSpace(r.text)
-	return r
+	return []filterRule{r}
+}
+
+// end takes a verdict.
+func (r *filterRule) end(table, key string, raw json.RawMessage) bool {
+	switch key {
+	case "accept", "drop", "reject", "return":
+		r.verdict = key
+		r.text += key
+	case "jump", "goto":
+		var to struct{ Target string }
+		_ = json.Unmarshal(raw, &to)
+		r.verdict, r.target = key, table+to.Target
+		r.text += key + " " + to.Target
+	default:
+		return false
+	}
+	return true
+}
+
+// vmap is a rule for each element of a verdict map; nil where it has a name, or
+// is beyond us.
+func (r *filterRule) vmap(table string, raw json.RawMessage) (all []filterRule) {
+	var v struct {
+		Key  json.RawMessage
+		Data struct {
+			Set [][]json.RawMessage
+		}
+	}
+	if json.Unmarshal(raw, &v) != nil {
+		return nil
+	}
+	for _, e := range v.Data.Set {
+		var verdict map[string]json.RawMessage
+		if len(e) != 2 || json.Unmarshal(e[1], &verdict) != nil {
+			return nil
+		}
+		pair, err := json.Marshal(map[string]any{"op": "==", "left": v.Key, "right": e[0]})
+		if err != nil {
+			return nil
+		}
+		m, text := nftMatch(pair)
+		one := filterRule{text: r.text + text + " ", matches: append(slices.Clone(r.matches), m)}
+		for key, raw := range verdict {
+			one.end(table, key, raw)
+		}
+		one.text = strings.TrimSpace(one.text)
+		all = append(all, one)
+	}
+	return all
 }
 
 // nftMatch understands interfaces, protocols, destination ports and connection
@@ -223,7 +327,7 @@ func nftMatch(raw json.RawMessage) (filterMatch, string) {
 		Right json.RawMessage
 	}
 	dunno := func(flow) answer { return perhaps }
-	if json.Unmarshal(raw, &m) != nil {
+	if json.Unmarshal(raw, &m) != nil { // a concatenation, a set on the left
 		return dunno, "…"
 	}
 	not := m.Op == "!="
@@ -252,15 +356,54 @@ func nftMatch(raw json.RawMessage) (filterMatch, string) {
 			}
 			return is(strconv.Itoa(f.port), in)
 		}, fmt.Sprintf("%s dport %s%s", proto, map[bool]string{true: "!= "}[not], text)
+	case l.Payload != nil && (l.Payload.Protocol == "udp" || l.Payload.Protocol == "tcp"):
+		return func(f flow) answer { return perhapsOf(l.Payload.Protocol == f.proto) }, l.Payload.Protocol + " …"
+	case l.Payload != nil && l.Payload.Protocol == "icmp":
+		return func(flow) answer { return no }, "icmp …"
+	case l.Payload != nil && l.Payload.Protocol == "icmpv6":
+		return func(f flow) answer {
+			switch {
+			case f.proto != protoND:
+				return no
+			case in == nil || l.Payload.Field != "type":
+				return perhaps
+			}
+			return is("nd-neighbor-solicit", in)
+		}, "icmpv6 " + l.Payload.Field + " " + text
+	case l.Payload != nil && l.Payload.Protocol == "ip6" && l.Payload.Field == "nexthdr" && in != nil:
+		return func(f flow) answer {
+			if !f.six {
+				return no
+			}
+			return is(f.proto, in)
+		}, "nexthdr " + text
+	case l.Payload != nil && l.Payload.Protocol == "ip6":
+		return func(f flow) answer { return perhapsOf(f.six) }, "ip6 " + l.Payload.Field + " " + text
+	case l.Payload != nil && l.Payload.Protocol == "ip" && l.Payload.Field != "protocol":
+		return func(f flow) answer { return perhapsOf(!f.six) }, "ip " + l.Payload.Field + " " + text
 	case in == nil:
+	case l.Meta != nil && l.Meta.Key == "nfproto":
+		return func(f flow) answer { return is(map[bool]string{true: "ipv6", false: "ipv4"}[f.six], in) }, "nfproto " + text
 	case l.Payload != nil && l.Payload.Protocol == "ip" && l.Payload.Field == "protocol", l.Meta != nil && l.Meta.Key == "l4proto":
-		return func(f flow) answer { return is(f.proto, in) }, "protocol " + text
+		return func(f flow) answer {
+			if l.Payload != nil && f.six {
+				return no
+			}
+			return is(f.proto, in)
+		}, "protocol " + text
 	case l.Meta != nil && (l.Meta.Key == "iifname" || l.Meta.Key == "iif"):
 		return func(f flow) answer { return is(f.iface, in) }, "iif " + text
 	case l.CT != nil && l.CT.Key == "state":
 		return func(flow) answer { return is("new", in) }, "ct state " + text
 	}
 	return dunno, "…"
+}
+
+func perhapsOf(b bool) answer {
+	if b {
+		return perhaps
+	}
+	return no
 }
 
 // nftValues is a test for the right side of a match: a value, a list, a set, a
@@ -276,6 +419,9 @@ func nftValues(raw json.RawMessage) (in func(string) bool, text string, known bo
 		case string:
 			if strings.HasPrefix(v, "@") || strings.HasSuffix(v, "*") {
 				return nil, v, false
+			}
+			if v == "icmpv6" {
+				v = protoND // either name, by the version
 			}
 			return func(s string) bool { return s == v }, v, true
 		case float64:
@@ -310,14 +456,16 @@ func nftValues(raw json.RawMessage) (in func(string) bool, text string, known bo
 	return walk(v)
 }
 
-// parseIptables reads what "iptables-legacy-save -t filter" prints.
-func parseIptables(text string) ruleset {
+// parseIptables reads what "iptables-legacy-save -t filter" prints, or, as family
+// ip6, ip6tables-legacy-save.
+func parseIptables(family, text string) ruleset {
 	r := ruleset{chains: map[string]*filterChain{}}
+	program := map[string]string{"ip": "iptables ", "ip6": "ip6tables "}[family]
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
 		switch {
 		case len(f) >= 2 && strings.HasPrefix(f[0], ":"):
-			c := &filterChain{name: "iptables " + f[0][1:]}
+			c := &filterChain{name: program + f[0][1:], family: family}
 			r.chains[f[0][1:]] = c
 			if f[0] == ":INPUT" {
 				c.policy = strings.ToLower(f[1])
@@ -355,7 +503,13 @@ func iptablesRule(args []string) (r filterRule) {
 		}
 		switch args[i] {
 		case "-p":
-			test(func(f flow) string { return f.proto }, func(s string) bool { return s == value || value == "all" })
+			test(func(f flow) string { return f.proto }, func(s string) bool {
+				return s == value || value == "all" || value == "icmpv6" && s == protoND
+			})
+		case "--icmpv6-type":
+			if value != "135" && value != "neighbour-solicitation" && value != "neighbor-solicitation" {
+				r.matches = append(r.matches, func(f flow) answer { return no })
+			}
 		case "-i":
 			test(func(f flow) string { return f.iface }, func(s string) bool {
 				prefix, wild := strings.CutSuffix(value, "+")
