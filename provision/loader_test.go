@@ -56,7 +56,7 @@ func TestAMachineWithoutALoaderWaitsInThePlanUntilItHasOne(t *testing.T) {
 	s.apply(yaml, "m1")
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		if x, err := s.Explain("m1"); err != nil {
+		if x, err := s.Explain(t.Context(), "m1"); err != nil {
 			t.Fatal(err)
 		} else if strings.Contains(x.Missing, why) {
 			break
