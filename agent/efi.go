@@ -189,26 +189,10 @@ func setBootEntry(vars Variables, e inventory.EFIEntry, esp systemPart) (string,
 	if e.Label == "" || e.Loader == "" {
 		return "", errors.New("the job's boot entry has no label or no loader")
 	}
-	names, err := vars.List()
+	ours, used, err := labelled(vars, e.Label, func(LoadOption) bool { return true })
 	if err != nil {
-		return "", fmt.Errorf("list firmware variables: %w", err)
+		return "", err
 	}
-	used := map[uint16]bool{}
-	var ours []uint16
-	for _, name := range names {
-		n, ok := bootNumber(name)
-		if !ok {
-			continue
-		}
-		used[n] = true
-		if b, err := vars.Get(name); err == nil {
-			// One that we cannot read is not ours.
-			if o, err := ParseLoadOption(b); err == nil && o.Description == e.Label {
-				ours = append(ours, n)
-			}
-		}
-	}
-	slices.Sort(ours)
 	var number uint16
 	if len(ours) > 0 {
 		number, ours = ours[0], ours[1:]
@@ -229,19 +213,80 @@ func setBootEntry(vars Variables, e inventory.EFIEntry, esp systemPart) (string,
 	}
 	order = slices.DeleteFunc(order, func(n uint16) bool { return n == number || slices.Contains(ours, n) })
 	order = slices.Insert(order, 0, number)
+	if err := dropEntries(vars, ours, order); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("Boot%04X %q is first in the firmware's boot order", number, e.Label), nil
+}
+
+// labelled are the numbers of the entries of that label that fit, sorted, and all that
+// are taken. One that we cannot read is not ours.
+func labelled(vars Variables, label string, fits func(LoadOption) bool) (ours []uint16, used map[uint16]bool, err error) {
+	names, err := vars.List()
+	if err != nil {
+		return nil, nil, fmt.Errorf("list firmware variables: %w", err)
+	}
+	used = map[uint16]bool{}
+	for _, name := range names {
+		n, ok := bootNumber(name)
+		if !ok {
+			continue
+		}
+		used[n] = true
+		if b, err := vars.Get(name); err == nil {
+			if o, err := ParseLoadOption(b); err == nil && o.Description == label && fits(o) {
+				ours = append(ours, n)
+			}
+		}
+	}
+	slices.Sort(ours)
+	return ours, used, nil
+}
+
+// dropEntries writes an order without these entries, and removes them after.
+func dropEntries(vars Variables, drop, order []uint16) error {
 	var b []byte
 	for _, n := range order {
 		b = binary.LittleEndian.AppendUint16(b, n)
 	}
 	if err := vars.Set(bootOrder, bootVariable, b); err != nil {
-		return "", fmt.Errorf("write BootOrder: %w", err)
+		return fmt.Errorf("write BootOrder: %w", err)
 	}
-	for _, n := range ours {
+	for _, n := range drop {
 		if err := vars.Delete(bootName(n)); err != nil {
-			return "", fmt.Errorf("remove our old Boot%04X: %w", n, err)
+			return fmt.Errorf("remove our old Boot%04X: %w", n, err)
 		}
 	}
-	return fmt.Sprintf("Boot%04X %q is first in the firmware's boot order", number, e.Label), nil
+	return nil
+}
+
+// removeBootEntries takes out our entries that lead to one of these partitions, and
+// says which; "" there was none. What others made is not touched.
+func removeBootEntries(vars Variables, parts []pack.GUID) (string, error) {
+	ours, _, err := labelled(vars, inventory.BootLabel, func(o LoadOption) bool {
+		// As bootOption writes it.
+		return len(o.Path) >= 42 && o.Path[0] == 4 && o.Path[1] == 1 && o.Path[41] == 2 && slices.Contains(parts, pack.GUID(o.Path[24:40]))
+	})
+	if err != nil || len(ours) == 0 {
+		return "", err
+	}
+	order, err := readOrder(vars)
+	if err != nil {
+		return "", err
+	}
+	order = slices.DeleteFunc(order, func(n uint16) bool { return slices.Contains(ours, n) })
+	if err := dropEntries(vars, ours, order); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("our boot entry %s is removed", bootEntryNames(ours)), nil
+}
+
+func bootEntryNames(list []uint16) string {
+	var names []string
+	for _, n := range list {
+		names = append(names, fmt.Sprintf("Boot%04X", n))
+	}
+	return strings.Join(names, ", ")
 }
 
 func readOrder(vars Variables) ([]uint16, error) {

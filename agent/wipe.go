@@ -18,15 +18,52 @@ func Wipe(ctx context.Context, w Work) (Result, error) {
 	}
 	j := newWriter(w)
 	var regions []region
+	var parts []pack.GUID
 	return j.run(ctx, []workStep{
 		{"check the disk", j.identify},
 		{"find what to zero", func(context.Context) (err error) {
-			regions, err = wipeRegions(j.Disk, j.size, j.Job.Quick)
+			if regions, err = wipeRegions(j.Disk, j.size, j.Job.Quick); err == nil {
+				parts, err = partitionIDs(j.Disk, j.size)
+			}
 			return err
 		}},
 		{"zero the disk", func(ctx context.Context) error { return j.blank(ctx, regions) }},
 		{"read the disk back", func(ctx context.Context) error { return j.readZeros(ctx, regions) }},
+		{"clean up the firmware's boot entries", func(context.Context) error { j.forgetEntry(parts); return nil }},
 	})
+}
+
+// partitionIDs of the table on the disk; none where it cannot be read.
+func partitionIDs(disk Disk, size int64) (ids []pack.GUID, err error) {
+	first := make([]byte, min(size, MiB))
+	if _, err := disk.ReadAt(first, 0); err != nil {
+		return nil, fmt.Errorf("read the partition table: %w", err)
+	}
+	layout, _, err := pack.ParseLayout(first, size)
+	if err != nil {
+		return nil, nil
+	}
+	for _, p := range layout.Partitions {
+		if id, err := pack.ParseGUID(p.GUID); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// forgetEntry removes our boot entry to what was on the disk. Its failure fails no
+// wipe: the disk is blank, and the firmware skips an entry that leads nowhere.
+func (j *writer) forgetEntry(parts []pack.GUID) {
+	if j.EFI == nil || len(parts) == 0 {
+		return
+	}
+	text, err := removeBootEntries(j.EFI, parts)
+	if err != nil {
+		j.result.BootEntry = err.Error()
+		j.Log("our boot entry stays in the firmware: %v", err)
+	} else if text != "" {
+		j.Log("%s", text)
+	}
 }
 
 // region is the bytes from off up to end.

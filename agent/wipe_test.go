@@ -266,3 +266,46 @@ func TestAnOrderAndItsJobMustSayTheSame(t *testing.T) {
 		}
 	}
 }
+
+// TestWipeTakesItsBootEntryAlong: the firmware keeps no entry of ours that leads to
+// the disk, and all others.
+func TestWipeTakesItsBootEntryAlong(t *testing.T) {
+	for _, quick := range []bool{false, true} {
+		d, _ := diskFile(t, 12*MiB, 0)
+		image := gptImage(t, 12*MiB, 1)
+		if _, err := d.WriteAt(image, 0); err != nil {
+			t.Fatal(err)
+		}
+		esp, ok := systemPartition(image[:MiB], 12*MiB)
+		if !ok {
+			t.Fatal("no system partition")
+		}
+		entry := func(label string, p systemPart) []byte {
+			return bootOption(inventory.EFIEntry{Label: label, Loader: `\EFI\BOOT\BOOTX64.EFI`}, p).Encode()
+		}
+		elsewhere := esp
+		elsewhere.id[0] ^= 1
+		vars := fakeVars{bootName(0): entry("debian", esp), bootName(1): entry("recast", esp), bootName(2): entry("recast", elsewhere), bootOrder: order(1, 0, 2)}
+		w := wipeWork(d, quick)
+		w.EFI = vars
+		r, err := Wipe(t.Context(), w)
+		if err != nil || r.BootEntry != "" {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		if got := vars[bootOrder]; !bytes.Equal(got, order(0, 2)) || vars[bootName(1)] != nil || vars[bootName(0)] == nil || vars[bootName(2)] == nil {
+			t.Errorf("quick %v: order %x, %d variables", quick, got, len(vars))
+		}
+		// Once more, of a blank disk; and a firmware that keeps what it has.
+		if r, err = Wipe(t.Context(), w); err != nil || r.BootEntry != "" {
+			t.Errorf("again: %+v, %v", r, err)
+		}
+		if _, err := d.WriteAt(image, 0); err != nil {
+			t.Fatal(err)
+		}
+		vars[bootName(1)] = entry("recast", esp)
+		w.EFI = readOnlyVars{vars}
+		if r, err = Wipe(t.Context(), w); err != nil || !strings.Contains(r.BootEntry, "write BootOrder") {
+			t.Errorf("refused: %+v, %v", r, err)
+		}
+	}
+}

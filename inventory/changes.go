@@ -30,7 +30,13 @@ func Changes(old, new *Set) []string {
 		}
 		lines = append(lines, line)
 	}
-	lines = append(lines, changed("machine", old.machine, new.machine)...)
+	for _, line := range changed("machine", old.machine, new.machine) {
+		name := strings.Fields(line)[1]
+		if m, was := new.machine[name], old.machine[name]; m != nil && m.BMC == nil && (was == nil || was.BMC != nil) {
+			line += " (no bmc: a person has to start it from the network, for every later change too)"
+		}
+		lines = append(lines, line)
+	}
 	slices.Sort(lines)
 	return lines
 }

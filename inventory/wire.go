@@ -219,6 +219,9 @@ type JobConfig struct {
 	Label  string `json:"label"` // GPT partition name and volume label: CIDATA
 }
 
+// BootLabel is the description of the boot entries that are ours.
+const BootLabel = "recast"
+
 // EFIEntry is a boot entry: a label and a loader path on the EFI system partition.
 type EFIEntry struct {
 	Label  string `json:"label"`
@@ -266,7 +269,7 @@ type Report struct {
 	// those that were rendered.
 	Table Digest `json:"table,omitempty"`
 	// BootOrder is the firmware's variable of that name as read back after our
-	// entry was set, in hex; "" under BIOS. BootEntry is why none was set.
+	// entry was set, in hex; "" under BIOS. BootEntry is why none was set, or after a wipe removed.
 	BootOrder string `json:"bootOrder,omitempty"`
 	BootEntry string `json:"bootEntry,omitempty"`
 	// Blank is how many bytes of the disk were read back as zeros after the flush,

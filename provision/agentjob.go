@@ -40,7 +40,7 @@ func (e *Engine) job(ctx context.Context, name string, s State) (*inventory.Job,
 			URLs: []string{base + "/images"}},
 		Config: &inventory.JobConfig{Digest: volume.Digest, Size: int64(len(volume.Bytes)), Label: volume.Label},
 		Wipe:   gen.Resolved.Wipe,
-		EFI:    &inventory.EFIEntry{Label: "recast", Loader: efiLoader(gen.Resolved.Image.Arch)},
+		EFI:    &inventory.EFIEntry{Label: inventory.BootLabel, Loader: efiLoader(gen.Resolved.Image.Arch)},
 	}, nil
 }
 

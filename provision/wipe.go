@@ -252,6 +252,9 @@ func (t *transition) wiped(r inventory.Report) {
 	}
 	t.seen(disk, func(d *inventory.DiskFacts) { d.Holds, d.Recast = "", nil })
 	t.line("step", "wiped and read back: %s, %s", what, inventory.SizeText(r.Blank))
+	if r.BootEntry != "" {
+		t.finding("the firmware keeps our boot entry to the wiped disk: " + r.BootEntry)
+	}
 	if !t.p.HasBMC {
 		t.settled("it switches itself off; nothing here can see that")
 		return
