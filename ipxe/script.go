@@ -32,14 +32,14 @@ const (
 func Render(spec Spec, c Client, try int) (string, error) {
 	switch spec.Kind {
 	case SpecRamdisk:
-		return renderRamdisk(spec, try)
+		return renderRamdisk(spec, c, try)
 	case SpecLocal, SpecIgnore:
 		return renderLocal(spec, c), nil
 	}
 	return "", fmt.Errorf("render boot script: unknown kind %q", spec.Kind)
 }
 
-func renderRamdisk(spec Spec, try int) (string, error) {
+func renderRamdisk(spec Spec, c Client, try int) (string, error) {
 	kernel, err := checkPath(spec.Kernel)
 	if err != nil {
 		return "", fmt.Errorf("render kernel: %w", err)
@@ -70,6 +70,12 @@ func renderRamdisk(spec Spec, try int) (string, error) {
 	s.add(append(line, "|| goto failed")...)
 	for _, f := range fetch {
 		s.add(f...)
+	}
+	if f := firmwares[c.Arch]; spec.SecureBoot && f.signed != "" {
+		// Debian's kernel is signed with Debian's key, which shim knows and firmware
+		// does not. iPXE fetches it only where the firmware refuses the kernel, so that
+		// one which it trusts starts without.
+		s.add("shim", safe(LoaderPath+f.signed), "||")
 	}
 	s.add("boot || goto failed")
 	s.add(":failed")

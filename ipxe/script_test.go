@@ -44,6 +44,10 @@ boot || goto failed
 :failed
 echo recast: the ramdisk did not start: ${errno}
 `
+	signed, unified := ramdisk, ramdisk
+	signed.SecureBoot = true
+	unified.SecureBoot, unified.Kernel, unified.Initrds = true, "/boot/ramdisk/ramdisk.efi", nil
+	const shim = "shim /boot/loader/shimx64.efi ||\nboot || goto failed"
 	for _, tc := range []struct {
 		name string
 		spec Spec
@@ -51,6 +55,11 @@ echo recast: the ramdisk did not start: ${errno}
 		try  int
 		want string
 	}{
+		{"ramdisk under Secure Boot", signed, Client{Arch: FirmwareX64UEFI}, 0, strings.Replace(ramdiskScript, "boot || goto failed", shim, 1) + askAgainFirst},
+		{"ramdisk under Secure Boot where there is no shim", signed, Client{Arch: FirmwareARM64UEFI}, 0, ramdiskScript + askAgainFirst},
+		{"ramdisk in one file", unified, Client{Arch: FirmwareX64UEFI}, 0, "#!ipxe\necho recast: r1u05: starting the ramdisk: deploying generation 3f2a9c\nimgfree\n" +
+			"kernel /boot/ramdisk/ramdisk.efi console=ttyS0 recast.nonce=ab12 recast.time=1760000000 || goto failed\n" + shim +
+			"\n:failed\necho recast: the ramdisk did not start: ${errno}\n" + askAgainFirst},
 		{"ramdisk", ramdisk, Client{}, 0, ramdiskScript + askAgainFirst},
 		{"ramdisk, fourth try", ramdisk, Client{}, 3,
 			ramdiskScript + strings.NewReplacer("wait:int32 2", "wait:int32 16", "try:int32 0", "try:int32 3").Replace(askAgainFirst)},
