@@ -9,6 +9,8 @@ cd "$(dirname "$0")"
 packages='
 qemu-system-x86     the machines of the lab
 seabios             their BIOS
+sbsigntool          signs loaders for Secure Boot
+systemd-boot-efi    the stub of the unified ramdisk
 ipxe-qemu           the boot ROMs of their network cards
 ovmf                their UEFI
 mmdebstrap          builds the debian image

@@ -56,11 +56,12 @@ func RamdiskNames(a inventory.Arch) (kernel, initrd, record string) {
 }
 
 // RamdiskPart tells what the file of that name is there; a machine fetches the
-// initrd last.
+// initrd last. The unified one is both.
 func RamdiskPart(name string) (isKernel, isInitrd bool) {
 	for _, arch := range []inventory.Arch{inventory.AMD64, inventory.ARM64} {
 		kernel, initrd, _ := RamdiskNames(arch)
-		isKernel, isInitrd = isKernel || name == kernel, isInitrd || name == initrd
+		both := name == UnifiedName(arch)
+		isKernel, isInitrd = isKernel || name == kernel || both, isInitrd || name == initrd || both
 	}
 	return isKernel, isInitrd
 }
@@ -80,6 +81,8 @@ type Ramdisk struct {
 	// MissingFirmware are files that the modules may ask for and FirmwareDir does
 	// not hold. Most drivers work without or need one only for some cards.
 	MissingFirmware []string `json:"missingFirmware,omitempty"`
+	// Outdated tells that a signed one of an earlier build was removed.
+	Outdated bool `json:"-"`
 }
 
 // RamdiskFile is one file of a Ramdisk.
@@ -199,6 +202,13 @@ func assemble(ctx context.Context, o RamdiskOptions, agent []byte, k *kernel, sp
 	}
 
 	kernelName, initrdName, recordName := RamdiskNames(k.arch)
+	// What was signed is what was built before.
+	switch err := os.Remove(filepath.Join(o.Out, UnifiedName(k.arch))); {
+	case err == nil:
+		r.Outdated = true
+	case !errors.Is(err, fs.ErrNotExist):
+		return Ramdisk{}, err
+	}
 	r.Initrd, err = writeOut(o.Out, initrdName, func(w io.Writer) error {
 		// Best costs 10 s and is spent once; every boot transfers the result. The
 		// window stays small, as the kernel takes that much memory at boot.

@@ -14,6 +14,8 @@ import (
 type RamdiskFiles struct {
 	Kernel string
 	Initrd string
+	// Unified is both in one, signed by the operator; "" there is none.
+	Unified string
 }
 
 // bootQuestion is everything "what may this machine boot now" depends on: all
@@ -105,6 +107,9 @@ func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
 		return local(fmt.Sprintf("there is no ramdisk for %s: recast ramdisk build", q.Arch))
 	}
 	s.Kernel, s.Initrds = q.Ramdisk.Kernel, []string{q.Ramdisk.Initrd}
+	if _, imported := b.LoaderDigest(); imported && s.SecureBoot && q.Ramdisk.Unified != "" && q.Client.Loader == ipxe.LoaderIPXE {
+		s.Kernel, s.Initrds = q.Ramdisk.Unified, nil
+	}
 	s.Args = append([]string{
 		"recast.url=" + q.AgentURL,
 		"recast.ca=" + q.CA.String(),

@@ -179,6 +179,31 @@ func TestTheRamdiskGetsTheDeclaredConsolesAndTheLoaderItsName(t *testing.T) {
 	}
 }
 
+// TestTheOwnersRamdiskIsForWhomHisLoaderStarts: others' firmware would refuse it, and
+// GRUB cannot load it.
+func TestTheOwnersRamdiskIsForWhomHisLoaderStarts(t *testing.T) {
+	digest := string(imgA)
+	files := RamdiskFiles{Kernel: "/k", Initrd: "/i", Unified: "/u"}
+	for _, c := range []struct {
+		name   string
+		decl   inventory.Machine
+		loader ipxe.LoaderKind
+		files  RamdiskFiles
+		kernel string
+	}{
+		{"an imported iPXE under Secure Boot", inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderIPXE, files, "/u"},
+		{"no signed ramdisk", inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderIPXE, RamdiskFiles{Kernel: "/k", Initrd: "/i"}, "/k"},
+		{"an imported GRUB", inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderGRUB, files, "/k"},
+		{"Debian's GRUB", inventory.Machine{SecureBoot: true}, ipxe.LoaderGRUB, files, "/k"},
+		{"without Secure Boot", inventory.Machine{Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderIPXE, files, "/k"},
+	} {
+		got := boot(bootQuestion{Machine: &c.decl, State: armed(), Epoch: "e", Arch: inventory.AMD64, Ramdisk: c.files, Client: ipxe.Client{Loader: c.loader}})
+		if got.Kind != ipxe.SpecRamdisk || got.Kernel != c.kernel || (len(got.Initrds) == 0) != (c.kernel == "/u") {
+			t.Errorf("%s: %s %s %q", c.name, got.Kind, got.Kernel, got.Initrds)
+		}
+	}
+}
+
 func TestAdmissionGivesTheFirstFailingReason(t *testing.T) {
 	target := RolloutTarget{To: genA, Rendered: rendA}
 	turn := target

@@ -98,6 +98,8 @@ func (t *trail) saw(o *inventory.Observation) {
 			t.Kernel = o
 		case strings.HasPrefix(name, "initrd"):
 			t.Initrd = o
+		case strings.HasPrefix(name, "ramdisk"): // both in one
+			t.Kernel, t.Initrd = o, o
 		default:
 			t.Loader = o
 			if whole(o) {

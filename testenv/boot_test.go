@@ -25,7 +25,9 @@ type bootRow struct {
 	network bootNetwork
 	// declared machines are told to be inspected; what follows is their spec's.
 	declared string
-	expect   func(t *testing.T, b bootSeen)
+	// prepare, when the server runs, gives more of that.
+	prepare func(s *story) string
+	expect  func(t *testing.T, b bootSeen)
 }
 
 // bootNetwork is what stands between machine and server.
@@ -92,6 +94,52 @@ var bootRows = []bootRow{
 			}
 			if !b.facts.Boot.SecureBoot {
 				t.Errorf("the ramdisk says that Secure Boot is off: %+v", b.facts.Boot)
+			}
+		},
+	},
+	{
+		name:     "OVMF with Secure Boot by PXE and an iPXE that the owner signed",
+		machine:  RackMachine{Firmware: FirmwareUEFI, SecureBoot: true},
+		network:  bootDirect,
+		declared: "secureBoot: true",
+		prepare:  ownLoader,
+		expect: func(t *testing.T, b bootSeen) {
+			b.asked(t, "PXE of UEFI", bootPXE7)
+			b.ownIPXE(t)
+		},
+	},
+	{
+		name:     "OVMF with Secure Boot by HTTP Boot and an iPXE that the owner signed",
+		machine:  RackMachine{Firmware: FirmwareUEFI, SecureBoot: true, NetBoot: NetBootHTTP},
+		network:  bootDirect,
+		declared: "secureBoot: true",
+		prepare:  ownLoader,
+		expect: func(t *testing.T, b bootSeen) {
+			b.asked(t, "HTTP Boot", func(d *dhcpv4.DHCPv4) bool { return bootArch(d) == 16 })
+			b.ownIPXE(t)
+			if !b.facts.Boot.HTTPBoot {
+				t.Errorf("the ramdisk does not say that it came by HTTP Boot: %+v", b.facts.Boot)
+			}
+		},
+	},
+	{
+		name:     "OVMF with Secure Boot that trusts its owner alone, iPXE and ramdisk signed",
+		machine:  RackMachine{Firmware: FirmwareUEFI, SecureBoot: true, NetBoot: NetBootHTTP},
+		network:  bootNetwork{declare: bootDirect.declare, arrange: ownRamdisk},
+		declared: "secureBoot: true",
+		prepare:  ownKeys,
+		expect: func(t *testing.T, b bootSeen) {
+			all := b.loaded()
+			for _, want := range []string{"/ipxe.efi", "/boot/script", "/boot/ramdisk/ramdisk.efi"} {
+				if !slices.ContainsFunc(all, func(p string) bool { return strings.HasSuffix(p, want) }) {
+					t.Errorf("%s was not asked for: %q", want, all)
+				}
+			}
+			if slices.ContainsFunc(all, func(p string) bool { return strings.Contains(p, "vmlinuz") || strings.Contains(p, "shim") }) {
+				t.Errorf("something was asked for that others signed: %q", all)
+			}
+			if !b.facts.Boot.SecureBoot || !b.facts.Boot.HTTPBoot {
+				t.Errorf("the ramdisk says %+v", b.facts.Boot)
 			}
 		},
 	},
@@ -306,6 +354,9 @@ func bootTo(t *testing.T, row bootRow) {
 	s.serve()
 	n := s.Node("m1")
 	declare := row.network.declare
+	if row.prepare != nil {
+		row.declared += ", " + row.prepare(s)
+	}
 	if row.declared != "" {
 		declare += fmt.Sprintf("---\napiVersion: recast/v1\nkind: Machine\nmetadata: {name: m1}\nspec: {firmware: %s, nics: [{mac: %q, network: lab}], %s}\n", n.Firmware, n.NICs[0].MAC, row.declared)
 	}
@@ -323,7 +374,9 @@ func bootTo(t *testing.T, row bootRow) {
 	}
 	// Watched on the wire first: to ask the server costs a process each time.
 	s.until("it loads the ramdisk", bootWithin, func() bool {
-		return slices.ContainsFunc(w.all(), func(l wireLine) bool { return strings.Contains(l.HTTP+l.TFTP, "/initrd") })
+		return slices.ContainsFunc(w.all(), func(l wireLine) bool {
+			return strings.Contains(l.HTTP+l.TFTP, "/initrd") || strings.Contains(l.HTTP+l.TFTP, "/ramdisk.efi")
+		})
 	})
 	s.until("its inventory is there", bootWithin, func() bool {
 		if row.declared == "" {
@@ -435,6 +488,37 @@ func (b bootSeen) offers(server netip.Addr) (all []*dhcpv4.DHCPv4) {
 		}
 	}
 	return all
+}
+
+// loaded are the paths of what the machine fetched, by HTTP and by TFTP.
+func (b bootSeen) loaded() (all []string) {
+	for _, l := range b.wire {
+		path, _, _ := strings.Cut(strings.TrimPrefix(l.HTTP, "GET "), "?")
+		for _, p := range []string{path, l.TFTP} {
+			if p != "" && !slices.Contains(all, p) {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// ownIPXE checks that an imported iPXE came with its autoexec.ipxe, that the firmware
+// did not know the kernel, and that the shim which does was fetched for it.
+func (b bootSeen) ownIPXE(t *testing.T) {
+	t.Helper()
+	all := b.loaded()
+	for _, want := range []string{"/ipxe.efi", "/autoexec.ipxe", "/boot/script", "/boot/ramdisk/vmlinuz", "/boot/ramdisk/initrd.img", "/boot/loader/shimx64.efi"} {
+		if !slices.ContainsFunc(all, func(p string) bool { return strings.HasSuffix(p, want) }) {
+			t.Errorf("%s was not asked for: %q", want, all)
+		}
+	}
+	if slices.ContainsFunc(all, func(p string) bool { return strings.Contains(p, "snponly") || strings.Contains(p, "grub") }) {
+		t.Errorf("a loader of ours was asked for: %q", all)
+	}
+	if !b.facts.Boot.SecureBoot {
+		t.Errorf("the ramdisk says that Secure Boot is off: %+v", b.facts.Boot)
+	}
 }
 
 // files checks what the machine loaded: which by TFTP, and which by HTTP in this

@@ -344,7 +344,11 @@ func (s *server) ramdiskFiles(arch inventory.Arch) provision.RamdiskFiles {
 			return provision.RamdiskFiles{}
 		}
 	}
-	return provision.RamdiskFiles{Kernel: web.RamdiskPath + kernel, Initrd: web.RamdiskPath + initrd}
+	files := provision.RamdiskFiles{Kernel: web.RamdiskPath + kernel, Initrd: web.RamdiskPath + initrd}
+	if _, err := os.Stat(filepath.Join(s.ramdiskDir(), image.UnifiedName(arch))); err == nil {
+		files.Unified = web.RamdiskPath + image.UnifiedName(arch)
+	}
+	return files
 }
 
 // reload takes up what may change while the server runs.
