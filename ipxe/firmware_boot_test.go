@@ -83,12 +83,20 @@ func TestRealFirmwareReachesItsDisk(t *testing.T) {
 		{"SeaBIOS by GRUB", ipxe.FirmwareBIOS, "0", true, biosMachine, inventory.LocalGRUB},
 		{"OVMF by GRUB", ipxe.FirmwareX64UEFI, "7", false, uefiMachine, inventory.LocalGRUB},
 		{"OVMF by sanboot", ipxe.FirmwareX64UEFI, "7", false, uefiMachine, inventory.LocalSANBoot},
+		{"SeaBIOS by silence", ipxe.FirmwareBIOS, "0", false, biosMachine, inventory.LocalSilent},
+		{"OVMF by silence", ipxe.FirmwareX64UEFI, "7", false, uefiMachine, inventory.LocalSilent},
+		{"SeaBIOS by a script that is not found", ipxe.FirmwareBIOS, "0", false, biosMachine, inventory.LocalHTTP404},
+		{"OVMF by a URL that is not found", ipxe.FirmwareX64HTTP, "16", false, uefiMachine, inventory.LocalHTTP404},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if tc.local != "" && os.Getenv("RECAST_LONG") == "" {
 				t.Skip("one of make test-boot")
 			}
 			args := tc.machine(t, t.TempDir())
+			if tc.local == inventory.LocalSilent || tc.local == inventory.LocalHTTP404 {
+				reachesItsDiskByNothing(t, tc.firmware, tc.local, args)
+				return
+			}
 			booter := &scriptedBooter{answers: []answer{
 				{err: errors.New("the store is away")},
 				{spec: ipxe.Spec{Kind: ipxe.SpecRamdisk, Machine: "r1u05", Reason: "a test", Kernel: "/boot/absent/vmlinuz", Initrds: []string{"/boot/absent/initrd"}, Args: []string{"quiet"}}},
@@ -145,6 +153,67 @@ func TestRealFirmwareReachesItsDisk(t *testing.T) {
 				t.Errorf("observed %d scripts, want 3", n)
 			}
 		})
+	}
+}
+
+// reachesItsDiskByNothing: firmware that gets no answer, or a file that is not there,
+// goes on to its disk by itself.
+func reachesItsDiskByNothing(t *testing.T, firmware ipxe.Firmware, way inventory.LocalBoot, args []string) {
+	spec := ipxe.Spec{Kind: ipxe.SpecLocal, Machine: "r1u05", Local: way, Reason: "deployed"}
+	var obs observations
+	h := &ipxe.Handler{Booter: &scriptedBooter{answers: []answer{{spec: spec}}}, Observe: obs.add}
+	var mu sync.Mutex
+	var asked []string
+	rack := newRack(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		asked = append(asked, r.URL.Path)
+		mu.Unlock()
+		h.ServeHTTP(w, r)
+	}))
+	h.Port = rack.port
+	kind := ipxe.LoaderIPXE
+	args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
+	if firmware.HTTP() {
+		kind = ipxe.LoaderHTTP
+		args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n")
+	}
+	file, ok := ipxe.Boot{}.Bootfile(ipxe.Client{Arch: firmware, Loader: kind}, spec, rack.addr, rack.port)
+	answers := []string{"--dhcp-boot=" + file, "--dhcp-vendorclass=set:http,HTTPClient", "--dhcp-option-force=tag:http,60,HTTPClient"}
+	if way == inventory.LocalSilent {
+		answers = []string{"--dhcp-host=52:54:00:00:00:05,ignore"}
+	} else if !ok {
+		t.Fatal("no boot file")
+	}
+	server := &console{changed: make(chan struct{}, 1)}
+	rack.spawn(t, server, "dnsmasq", append([]string{"-k", "--port=0", "-C", "/dev/null", "--interface=tap0", "--bind-interfaces", "--no-ping", "--user=root",
+		"--dhcp-range=10.99.0.100,10.99.0.110,5m", "--leasefile-ro", "--pid-file=", "--dhcp-authoritative", "--log-facility=-", "--log-dhcp"}, answers...)...)
+	console := rack.start(t, args)
+	// OVMF that hears nothing tries PXE, then HTTP Boot over IPv4 and IPv6, for more than
+	// a minute each.
+	if err := console.await("LOCAL DISK STARTED", 10*time.Minute); err != nil {
+		t.Fatalf("%v\nasked: %q\nDHCP:\n%s\nconsole:\n%s", err, asked, server, console)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	want := ""
+	switch {
+	case way == inventory.LocalSilent:
+		if !strings.Contains(server.String(), "52:54:00:00:00:05 ignored") || len(asked) > 0 {
+			t.Errorf("it asked for %q; DHCP:\n%s", asked, server)
+		}
+		return
+	case firmware.HTTP():
+		want = ipxe.NothingPath
+	default:
+		want = ipxe.ScriptPath
+	}
+	for _, p := range asked {
+		if p != want {
+			t.Errorf("it asked for %q", p)
+		}
+	}
+	if len(asked) == 0 || len(asked) > 2 { // HEAD before GET
+		t.Errorf("it asked %d times: %q", len(asked), asked)
 	}
 }
 
