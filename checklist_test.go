@@ -10,8 +10,8 @@ import (
 )
 
 // checklist are the behaviours of firmware and networks that the boot plane has
-// to bear, and the tests that show each. What firmware says itself stands in
-// dhcp/testdata as it was recorded; the packets of Raspberry Pi and ONIE are made
+// to bear, and the tests that show each. What firmware says itself, and a server that
+// runs out of room, stands in dhcp/testdata as it was recorded; the packets of Raspberry Pi and ONIE are made
 // from documents (dhcp/boards_test.go).
 var checklist = []struct {
 	row       int
@@ -24,7 +24,7 @@ var checklist = []struct {
 	{4, "a machine calls itself differently in firmware, loader and system", "dhcp.TestReservationHoldsWhateverTheClientCallsItself dhcp.TestOneAddressForFirmwareLoaderAndSystem"},
 	{5, "replies have 300 bytes at least", "dhcp.TestEveryReplyHas300Bytes dhcp.TestUdhcpcBehindDhcrelayBindsAndRenews"},
 	{6, "replies fit 576 bytes unless more is asked for", "dhcp.TestOverloadsTheHeaderForSystemsNeverForFirmware"},
-	{7, "options overflow into the header's fields, never for boot ROMs", "dhcp.TestOverloadsTheHeaderForSystemsNeverForFirmware dhcp.TestDhclientReadsAnOverloadedReply"},
+	{7, "options overflow into the header's fields, never for boot ROMs", "dhcp.TestOverloadsTheHeaderForSystemsNeverForFirmware dhcp.TestDhclientReadsAnOverloadedReply dhcp.TestOverloadedFieldsOfARealServerAreRead"},
 	{8, "long options go in parts", "dhcp.TestOptionsLongerThan255BytesGoInParts"},
 	{9, "option 82 comes back byte-exact and last", "dhcp.TestRelayOptionIsEchoedByteExactAndLast dhcp.TestLinkSelectionNamesTheSubnet dhcp.TestServerIdentifierOverrideMakesTheRelayTheServer dhcp.TestUdhcpcBehindDhcrelayBindsAndRenews dhcp.TestMachineBehindDhcrelayIsNamedByItsPort"},
 	{10, "a client that gets classless routes ignores the router", "dhcp.TestRouterIsNeverHiddenByClasslessRoutes"},

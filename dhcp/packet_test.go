@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -62,6 +63,40 @@ func TestDecodeReadsOverloadedFields(t *testing.T) {
 	r := parse(t, p)
 	if r.requested.String() != "10.20.7.15" || r.hostname != "web1" {
 		t.Errorf("requested %s, hostname %q", r.requested, r.hostname)
+	}
+}
+
+// dnsmasq's, to whom more options were given than fit: both fields hold some.
+func TestOverloadedFieldsOfARealServerAreRead(t *testing.T) {
+	replies := 0
+	for _, f := range frames(t, "testdata/dnsmasq-overload.pcap") {
+		from, _, raw, ok := unframe(f[14:])
+		if !ok || from.Port() != serverPort {
+			continue
+		}
+		replies++
+		p, err := dhcpv4.FromBytes(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if how := p.Options[52]; string(how) != "\x03" {
+			t.Fatalf("overloaded %x", how)
+		}
+		if err := unfold(p, raw); err != nil {
+			t.Fatal(err)
+		}
+		for code, want := range map[uint8]string{224: strings.Repeat("a", 50), 225: strings.Repeat("b", 80), 226: strings.Repeat("c", 60),
+			227: strings.Repeat("d", 50), 228: strings.Repeat("e", 40), 229: strings.Repeat("f", 55)} {
+			if got := string(p.Options[code]); got != want {
+				t.Errorf("option %d is %q", code, got)
+			}
+		}
+		if p.BootFileName != "" || p.ServerHostName != "" {
+			t.Errorf("boot file %q, server %q", p.BootFileName, p.ServerHostName)
+		}
+	}
+	if replies != 2 {
+		t.Errorf("%d replies are captured", replies)
 	}
 }
 

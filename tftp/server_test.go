@@ -275,6 +275,25 @@ func TestAnAbortLaterIsAFailure(t *testing.T) {
 	}
 }
 
+// GRUB says once that it has the OACK.
+func TestALostAcknowledgementOfOptionsStopsNoClientThatWaits(t *testing.T) {
+	for _, request := range []string{rrq("snponly.efi", "blksize", "1024", "tsize", "0"), rrq("snponly.efi", "blksize", "1024", "windowsize", "1", "tsize", "0")} {
+		s := startWith(t, "127.0.0.1:0", Limits{}, 2*time.Second, map[string][]byte{"snponly.efi": loader})
+		c := dial(t, s.addr)
+		c.send(s.addr, request)
+		for range 2 {
+			if p := c.receive(5 * time.Second); !strings.HasPrefix(p, "\x00\x06blksize\x001024\x00") {
+				t.Fatalf("%q: got %.60q", request, p)
+			}
+		}
+		c.ack(0)
+		if p := c.receive(5 * time.Second); !strings.HasPrefix(p, "\x00\x03\x00\x01") || len(p) != 1028 {
+			t.Errorf("%q: then came %.60q", request, p)
+		}
+		c.send(c.from, "\x00\x05\x00\x00enough\x00")
+	}
+}
+
 func TestALostBlockComesAgainOnceTheClientIsKnown(t *testing.T) {
 	s := start(t, Limits{})
 	c := dial(t, s.addr)
@@ -289,16 +308,18 @@ func TestALostBlockComesAgainOnceTheClientIsKnown(t *testing.T) {
 }
 
 // A packet with a forged source must not make the server send much to its
-// victim. The answer is sent once; with options it is small, without the
-// protocol demands a block of 512 bytes.
+// victim. With options the answer is small, and sent again where that stays small
+// too; without, the protocol demands a block of 512 bytes, which is sent once.
 func TestForgedSourcesGainLessThanThreefold(t *testing.T) {
 	for _, tc := range []struct {
 		request string
 		packets int
 		bytes   int
 	}{
-		{rrq("snponly.efi", "blksize", "1468", "tsize", "0"), 1, 2*len(rrq("snponly.efi", "blksize", "1468", "tsize", "0")) - 1},
-		{rrq("snponly.efi", "blksize", "1468", "tsize", "0", "windowsize", "16"), 1, 2*len(rrq("snponly.efi", "blksize", "1468", "tsize", "0", "windowsize", "16")) - 1},
+		{rrq("snponly.efi", "blksize", "1468", "tsize", "0"), 4, 3*len(rrq("snponly.efi", "blksize", "1468", "tsize", "0")) - 1},
+		{rrq("snponly.efi", "blksize", "1468", "tsize", "0", "windowsize", "16"), 3, 3*len(rrq("snponly.efi", "blksize", "1468", "tsize", "0", "windowsize", "16")) - 1},
+		{rrq("x", "blksize", "8", "blksize", "100", "tsize", "0"), 4, 3*len(rrq("x", "blksize", "8", "blksize", "100", "tsize", "0")) - 1},
+		{rrq("x", "tsize", "0"), 3, 3*len(rrq("x", "tsize", "0")) - 1},
 		{rrq("snponly.efi", "tsize", ""), 1, 516},
 		{rrq("snponly.efi"), 1, 516},
 		{rrq("autoexec.ipxe"), 1, 11},
@@ -311,7 +332,7 @@ func TestForgedSourcesGainLessThanThreefold(t *testing.T) {
 		t.Run(strconv.Quote(tc.request), func(t *testing.T) {
 			t.Parallel()
 			const patience = time.Second
-			s := startWith(t, "127.0.0.1:0", Limits{}, patience, map[string][]byte{"snponly.efi": loader})
+			s := startWith(t, "127.0.0.1:0", Limits{}, patience, map[string][]byte{"snponly.efi": loader, "x": loader})
 			c := dial(t, s.addr)
 			c.send(s.addr, tc.request)
 			packets, sum := 0, 0
@@ -388,10 +409,10 @@ func TestAFloodFromOneSourceIsDropped(t *testing.T) {
 	s := start(t, Limits{Rate: 0.001, Burst: 5, PerSource: 3})
 	c := dial(t, s.addr)
 	for range 200 {
-		c.send(s.addr, rrq("snponly.efi", "blksize", "1468"))
+		c.send(s.addr, rrq("snponly.efi"))
 	}
 	answered := 0
-	for p := c.receive(time.Second); strings.HasPrefix(p, "\x00\x06"); p = c.receive(500 * time.Millisecond) {
+	for p := c.receive(time.Second); strings.HasPrefix(p, "\x00\x03"); p = c.receive(500 * time.Millisecond) {
 		answered++
 	}
 	if answered != 3 {

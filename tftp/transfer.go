@@ -34,6 +34,7 @@ type transfer struct {
 	conn   *net.UDPConn // to the client; its port is our TID (RFC 1350 section 4)
 	client netip.AddrPort
 	room   int // for a block
+	asked  int // bytes of the request
 	file   *io.SectionReader
 	buf    [maxRequest + 4]byte
 }
@@ -90,7 +91,7 @@ func (s *Server) accept(ctx context.Context, packet []byte, from netip.AddrPort,
 		s.log().Warn("tftp request lost", "remote", from, "error", err)
 		return lostRequest
 	}
-	t := &transfer{conn: conn, client: from, room: room(to, from)}
+	t := &transfer{conn: conn, client: from, room: room(to, from), asked: len(packet)}
 	s.work.Go(func() {
 		defer s.gate.end(from.Addr())
 		defer conn.Close()
@@ -185,9 +186,13 @@ func (t *transfer) run(ctx context.Context, library *relay, patience time.Durati
 	return w.acked, err
 }
 
-// first sends the first packet and waits until the client has answered it. It is
-// sent once: the address may be a victim's until then, and atftp gives up over a
-// second OACK. A client that lost it asks again.
+// first sends the first packet and waits until the client has answered it.
+//
+// The address may be a victim's until then: a block is sent once, and a client
+// that lost it asks again. An OACK is sent again as often as all of them stay
+// below three times the request, for GRUB acknowledges it once, and when that is
+// lost waits half a minute for the data and gives up. Not before six seconds of
+// silence: atftp gives up over a second OACK, and after five repeats its own answer.
 func (t *transfer) first(ctx context.Context, w *window, patience time.Duration) error {
 	p := t.oack
 	if p == nil {
@@ -196,15 +201,28 @@ func (t *transfer) first(ctx context.Context, w *window, patience time.Duration)
 			return err
 		}
 	}
-	t.send(p)
-	for end := time.Now().Add(patience); ; {
-		block, err := t.receive(ctx, end)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+	pause := patience * 3 / 10
+	start := time.Now()
+	for sent := 1; ; sent++ {
+		t.send(p)
+		again := t.oack != nil && (sent+1)*len(p) < 3*t.asked
+		deadline := start.Add(patience)
+		if again {
+			deadline = start.Add(min(time.Duration(sent)*pause, patience))
+		}
+		for {
+			block, err := t.receive(ctx, deadline)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil || w.ack(time.Now(), block) {
+				return err
+			}
+		}
+		if !again || time.Since(start) >= patience {
 			return errSilent
 		}
-		if err != nil || w.ack(time.Now(), block) {
-			return err
-		}
+		w.again = true // whose answer comes is not known
 	}
 }
 
