@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,5 +56,20 @@ func TestFirmwareThatForgetsIsShown(t *testing.T) {
 	x := explain(suspects{View: View{Name: "m1", Machine: &inventory.Machine{}, Group: "g", Sync: InSync, Status: Status{Phase: Active, Findings: run("00000300")}}}, t0)
 	if len(x.Findings) != 1 {
 		t.Errorf("explain shows %q", x.Findings)
+	}
+}
+
+func TestABIOSIsToldToKeepItsBootOrder(t *testing.T) {
+	for mode, want := range map[string]bool{"bios": true, "uefi": false} {
+		s := newStory()
+		s.writing(t, false)
+		s.state.Status.Facts = &inventory.Facts{Boot: inventory.BootFacts{Mode: mode}}
+		_, _, lines, err := Step(s.params, s.state, s.now, Reported{Report: inventory.Report{Step: inventory.AgentDone, Erased: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.ContainsFunc(lines, func(l TimelineEntry) bool { return strings.Contains(l.Text, "that of a BIOS cannot be set") }); got != want {
+			t.Errorf("%s: said %v", mode, got)
+		}
 	}
 }

@@ -468,6 +468,10 @@ func (d *diagnosis) claim() {
 	case d.System == nil:
 		d.lacks("it has kernel and ramdisk, and the ramdisk has not asked for an address")
 		d.soon(d.Initrd.Time, "its kernel starts")
+		if m := d.View.Machine; m != nil && m.SecureBoot && d.Script != nil && d.Script.Time.After(d.Initrd.Time) {
+			d.cause("kernel-refused", "have its firmware trust who signed that (recast ramdisk export, sign, import), or an imported iPXE know the command shim, as those since 2023 do",
+				"it asked for its script again: under Secure Boot its loader could not start %s", d.Kernel.Detail)
+		}
 		d.cause("ramdisk-no-network", d.console(), "no driver for its network card in the ramdisk, or the driver's firmware file is missing")
 		d.cause("ramdisk-dies", d.console(), "the kernel does not start, or panics")
 	case d.Unanswered != nil || d.System.Kind == inventory.SawUnanswered:

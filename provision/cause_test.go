@@ -158,6 +158,11 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "kernel gone", step: StepClaiming, seen: with(toScript, saw(inventory.SawFile, detail("vmlinuz"), bad("answered 404 Not Found"))), missing: "vmlinuz did not arrive", code: "kernel-not-found", next: "recast ramdisk build"},
 		{name: "kernel and no ramdisk", step: StepClaiming, seen: with(toScript, kernel), missing: "has not asked for the ramdisk", code: "no-memory"},
 		{name: "ramdisk silent", step: StepClaiming, seen: with(toScript, kernel, initrd), missing: "the ramdisk has not asked for an address", code: "ramdisk-no-network", also: "ramdisk-dies"},
+		{name: "kernel refused under Secure Boot", step: StepClaiming, seen: with(toScript, saw(inventory.SawFile, detail("ramdisk.efi"), part(8<<20, 8<<20, 0)), saw(inventory.SawScript, by("ipxe"), detail("ramdisk: x"))),
+			change: func(q *suspects) {
+				q.View.Machine.SecureBoot = true
+				q.Timeline[len(q.Timeline)-1].Seen.Time = t0.Add(30 * time.Second)
+			}, missing: "the ramdisk has not asked for an address", code: "kernel-refused", next: "recast ramdisk export", also: "ramdisk-dies"},
 		{name: "ramdisk silent for a moment", step: StepClaiming, seen: with(toScript, kernel, initrd), change: func(q *suspects) { q.Timeline[len(q.Timeline)-1].Seen.Time = t0.Add(110 * time.Second) },
 			missing: "the ramdisk has not asked for an address", code: "on-its-way", also: "ramdisk-no-network"},
 		{name: "ramdisk gets no address", step: StepClaiming, seen: with(toScript, kernel, initrd, saw(inventory.SawUnanswered, by("os"), detail("DISCOVER"), bad("no free address"))), missing: "no free address", code: "pool-empty"},

@@ -55,6 +55,9 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
 			Detail: "read back " + r.ReadBack.Short()}
 		t.line("step", "written and read back: image %s, %s fetched", r.ReadBack.Short(), inventory.SizeText(r.Fetched))
+		if f := t.Status.Facts; f != nil && f.Boot.Mode == string(inventory.BIOS) {
+			t.line("step", "its boot order is as it was: that of a BIOS cannot be set from here")
+		}
 		t.awaitSystem()
 	case inventory.AgentVerifying:
 		if t.Status.Step == StepWriting {
