@@ -198,8 +198,8 @@ func (e *Engine) discoveryPoll(ctx context.Context, token string, mac inventory.
 	}
 	ctx, cancel := context.WithTimeout(ctx, PollTime)
 	defer cancel()
-	changes := e.Watch(ctx)
 	for {
+		changed := e.changes.declared() // before the look, so that nothing falls between
 		e.mu.RLock()
 		d, ok := e.strays[mac]
 		e.mu.RUnlock()
@@ -209,7 +209,9 @@ func (e *Engine) discoveryPoll(ctx context.Context, token string, mac inventory.
 		if o := e.discoveryOrder(d); o.Kind != inventory.OrderWait {
 			return o, nil
 		}
-		if _, open := <-changes; !open {
+		select {
+		case <-changed:
+		case <-ctx.Done():
 			return e.discoveryOrder(d), nil
 		}
 	}

@@ -102,10 +102,15 @@ type Engine struct {
 	runCtx  context.Context
 	uuids   uuidIndex
 	dials   chan struct{} // one token per BMC conversation under way
+	boots   chan struct{} // one token per boot that is being recorded
 }
 
-// maxDials bounds the BMC conversations under way at once.
-const maxDials = 64
+// maxDials bounds the BMC conversations under way at once; maxBoots the boots that
+// are being recorded, which a claim's commit would have to wait behind.
+const (
+	maxDials = 64
+	maxBoots = 64
+)
 
 // machine is the engine's memory of one machine. Its lock is held over a
 // commit, so that events of one machine are taken one after the other.
@@ -123,9 +128,10 @@ type machine struct {
 	// it, since mu is held over commits and a store may take its time.
 	shown atomic.Pointer[State]
 
-	bmcMu  sync.Mutex    // one request in flight per BMC
-	asked  bmcNow        // under bmcMu
-	orders chan struct{} // closed and renewed when the agent's order may have changed
+	bmcMu   sync.Mutex    // one request in flight per BMC
+	asked   bmcNow        // under bmcMu
+	booting atomic.Bool   // what it asked to boot is being recorded
+	orders  chan struct{} // closed and renewed when the agent's order may have changed
 }
 
 // Open reads everything into memory, so that the boot path never waits for the
@@ -172,6 +178,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		wake:        make(chan struct{}, 1),
 		changes:     newBroadcast(),
 		dials:       make(chan struct{}, maxDials),
+		boots:       make(chan struct{}, maxBoots),
 	}
 	var err error
 	if e.secrets, err = OpenSecrets(ctx, c.Store, c.KeyFile); err != nil {
@@ -383,8 +390,18 @@ func (e *Engine) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
+		began := time.Now()
 		e.tick(ctx)
 		e.schedule(ctx)
+		// Each commit wakes us, and a look at 10,000 machines takes a while: when all of
+		// them come at once, most of the time is theirs.
+		rest := time.NewTimer(min(4*time.Since(began), time.Second/2))
+		select {
+		case <-ctx.Done():
+			rest.Stop()
+			return nil
+		case <-rest.C:
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -444,11 +461,10 @@ func (e *Engine) wants(machine string, gen, rendered inventory.Digest) bool {
 func (e *Engine) tick(ctx context.Context) {
 	now := e.Now()
 	for _, m := range e.list() {
-		m.mu.Lock()
-		due := Busy(m.state.Status.Phase) && !m.state.Status.Deadline.IsZero() && !now.Before(m.state.Status.Deadline)
-		over := expired(m.state.Status.Hold, now)
-		back := untouched(m.state.Status) && m.state.Status.Hold == nil && e.wants(m.name, m.state.Status.Running, m.state.Status.RunningRendered)
-		m.mu.Unlock()
+		st := &m.shown.Load().Status // a commit under way is waited for by handle, where it matters
+		due := Busy(st.Phase) && !st.Deadline.IsZero() && !now.Before(st.Deadline)
+		over := expired(st.Hold, now)
+		back := untouched(*st) && st.Hold == nil && e.wants(m.name, st.Running, st.RunningRendered)
 		if back {
 			if err := e.handle(ctx, m, Reverted{}); err != nil {
 				e.Log.Warn("machine not taken as it is", "machine", m.name, "err", err)
@@ -467,18 +483,12 @@ func (e *Engine) tick(ctx context.Context) {
 
 // params of a machine's definition, with the defaults where none is left.
 func (e *Engine) params(name string) Params {
-	p := Params{HasBMC: e.hasBMC(name), Attempts: 2, Deadlines: map[string]time.Duration{}}
-	for step, d := range inventory.DefaultDeadlines {
-		p.Deadlines[step] = time.Duration(d)
-	}
+	p := Params{HasBMC: e.hasBMC(name), Attempts: 2}
 	e.mu.RLock()
 	w, ok := e.wanted[name]
 	e.mu.RUnlock()
 	if ok && w.Definition != nil {
-		p.Attempts = max(1, w.Definition.Attempts)
-		for step, d := range w.Definition.Deadlines {
-			p.Deadlines[step] = time.Duration(d)
-		}
+		p.Attempts, p.Deadlines = max(1, w.Definition.Attempts), w.Definition.Deadlines
 		p.Health = time.Duration(w.Definition.HealthDeadline)
 		p.Reports = w.Generation.Resolved.Config.Format != inventory.ConfigNone
 	}

@@ -40,11 +40,14 @@ type hungUp struct {
 	store.Store
 	lose atomic.Int64 // commits until then; below 1 none
 	deaf atomic.Bool  // nothing can be read
+	slow sync.RWMutex // locked: a read waits
 
 	onLoss func()
 }
 
 func (h *hungUp) Get(ctx context.Context, key string) (store.Record, error) {
+	h.slow.RLock()
+	defer h.slow.RUnlock()
 	if h.deaf.Load() {
 		return store.Record{}, store.ErrUnavailable
 	}

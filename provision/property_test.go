@@ -218,7 +218,7 @@ func (w *walk) step(t *testing.T) {
 		switch {
 		case !tick || !written(prev.Status.Step) || old.Cycled || prev.Status.Hold != nil:
 			bad("a power cycle for %T while %s, held %t, cycled before %t", ev, prev.Status.Step, prev.Status.Hold != nil, old.Cycled)
-		case w.now.Sub(prev.Status.Since) < min(w.p.Health/2, w.p.Deadlines["booting"]):
+		case w.now.Sub(prev.Status.Since) < min(w.p.Health/2, time.Duration(w.p.Deadlines["booting"])):
 			bad("a power cycle after only %s of silence", w.now.Sub(prev.Status.Since))
 		}
 	}

@@ -32,7 +32,7 @@ func (e *Engine) schedule(ctx context.Context) {
 		states := make(map[string]State, len(r.Machines))
 		for m := range r.Machines {
 			if known, ok := e.known(m); ok {
-				states[m] = known.snapshot()
+				states[m] = known.committed()
 			}
 		}
 		r, found := r.outcomes(states)

@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -17,9 +18,9 @@ type State struct {
 // Params is what Step needs to know of the declaration.
 type Params struct {
 	HasBMC    bool
-	Attempts  int                      // at least 1
-	Deadlines map[string]time.Duration // by step
-	Health    time.Duration            // deadline of starting
+	Attempts  int                           // at least 1
+	Deadlines map[string]inventory.Duration // by step; the default for what is not in it
+	Health    time.Duration                 // deadline of starting
 	// Reports: the installed system will say what it runs.
 	Reports bool
 }
@@ -126,8 +127,8 @@ func (t *transition) deadline(step StepName) time.Duration {
 	if step == StepPowerOff || step == StepRestarting {
 		step = StepStopping // the same to a BMC
 	}
-	if d := t.p.Deadlines[string(step)]; d > 0 {
-		return d
+	if d := cmp.Or(t.p.Deadlines[string(step)], inventory.DefaultDeadlines[string(step)]); d > 0 {
+		return time.Duration(d)
 	}
 	return 10 * time.Minute
 }

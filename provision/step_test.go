@@ -53,10 +53,7 @@ type story struct {
 }
 
 func newStory() *story {
-	p := Params{HasBMC: true, Attempts: 2, Deadlines: map[string]time.Duration{}, Health: 20 * time.Minute, Reports: true}
-	for step, d := range inventory.DefaultDeadlines {
-		p.Deadlines[step] = time.Duration(d)
-	}
+	p := Params{HasBMC: true, Attempts: 2, Deadlines: inventory.DefaultDeadlines, Health: 20 * time.Minute, Reports: true}
 	return &story{params: p, now: t0, state: State{Status: Status{Machine: "m1", Phase: Available, Health: HealthUnknown}}}
 }
 
@@ -218,7 +215,7 @@ func (s *story) take(t *testing.T, out *strings.Builder, line string) {
 	if st.NextAction != "" {
 		fmt.Fprintf(out, " next %q", st.NextAction)
 	}
-	if left := st.Deadline.Sub(s.now); Busy(st.Phase) && left != s.params.Deadlines[string(st.Step)] && st.Step != StepStarting {
+	if left := st.Deadline.Sub(s.now); Busy(st.Phase) && left != time.Duration(s.params.Deadlines[string(st.Step)]) && st.Step != StepStarting {
 		fmt.Fprintf(out, " in %s", left)
 	}
 	fmt.Fprintln(out)
@@ -232,7 +229,7 @@ func TestWaitingForItsTurnFailsNoMachine(t *testing.T) {
 	for _, a := range []Action{ActOff, ActArm, ActOn} {
 		s.must(t, BMCDone{Action: a})
 	}
-	limit := s.params.Deadlines["booting"]
+	limit := time.Duration(s.params.Deadlines["booting"])
 	moved := 0
 	for range 12 * 10 {
 		before := s.state.Status.Deadline

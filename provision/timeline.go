@@ -221,12 +221,34 @@ func (e *Engine) Observe(o inventory.Observation) {
 	}
 	m.history.saw(o)
 	e.changes.send(name)
-	if ev := bootEvent(o); ev != nil && e.fromItself(name, o.Remote) {
-		e.spawn(func() {
-			if err := e.handle(e.background(), m, ev); err != nil {
-				e.Log.Warn("boot not recorded", "machine", name, "err", err)
-			}
-		})
+	// Most of them change nothing: a machine that waits for its turn asks often.
+	if ev := bootEvent(o); ev != nil && e.stirs(m, ev) {
+		e.spawn(func() { e.booted(m, ev, o.Remote) })
+	}
+}
+
+// stirs tells whether a boot would be told on the timeline, and so on record.
+func (e *Engine) stirs(m *machine, ev Event) bool {
+	s := m.committed()
+	if !Busy(s.Status.Phase) {
+		return false
+	}
+	_, _, lines, err := Step(e.params(m.name), s, e.Now(), ev)
+	return err != nil || len(lines) > 0
+}
+
+// booted records that a machine asked what to boot. The answer to it, which may be
+// on its way still, waits for neither lease nor commit. One request of each machine
+// is recorded at a time, and few at once: those who claim come in between.
+func (e *Engine) booted(m *machine, ev Event, remote netip.Addr) {
+	if !e.fromItself(m.name, remote) || !m.booting.CompareAndSwap(false, true) {
+		return
+	}
+	defer m.booting.Store(false)
+	e.boots <- struct{}{}
+	defer func() { <-e.boots }()
+	if err := e.handle(e.background(), m, ev); err != nil {
+		e.Log.Warn("boot not recorded", "machine", m.name, "err", err)
 	}
 }
 
@@ -409,12 +431,15 @@ func (e *Engine) watchLeases(ctx context.Context) {
 type broadcast struct {
 	mu   sync.Mutex
 	subs map[chan string]struct{}
+	all  chan struct{} // closed and renewed with AllMachines
 }
 
 // AllMachines in a change stream stands for "look at everything".
 const AllMachines = "*"
 
-func newBroadcast() *broadcast { return &broadcast{subs: map[chan string]struct{}{}} }
+func newBroadcast() *broadcast {
+	return &broadcast{subs: map[chan string]struct{}{}, all: make(chan struct{})}
+}
 
 func (b *broadcast) send(name string) {
 	b.mu.Lock()
@@ -423,17 +448,29 @@ func (b *broadcast) send(name string) {
 		select {
 		case c <- name:
 		default:
-			// Full: make room for the one word that stands for all.
-			select {
-			case <-c:
-			default:
+			// Full: the one word that stands for all takes the place of what waits. Nobody
+			// else sends, so that there is room.
+			for len(c) > 0 {
+				select {
+				case <-c:
+				default:
+				}
 			}
-			select {
-			case c <- AllMachines:
-			default:
-			}
+			c <- AllMachines
 		}
 	}
+	if name == AllMachines {
+		close(b.all)
+		b.all = make(chan struct{})
+	}
+}
+
+// declared is closed when the declarations change, or who is undeclared: for those
+// who must not be woken by every packet.
+func (b *broadcast) declared() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.all
 }
 
 // Watch streams the names of machines that changed, or AllMachines, until the

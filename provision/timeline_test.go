@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -166,5 +167,70 @@ func TestRenewalsAreOneLineWithACount(t *testing.T) {
 	want := []string{"dhcp-discover firmware 0", "dhcp-discover firmware 0", "dhcp-request os 1000", "dhcp-ack os 1000", "dhcp-discover firmware 0", "dhcp-request os 0"}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestWhatIsSeenWaitsForNoStore: whoever tells is about to answer a machine.
+func TestWhatIsSeenWaitsForNoStore(t *testing.T) {
+	s := newSite(t, 1)
+	yaml := strings.NewReplacer("dhcp: off", "dhcp: authoritative, pool: 10.0.0.200-10.0.0.210", "network: n}", "network: n, ip: 10.0.0.101}").Replace(s.yaml(true))
+	s.apply(yaml, "m1")
+	s.await("m1", Deploying, StepBooting)
+	s.store.slow.Lock()
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		for range 100 {
+			s.Observe(inventory.Observation{Kind: inventory.SawScript, MAC: testMAC(1), Remote: testAddr(1), Detail: "ramdisk: deploy, attempt 1"})
+		}
+	}()
+	select {
+	case <-told:
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for a lease to be read")
+	}
+	s.store.slow.Unlock()
+	<-told
+	s.await("m1", Deploying, StepClaiming)
+	n := 0
+	for _, l := range s.Timeline("m1") {
+		if l.Seq > 0 && l.Text == string(StepClaiming) {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("100 requests at once are recorded as %d", n)
+	}
+}
+
+// TestAWatcherThatFallsBehindLooksOnce: what it missed is one look at everything,
+// and what comes after that stands behind it.
+func TestAWatcherThatFallsBehindLooksOnce(t *testing.T) {
+	e := &Engine{changes: newBroadcast()}
+	w := e.Watch(t.Context())
+	everything := e.changes.declared()
+	for i := range 10 * cap(w) {
+		e.changes.send(fmt.Sprint("m", i))
+	}
+	select {
+	case <-everything:
+		t.Error("machines that wait to be declared are woken by packets")
+	default:
+	}
+	e.changes.send("last")
+	all, last := 0, ""
+	for len(w) > 0 {
+		if last = <-w; last == AllMachines {
+			all++
+		}
+	}
+	if all != 1 || last != "last" && last != AllMachines {
+		t.Errorf("told %d times to look at everything, and last of %q", all, last)
+	}
+	e.changes.send(AllMachines)
+	select {
+	case <-everything:
+	default:
+		t.Error("machines that wait to be declared are not woken when they may be")
 	}
 }
