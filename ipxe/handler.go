@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -110,7 +111,9 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 		seen.Error = err.Error()
 		h.log().Warn("no boot script yet", "mac", c.MAC, "remote", c.Remote, "try", try, "error", err)
 	}
-	h.log().Debug("boot script", "mac", c.MAC, "remote", c.Remote, "try", try, "answer", detail, "trace", spec.Trace)
+	if log := h.log(); log.Enabled(r.Context(), slog.LevelDebug) { // its arguments cost as much as the decision
+		log.Debug("boot script", "mac", c.MAC, "remote", c.Remote, "try", try, "answer", detail, "trace", spec.Trace)
+	}
 	writeScript(w, text)
 	seen.Took = inventory.Duration(h.now().Sub(start))
 	h.observe(seen)
@@ -263,7 +266,7 @@ func writeScript(w http.ResponseWriter, text string) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
 	// The answer changes with the machine's state: no cache may keep it.
 	w.Header().Set("Cache-Control", "no-store")
-	w.Write([]byte(text))
+	_, _ = io.WriteString(w, text)
 }
 
 func (h *Handler) observe(o inventory.Observation) {
@@ -283,7 +286,9 @@ func (h *Handler) now() time.Time {
 
 func (h *Handler) log() *slog.Logger {
 	if h.Log == nil {
-		return slog.New(slog.DiscardHandler)
+		return discard
 	}
 	return h.Log
 }
+
+var discard = slog.New(slog.DiscardHandler)

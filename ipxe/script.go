@@ -225,6 +225,7 @@ type script struct{ strings.Builder }
 // begin opens a script that says first what it will do and why.
 func begin(spec Spec, doing safe) *script {
 	var s script
+	s.Grow(1 << 11) // of most scripts the whole
 	s.add("#!ipxe")
 	who := clean(spec.Machine)
 	if who == "" {
@@ -266,6 +267,7 @@ const maxText = 200
 // keep a machine from booting.
 func clean(text string) safe {
 	var b strings.Builder
+	b.Grow(min(len(text), maxText) + 3)
 	for _, r := range strings.Join(strings.Fields(text), " ") {
 		if b.Len() >= maxText {
 			b.WriteString("...")

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -129,18 +130,20 @@ const MaxRestarts = 3
 type Key [32]byte
 
 func (k Key) sum(parts ...string) string {
-	mac := hmac.New(sha256.New, k[:])
+	b := make([]byte, 0, 256)
 	for _, p := range parts {
-		fmt.Fprintf(mac, "%d:%s", len(p), p) // lengths, so that no two lists collide
+		b = append(append(strconv.AppendInt(b, int64(len(p)), 10), ':'), p...) // lengths, so that no two lists collide
 	}
-	return hex.EncodeToString(mac.Sum(nil)[:16])
+	mac := hmac.New(sha256.New, k[:])
+	mac.Write(b)
+	return hex.EncodeToString(mac.Sum(b[:0])[:16])
 }
 
 // Nonce of the claim after boots granted ones. Derived, not stored: rendering a
 // script writes nothing, and every server gives the same answer. The purpose is
 // in it, and in the token: what booted for one never acts for another.
 func (k Key) Nonce(in *Intent, boots int) string {
-	return k.sum("claim", string(in.Purpose), in.Epoch, in.Machine, fmt.Sprint(in.Fence), fmt.Sprint(boots))
+	return k.sum("claim", string(in.Purpose), in.Epoch, in.Machine, strconv.FormatInt(in.Fence, 10), strconv.Itoa(boots))
 }
 
 // Trace names one attempt in logs, packets, on consoles and in timelines. It is
@@ -151,7 +154,7 @@ func (k Key) Trace(s State) string {
 	if in == nil {
 		return ""
 	}
-	return k.sum("trace", in.Epoch, in.Machine, in.Created.UTC().Format(time.RFC3339Nano), fmt.Sprint(s.Status.Attempt))[:ipxe.TraceLen]
+	return k.sum("trace", in.Epoch, in.Machine, in.Created.UTC().Format(time.RFC3339Nano), strconv.Itoa(s.Status.Attempt))[:ipxe.TraceLen]
 }
 
 // AgentToken is the bearer token of the boot that claimed.

@@ -175,5 +175,8 @@ func (n *noted) WriteHeader(code int) {
 
 func (n *noted) ReadFrom(r io.Reader) (int64, error) { return io.Copy(n.ResponseWriter, r) }
 
+// WriteString spares scripts a copy.
+func (n *noted) WriteString(s string) (int, error) { return io.WriteString(n.ResponseWriter, s) }
+
 // Unwrap is for http.ResponseController.
 func (n *noted) Unwrap() http.ResponseWriter { return n.ResponseWriter }
