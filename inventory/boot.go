@@ -125,7 +125,7 @@ func (s scope) checkBoot(m *Machine, raw rawMachine) {
 		s.problem(at(raw.Boot.Loader), "spec.boot.loader", fmt.Sprintf("the %s that recast brings is not signed, and with secureBoot only signed loaders are offered", l),
 			"leave it out, which is Debian's shim and GRUB, or name an imported one by its digest")
 	}
-	if m.Boot.Local == LocalSANBoot {
+	if m.Boot.Local == LocalSANBoot && !imported {
 		s.problem(at(raw.Boot.Local), "spec.boot.local", "sanboot is iPXE's, and with secureBoot the machine gets GRUB", "want one of exit, silent, grub, http-404")
 	}
 	for i, nic := range raw.NICs {

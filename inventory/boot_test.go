@@ -116,7 +116,8 @@ func TestMistakesInHowAMachineBootsAreNamed(t *testing.T) {
 		}
 	}
 	digest := "sha256:" + strings.Repeat("ab", 32)
-	for _, spec := range []string{"  secureBoot: true\n", "  secureBoot: true\n  boot: {loader: \"" + digest + "\"}\n", "  arch: arm64\n  secureBoot: true\n  boot: {loader: \"" + digest + "\"}\n"} {
+	for _, spec := range []string{"  secureBoot: true\n", "  secureBoot: true\n  boot: {loader: \"" + digest + "\"}\n",
+		"  secureBoot: true\n  boot: {local: sanboot, loader: \"" + digest + "\"}\n", "  arch: arm64\n  secureBoot: true\n  boot: {loader: \"" + digest + "\"}\n"} {
 		if m, err := machineOf(t, bootRack+spec); err != nil || !m.SecureBoot {
 			t.Errorf("%s: %v", spec, err)
 		}

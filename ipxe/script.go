@@ -98,7 +98,7 @@ func renderLocal(spec Spec, c Client) string {
 	switch {
 	case way == inventory.LocalSANBoot:
 		s.add("sanboot --no-describe --drive 0x80 ||")
-	case way == inventory.LocalGRUB && f.local != "":
+	case way == inventory.LocalGRUB && f.local != "" && !spec.SecureBoot: // ours is not signed
 		s.add("chain", safe(LoaderPath+f.local), "||")
 	}
 	// A failing status makes the firmware go on to its next boot entry; after a

@@ -73,6 +73,8 @@ echo recast: the ramdisk did not start: ${errno}
 			"#!ipxe\necho recast: r1u05: starting the local disk: active\nsanboot --no-describe --drive 0x80 ||\nexit 1\n"},
 		{"local disk by GRUB", Spec{Kind: SpecLocal, Local: inventory.LocalGRUB, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareX64UEFI}, 0,
 			"#!ipxe\necho recast: r1u05: starting the local disk: active\nchain /boot/loader/local.efi ||\nexit 1\n"},
+		{"local disk by a GRUB that is not signed, under Secure Boot", Spec{Kind: SpecLocal, Local: inventory.LocalGRUB, SecureBoot: true, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareX64UEFI}, 0,
+			"#!ipxe\necho recast: r1u05: starting the local disk: active\nexit 1\n"},
 		{"local disk by a GRUB that there is not", Spec{Kind: SpecLocal, Local: inventory.LocalGRUB, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareARM64UEFI}, 0,
 			"#!ipxe\necho recast: r1u05: starting the local disk: active\nexit 1\n"},
 		{"local disk by UEFI", Spec{Kind: SpecLocal, Machine: "r1u05", Reason: "active"}, Client{Arch: FirmwareEBC}, 0,
