@@ -141,7 +141,7 @@ func unframe6(b []byte) (payload []byte, from netip.Addr) {
 
 // readRelay returns what came by the UDP socket, and the address of ours it was
 // sent to.
-func (c *conn6) readRelay(buf, oob []byte) (raw []byte, from, dst netip.Addr, err error) {
+func (c *conn6) readRelay(buf, oob []byte) (raw []byte, from netip.AddrPort, dst netip.Addr, err error) {
 	n, m, flags, src, err := c.udp.ReadMsgUDPAddrPort(buf, oob)
 	if err != nil {
 		return nil, from, dst, err
@@ -149,7 +149,7 @@ func (c *conn6) readRelay(buf, oob []byte) (raw []byte, from, dst netip.Addr, er
 	if flags&unix.MSG_TRUNC != 0 {
 		n = 0 // larger than any DHCP packet
 	}
-	return buf[:n], src.Addr().WithZone(""), destination(oob[:m]), nil
+	return buf[:n], netip.AddrPortFrom(src.Addr().WithZone(""), src.Port()), destination(oob[:m]), nil
 }
 
 // send sends a reply; one to a relay comes from the address that it asked.

@@ -195,9 +195,12 @@ type sent struct {
 type wireTap struct{ ch chan sent }
 
 func (w *wireTap) send(b []byte, from netip.Addr, to dest) error {
-	p, err := dhcpv4.FromBytes(b)
-	if err != nil {
-		return err
+	var p *dhcpv4.DHCPv4
+	if port := to.to.Port(); port != clientPort6 && port != serverPort6 {
+		var err error
+		if p, err = dhcpv4.FromBytes(b); err != nil {
+			return err
+		}
 	}
 	to.hw = slices.Clone(to.hw) // the bytes are the server's again
 	w.ch <- sent{DHCPv4: p, raw: slices.Clone(b), from: from, to: to}

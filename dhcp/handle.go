@@ -33,12 +33,13 @@ func (s *Server) guardPanic(where string, p arrival) {
 // receive takes one datagram in and answers what waits. The bytes are the
 // caller's again afterwards.
 func (s *Server) receive(ctx context.Context, l *link, raw []byte, dst netip.Addr) {
-	s.accept(l, raw, dst, netip.AddrPort{})
+	s.accept(l, raw, dst, netip.AddrPort{}, 0)
 	s.drain(ctx, laneSize*lanes)
 }
 
-// accept queues one datagram of either port; asker is set for the boot server's.
-func (s *Server) accept(l *link, raw []byte, dst netip.Addr, asker netip.AddrPort) {
+// accept queues one datagram of either port; asker is set for the boot server's,
+// and of the other's senders the port alone counts.
+func (s *Server) accept(l *link, raw []byte, dst netip.Addr, asker netip.AddrPort, from uint16) {
 	defer s.guardPanic("queue", arrival{})
 	s.counters.received()
 	kind, err := peek(raw)
@@ -51,7 +52,7 @@ func (s *Server) accept(l *link, raw []byte, dst netip.Addr, asker netip.AddrPor
 	cfg, known := s.cfg.Load(), false
 	r.mac, known = cfg.macOf([6]byte(raw[28:34]))
 	r.kind = kind
-	s.enqueue(arrival{req: r, link: l, dst: dst, asker: asker, at: s.now(),
+	s.enqueue(arrival{req: r, link: l, dst: dst, asker: asker, from: from, at: s.now(),
 		flight: flight{dhcpv4.TransactionID(raw[4:8]), r.mac, kind, asker.IsValid()}}, known)
 }
 
@@ -253,7 +254,7 @@ func (s *Server) silent(r *request, n *inventory.Network, why string) {
 // question gathers what the answer depends on; the result is why there is none.
 func (s *Server) question(p arrival, q *question) string {
 	r := p.req
-	*q = question{req: r, asker: p.asker, cfg: s.cfg.Load(), ours: *s.ourAddrs.Load(), duid: s.duid, now: s.now()}
+	*q = question{req: r, asker: p.asker, from: p.from, cfg: s.cfg.Load(), ours: *s.ourAddrs.Load(), duid: s.duid, now: s.now()}
 	for _, a := range q.ours {
 		q.unicast = q.unicast || a == p.dst
 	}

@@ -26,6 +26,7 @@ const (
 	subRemote           = 2  // likewise
 	subLinkSelection    = 5  // within 82, RFC 3527
 	subServerIDOverride = 11 // within 82, RFC 5107
+	subRelayPort        = 19 // within 82, RFC 8357
 )
 
 // badPacket is the reason a packet is not even looked at; it is a counter's name.
@@ -60,6 +61,7 @@ type request struct {
 	port      inventory.Port
 	link      netip.Addr // option 82.5: the subnet, where giaddr is not in it
 	override  netip.Addr // option 82.11: the server identifier the relay wants
+	ownPort   bool       // option 82.19: the relay is answered where it asked from
 	hostname  string
 	six       *request6 // of a DHCPv6 message; all but the embedded packet holds for both
 
@@ -121,6 +123,7 @@ func (r *request) read() error {
 		if parseOptions(sub, agent, false) == nil {
 			r.link = addr4(sub[subLinkSelection])
 			r.override = addr4(sub[subServerIDOverride])
+			_, r.ownPort = sub[subRelayPort]
 			// A switch may add it and relay nothing: then there is no giaddr.
 			if id := sub[subCircuit]; len(id) > 0 {
 				r.port = inventory.Port{Circuit: inventory.PortID(id), Relay: r.giaddr}

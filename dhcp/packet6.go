@@ -41,6 +41,7 @@ type request6 struct {
 	kind     dhcpv6.MessageType
 	relays   []relay6   // outermost first
 	from     netip.Addr // who sent it to us: the client, or the last relay
+	port     uint16     // and from which port
 	peer     netip.Addr // the client's own address on its link
 	link     netip.Addr // an address of the client's link, where a relay says one
 	clientID []byte
@@ -55,6 +56,8 @@ type relay6 struct {
 	hops        byte
 	link, peer  netip.Addr
 	interfaceID []byte // nil: none was given
+	remoteID    []byte // without its enterprise number; nil: none was given
+	sourcePort  []byte // nil: it is answered on the servers' port (RFC 8357)
 	hardware    inventory.MAC
 }
 
@@ -115,6 +118,17 @@ func decode6(raw []byte, from netip.Addr, hw inventory.MAC) (*request, error) {
 				break
 			}
 		}
+		// The switch is the relay nearest to the client that names a port (RFC 6221 has
+		// one without an address); a router behind it names its own.
+		for _, relay := range slices.Backward(m.relays) {
+			if len(relay.interfaceID) > 0 {
+				r.port = inventory.Port{Circuit: inventory.PortID(relay.interfaceID), Relay: m.link}
+				if len(relay.remoteID) > 0 {
+					r.port.Remote = inventory.PortID(relay.remoteID)
+				}
+				break
+			}
+		}
 	} else if !from.IsLinkLocalUnicast() {
 		return nil, badSender
 	}
@@ -170,6 +184,14 @@ func decodeRelay6(raw []byte) (r relay6, inner []byte, err error) {
 				return badOptions
 			}
 			r.interfaceID = append([]byte{}, v...)
+		case dhcpv6.OptionRelayPort: // RFC 8357
+			if len(v) == 2 {
+				r.sourcePort = append([]byte{}, v...)
+			}
+		case dhcpv6.OptionRemoteID: // RFC 4649
+			if len(v) > 4 {
+				r.remoteID = append([]byte{}, v[4:]...)
+			}
 		case dhcpv6.OptionClientLinkLayerAddr: // RFC 6939
 			if len(v) == 8 && binary.BigEndian.Uint16(v) == uint16(iana.HWTypeEthernet) {
 				r.hardware = stationAddr(v[2:])

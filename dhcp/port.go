@@ -179,6 +179,9 @@ func (p *ports) apply(e store.Event) error {
 // takes no port.
 func (s *Server) locate(q *question) (why string, learn func(context.Context) string) {
 	r, n := q.req, q.network
+	if r.mac == "" {
+		return "", nil // of DHCPv6 alone, where no relay tells it
+	}
 	at, there := q.cfg.plugAt(n.Name, r.port)
 	if d, ok := q.cfg.byMAC[r.mac]; ok {
 		s.checkCable(q, d, at, there)
@@ -190,7 +193,12 @@ func (s *Server) locate(q *question) (why string, learn func(context.Context) st
 	have, known := s.ports.of(r.mac)
 	if known {
 		p, ok := q.cfg.plugOf(have.PortRecord)
-		if ok && (r.port.Circuit == "" || there && p.port == at.port && have.Network == n.Name) {
+		// The link's other Network, of the other family, spells ports in its own way: who
+		// was learned in one is known in both.
+		family := n.Subnet.Addr().Is6()
+		elsewhere := q.cfg.named(have.Network)
+		other := elsewhere != nil && elsewhere.Subnet.Addr().Is6() != family
+		if ok && (r.port.Circuit == "" || other || there && p.port == at.port && have.Network == n.Name) {
 			q.port = p.declared
 			return "", nil
 		}
@@ -269,7 +277,7 @@ func (s *Server) checkCable(q *question, d declared, at plug, there bool) {
 		s.found(q, key, fmt.Sprintf("network %q: %s asks at %s, the port of %s; correct the cabling, or their ports", q.network.Name, d, seen, at.declared))
 		return
 	}
-	if p, ok := q.cfg.plugByMAC[q.req.mac]; ok && !p.Matches(seen) {
+	if p, ok := q.cfg.plugByMAC[q.req.mac]; ok && d.network == q.network.Name && !p.Matches(seen) {
 		s.found(q, key, fmt.Sprintf("network %q: %s asks at %s, and is declared at %s; correct the cabling, or its port", q.network.Name, d, seen, p))
 		return
 	}

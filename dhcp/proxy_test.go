@@ -126,7 +126,7 @@ func TestProxyWritesNoLeaseAndSaysSo(t *testing.T) {
 	if why := r.silence(message(REQUEST, macDeclared, pxe(0), requested("10.20.0.77"), serverID("10.20.0.9"))); why != "addresses are not ours" {
 		t.Errorf("silent for %q", why)
 	}
-	r.accept(r.link, message(REQUEST, macDeclared, pxe(0), ciaddr("10.20.0.77")).ToBytes(), ourAddr, netip.MustParseAddrPort("10.20.0.77:68"))
+	r.accept(r.link, message(REQUEST, macDeclared, pxe(0), ciaddr("10.20.0.77")).ToBytes(), ourAddr, netip.MustParseAddrPort("10.20.0.77:68"), 68)
 	r.drain(t.Context(), 1)
 	if got := r.get(); got.MessageType() != dhcpv4.MessageTypeAck || !got.to.bootServer || got.from != ourAddr {
 		t.Errorf("got %s to %+v", got.Summary(), got.to)

@@ -31,6 +31,7 @@ type arrival struct {
 	link   *link
 	dst    netip.Addr
 	asker  netip.AddrPort // who asked the boot server port
+	from   uint16         // the port it came from
 	at     time.Time
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
 
 	"recast/inventory"
 )
@@ -230,5 +231,63 @@ func TestMachineBehindDhcrelayIsNamedByItsPort(t *testing.T) {
 	}
 	if st := s.Stats(); len(st.Malformed) > 0 || st.Silent["unknown machine"] == 0 {
 		t.Errorf("stats %+v", st)
+	}
+}
+
+// RFC 8357: a relay that shares its host's ports with others says so, and is
+// answered where it asked from, with what it said in the answer.
+func TestRelayIsAnsweredAtThePortItAskedFromWhereItSaysSo(t *testing.T) {
+	from := func(q *question) { q.from = 40067 }
+	own := func(p *dhcpv4.DHCPv4) { giaddr("10.20.0.254")(p); p.Options[82] = []byte{1, 1, '7', 19, 0} }
+	for _, tt := range []struct {
+		name string
+		p    *dhcpv4.DHCPv4
+		from []func(*question)
+		want string
+	}{
+		{"it says so", message(DISCOVER, macDeclared, own), []func(*question){from}, "10.20.0.254:40067"},
+		{"refused", message(REQUEST, macDeclared, requested("10.20.0.16"), own), []func(*question){from}, "10.20.0.254:40067"},
+		{"it does not", message(DISCOVER, macDeclared, giaddr("10.20.0.254")), []func(*question){from}, "10.20.0.254:67"},
+		{"its port is not known", message(DISCOVER, macDeclared, own), nil, "10.20.0.254:67"},
+		{"a switch that relays nothing", message(DISCOVER, macDeclared, own, giaddr("0.0.0.0")), []func(*question){from}, "10.20.0.15:68"},
+	} {
+		o := ask(t, rack(), tt.p, nil, tt.from...)
+		if got := o.dest.to.String(); got != tt.want || !bytes.Equal(o.packet.Options[82], tt.p.Options[82]) {
+			t.Errorf("%s: to %s with %x; want %s", tt.name, got, o.packet.Options[82], tt.want)
+		}
+	}
+
+	relayPort := func(b ...byte) dhcpv6.Option {
+		return &dhcpv6.OptionGeneric{OptionCode: dhcpv6.OptionRelayPort, OptionData: b}
+	}
+	in := message6(SOLICIT, wants(1))
+	for _, tt := range []struct {
+		name  string
+		p     dhcpv6.DHCPv6
+		want  string
+		ports []string // of the relays, outermost first
+	}{
+		{"DHCPv6", relayed6(in, relayAddr6, privateAddr.String(), option79(macStranger), relayPort(0, 0)), "[2001:db8:99::1]:40547", []string{"0000"}},
+		{"the inner of two", relayed6(relayed6(in, relayAddr6, privateAddr.String(), option79(macStranger), relayPort(0, 0)), "::", "fe80::5"), "[2001:db8:99::1]:547", []string{"", "0000"}},
+		{"both", relayed6(relayed6(in, relayAddr6, privateAddr.String(), option79(macStranger), relayPort(0, 0)), "::", "fe80::5", relayPort(0x9c, 0x41)), "[2001:db8:99::1]:40547", []string{"9c41", "0000"}},
+		{"neither", relayed6(in, relayAddr6, privateAddr.String(), option79(macStranger)), "[2001:db8:99::1]:547", []string{""}},
+	} {
+		o := ask6(t, rack6(), tt.p, "", nil, func(q *question) { q.req.six.port = 40547 })
+		if o.six == nil {
+			t.Fatalf("%s: %s", tt.name, o.silence)
+		}
+		if got := o.dest.to.String(); got != tt.want {
+			t.Errorf("%s: to %s; want %s", tt.name, got, tt.want)
+		}
+		_, relays := inner6(t, o.six.payload)
+		for i, r := range relays {
+			got := ""
+			if opt := r.Options.GetOne(dhcpv6.OptionRelayPort); opt != nil {
+				got = fmt.Sprintf("%x", opt.ToBytes())
+			}
+			if got != tt.ports[i] {
+				t.Errorf("%s: relay %d gets option 135 with %q; want %q", tt.name, i, got, tt.ports[i])
+			}
+		}
 	}
 }

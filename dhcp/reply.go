@@ -211,6 +211,7 @@ type question struct {
 	onLink  bool           // the Network is the link the packet came in on
 	unicast bool           // sent to our own address
 	asker   netip.AddrPort // where a packet to the boot server port came from
+	from    uint16         // the port that any other came from; 0: not known
 	server  netip.Addr     // our address on that link: the server identifier
 	ours    []netip.Addr   // all addresses we answer from
 	cfg     *config
@@ -432,7 +433,7 @@ func (q *question) nak(why string) outcome {
 	case q.req.giaddr.IsValid():
 		// The relay must broadcast it: the client has no valid address (§4.3.2).
 		p.SetBroadcast()
-		d.to = netip.AddrPortFrom(q.req.giaddr, serverPort)
+		d.to = q.relay()
 	case !q.onLink && q.req.ciaddr.IsValid():
 		// A broadcast would stay on the wrong link.
 		d.to = netip.AddrPortFrom(q.req.ciaddr, clientPort)
@@ -614,12 +615,20 @@ func leaseTime(n *inventory.Network) time.Duration {
 	return defaultLease
 }
 
+// relay is where the relay hears answers.
+func (q *question) relay() netip.AddrPort {
+	if q.req.ownPort && q.from != 0 {
+		return netip.AddrPortFrom(q.req.giaddr, q.from)
+	}
+	return netip.AddrPortFrom(q.req.giaddr, serverPort)
+}
+
 // destination of an OFFER or ACK (RFC 2131 §4.1).
 func (q *question) destination(p *dhcpv4.DHCPv4, a netip.Addr) dest {
 	r := q.req
 	switch {
 	case r.giaddr.IsValid():
-		return dest{to: netip.AddrPortFrom(r.giaddr, serverPort)}
+		return dest{to: q.relay()}
 	// Only to the address that the reply confirms: a DISCOVER, or a REQUEST that
 	// takes an offer, has none yet, and one that claims to would let anybody aim
 	// our replies.

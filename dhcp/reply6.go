@@ -388,11 +388,17 @@ func (q *question) send6(d *answer6) outcome {
 		if r.interfaceID != nil {
 			outer = appendOption6(outer, dhcpv6.OptionInterfaceID, r.interfaceID)
 		}
+		if r.sourcePort != nil {
+			outer = appendOption6(outer, dhcpv6.OptionRelayPort, r.sourcePort)
+		}
 		b = appendOption6(outer, dhcpv6.OptionRelayMsg, b)
 	}
 	to := netip.AddrPortFrom(m.peer, clientPort6)
 	if len(m.relays) > 0 {
 		to = netip.AddrPortFrom(m.from, serverPort6)
+		if m.relays[0].sourcePort != nil && m.port != 0 {
+			to = netip.AddrPortFrom(m.from, m.port)
+		}
 	}
 	d.payload = b
 	return outcome{six: d, dest: dest{to: to}, detail: q.boot.file}

@@ -46,12 +46,14 @@ func (s *Server) serve(ctx context.Context, l *link, udp *net.UDPConn, port uint
 			if p.Flags&unix.MSG_TRUNC != 0 {
 				raw = nil
 			}
-			var asker netip.AddrPort
-			if from, ok := p.Addr.(*net.UDPAddr); ok && port == bootPort {
-				asker = from.AddrPort()
-				asker = netip.AddrPortFrom(asker.Addr().Unmap(), asker.Port())
+			var asker, src netip.AddrPort
+			if from, ok := p.Addr.(*net.UDPAddr); ok {
+				src = from.AddrPort()
 			}
-			s.accept(l, raw, destination(p.OOB[:p.NN]), asker)
+			if port == bootPort {
+				asker = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
+			}
+			s.accept(l, raw, destination(p.OOB[:p.NN]), asker, src.Port())
 		}
 		if flags = 0; s.drain(ctx, batch) {
 			flags = unix.MSG_DONTWAIT

@@ -77,7 +77,7 @@ func (s *Server) readClients6(ctx context.Context, l *link) {
 		raw, from, hw, err := l.conn6.readClient(buf)
 		switch {
 		case err == nil:
-			s.receive6(ctx, l, raw, from, netip.Addr{}, hw)
+			s.receive6(ctx, l, raw, netip.AddrPortFrom(from, clientPort6), netip.Addr{}, hw)
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
@@ -112,14 +112,15 @@ func (s *Server) readError6(l *link, err error) {
 
 // receive6 decodes one message and answers what waits. The bytes are the caller's
 // again afterwards.
-func (s *Server) receive6(ctx context.Context, l *link, raw []byte, from, dst netip.Addr, hw inventory.MAC) {
+func (s *Server) receive6(ctx context.Context, l *link, raw []byte, from netip.AddrPort, dst netip.Addr, hw inventory.MAC) {
 	defer s.guardPanic("decode", arrival{})
 	s.counters.received()
-	r, err := decode6(raw, from, hw)
+	r, err := decode6(raw, from.Addr(), hw)
 	if err != nil {
 		s.malformed(l, err)
 		return
 	}
+	r.six.port = from.Port()
 	cfg := s.cfg.Load()
 	r.identify(cfg)
 	_, known := cfg.byMAC[r.mac]

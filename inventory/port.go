@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// Port is where a cable ends, as the relay in front of it says it (DHCP option
-// 82, RFC 3046). Remote and Relay are compared where they are given. Circuit and
+// Port is where a cable ends, as the relay in front of it says it: DHCP option 82
+// (RFC 3046), or options 18 and 37 of DHCPv6 (interface ID, and remote ID without its
+// enterprise number). Remote and Relay are compared where they are given. Circuit and
 // Remote are spelled as PortID does.
 type Port struct {
 	Circuit string     `json:"circuit"`
@@ -135,8 +136,13 @@ func (s scope) buildPort(machine string, raw rawPort, network text, at string) *
 		}
 		*f.into = id
 	}
+	n := s.b.network[network.V] // nil where it was refused
 	if t := raw.Relay; t.given() {
-		a, err := parseAddr4(t.V)
+		var subnet netip.Prefix
+		if n != nil {
+			subnet = n.Subnet
+		}
+		a, err := parseAddr(t.V, subnet)
 		if err != nil {
 			s.fail(t.Line, at+"port.relay", err)
 			ok = false
@@ -146,7 +152,6 @@ func (s scope) buildPort(machine string, raw rawPort, network text, at string) *
 	if !ok {
 		return nil
 	}
-	n := s.b.network[network.V] // nil where it was refused
 	switch {
 	case !network.given():
 		s.problem(raw.Line, at+"network", "a port is a port of one network", "name the Network its machine is on")

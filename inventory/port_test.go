@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -164,5 +165,24 @@ func TestMistakesInPorts(t *testing.T) {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestPortOfAnIPv6NetworkHasARelayOfThatFamily(t *testing.T) {
+	const nic = `{mac: "52:54:00:00:00:06", network: rack1}`
+	port := func(network, relay string) string {
+		return strings.Replace(dualStack(t), nic, fmt.Sprintf(`{mac: "52:54:00:00:00:06", port: {circuit: Eth6, relay: %q}, network: %s}`, relay, network), 1)
+	}
+	set := parseOne(t, port("rack1-v6", "2001:db8:20::fe"))
+	if p := set.Machine("r1u06").NICs[0].Port; p == nil || p.Relay != netip.MustParseAddr("2001:db8:20::fe") {
+		t.Errorf("port %v", p)
+	}
+	for _, tt := range []struct{ network, relay, want string }{
+		{"rack1-v6", "10.20.0.1", `spec.nics[0].port.relay: parse address "10.20.0.1": want an IPv6 address`},
+		{"rack1", "2001:db8:20::fe", `spec.nics[0].port.relay: parse address "2001:db8:20::fe": want an IPv4 address`},
+	} {
+		if _, err := Parse([]File{{Name: "rack.yaml", Data: []byte(port(tt.network, tt.relay))}}); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%v; want %s", err, tt.want)
+		}
 	}
 }

@@ -157,7 +157,7 @@ type rawLocation struct {
 type rawNIC struct {
 	Line    int
 	MAC     text    `yaml:"mac" form:"mac" doc:"hardware address; may be left out where port is given"`
-	Port    rawPort `yaml:"port" doc:"the switch port it is plugged into, as the relay names it (DHCP option 82)"`
+	Port    rawPort `yaml:"port" doc:"the switch port it is plugged into, as the relay names it (DHCP option 82, DHCPv6 options 18 and 37)"`
 	Network text    `yaml:"network" form:"name" doc:"name of the Network it is on"`
 	IP      text    `yaml:"ip" form:"addr4" doc:"its reserved IPv4 address, in that Network"`
 	IP6     text    `yaml:"ip6" form:"addr6" doc:"its reserved IPv6 address, in the IPv6 Network that holds it"`
@@ -165,9 +165,9 @@ type rawNIC struct {
 
 type rawPort struct {
 	Line    int
-	Circuit text `yaml:"circuit,required" example:"Ethernet1/7" doc:"the port: the relay's circuit ID, as text or in hex (0x…)"`
+	Circuit text `yaml:"circuit,required" example:"Ethernet1/7" doc:"the port: the relay's circuit ID or interface ID, as text or in hex (0x…)"`
 	Remote  text `yaml:"remote" doc:"the switch: the relay's remote ID, as text or in hex (0x…)"`
-	Relay   text `yaml:"relay" form:"addr4" doc:"the relay's address on the machine's subnet"`
+	Relay   text `yaml:"relay" form:"addr" doc:"the relay's address on the machine's subnet"`
 }
 
 type rawBMC struct {
