@@ -89,7 +89,7 @@ bench: need-go ## benchmarks; as root those in network namespaces too
 	@$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchmem ./...; status=$$?; $(GIVE); exit $$status
 
 bench-dhcp: need-root need-go ## DHCP alone, against Kea where kea-dhcp4-server and kea-admin are installed (sudo)
-	@$(AS_ROOT) $(GO) test -run '^$$' -bench 'Packet|Exchange|Storm' -benchtime $(BENCHTIME) -count 5 ./dhcp; status=$$?; $(GIVE); exit $$status
+	@$(AS_ROOT) $(GO) test -run '^$$' -bench 'Packet|Exchange|Storm|Start|Overload|Flood' -benchtime $(BENCHTIME) -count 5 ./dhcp; status=$$?; $(GIVE); exit $$status
 
 arrows: need-go ## which package may import what
 	$(AS_USER) $(GO) test -run '^TestImports' .

@@ -64,15 +64,9 @@ func home(mac inventory.MAC, n uint64) uint64 {
 // one for each that has none of its own, so that no number of strangers keeps one
 // of them waiting. Where the pool is smaller than that, an eighth is left to
 // strangers, or none would ever be discovered.
-func kept(n *inventory.Network, on []declared) uint64 {
-	var want uint64
-	for _, d := range on {
-		if !d.on(n).IsValid() {
-			want++
-		}
-	}
+func kept(n *inventory.Network, wanting uint64) uint64 {
 	size := slots(n.Pool)
-	return min(want, size-size/8)
+	return min(wanting, size-size/8)
 }
 
 // isKept reports whether an address of the pool is one of those.

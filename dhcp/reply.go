@@ -60,7 +60,11 @@ func (d declared) String() string {
 }
 
 func compile(set *inventory.Set) *config {
-	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: map[inventory.MAC]declared{}, byUUID: map[string][]inventory.MAC{}, kept: map[string]uint64{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: map[netip.Addr]inventory.MAC{}}
+	machines := 0
+	if set != nil {
+		machines = len(set.Machines)
+	}
+	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: make(map[inventory.MAC]declared, machines), byUUID: map[string][]inventory.MAC{}, kept: map[string]uint64{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: make(map[netip.Addr]inventory.MAC, machines)}
 	if set == nil {
 		return c
 	}
@@ -72,12 +76,14 @@ func compile(set *inventory.Set) *config {
 			}
 		}
 	}
-	wanting := map[string][]declared{}
+	wanting := map[string]uint64{} // by Network: interfaces without an address of their own there
 	for _, m := range set.Machines {
 		for _, nic := range m.NICs {
 			d := declared{machine: m.Name, network: nic.Network, ip: nic.IP, ip6: nic.IP6}
 			c.reserve(nic.MAC, d)
-			wanting[nic.Network] = append(wanting[nic.Network], d)
+			if n := c.named(nic.Network); n != nil && !d.on(n).IsValid() {
+				wanting[n.Name]++
+			}
 			if nic.MAC != "" && m.UUID != "" {
 				c.byUUID[m.UUID] = append(c.byUUID[m.UUID], nic.MAC)
 			}

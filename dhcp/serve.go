@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	// batch packets are read at once, and as many answered before what came
-	// meanwhile is read: so the choice of whom to leave out is ours and not that
-	// of the kernel, whose buffer drops the newest, REQUESTs too.
-	batch = 64
+	// batch packets are read at once, and a few answered before what came meanwhile
+	// is read: so the choice of whom to leave out is ours and not that of the
+	// kernel, whose buffer drops the newest, REQUESTs too.
+	batch, few = 64, 16
 	// maxPacket is more than any DHCP packet.
 	maxPacket = 4096
 )
@@ -55,7 +55,7 @@ func (s *Server) serve(ctx context.Context, l *link, udp *net.UDPConn, port uint
 			}
 			s.accept(l, raw, destination(p.OOB[:p.NN]), asker, src.Port())
 		}
-		if flags = 0; s.drain(ctx, batch) {
+		if flags = 0; s.drain(ctx, few) {
 			flags = unix.MSG_DONTWAIT
 		}
 	}

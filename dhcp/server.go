@@ -2,10 +2,10 @@
 // server of DHCPv4 and DHCPv6 over the declared Networks, and ProxyDHCP where
 // another server gives the addresses.
 //
-// One pure function, reply, decides the answer to a packet; around it stand a
-// bounded queue with workers, the sockets of each interface, the lease index with
-// the store as its log, and a guard per link that keeps us silent where another
-// server answers.
+// One pure function, reply, decides the answer to a packet; around it stand the
+// loop of each socket with a bounded queue of what waits, workers for what has to
+// be stored first, the lease index with the store as its log, and a guard per link
+// that keeps us silent where another server answers.
 package dhcp
 
 import (

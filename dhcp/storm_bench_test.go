@@ -4,8 +4,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // BenchmarkStorm is perfdhcp's avalanche: every client asks at once, through a
@@ -17,10 +21,7 @@ func BenchmarkStorm(b *testing.B) {
 	}
 	for _, clients := range []int{1000, 5000} {
 		var kea float64
-		for _, bb := range []struct {
-			name  string
-			start func(b *testing.B, th nsThread, machines int) *os.Process
-		}{{"kea", startKea}, {"ours", startServer}} {
+		for _, bb := range servers {
 			b.Run(fmt.Sprintf("%d/%s", clients, bb.name), func(b *testing.B) {
 				var took time.Duration
 				for range b.N {
@@ -40,21 +41,107 @@ func BenchmarkStorm(b *testing.B) {
 }
 
 // storm is one run, with a server, a namespace and a store of its own.
-func storm(b *testing.B, start func(b *testing.B, th nsThread, machines int) *os.Process, clients int) time.Duration {
-	th := newNSThread(b)
-	var relay *netStation
-	th.do(func() {
-		segment(b, "10.0.0.2/8")
-		relay = newStation(b, "")
-		relay.run("ip", "addr", "add", "10.0.0.3/8", "dev", "eth0")
-	})
-	start(b, th, clients)
-	awaitServer(b, relay)
+func storm(b *testing.B, start starter, clients int) time.Duration {
+	l := newBenchLink(b, start, clients)
+	l.relays[0].Close() // the port is perfdhcp's
 	began := time.Now()
-	out, err := relay.command("perfdhcp", "-4", "--scenario", "avalanche", "-R", fmt.Sprint(clients),
+	out, err := l.relay.command("perfdhcp", "-4", "--scenario", "avalanche", "-R", fmt.Sprint(clients),
 		"-b", "mac="+hwAddr(0x0a, 0).String(), "-l", "10.0.0.3", "10.0.0.2").CombinedOutput()
 	if err != nil {
 		b.Fatalf("perfdhcp: %v\n%s", err, out)
 	}
 	return time.Since(began)
+}
+
+// BenchmarkStart is from the start of the process to its first answer, with so many
+// reservations; MB is its resident memory then.
+func BenchmarkStart(b *testing.B) {
+	for _, machines := range []int{0, 100_000} {
+		for _, of := range servers {
+			b.Run(fmt.Sprintf("%d-reservations/%s", machines, of.name), func(b *testing.B) {
+				var took time.Duration
+				var rss float64
+				for range b.N {
+					l := newBenchLink(b, of.start, machines)
+					took += l.took
+					_, rss = cpuOf(b, l.server)
+				}
+				b.ReportMetric(took.Seconds()/float64(b.N), "s/start")
+				b.ReportMetric(rss, "server-MB")
+				b.ReportMetric(0, "ns/op")
+			})
+		}
+	}
+}
+
+// BenchmarkOverload is open to the world: twice as many DISCOVERs a second as
+// exchanges can be done, every one of another machine, none repeated. goodput is
+// what is done of what could be.
+func BenchmarkOverload(b *testing.B) {
+	for _, of := range servers {
+		b.Run(of.name, func(b *testing.B) {
+			l := newBenchLink(b, of.start, 100_000)
+			aside(b)
+			closed := load{kind: 0x0a, of: 50_000, window: 256, n: 20_000}.run(b, l.relays[0])
+			open := load{kind: 0x0a, from: 50_000, of: 50_000, rate: int(2 * closed.rate()), time: 2 * time.Second}.run(b, l.relays[0])
+			b.ReportMetric(closed.rate(), "capacity/s")
+			b.ReportMetric(float64(open.began)/open.took.Seconds(), "offered/s")
+			b.ReportMetric(open.rate()/closed.rate(), "goodput")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// BenchmarkFlood is what a thousand exchanges a second of declared machines wait
+// for while strangers with 10,000 invented addresses ask as often in a second.
+func BenchmarkFlood(b *testing.B) {
+	for _, of := range servers {
+		b.Run(of.name, func(b *testing.B) {
+			l := newBenchLink(b, of.start, 100_000)
+			aside(b)
+			known := load{kind: 0x0a, of: 50_000, rate: 1000, time: 3 * time.Second}
+			alone := known.run(b, l.relays[0])
+			known.from = 50_000
+			flooded := make(chan loaded)
+			go func() {
+				flooded <- load{kind: 0x1e, of: 10_000, rate: 10_000, time: 3 * time.Second, lure: true}.run(b, l.relays[1])
+			}()
+			beside := known.run(b, l.relays[0])
+			b.ReportMetric(float64((<-flooded).began)/3, "strangers/s")
+			b.ReportMetric(float64(alone.quantile(0.5).Microseconds()), "alone-p50-us")
+			b.ReportMetric(float64(beside.quantile(0.5).Microseconds()), "flooded-p50-us")
+			b.ReportMetric(float64(alone.quantile(0.99).Microseconds()), "alone-p99-us")
+			b.ReportMetric(float64(beside.quantile(0.99).Microseconds()), "flooded-p99-us")
+			b.ReportMetric(float64(beside.done)/float64(beside.began), "done")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// aside keeps the clients to one core, so that the server always has another.
+func aside(b *testing.B) {
+	if runtime.NumCPU() < 2 {
+		b.Skip("needs two cores")
+	}
+	var was, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &was); err != nil {
+		b.Fatal(err)
+	}
+	one.Set(1)
+	pin(b, os.Getpid(), one)
+	b.Cleanup(func() { pin(b, os.Getpid(), was) })
+}
+
+// pin keeps every thread of a process to a set of cores.
+func pin(b *testing.B, pid int, set unix.CPUSet) {
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, t := range threads {
+		id, _ := strconv.Atoi(t.Name())
+		if err := unix.SchedSetaffinity(id, &set); err != nil && err != unix.ESRCH {
+			b.Fatal(err)
+		}
+	}
 }
