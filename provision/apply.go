@@ -333,6 +333,7 @@ func (e *Engine) Apply(ctx context.Context, digest inventory.Digest, who string)
 	e.mu.Lock()
 	e.rolling, e.planInForce, e.ran = rolling, digest, history
 	e.mu.Unlock()
+	clear(e.rests)
 	e.install(set, newRev)
 	e.collect(ctx)
 	return p, nil
@@ -438,6 +439,7 @@ func (e *Engine) saveRollout(ctx context.Context, r Rollout) error {
 	e.mu.Lock()
 	e.rolling[r.Group] = r
 	e.mu.Unlock()
+	delete(e.rests, r.Group)
 	return nil
 }
 
@@ -464,6 +466,7 @@ func (e *Engine) loadRollouts(ctx context.Context) error {
 	e.mu.Lock()
 	e.rolling = rolling
 	e.mu.Unlock()
+	clear(e.rests)
 	return nil
 }
 

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,6 +76,9 @@ type Engine struct {
 	// reads what is applied and writes rollouts.
 	applyMu sync.Mutex
 	swept   bool // every candidate is named by a plan; applyMu guards it
+	// rests are the rollouts in which no machine waits, with what moved counted when
+	// they were looked at; applyMu guards them.
+	rests map[string]uint64
 
 	mu     sync.RWMutex
 	set    *inventory.Set
@@ -127,6 +132,7 @@ type machine struct {
 	// shown is the state for whoever only looks. The boot path and all lists read
 	// it, since mu is held over commits and a store may take its time.
 	shown atomic.Pointer[State]
+	moves atomic.Uint64 // how often it was changed
 
 	bmcMu   sync.Mutex    // one request in flight per BMC
 	asked   bmcNow        // under bmcMu
@@ -169,6 +175,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		log:         newAuditLog(c.Store),
 		kept:        map[inventory.Digest]inventory.Generation{},
 		machines:    map[string]*machine{},
+		rests:       map[string]uint64{},
 		uuids:       uuidIndex{byUUID: map[string][]string{}},
 		rolling:     map[string]Rollout{},
 		waiting:     map[string]Wait{},
@@ -367,6 +374,7 @@ func (m *machine) put(s State) {
 	m.uuids.moved(m.name, m.state, s)
 	m.state = s
 	m.shown.Store(&s)
+	m.moves.Add(1)
 }
 
 // Run works until the context ends: it takes up what was under way, watches the
@@ -460,7 +468,10 @@ func (e *Engine) wants(machine string, gen, rendered inventory.Digest) bool {
 
 func (e *Engine) tick(ctx context.Context) {
 	now := e.Now()
-	for _, m := range e.list() {
+	e.mu.RLock()
+	machines := slices.Collect(maps.Values(e.machines))
+	e.mu.RUnlock()
+	for _, m := range machines {
 		st := &m.shown.Load().Status // a commit under way is waited for by handle, where it matters
 		due := Busy(st.Phase) && !st.Deadline.IsZero() && !now.Before(st.Deadline)
 		over := expired(st.Hold, now)

@@ -29,6 +29,10 @@ func (e *Engine) schedule(ctx context.Context) {
 		if g == nil || len(r.Machines) == 0 {
 			continue
 		}
+		moved := e.moved(r)
+		if rest, ok := e.rests[name]; ok && rest == moved {
+			continue // of 10,000 machines most have had their turn
+		}
 		states := make(map[string]State, len(r.Machines))
 		for m := range r.Machines {
 			if known, ok := e.known(m); ok {
@@ -54,12 +58,29 @@ func (e *Engine) schedule(ctx context.Context) {
 			r.Stopped = a.Stopped
 			if err := e.saveRollout(ctx, r); err != nil {
 				e.Log.Warn("rollout not recorded", "group", r.Group, "err", err)
+				continue
 			}
+		}
+		if len(a.Start)+len(a.Waiting) == 0 {
+			e.rests[name] = moved
 		}
 	}
 	e.mu.Lock()
 	e.waiting = waiting
 	e.mu.Unlock()
+}
+
+// moved counts the changes of a rollout's machines; none goes back, so that the
+// same count says that none moved.
+func (e *Engine) moved(r Rollout) (n uint64) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for name := range r.Machines {
+		if m := e.machines[name]; m != nil {
+			n += m.moves.Load()
+		}
+	}
+	return n
 }
 
 // marked is a copy in which the machines had their turn, or have it before them.
