@@ -103,7 +103,7 @@ func (h *history) keep(l TimelineEntry) {
 	defer h.mu.Unlock()
 	l.Trace = h.trace
 	h.seen = l
-	if renewal(l.Seen) {
+	if renewal(l.Seen) || waits(l.Seen) {
 		h.repeat(&l)
 	}
 	h.packets = last(keepSeen, append(h.packets, l))
@@ -115,11 +115,19 @@ func renewal(o *inventory.Observation) bool {
 	return o != nil && o.Client == string(ipxe.LoaderOS) && (o.Kind == inventory.SawRequest || o.Kind == inventory.SawAck)
 }
 
+// waits tells whether a machine was told that its turn has not come: in a room that
+// comes back each hears it some ten times.
+func waits(o *inventory.Observation) bool {
+	return o != nil && o.Kind == inventory.SawScript && strings.HasPrefix(o.Detail, ipxe.SawWait)
+}
+
 // repeat takes the place of the same line just before. The lock is held.
 func (h *history) repeat(l *TimelineEntry) {
 	for i := len(h.packets) - 1; i >= max(0, len(h.packets)-2); i-- {
-		if old := h.packets[i]; old.Trace == l.Trace && renewal(old.Seen) && old.Seen.Kind == l.Seen.Kind && old.Seen.Remote == l.Seen.Remote &&
-			old.Seen.Server == l.Seen.Server && old.Seen.Relay == l.Seen.Relay && old.Seen.Detail == l.Seen.Detail && old.Seen.V6 == l.Seen.V6 {
+		old := h.packets[i]
+		same := renewal(old.Seen) && renewal(l.Seen) && old.Seen.Detail == l.Seen.Detail || waits(old.Seen) && waits(l.Seen) // whose numbers differ
+		if same && old.Trace == l.Trace && old.Seen.Kind == l.Seen.Kind && old.Seen.Remote == l.Seen.Remote &&
+			old.Seen.Server == l.Seen.Server && old.Seen.Relay == l.Seen.Relay && old.Seen.V6 == l.Seen.V6 {
 			l.Times = max(old.Times, 1) + 1
 			h.packets = slices.Delete(h.packets, i, i+1)
 			return
@@ -258,7 +266,7 @@ func bootEvent(o inventory.Observation) Event {
 	case o.Kind != inventory.SawScript || o.Error != "":
 	case strings.HasPrefix(o.Detail, string(ipxe.SpecRamdisk)):
 		return BootServed{}
-	case strings.HasPrefix(o.Detail, ipxe.SawWait):
+	case waits(&o):
 		return BootWaits{}
 	}
 	return nil

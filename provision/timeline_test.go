@@ -142,7 +142,7 @@ func TestScriptAndRamdiskAreToldWhereToLog(t *testing.T) {
 }
 
 // A system that renews its lease for years does not push out how it booted, nor
-// fill the memory.
+// fill the memory; nor does a machine that waits for its turn.
 func TestRenewalsAreOneLineWithACount(t *testing.T) {
 	s := newSite(t, 1)
 	s.apply(s.yaml(true), "m1")
@@ -158,13 +158,17 @@ func TestRenewalsAreOneLineWithACount(t *testing.T) {
 	}
 	see(inventory.SawDiscover, "firmware", 5000)
 	see(inventory.SawRequest, "os", 5001)
+	for i := range 10 {
+		s.Observe(inventory.Observation{Kind: inventory.SawScript, MAC: testMAC(1), Detail: fmt.Sprintf("%s: %d wait", ipxe.SawWait, 10-i), Time: s.Now().Add(time.Duration(5002+i) * time.Second)})
+	}
 	var got []string
 	for _, l := range s.Timeline("m1") {
 		if l.Seen != nil {
 			got = append(got, fmt.Sprintf("%s %d", l.Text, l.Times))
 		}
 	}
-	want := []string{"dhcp-discover firmware 0", "dhcp-discover firmware 0", "dhcp-request os 1000", "dhcp-ack os 1000", "dhcp-discover firmware 0", "dhcp-request os 0"}
+	want := []string{"dhcp-discover firmware 0", "dhcp-discover firmware 0", "dhcp-request os 1000", "dhcp-ack os 1000", "dhcp-discover firmware 0", "dhcp-request os 0",
+		"boot-script not its turn: 1 wait 10"}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
