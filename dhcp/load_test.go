@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
@@ -25,8 +26,9 @@ type load struct {
 	loss float64 // of what is sent and of what comes
 
 	// Either this many exchanges are under way at once, and what has no answer for
-	// 100 ms begins again, until n are done;
+	// so long (0: 100 ms) begins again, until n are done;
 	window, n int
+	patience  time.Duration
 	// or this many begin in a second, for that time, and nothing again.
 	rate int
 	time time.Duration
@@ -142,7 +144,7 @@ func (l load) run(b *testing.B, udp *net.UDPConn) loaded {
 			for ; oldest < len(exchanges) && !exchanges[oldest].open; oldest++ {
 			}
 			for i := oldest; i < len(exchanges); i++ {
-				if e := &exchanges[i]; e.open && now.Sub(e.asked) > 100*time.Millisecond {
+				if e := &exchanges[i]; e.open && now.Sub(e.asked) > cmp.Or(l.patience, 100*time.Millisecond) {
 					put(discover, i)
 					e.asked = now
 					if res.again++; res.again > l.n+100_000 {
