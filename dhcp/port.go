@@ -18,6 +18,9 @@ import (
 // again: only booting machines show their port.
 const cableTold = time.Hour
 
+// portsCollected is how often records of ports are looked through.
+const portsCollected = time.Hour
+
 // circuit finds the few declared ports a packet may have come from.
 type circuit struct{ network, id string }
 
@@ -263,6 +266,54 @@ func (s *Server) present(q *question, r inventory.PortRecord) bool {
 	defer s.table.mu.Unlock()
 	l, ok := s.table.lease(q.network.Name, r.MAC)
 	return ok && q.now.Before(l.Expires)
+}
+
+// collectPorts takes away, every hour, the records of ports that nobody declares any
+// more.
+func (s *Server) collectPorts(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.after(portsCollected):
+			s.dropPorts(ctx)
+		}
+	}
+}
+
+// dropPorts deletes the records of ports that no interface is named by, once their
+// address is without a lease: until then the declaration may come back, and the
+// machine, which renews past the relay, is the one it was.
+func (s *Server) dropPorts(ctx context.Context) {
+	cfg, now := s.cfg.Load(), s.now()
+	s.ports.mu.RLock()
+	var gone []learnedPort
+	for _, r := range s.ports.at {
+		if _, declared := cfg.plugOf(r.PortRecord); !declared {
+			gone = append(gone, r)
+		}
+	}
+	s.ports.mu.RUnlock()
+	for _, r := range gone {
+		s.table.mu.Lock()
+		l, leased := s.table.lease(r.Network, r.MAC)
+		leased = leased && now.Before(l.Expires)
+		s.table.mu.Unlock()
+		if leased {
+			continue
+		}
+		rev, err := s.Store.Commit(ctx, portRecords.DeleteOp(portName(r.Network, r.Port), r.rev))
+		if err != nil {
+			s.log().Debug("delete the record of a port", "network", r.Network, "port", r.Port, "err", err)
+			continue // in an hour again
+		}
+		s.log().Info("forget who was behind a port that is no longer declared", "network", r.Network, "port", r.Port, "mac", r.MAC)
+		s.ports.mu.Lock()
+		if at := (socket{r.Network, r.Port}); s.ports.at[at].rev < rev {
+			s.ports.remove(at)
+		}
+		s.ports.mu.Unlock()
+	}
 }
 
 // checkCable compares the port that a declared address asked from with the one

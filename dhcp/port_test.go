@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -232,6 +233,54 @@ func TestPortIsLearnedDurablyOrNotAtAll(t *testing.T) {
 	}
 	eventually(t, "the other's record is read", func() bool { _, ok := r.ports.of(macOther); return ok })
 	if got := r.relayed(macOther, pxe(7), atPort("p7")).YourIPAddr.String(); got != "10.20.0.17" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// A record outlives its declaration for as long as the machine has its lease: who
+// takes a file back an hour later finds the machine as it was.
+func TestRecordOfAPortThatIsNoLongerDeclaredIsCollectedAfterItsLease(t *testing.T) {
+	p7, p8 := inventory.Port{Circuit: "p7"}, inventory.Port{Circuit: "p8"}
+	set := rack(behindPort(p7, "10.20.0.17", ""), func(s *inventory.Set) {
+		s.Machines = append(s.Machines, &inventory.Machine{Name: "r1u08", NICs: []inventory.NIC{{Port: &p8, Network: "rack1", IP: netip.MustParseAddr("10.20.0.18")}}})
+	})
+	r := newRig(t, set)
+	eventually(t, "the ports are read", r.ports.ready)
+	r.relayed(macStranger, pxe(7), atPort("p7"))
+	r.relayed(macOther, pxe(7), atPort("p8"))
+	records := func() (n int) {
+		rows, _, err := r.mem.List(t.Context(), inventory.PortPrefix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(rows)
+	}
+	without := *set
+	without.Machines = append(slices.Clone(set.Machines[:2]), set.Machines[3])
+	if err := r.Update(&without); err != nil {
+		t.Fatal(err)
+	}
+	r.dropPorts(t.Context())
+	if n := records(); n != 2 {
+		t.Errorf("%d records while both have their lease; want 2", n)
+	}
+	r.pass(2 * time.Hour)
+	r.mem.setFail(store.ErrUnavailable)
+	r.dropPorts(t.Context())
+	r.mem.setFail(nil)
+	if _, known := r.ports.of(macStranger); !known {
+		t.Error("a record that the store still has is forgotten")
+	}
+	r.dropPorts(t.Context())
+	_, gone := r.ports.of(macStranger)
+	if _, kept := r.ports.of(macOther); records() != 1 || gone || !kept {
+		t.Errorf("%d records; known are r1u07 %v, r1u08 %v; want the declared one alone", records(), gone, kept)
+	}
+	// Declared again, the port is free for whoever asks there next.
+	if err := r.Update(set); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.relayed(macBMC, pxe(7), atPort("p7")).YourIPAddr.String(); got != "10.20.0.17" {
 		t.Errorf("got %s", got)
 	}
 }

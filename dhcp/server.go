@@ -184,6 +184,7 @@ func (s *Server) Run(ctx context.Context) error {
 	background.Go(func() { s.follow(ctx, "leases", inventory.LeasePrefix, s.table.begin, s.table.apply) })
 	background.Go(func() { s.follow(ctx, "ports", inventory.PortPrefix, s.ports.begin, s.ports.apply) })
 	background.Go(func() { s.storeLater(ctx) })
+	background.Go(func() { s.collectPorts(ctx) })
 	for range s.Workers {
 		workers.Go(func() { s.work(ctx) })
 	}
