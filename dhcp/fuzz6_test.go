@@ -24,11 +24,13 @@ func FuzzPacket6(f *testing.F) {
 		message6(CONFIRM, wants(1, "2001:db8:20::15")), message6(RELEASE6, toUs, wants(1, "2001:db8:20::15")), message6(DECLINE6, toUs, wants(1, "2001:db8:20::1:7")),
 		message6(INFORM6, pxe6), message6(SOLICIT, from6(duidUUID(make([]byte, 16)...)), raw6(dhcpv6.OptionIAPD, make([]byte, 12)...)), nested(3),
 		message6(SOLICIT, wants(1, "2001:db8:30::7"), raw6(dhcpv6.OptionIATA, 0, 0, 0, 9)), message6(REQUEST6, toAnother, wants(1)),
+		message6(REQUEST6, toUs, wants(1, "2001:db8:20::2")), message6(REBIND, wants(1, "2001:db8:20::15")),
 		relayed6(message6(SOLICIT, from6(duidLLT(macStranger)), wants(1), raw6(dhcpv6.OptionFQDN, append([]byte{0, 4}, "web1\x00"...)...)), "2001:db8:20::fe", "fe80::5054:ff:fe00:5", interfaceID("a")),
 		relayed6(message6(SOLICIT, from6(duidLL(macDeclared)), wants(1), pxe6), "2001:db8:30::fe", "fe80::1", interfaceID("")),
 	} {
-		f.Add(p.ToBytes(), uint32(i), "")
-		f.Add(p.ToBytes(), uint32(i)*2654435761, "snponly.efi")
+		for k := range 8 {
+			f.Add(p.ToBytes(), uint32(8*i+k)*2654435761, []string{"", "snponly.efi"}[k%2])
+		}
 	}
 	f.Add([]byte{12, 0}, uint32(0), "")
 	second := func(s *inventory.Set) {
@@ -36,7 +38,10 @@ func FuzzPacket6(f *testing.F) {
 			Unknown: inventory.UnknownLocal, Pool: &inventory.AddrRange{First: netip.MustParseAddr("2001:db8:30::"), Last: netip.MustParseAddr("2001:db8:30::1")}})
 	}
 	configs := []*config{compile(rack6()), compile(rack6(second)), compile(rack6(unknown(inventory.UnknownIgnore), second)),
-		compile(rack6(unknown(inventory.UnknownLocal), func(s *inventory.Set) { s.Networks[0].Pool, s.Networks[0].DNS = nil, nil }))}
+		compile(rack6(unknown(inventory.UnknownLocal), func(s *inventory.Set) { s.Networks[0].Pool, s.Networks[0].DNS = nil, nil })),
+		compile(rack6(func(s *inventory.Set) {
+			s.Networks[0].Pool = &inventory.AddrRange{First: netip.MustParseAddr("2001:db8:20::"), Last: netip.MustParseAddr("2001:db8:20::20")}
+		}))}
 	f.Fuzz(func(t *testing.T, raw []byte, n uint32, file string) {
 		w := &world{n}
 		whole := bytes.Clone(raw)
@@ -99,7 +104,8 @@ func worldTables6(r *request) [][]func(*table) {
 		list = append(list,
 			[]func(*table){leased6(mac, asked.String(), time.Hour)},
 			[]func(*table){leased6(macOther, asked.String(), time.Hour)},
-			[]func(*table){leased6(macOther, asked.String(), time.Hour, declinedLease)})
+			[]func(*table){leased6(macOther, asked.String(), time.Hour, declinedLease)},
+			[]func(*table){leased6(mac, asked.String(), time.Hour, declinedLease)})
 	}
 	return list
 }

@@ -46,7 +46,7 @@ func poolOf(first, last string) func(*inventory.Set) {
 // those that stand beside somebody who does.
 func configs4() []*config {
 	return []*config{compile(rack()), compile(rack(beside)), compile(rack(unknown(inventory.UnknownLocal))), compile(rack(unknown(inventory.UnknownIgnore))),
-		compile(rack(second, withDNS(60))), compile(rack(poolOf("10.20.0.0", "10.20.0.3"))), compile(rack(func(s *inventory.Set) { s.Networks[0].Pool = nil })),
+		compile(rack(second, withDNS(60))), compile(rack(poolOf("10.20.0.0", "10.20.0.3"))), compile(rack(poolOf("10.20.0.1", "10.20.0.20"))), compile(rack(func(s *inventory.Set) { s.Networks[0].Pool = nil })),
 		compile(rack(beside, unknown(inventory.UnknownIgnore), second))}
 }
 
@@ -64,13 +64,17 @@ func FuzzPacket(f *testing.F) {
 		message(INFORM, macDeclared, ciaddr("10.20.0.50")), message(DISCOVER, macDeclared, option(52, 3), option(57, 2, 64)), message(DISCOVER, macDeclared, option(57, 5, 0xdc), option(55, 1, 3, 121)),
 		message(DISCOVER, macDeclared, httpBoot(16)), message(DISCOVER, macDeclared, raspberryPi(4)), message(DISCOVER, macDeclared, onie),
 		message(DISCOVER, macDeclared, option(61, make([]byte, 250)...), option(82, make([]byte, 200)...), giaddr("10.20.0.254")),
+		message(DISCOVER, macStranger, ciaddr("10.20.0.77")), message(DISCOVER, macStranger, requested("10.20.0.15")), message(DISCOVER, macStranger, requested("10.20.0.131")),
+		message(REQUEST, macStranger, requested("10.20.0.15"), serverID("10.20.0.2")), message(REQUEST, macStranger, ciaddr("10.20.0.15"), giaddr("10.20.0.254")),
+		message(DISCOVER, macDeclared, pxe(7), option(61, make([]byte, 255)...), option(97, make([]byte, 17)...)),
 		message(REQUEST, macDeclared, requested("10.20.0.15"), func(p *dhcpv4.DHCPv4) { p.BootFileName = "\x0c\x04web1\xff" }, option(52, 1)),
 	} {
 		seeds = append(seeds, p.ToBytes())
 	}
 	for i, p := range seeds {
-		f.Add(p, uint32(i), "")
-		f.Add(p, uint32(i)*2654435761, "http://10.20.0.2/"+strings.Repeat("x", 200))
+		for k := range 8 { // worlds far from each other
+			f.Add(p, uint32(8*i+k)*2654435761, []string{"", "http://10.20.0.2/" + strings.Repeat("x", 200)}[k%2])
+		}
 	}
 	f.Add([]byte{1}, uint32(0), "ipxe.efi")
 	configs := configs4()
@@ -138,6 +142,7 @@ func worldTables(r *request) [][]func(*table) {
 		{leased(mac, mine, -time.Hour), leased(macOther, others, time.Hour)},
 		{leased(macOther, "10.20.0.15", time.Hour)},
 		{leased(macOther, "10.20.0.15", time.Hour, declinedLease)},
+		{leased(mac, mine, time.Hour, declinedLease)},
 		{offeredTo(mac, mine), offeredTo(macOther, others)},
 		{leased(macOther, "10.20.0.2", time.Hour), leased(macOther, "10.20.0.3", time.Hour)},
 	}
@@ -146,6 +151,7 @@ func worldTables(r *request) [][]func(*table) {
 			[]func(*table){leased(mac, asked.String(), time.Hour)},
 			[]func(*table){leased(macOther, asked.String(), time.Hour)},
 			[]func(*table){leased(macOther, asked.String(), time.Hour, declinedLease)},
+			[]func(*table){leased(mac, asked.String(), time.Hour, declinedLease)},
 			[]func(*table){offeredTo(macOther, asked.String())},
 			[]func(*table){func(t *table) { t.heard(rack().Networks[0], asked, macOther, epoch) }})
 	}
@@ -238,6 +244,9 @@ func judge4(t *testing.T, q question, holders map[place]*record, o outcome) {
 	}
 	if out.Flags != r.Flags && !(out.Flags == r.Flags|0x8000 && (kind == dhcpv4.MessageTypeNak || n.DHCP == inventory.DHCPProxy)) {
 		t.Fatalf("flags %04x came back as %04x in a %s", r.Flags, out.Flags, kind)
+	}
+	if kind == dhcpv4.MessageTypeNak && r.giaddr.IsValid() && !out.IsBroadcast() {
+		t.Fatal("a NAK that the relay would send to an address which the client does not have")
 	}
 	if id, has := r.Options[61]; has && !bytes.Equal(id, out.Options[61]) {
 		t.Fatalf("client identifier %x came back as %x", id, out.Options[61])
