@@ -40,7 +40,8 @@ func newServe() *cobra.Command {
 		Use: "serve", GroupID: "server", Short: "Run the server",
 		Long: `Run the server: DHCP, TFTP, boot scripts, images and the API.
 
-Nothing is answered on any network until a Network is declared and applied. Data stand under
+DHCP, TFTP and syslog answer nothing until a Network is declared and applied. The two TCP ports
+listen on every address from the start, or on those that boot and agent name. Data stand under
 ` + defaultData + `; ` + defaultConfig + ` overrides the defaults, and --print-config shows what is in
 force. At first start a CA, a key file and the operator's token are made.
 
