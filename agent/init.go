@@ -97,6 +97,8 @@ func boot(ctx context.Context, c *console) (Outcome, error) {
 	if to := args.Syslog; to.IsValid() {
 		if conn, err := net.Dial("udp", to.String()); err == nil {
 			c.mirror(conn)
+			c.log("logging to %s too", to)
+			c.logKernel(conn, nic, mods)
 		}
 	}
 	awaitDisks(ctx, h, mods, c.log)

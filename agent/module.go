@@ -31,7 +31,7 @@ type moduleInfo struct {
 // modules loads kernel modules, each once.
 type modules struct {
 	index  moduleIndex
-	load   func(path string) error
+	load   func(path, params string) error
 	tried  map[string]bool
 	seen   map[string]bool // device aliases that were looked up
 	log    func(format string, args ...any)
@@ -106,6 +106,24 @@ func (m *modules) match(alias string) []string {
 	return names
 }
 
+// insertWith loads a module that does what its parameters say, so that it is not
+// there before.
+func (m *modules) insertWith(name, params string) error {
+	info, ok := m.index.Modules[name]
+	if !ok {
+		return fmt.Errorf("the ramdisk has no module %s", name)
+	}
+	for _, d := range slices.Concat(info.Depends, info.Pre) {
+		m.insert(d)
+	}
+	m.tried[name] = true
+	if err := m.load(info.Path, params); err != nil {
+		return fmt.Errorf("module %s does not load: %w", name, err)
+	}
+	m.loaded = append(m.loaded, name)
+	return nil
+}
+
 // insert loads a module after what it depends on, and reports whether it is new.
 func (m *modules) insert(name string) bool {
 	if m.tried[name] {
@@ -119,7 +137,7 @@ func (m *modules) insert(name string) bool {
 	for _, d := range slices.Concat(info.Depends, info.Pre) {
 		m.insert(d)
 	}
-	err := m.load(info.Path)
+	err := m.load(info.Path, "")
 	switch {
 	case err == nil:
 		m.loaded = append(m.loaded, name)
@@ -134,13 +152,13 @@ func (m *modules) insert(name string) bool {
 	return err == nil
 }
 
-func finitModule(path string) error {
+func finitModule(path, params string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return unix.FinitModule(int(f.Fd()), "", 0)
+	return unix.FinitModule(int(f.Fd()), params, 0)
 }
 
 // glob is fnmatch for the patterns of module aliases: *, ? and [ ].

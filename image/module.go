@@ -185,9 +185,11 @@ var (
 		"vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8", "isofs", "efivarfs",
 		"af_packet", // the agent listens for LLDP
 	}
+	// consoleModules load when the agent says where to.
+	consoleModules = []string{"netconsole"}
 )
 
 // DefaultModules is the set that a ramdisk is built with when none is named.
 func DefaultModules() []string {
-	return slices.Concat(storageModules, networkModules, fileModules)
+	return slices.Concat(storageModules, networkModules, fileModules, consoleModules)
 }

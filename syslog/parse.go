@@ -111,6 +111,11 @@ func classic(s string) (app, text string) {
 	if len(s) > 15 && s[3] == ' ' && s[6] == ' ' && s[9] == ':' && s[12] == ':' && s[15] == ' ' {
 		s = s[16:]
 	}
+	// Netconsole sends the kernel's console as it is, in pieces of lines at times
+	// (Documentation/networking/netconsole.rst): "[   12.345678] Kernel panic".
+	if at, _, ok := strings.Cut(s, "]"); ok && len(at) > 8 && at[0] == '[' && strings.Trim(at[1:], " .0123456789") == "" {
+		return "kernel", s
+	}
 	first, rest, _ := strings.Cut(s, " ")
 	if tag, ok := tagOf(first); ok {
 		return tag, rest

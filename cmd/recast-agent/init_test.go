@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -98,7 +99,7 @@ func TestRamdiskWritesADisk(t *testing.T) {
 		t.Fatalf("build agent: %v\n%s", err, out)
 	}
 	ramdisk, err := image.BuildRamdisk(t.Context(), image.RamdiskOptions{KernelDeb: deb, Agent: bin, Out: filepath.Join(dir, "ramdisk"),
-		Modules: []string{"ahci", "sd_mod", "virtio_pci", "virtio_blk", "virtio_net", "e1000", "e1000e", "nvme", "virtio_scsi", "efivarfs"}})
+		Modules: []string{"ahci", "sd_mod", "virtio_pci", "virtio_blk", "virtio_net", "e1000", "e1000e", "nvme", "virtio_scsi", "efivarfs", "netconsole"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,8 +109,12 @@ func TestRamdiskWritesADisk(t *testing.T) {
 	}
 	t.Cleanup(func() { netns.Close() })
 	var boot, api net.Listener
+	var log net.PacketConn
 	err = netns.Do(func() error {
 		var err error
+		if log, err = net.ListenPacket("udp", "10.66.0.1:514"); err != nil {
+			return err
+		}
 		if boot, err = net.Listen("tcp", "10.66.0.1:8080"); err != nil {
 			return err
 		}
@@ -146,6 +151,11 @@ func TestRamdiskWritesADisk(t *testing.T) {
 	s := &server{}
 	serve(tls.NewListener(api, &tls.Config{Certificates: []tls.Certificate{cert}}), s)
 
+	lines := &syslog{}
+	done := make(chan struct{})
+	go func() { defer close(done); lines.receive(log) }()
+	t.Cleanup(func() { log.Close(); <-done })
+
 	type machine struct {
 		name string
 		args []string
@@ -178,7 +188,7 @@ func TestRamdiskWritesADisk(t *testing.T) {
 			if err := os.WriteFile(disk, bytes.Repeat([]byte{0xA5}, 64*mib), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			append_ := fmt.Sprintf("console=ttyS0 recast.url=https://10.66.0.1:8443 recast.ca=%s recast.time=%d recast.nonce=n1", ca, time.Now().Unix())
+			append_ := fmt.Sprintf("console=ttyS0 recast.url=https://10.66.0.1:8443 recast.ca=%s recast.time=%d recast.nonce=n1 recast.syslog=10.66.0.1:514 loglevel=nonsense", ca, time.Now().Unix())
 			if tt.mac != "" {
 				append_ += " recast.mac=" + tt.mac
 			}
@@ -217,6 +227,14 @@ func TestRamdiskWritesADisk(t *testing.T) {
 				t.Fatalf("the machine did not reboot by itself: %v", err)
 			}
 			s.check(t, tt.mac, tt.uefi)
+			for _, want := range []string{"<14>recast-agent: disk /dev/", "<4>kernel: [    0.000000] Malformed early option 'loglevel'"} {
+				if !lines.take(want) {
+					t.Errorf("no %q was sent to the server", want)
+				}
+			}
+			if lines.take("a panic of the kernel will not be seen") {
+				t.Error("netconsole was not loaded")
+			}
 			have, err := os.ReadFile(disk)
 			if err != nil {
 				t.Fatal(err)
@@ -262,6 +280,34 @@ func (s *server) check(t *testing.T, mac string, uefi bool) {
 	}
 	b, _ := json.Marshal(f.Disks)
 	t.Logf("disks %s", b)
+}
+
+// syslog keeps what machines send.
+type syslog struct {
+	mu   sync.Mutex
+	said []string
+}
+
+func (s *syslog) receive(c net.PacketConn) {
+	b := make([]byte, 2048)
+	for {
+		n, _, err := c.ReadFrom(b)
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		s.said = append(s.said, string(b[:n]))
+		s.mu.Unlock()
+	}
+}
+
+// take tells whether a line with that text came, and forgets it.
+func (s *syslog) take(text string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := len(s.said)
+	s.said = slices.DeleteFunc(s.said, func(line string) bool { return strings.Contains(line, text) })
+	return len(s.said) < before
 }
 
 func ip(t *testing.T, ns, args string) {
