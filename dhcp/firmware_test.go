@@ -325,3 +325,33 @@ func TestTheAttemptsTraceGoesWithTheBootFile(t *testing.T) {
 		}
 	}
 }
+
+// What goes wrong before iPXE has its script is seen by the server too.
+func TestIPXELogsFromItsAddressOn(t *testing.T) {
+	ours := netip.MustParseAddr("10.20.0.1")
+	logging := func(q *question) {
+		booting(q)
+		q.boot.log = ours
+	}
+	ipxe := func(p *dhcpv4.DHCPv4) {
+		pxe(0)(p)
+		p.Options[175] = []byte{0x13, 1, 1}
+	}
+	o := ask(t, rack(), message(DISCOVER, macDeclared, ipxe), nil, logging)
+	if o.packet == nil || !bytes.Equal(o.packet.Options[7], ours.AsSlice()) {
+		t.Errorf("option 7 is %x", o.packet.Options[7])
+	}
+	r := newRig(t, rack())
+	for log, want := range map[string]bool{"10.20.0.1:514": true, "10.20.0.1:5514": false, "[fd00::1]:514": false} {
+		r.boot.spec.Syslog = netip.MustParseAddrPort(log)
+		for name, c := range map[string]struct {
+			client func(*dhcpv4.DHCPv4)
+			want   bool
+		}{"iPXE": {ipxe, want}, "firmware": {pxe(0), false}, "a system": {func(*dhcpv4.DHCPv4) {}, false}} {
+			r.put(message(DISCOVER, macDeclared, c.client))
+			if got := r.get().Options.Has(dhcpv4.OptionLogServer); got != c.want {
+				t.Errorf("%s, logs to %s: option 7 is there: %t", name, log, got)
+			}
+		}
+	}
+}

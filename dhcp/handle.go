@@ -329,6 +329,9 @@ func (s *Server) boot(ctx context.Context, q *question) string {
 	}
 	if file, ok := s.Bootfile(c, spec, q.server); ok {
 		q.boot = boot{file: file, trace: spec.Trace}
+		if a := spec.Syslog; c.Loader == ipxe.LoaderIPXE && a.Port() == ipxe.SyslogPort && a.Addr().Is4() {
+			q.boot.log = a.Addr()
+		}
 	}
 	return ""
 }

@@ -173,6 +173,10 @@ func (q *question) addBoot(p *dhcpv4.DHCPv4) {
 		p.Options[dhcpv4.OptionClassIdentifier.Code()] = classHTTP
 		return
 	}
+	if q.boot.log.IsValid() {
+		// iPXE's setting "syslog" is option 7.
+		p.Options[dhcpv4.OptionLogServer.Code()] = ip4(q.boot.log)
+	}
 	p.ServerIPAddr = ip4(q.server)
 	p.Options[dhcpv4.OptionTFTPServerName.Code()] = q.server.AppendTo(make([]byte, 0, 16))
 	if c.Loader == ipxe.LoaderIPXE && q.network.DHCP != inventory.DHCPProxy {
@@ -216,7 +220,7 @@ func (q *question) fit(p *dhcpv4.DHCPv4) {
 	}
 	spare := []dhcpv4.OptionCode{
 		dhcpv4.OptionBroadcastAddress, dhcpv4.OptionRenewTimeValue, dhcpv4.OptionRebindingTimeValue,
-		dhcpv4.OptionTFTPServerName, dhcpv4.OptionBootfileName, optUUID, dhcpv4.OptionDomainNameServer,
+		dhcpv4.OptionLogServer, dhcpv4.OptionTFTPServerName, dhcpv4.OptionBootfileName, optUUID, dhcpv4.OptionDomainNameServer,
 	}
 	for _, code := range spare {
 		if size(p) <= limit {

@@ -208,6 +208,8 @@ func (c *config) network(r *request, local []*inventory.Network, unicast bool) (
 type boot struct {
 	file  string // TFTP name, or URL for iPXE
 	trace string // of the attempt; "" none
+	// log is where iPXE may log to, from before it has a script; zero: nowhere.
+	log netip.Addr
 }
 
 // question is everything the answer to one packet depends on, but the leases.

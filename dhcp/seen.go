@@ -55,6 +55,9 @@ func (s *Server) sawAsked(q *question) {
 	if id := q.req.serverID; id.IsValid() {
 		o.Server, o.Foreign = id, !q.isOurs(id)
 	}
+	if o.Foreign && !o.Remote.IsValid() {
+		o.Remote = q.req.requested // what it will speak from
+	}
 	s.observe(o)
 }
 

@@ -34,11 +34,11 @@ func TestObservationsTellWhoAnsweredAndWhyWeDidNot(t *testing.T) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, o := range r.seen {
-		got = append(got, fmt.Sprintf("%s server %v foreign %v, %s %d: %s", o.Kind, o.Server, o.Foreign, o.Client, o.Arch, o.Error))
+		got = append(got, fmt.Sprintf("%s server %v foreign %v%s, %s %d: %s", o.Kind, o.Server, o.Foreign, map[bool]string{true: " gave " + o.Remote.String()}[o.Foreign], o.Client, o.Arch, o.Error))
 	}
 	none, ours := netip.Addr{}, ourAddr
 	if diff := cmp.Diff([]string{
-		fmt.Sprintf("%s server %v foreign true, os 0: ", inventory.SawRequest, foreign),
+		fmt.Sprintf("%s server %v foreign true gave 10.20.0.15, os 0: ", inventory.SawRequest, foreign),
 		fmt.Sprintf("%s server %v foreign false, firmware 7: another DHCP server", inventory.SawUnanswered, none),
 		fmt.Sprintf("%s server %v foreign false, firmware 7: ", inventory.SawDiscover, none),
 		fmt.Sprintf("%s server %v foreign false, firmware 7: ", inventory.SawOffer, ours),

@@ -68,7 +68,7 @@ type Spec struct {
 	// Local is the declared way to the disk, with SpecLocal; "" by the firmware.
 	Local inventory.LocalBoot
 
-	// Syslog is where the loader may log to; zero: nowhere. iPXE knows port 514 alone.
+	// Syslog is where the loader may log to; zero: nowhere. iPXE knows SyslogPort alone.
 	Syslog netip.AddrPort
 
 	// With SpecRamdisk: paths below the boot listener's root, and the kernel's

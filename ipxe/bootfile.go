@@ -15,6 +15,9 @@ const (
 	NothingPath  = "/boot/nothing" // never found
 )
 
+// SyslogPort is the only one that iPXE logs to (its net/udp/syslog.c).
+const SyslogPort = 514
+
 // AutoexecName is the script that iPXE from 1.21 on asks the place it came
 // from, before it asks DHCP. Where it is missing some builds stop.
 const AutoexecName = "autoexec.ipxe"

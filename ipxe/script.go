@@ -232,8 +232,12 @@ func begin(spec Spec, doing safe) *script {
 		who = "undeclared machine"
 	}
 	// A build without syslog takes it for a name of somebody's own.
-	if a := spec.Syslog; a.Addr().Is4() && a.Port() == 514 {
-		s.add("set syslog", safe(a.Addr().String()))
+	if a := spec.Syslog; a.Port() == SyslogPort {
+		if a.Addr().Is4() {
+			s.add("set syslog", safe(a.Addr().String()))
+		} else {
+			s.add("set syslog6", safe(a.Addr().WithZone("").String()))
+		}
 	}
 	if spec.Trace != "" {
 		s.add("echo recast: trace", clean(spec.Trace))
