@@ -46,7 +46,7 @@ func diagnose(q suspects, now time.Time) (string, []Cause) {
 	if d.st.Phase == Failed {
 		step = StepName(d.trail.step)
 	}
-	if d.off(step) {
+	if d.off(step) || d.died(step) {
 		return d.missing, d.causes
 	}
 	switch step {
@@ -112,6 +112,34 @@ func (d *diagnosis) off(step StepName) bool {
 	}
 	d.cause("powered-off", next, "somebody switched it off, it lost its power, or it powered itself off")
 	return true
+}
+
+// died tells whether the ramdisk said why it is no more.
+func (d *diagnosis) died(step StepName) bool {
+	switch step {
+	case StepClaiming, StepInspecting, StepWriting, StepVerifying:
+	default:
+		return false
+	}
+	words := fmt.Sprintf("recast explain %s --lines 200 shows its last words; it restarts by itself", d.name)
+	switch {
+	case d.panicked != "":
+		d.lacks("the ramdisk's kernel has panicked")
+		d.cause("kernel-panic", words, "%s", d.panicked)
+	case d.stopped != "":
+		d.lacks("the ramdisk has given up")
+		d.cause("agent-stopped", words, "%s", d.stopped)
+	default:
+		return false
+	}
+	if d.disk != "" {
+		d.diskErrors()
+	}
+	return true
+}
+
+func (d *diagnosis) diskErrors() {
+	d.cause("disk-errors", "recast describe "+d.name+" names the disk: replace it, or its cable", "its kernel says: %s", d.disk)
 }
 
 // soon is said first of what may only need its time.
@@ -504,9 +532,15 @@ func (d *diagnosis) work() {
 	switch quiet := d.now.Sub(heard).Round(time.Second); {
 	case quiet >= quietAgent:
 		d.lacks("nothing was heard from the ramdisk for %s", quiet)
+		if d.disk != "" {
+			d.diskErrors()
+		}
 		d.cause("agent-quiet", d.console(), "it restarted, lost its network, or its disk does not answer; what it does next, it does after asking here")
 	case p != nil && p.Rate > 0 && p.Rate < slowWrite && p.At.Sub(p.Since) >= quietAgent:
 		d.lacks("the ramdisk is at work, at %s/s", inventory.SizeText(int64(p.Rate)))
+		if d.disk != "" {
+			d.diskErrors()
+		}
 		d.cause("write-slow", "recast describe "+d.name+" names the disk; "+d.console()+" for errors of it", "a disk that fails, a controller without its cache, or a network that loses packets")
 	}
 }

@@ -168,6 +168,11 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "ramdisk gets no address", step: StepClaiming, seen: with(toScript, kernel, initrd, saw(inventory.SawUnanswered, by("os"), detail("DISCOVER"), bad("no free address"))), missing: "no free address", code: "pool-empty"},
 		{name: "agent port blocked", step: StepClaiming, seen: with(toScript, kernel, initrd, system), missing: "has not reached the agent port", code: "agent-blocked", next: "recast doctor", also: "agent-no-tls"},
 		{name: "agent without TLS", step: StepClaiming, seen: with(toScript, kernel, initrd, system, saw(inventory.SawTLS, by(""), bad("remote error: tls: bad certificate"))), missing: "bad certificate", code: "agent-no-tls", next: "clock"},
+		{name: "kernel panic", step: StepClaiming, seen: with(toScript, kernel, initrd, system), change: says("kernel: [ 15.383120] Kernel panic - not syncing: VFS: Unable to mount root fs", "kernel: [ 15.38] Call Trace:"),
+			missing: "the ramdisk's kernel has panicked", code: "kernel-panic", next: "recast explain m1 --lines 200"},
+		{name: "agent gave up", step: StepClaiming, seen: with(toScript, kernel, initrd, system), change: says("recast-agent: STOPPED: bring up the network: no link"), missing: "has given up", code: "agent-stopped"},
+		{name: "panic while it writes, of a bad disk", step: StepWriting, change: says("kernel: [ 9.1] I/O error, dev sda, sector 8 op 0x1:(WRITE)", "kernel: [ 15.383120] Kernel panic - not syncing: x"), missing: "panicked", code: "kernel-panic", also: "disk-errors"},
+		{name: "quiet, with a disk that fails", step: StepWriting, change: says("kernel: [ 9.1] I/O error, dev sda, sector 8 op 0x1:(WRITE)"), missing: "nothing was heard from the ramdisk", code: "disk-errors", next: "recast describe m1", also: "agent-quiet"},
 		{name: "claim refused", step: StepClaiming, seen: with(toScript, kernel, initrd, system, saw(inventory.SawClaim, by(""), bad("refused: the nonce was used"))), missing: "refused: the nonce was used", code: "claim-refused"},
 
 		{name: "agent quiet", step: StepInspecting, missing: "nothing was heard from the ramdisk for 2m0s", code: "agent-quiet"},
@@ -270,6 +275,15 @@ func bmcSaid(text string) func(*suspects) {
 
 func bmcSays(power bmc.PowerState, next bmc.BootDevice) func(*suspects) {
 	return func(q *suspects) { q.BMC = bmcNow{at: t0, power: power, next: next} }
+}
+
+// says adds lines of syslog.
+func says(lines ...string) func(*suspects) {
+	return func(q *suspects) {
+		for _, l := range lines {
+			q.Timeline = append(q.Timeline, TimelineEntry{Time: t0, Kind: string(inventory.SawSyslog), Text: l})
+		}
+	}
 }
 
 // An explanation reads the BMC, once in a while, and changes nothing.

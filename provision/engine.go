@@ -95,6 +95,7 @@ type Engine struct {
 	waiting     map[string]Wait // machine → first failing reason
 	strays      map[inventory.MAC]Stray
 	strangers   strangers
+	elsewhere   elsewhere
 	leases      map[netip.Addr]inventory.Lease
 	ports       learned
 	frozen      Freeze

@@ -223,6 +223,7 @@ func (e *Engine) Observe(o inventory.Observation) {
 		return
 	}
 	m := e.machine(name)
+	e.elsewhere.saw(o, name)
 	if o.Kind == inventory.SawSyslog {
 		m.history.log(o)
 		return
@@ -384,7 +385,7 @@ func (e *Engine) whose(o inventory.Observation) string {
 	if m := e.set.MachineByAddr(o.Remote); m != nil {
 		return m.Name
 	}
-	return ""
+	return e.elsewhere.whose(o.Remote)
 }
 
 // watchLeases follows the lease table, which only the DHCP server writes.

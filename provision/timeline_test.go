@@ -238,3 +238,45 @@ func TestAWatcherThatFallsBehindLooksOnce(t *testing.T) {
 		t.Error("machines that wait to be declared are not woken when they may be")
 	}
 }
+
+// Beside another DHCP server, what a machine fetches and logs comes from an address
+// that is in no lease of ours: it said which when it took it.
+func TestAnAddressFromElsewhereIsJoined(t *testing.T) {
+	s := newSite(t, 2)
+	s.apply(s.yaml(true), "m1", "m2")
+	took, other := netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.9")
+	lines := func(name string) (n int) {
+		for _, l := range s.Timeline(name) {
+			if strings.Contains(l.Text, "snponly.efi") || strings.Contains(l.Text, "ipxe: hello") {
+				n++
+			}
+		}
+		return n
+	}
+	say := func() {
+		s.Observe(inventory.Observation{Kind: inventory.SawTFTP, Remote: took, Detail: "snponly.efi"})
+		s.Observe(inventory.Observation{Kind: inventory.SawSyslog, Remote: took, Client: "ipxe", Detail: "hello"})
+	}
+	say()
+	if n := lines("m1") + lines("m2"); n != 0 {
+		t.Fatalf("%d lines of nobody are joined", n)
+	}
+	request := func(i int, at netip.Addr) {
+		s.Observe(inventory.Observation{Kind: inventory.SawRequest, MAC: testMAC(i), Remote: at, Server: other, Foreign: true})
+	}
+	request(1, took)
+	say()
+	if lines("m1") != 2 {
+		t.Errorf("the timeline is %+v", s.Timeline("m1"))
+	}
+	request(2, took) // given to another since
+	say()
+	if lines("m1") != 2 || lines("m2") != 2 {
+		t.Errorf("%d and %d lines", lines("m1"), lines("m2"))
+	}
+	request(2, netip.MustParseAddr("10.0.0.201"))
+	say()
+	if lines("m1") != 2 || lines("m2") != 2 {
+		t.Errorf("an address that was left is still joined: %d and %d lines", lines("m1"), lines("m2"))
+	}
+}

@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -34,6 +35,11 @@ type trail struct {
 
 	step string // the last that was entered
 	bmc  string // the last error of its BMC
+
+	// What the ramdisk said at last, by syslog; anybody may say so in its name.
+	panicked string // of the kernel
+	stopped  string // of the agent: why it gave up
+	disk     string // of the kernel: an error of a disk
 }
 
 // follow reads the boot that began last.
@@ -50,6 +56,8 @@ func follow(lines []TimelineEntry) trail {
 			}
 		case l.Seen != nil:
 			t.saw(l.Seen)
+		case l.Kind == string(inventory.SawSyslog):
+			t.heard(l.Text)
 		case l.Kind == "seen" && strings.HasPrefix(l.Text, bmcPrefix):
 			t.bmc = strings.TrimPrefix(l.Text, bmcPrefix)
 		}
@@ -63,9 +71,33 @@ const bmcPrefix = "its BMC: "
 var allSteps = []StepName{StepStopping, StepArming, StepPowering, StepBooting, StepClaiming, StepInspecting, StepWriting,
 	StepVerifying, StepStarting, StepRestarting, StepPowerOff, StepAwaitingPerson}
 
+// heard a line of the machine's own.
+func (t *trail) heard(text string) {
+	if why, ok := strings.CutPrefix(text, "recast-agent: STOPPED: "); ok {
+		t.stopped = why
+		return
+	}
+	said, ok := strings.CutPrefix(text, "kernel: ")
+	if !ok {
+		return
+	}
+	if _, after, ok := strings.Cut(said, "] "); ok {
+		said = after
+	}
+	switch {
+	case strings.Contains(said, "Kernel panic - not syncing"):
+		t.panicked = said
+	case strings.Contains(said, "I/O error, dev "), strings.Contains(said, "critical medium error, dev "), strings.Contains(said, "failed command: "):
+		t.disk = said
+	}
+}
+
 func (t *trail) saw(o *inventory.Observation) {
 	switch o.Kind {
 	case inventory.SawDiscover, inventory.SawRequest, inventory.SawUnanswered:
+		if o.Client != string(ipxe.LoaderOS) {
+			t.panicked, t.stopped = "", "" // it has restarted
+		}
 		switch {
 		case o.Client == string(ipxe.LoaderOS):
 			t.System = o
@@ -160,4 +192,33 @@ func (s *strangers) list() []inventory.Observation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.last)
+}
+
+// elsewhere are the addresses that machines took from other DHCP servers, as beside
+// ProxyDHCP: by them what they fetch and log is joined to them, and nothing more.
+// Each machine has one at most.
+type elsewhere struct {
+	mu   sync.Mutex
+	of   map[netip.Addr]string
+	addr map[string]netip.Addr
+}
+
+func (e *elsewhere) saw(o inventory.Observation, name string) {
+	if !o.Foreign || o.Kind != inventory.SawRequest || !o.Remote.IsValid() {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.of == nil {
+		e.of, e.addr = map[netip.Addr]string{}, map[string]netip.Addr{}
+	}
+	delete(e.of, e.addr[name])
+	delete(e.addr, e.of[o.Remote])
+	e.of[o.Remote], e.addr[name] = name, o.Remote
+}
+
+func (e *elsewhere) whose(a netip.Addr) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.of[a]
 }
