@@ -128,7 +128,7 @@ func (b Boot) pick(c Client, spec Spec) (loader, why string) {
 		}
 	}
 	if loader == "" {
-		return "", fmt.Sprintf("no loader for %s (option 93 is %d)", c.Arch, uint16(c.Arch))
+		return "", fmt.Sprintf("no loader for %s: %s", c.Arch, c.Arch.Cure())
 	}
 	if b.Have != nil && !b.Have(loader) {
 		return "", fmt.Sprintf("loader %q is missing: %s", loader, loaderCure)

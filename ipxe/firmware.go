@@ -1,6 +1,7 @@
 package ipxe
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -52,7 +53,15 @@ type firmware struct {
 	arch   inventory.Arch
 	uefi   bool
 	http   bool
+	cure   string // what a person does about one that we have no loader for
 }
+
+// Boards whose own firmware loads a board's files and no program that is not made
+// for it. The same boards with UEFI, which is software there, ask as arm64 UEFI.
+const (
+	ubootCure = "let it boot by EFI, as U-Boot's standard boot does after its own names (it asks again as arm64 UEFI), or by its disk"
+	piCure    = "put UEFI firmware for it on its card or flash (it then asks as arm64 UEFI), or let it boot by its card or its own server"
+)
 
 // Firmwares that get the same, under several numbers.
 var (
@@ -85,9 +94,9 @@ var firmwares = map[Firmware]firmware{
 	FirmwareARM64HTTP:     arm64.byHTTP(),
 	FirmwareBIOSHTTP:      {name: "x86 BIOS HTTP", http: true},
 	FirmwareARM32UBoot:    {name: "arm U-Boot (32 bit)"},
-	FirmwareARM64UBoot:    {name: "arm64 U-Boot"},
+	FirmwareARM64UBoot:    {name: "arm64 U-Boot", cure: ubootCure},
 	FirmwareARM32UBHTTP:   {name: "arm U-Boot HTTP (32 bit)", http: true},
-	FirmwareARM64UBHTTP:   {name: "arm64 U-Boot HTTP", http: true},
+	FirmwareARM64UBHTTP:   {name: "arm64 U-Boot HTTP", http: true, cure: ubootCure},
 	FirmwareRISCV32UEFI:   {name: "riscv32 UEFI", uefi: true},
 	FirmwareRISCV32HTTP:   {name: "riscv32 UEFI HTTP", uefi: true, http: true},
 	FirmwareRISCV64UEFI:   riscv,
@@ -98,7 +107,7 @@ var firmwares = map[Firmware]firmware{
 	FirmwareLoong32HTTP:   {name: "loongarch32 UEFI HTTP", uefi: true, http: true},
 	FirmwareLoong64UEFI:   loong,
 	FirmwareLoong64HTTP:   loong.byHTTP(),
-	FirmwareRaspberryBoot: {name: "Raspberry Pi boot"},
+	FirmwareRaspberryBoot: {name: "the boot code of a Raspberry Pi", cure: piCure},
 }
 
 // String names the firmware for people; an unknown number is shown as one.
@@ -120,6 +129,11 @@ func (f Firmware) HTTP() bool { return firmwares[f].http }
 func (f Firmware) Loader() (string, bool) {
 	l := firmwares[f].loader
 	return l, l != ""
+}
+
+// Cure is what a person does about a firmware that has no loader.
+func (f Firmware) Cure() string {
+	return cmp.Or(firmwares[f].cure, "boot it in another mode of its firmware")
 }
 
 // CPU is the architecture of the machine's processors; "" where the number does

@@ -86,7 +86,7 @@ func TestBootfileNamesNoLoaderThatIsMissing(t *testing.T) {
 	if why := b.Explain(c, Spec{Kind: SpecRamdisk}); !strings.Contains(why, "snponly.efi") || !strings.Contains(why, "apt-get install ipxe") {
 		t.Errorf("Explain = %q: want the file and the cure", why)
 	}
-	if why := (Boot{}).Explain(Client{Arch: 6, Loader: LoaderFirmware}, Spec{Kind: SpecRamdisk}); why != "no loader for x86 UEFI (32 bit) (option 93 is 6)" {
+	if why := (Boot{}).Explain(Client{Arch: 6, Loader: LoaderFirmware}, Spec{Kind: SpecRamdisk}); why != "no loader for x86 UEFI (32 bit): boot it in another mode of its firmware" {
 		t.Errorf("Explain = %q", why)
 	}
 	if why := (Boot{}).Explain(c, Spec{Kind: SpecRamdisk}); why != "" {
@@ -147,5 +147,23 @@ func TestLoadersPreferTheEmbeddedOnes(t *testing.T) {
 	}
 	if _, err := fs.ReadFile(l, "README"); err == nil {
 		t.Error("serves README")
+	}
+}
+
+// Boards that load files of their own by their own names are told apart from a PC
+// that is set up wrongly.
+func TestFirmwareWithoutALoaderIsToldWhatToDo(t *testing.T) {
+	for arch, want := range map[Firmware]string{
+		FirmwareRaspberryBoot: "no loader for the boot code of a Raspberry Pi: put UEFI firmware for it on its card",
+		FirmwareARM64UBoot:    "no loader for arm64 U-Boot: let it boot by EFI",
+		FirmwareItanium:       "no loader for Itanium: boot it in another mode",
+	} {
+		c := Client{Arch: arch, Loader: LoaderFirmware}
+		if why := (Boot{}).Explain(c, Spec{Kind: SpecRamdisk}); !strings.HasPrefix(why, want) {
+			t.Errorf("%q; want %q…", why, want)
+		}
+		if file, ok := (Boot{}).Bootfile(c, Spec{Kind: SpecRamdisk}, netip.MustParseAddr("10.20.0.2"), 8080); ok {
+			t.Errorf("%s gets %q", arch, file)
+		}
 	}
 }

@@ -349,7 +349,7 @@ func (d *diagnosis) noBootFile(o *inventory.Observation) {
 	}
 	arch := ipxe.Firmware(o.Arch)
 	if _, ok := arch.Loader(); !ok {
-		d.cause("arch-mismatch", "boot it in another mode of its firmware", "there is no loader for %s (option 93 is %d)", arch, o.Arch)
+		d.cause("arch-mismatch", arch.Cure(), "there is no loader for %s", arch)
 		return
 	}
 	d.cause("no-boot-file", "recast doctor", "the answer named no boot file: the loader is missing, or it was not the machine's turn")
