@@ -98,11 +98,11 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	f := &fuzzer{bin: dir, corpus: filepath.Join(dir, "corpus")}
-	if err := f.build(ctx, targets); err != nil {
-		return err
-	}
+	f := &fuzzer{bin: dir, corpus: filepath.Join(dir, "corpus"), built: map[string]bool{}}
 	if !*long {
+		if err := f.build(ctx, targets); err != nil {
+			return err
+		}
 		return f.each(ctx, targets, *brief, func(t target, r row) {
 			if r.findings > 0 {
 				return
@@ -136,9 +136,13 @@ func run(ctx context.Context) error {
 			fmt.Println("every target has had its hour")
 			return nil
 		}
+		left = left[:min(parallel, len(left))]
+		if err := f.build(ctx, left); err != nil {
+			return err
+		}
 		var mu sync.Mutex
 		var unsaved error
-		err := f.each(ctx, left[:min(parallel, len(left))], *slice, func(t target, got row) {
+		err := f.each(ctx, left, *slice, func(t target, got row) {
 			mu.Lock()
 			defer mu.Unlock()
 			r := rows[t]
@@ -156,16 +160,18 @@ func run(ctx context.Context) error {
 }
 
 // fuzzer runs test binaries that are built for it.
-type fuzzer struct{ bin, corpus string }
+type fuzzer struct {
+	bin, corpus string
+	built       map[string]bool
+}
 
 // build makes one binary for each package, and looks that no target was forgotten.
 func (f *fuzzer) build(ctx context.Context, targets []target) error {
-	done := map[string]bool{}
 	for _, t := range targets {
-		if done[t.pkg] {
+		if f.built[t.pkg] {
 			continue
 		}
-		done[t.pkg] = true
+		f.built[t.pkg] = true
 		// The pattern is what makes the compiler count the branches.
 		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-fuzz", "^"+t.name+"$", "-o", filepath.Join(f.bin, t.pkg), "./"+t.pkg)
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
