@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -397,6 +398,11 @@ func (h Hardware) nic(name string) inventory.NICFacts {
 	}
 	if h.Root == "" {
 		n.IPv4, n.IPv6 = address(name, false), address(name, true)
+		for _, vlan := range h.list("/sys/class/net") {
+			if strings.HasPrefix(vlan, name+".") { // see addVLAN
+				n.IPv4, n.IPv6 = cmp.Or(n.IPv4, address(vlan, false)), cmp.Or(n.IPv6, address(vlan, true))
+			}
+		}
 	}
 	if h.LLDP != nil {
 		n.LLDP = h.LLDP(name)

@@ -133,6 +133,10 @@ func (s scope) checkBoot(m *Machine, raw rawMachine) {
 			s.problem(nic.Network.Line, "spec.nics["+strconv.Itoa(i)+"].network",
 				fmt.Sprintf("network %q has dhcp: proxy, where shim and GRUB take the other server for ours", n.Name),
 				"want a Network with dhcp: authoritative for a machine with secureBoot")
+		} else if n != nil && n.VLAN != 0 && !imported {
+			s.problem(nic.Network.Line, "spec.nics["+strconv.Itoa(i)+"].network",
+				fmt.Sprintf("network %q has vlan: %d, and Debian's signed GRUB sends no tags", n.Name, n.VLAN),
+				"give the switch port that VLAN without a tag and the machine another Network, or name an imported loader by its digest")
 		}
 	}
 }

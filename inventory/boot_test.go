@@ -103,6 +103,8 @@ func TestMistakesInHowAMachineBootsAreNamed(t *testing.T) {
 			`rack.yaml:18: spec.secureBoot: there is no signed loader for arm64; import one (recast loader import) and name its digest in boot.loader`},
 		{"Secure Boot and sanboot", bootRack + "  secureBoot: true\n  boot: {local: sanboot}\n",
 			`rack.yaml:18: spec.boot.local: sanboot is iPXE's, and with secureBoot the machine gets GRUB; want one of exit, silent, grub, http-404`},
+		{"Secure Boot in a VLAN", strings.Replace(bootRack, "dhcp: authoritative,", "vlan: 100, dhcp: authoritative,", 1) + "  secureBoot: true\n",
+			`rack.yaml:16: spec.nics[0].network: network "rack1" has vlan: 100, and Debian's signed GRUB sends no tags; give the switch port that VLAN without a tag and the machine another Network, or name an imported loader by its digest`},
 		{"Secure Boot beside another DHCP server", proxy + "  secureBoot: true\n",
 			`rack.yaml:16: spec.nics[0].network: network "rack1" has dhcp: proxy, where shim and GRUB take the other server for ours; want a Network with dhcp: authoritative for a machine with secureBoot`},
 	} {
