@@ -219,9 +219,8 @@ func (d *diagnosis) boot() {
 		d.noLoader()
 	case d.Offered != nil:
 		d.lacks("it was offered %s and has not asked for it", d.Offered.Remote)
-		d.foreign()
 		d.noBootFile(d.Offered)
-		d.cause("offer-lost", d.capture()+" on its side shows whether the OFFER arrives", "the offer does not reach it: DHCP snooping on the switch port (trust the server's), or a relay that drops replies")
+		d.offerLost()
 	case d.Asked != nil:
 		d.lacks("it has asked for an address and was offered none")
 		d.foreign()
@@ -229,6 +228,12 @@ func (d *diagnosis) boot() {
 	default:
 		d.nothing()
 	}
+}
+
+// offerLost: it asks again and again, and takes no offer.
+func (d *diagnosis) offerLost() {
+	d.foreign()
+	d.cause("offer-lost", d.capture()+" on its side shows whether the OFFER arrives", "the offer does not reach it: DHCP snooping on the switch port (trust the server's), or a relay that drops replies")
 }
 
 func (d *diagnosis) proxy() bool { return d.Network != nil && d.Network.DHCP == inventory.DHCPProxy }
@@ -504,6 +509,9 @@ func (d *diagnosis) claim() {
 		d.cause("ramdisk-dies", d.console(), "the kernel does not start, or panics")
 	case d.Unanswered != nil || d.System.Kind == inventory.SawUnanswered:
 		d.unanswered(d.System)
+	case d.System.Kind == inventory.SawDiscover:
+		d.lacks("the ramdisk asks for an address and has taken none")
+		d.offerLost()
 	default:
 		d.lacks("the ramdisk has its address and has not reached the agent port")
 		d.cause("agent-blocked", "recast doctor", "a firewall drops the agent port (8443), or another process holds it")
@@ -577,7 +585,14 @@ func (d *diagnosis) start() {
 	} else if d.Asked != nil {
 		d.cause("boots-again", d.console(), "its firmware asks for a network boot again: the disk is not first, or did not start")
 	}
-	if d.System != nil && d.Script == nil {
+	switch {
+	case d.System == nil || d.Script != nil:
+	case d.System.Kind == inventory.SawUnanswered:
+		d.unanswered(d.System)
+	case d.System.Kind == inventory.SawDiscover:
+		d.lacks("the installed system asks for an address and has taken none")
+		d.offerLost()
+	default:
 		d.cause("agent-blocked", "recast doctor", "the system runs, and cannot reach the agent port of this server, or its report does not start")
 	}
 	if d.Script == nil && d.System == nil && d.Asked == nil {

@@ -16,9 +16,10 @@ import (
 // meters count what the servers observe. Nothing is counted per machine: labels
 // are message types, results and reasons, of which there are a few.
 type meters struct {
-	dhcp [len(dhcpReplies)]histogram
-	tftp transfers
-	file transfers
+	asked [len(dhcpAsked)]atomic.Uint64
+	dhcp  [len(dhcpReplies)]histogram
+	tftp  transfers
+	file  transfers
 
 	scripts     [len(scriptKinds)]atomic.Uint64
 	scriptTimes histogram
@@ -35,6 +36,8 @@ type transfers struct {
 }
 
 var (
+	dhcpAsked    = [...]inventory.ObservationKind{inventory.SawDiscover, inventory.SawRequest, inventory.SawDecline, inventory.SawRelease}
+	askedNames   = [len(dhcpAsked)]string{"DISCOVER", "REQUEST", "DECLINE", "RELEASE"}
 	dhcpReplies  = [...]inventory.ObservationKind{inventory.SawOffer, inventory.SawAck, inventory.SawNak}
 	dhcpNames    = [len(dhcpReplies)]string{"OFFER", "ACK", "NAK"}
 	scriptKinds  = [...]string{"ramdisk", "local", "ignore", "wait", ipxe.SawWait, "other"}
@@ -45,6 +48,12 @@ var (
 // allocates nothing and waits for nobody.
 func (m *meters) observe(o *inventory.Observation) {
 	switch o.Kind {
+	case inventory.SawDiscover, inventory.SawRequest, inventory.SawDecline, inventory.SawRelease:
+		for i, k := range dhcpAsked {
+			if k == o.Kind {
+				m.asked[i].Add(1)
+			}
+		}
 	case inventory.SawOffer, inventory.SawAck, inventory.SawNak:
 		for i, k := range dhcpReplies {
 			if k == o.Kind {
@@ -124,6 +133,10 @@ func (s *server) metrics(w io.Writer, v web.StatusReply) error {
 	d := s.dhcp.Stats()
 	e.family("recast_dhcp_received_total", "counter", "DHCP datagrams that arrived.")
 	e.sample("recast_dhcp_received_total", float64(d.Received))
+	e.family("recast_dhcp_requests_total", "counter", "DHCP requests on Networks that are served, by message type; DHCPv6's Solicit counts as DISCOVER, what else it asks as REQUEST.")
+	for i, name := range askedNames {
+		e.sample("recast_dhcp_requests_total", float64(s.meters.asked[i].Load()), "type", name)
+	}
 	e.family("recast_dhcp_replies_total", "counter", "DHCP answers sent, by message type.")
 	e.counts("recast_dhcp_replies_total", "type", d.Replies)
 	e.family("recast_dhcp_unanswered_total", "counter", "DHCP requests that were understood and not answered, by reason.")

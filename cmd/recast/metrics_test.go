@@ -66,8 +66,8 @@ func TestMetersCountByKindAndResult(t *testing.T) {
 	for i := range m.scripts {
 		got = append(got, m.scripts[i].Load())
 	}
-	got = append(got, m.dhcp[0].buckets[3].Load(), m.dhcp[2].buckets[0].Load(), uint64(m.tftp.bytes.Load()), m.file.ends[1].Load(), m.claims[0].Load(), m.claims[1].Load(), m.tls.Load())
-	if diff := cmp.Diff([]uint64{1, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 14, 1, 1, 1, 1}, got); diff != "" {
+	got = append(got, m.dhcp[0].buckets[3].Load(), m.dhcp[2].buckets[0].Load(), uint64(m.tftp.bytes.Load()), m.file.ends[1].Load(), m.claims[0].Load(), m.claims[1].Load(), m.tls.Load(), m.asked[0].Load(), m.asked[3].Load())
+	if diff := cmp.Diff([]uint64{1, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 14, 1, 1, 1, 1, 0, 1}, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
