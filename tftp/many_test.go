@@ -187,3 +187,87 @@ func fetch(c *net.UDPConn, server *net.UDPAddr, request string) ([]byte, error) 
 	}
 	return content, errors.New("no answer")
 }
+
+// TestGRUBFetchesWhicheverNinthIsLost: each of nine loses another packet of nine,
+// so that each of the first ones is lost to somebody.
+func TestGRUBFetchesWhicheverNinthIsLost(t *testing.T) {
+	content := loader[:50_000]
+	s := startWith(t, "127.0.0.1:0", Limits{}, 0, map[string][]byte{"file": content})
+	var all sync.WaitGroup
+	for i, c := range stations(t, 9) {
+		all.Go(func() {
+			n := i
+			got, err := asGRUB(c, s.addr, "file", func() bool { n++; return n%9 == 0 })
+			if err != nil || !bytes.Equal(got, content) {
+				t.Errorf("packet %d lost first: fetched %d bytes that differ from the %d of the file: %v", 9-i, len(got), len(content), err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// asGRUB gets a file as GRUB 2.06 does: it repeats its request, and nothing else;
+// it answers what comes, what it has already too, and gives up after half a minute
+// without a block. lost tells it of each packet whether it goes astray.
+func asGRUB(c *net.UDPConn, server *net.UDPAddr, name string, lost func() bool) ([]byte, error) {
+	send := func(p []byte, to *net.UDPAddr) error {
+		if lost() {
+			return nil
+		}
+		_, err := c.WriteToUDP(p, to)
+		return err
+	}
+	var (
+		content []byte
+		block   uint16
+		buf     [maxBlock + 4]byte
+		to      *net.UDPAddr
+	)
+	for try, heard := 0, time.Now(); ; {
+		deadline := heard.Add(33 * time.Second)
+		if to == nil {
+			if try++; try > 40 {
+				return nil, errors.New("time out opening")
+			}
+			if err := send([]byte(rrq(name, "blksize", "1024", "tsize", "0")), server); err != nil {
+				return nil, err
+			}
+			deadline = time.Now().Add(400*time.Millisecond + time.Duration(try)*20*time.Millisecond)
+		}
+		if err := c.SetReadDeadline(deadline); err != nil {
+			return nil, err
+		}
+		n, from, err := c.ReadFromUDP(buf[:])
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && to == nil:
+			continue
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return content, errors.New("timeout reading")
+		case err != nil:
+			return content, err
+		}
+		if lost() || n < 4 || to != nil && from.Port != to.Port {
+			continue
+		}
+		if buf[1] == opError {
+			return content, fmt.Errorf("got %.80q", buf[:n])
+		}
+		to = from
+		answer := binary.BigEndian.Uint16(buf[2:])
+		switch {
+		case buf[1] == opOACK:
+			block, content, answer = 0, nil, 0
+		case answer > block+1:
+			continue
+		case answer == block+1:
+			block++
+			content, heard = append(content, buf[4:n]...), time.Now()
+		}
+		if err := send(ackPacket(answer), to); err != nil {
+			return content, err
+		}
+		if buf[1] == opData && answer == block && n < 1024+4 {
+			return content, nil
+		}
+	}
+}
