@@ -365,3 +365,34 @@ func TestWhoIsUndeclaredAndHeardIsBounded(t *testing.T) {
 		t.Errorf("%d are kept, the last %+v", len(l), l[len(l)-1])
 	}
 }
+
+// A machine that comes by another firmware than is declared is written all the
+// same: it is a finding, until one of both is corrected.
+func TestAnotherFirmwareThanDeclaredIsFound(t *testing.T) {
+	s := newSite(t, 1)
+	yaml := strings.Replace(s.yaml(true), "  bmc:", "  firmware: uefi\n  bmc:", 1)
+	s.apply(yaml, "m1")
+	s.await("m1", Deploying, StepBooting)
+	reply, err := s.Claim(t.Context(), inventory.Claim{Nonce: s.nonce(1), MAC: testMAC(1), UUID: testUUID(1), Serial: "SN1", BootID: "b1"}, testAddr(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	facts := testFacts(1, testUUID(1))
+	var tr transition
+	for _, c := range []struct {
+		mode string
+		want int
+	}{{"uefi", 0}, {"bios", 1}, {"bios", 1}, {"uefi", 0}} {
+		facts.Boot.Mode = c.mode
+		if tr.mode(Inspected{Facts: facts, Declared: s.Set().Machine("m1")}); len(tr.Status.Findings) != c.want {
+			t.Errorf("%s: findings %q", c.mode, tr.Status.Findings)
+		}
+	}
+	facts.Boot.Mode = "bios"
+	if _, err := s.Inventory(t.Context(), reply.Token, facts); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := s.Explain(t.Context(), "m1"); err != nil || !slices.Contains(x.Findings, "firmware: it is declared firmware: uefi, and booted by bios: change the mode in its setup, or the declaration") {
+		t.Errorf("findings %q, %v", x.Findings, err)
+	}
+}

@@ -354,6 +354,7 @@ func (t *transition) inspected(ev Inspected) {
 	t.Status.Facts, t.Status.FactsAt = &facts, t.now
 	t.disproved(facts)
 	t.secured(ev)
+	t.mode(ev)
 	d := ev.Decision
 	if wipe := t.Intent.Purpose == PurposeWipe; wipe != (d.Verdict == DiskWipe) && (!wipe || d.Verdict != DiskRefuse) {
 		t.impossible(ev) // what one purpose permits, no other does
@@ -410,6 +411,20 @@ func (t *transition) secured(ev Inspected) {
 		return
 	}
 	t.finding(secureBootPrefix + "it is declared secureBoot: true, and its firmware has it off, so that it starts any loader: switch it on in its setup, or remove the declaration")
+}
+
+// modePrefix begins the finding of mode.
+const modePrefix = "firmware: "
+
+// mode compares the firmware's that is declared with the one the ramdisk came by.
+// Network boot is armed for the declared one.
+func (t *transition) mode(ev Inspected) {
+	seen := ev.Facts.Boot.Mode
+	if ev.Declared == nil || ev.Declared.Firmware == "" || seen == "" || seen == string(ev.Declared.Firmware) {
+		t.Status.Findings = dropFindings(t.Status.Findings, modePrefix)
+		return
+	}
+	t.finding(fmt.Sprintf("%sit is declared firmware: %s, and booted by %s: change the mode in its setup, or the declaration", modePrefix, ev.Declared.Firmware, seen))
 }
 
 // disproved takes back what is on record of the disk that was written, where the
