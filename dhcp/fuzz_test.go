@@ -60,6 +60,7 @@ func FuzzPacket(f *testing.F) {
 		message(REQUEST, macStranger, requested("10.20.0.130")), message(REQUEST, macDeclared, requested("10.20.0.16"), giaddr("10.20.0.254")),
 		message(REQUEST, macDeclared, requested("10.20.0.15"), giaddr("10.20.0.254"), option(82, 1, 2, 3, 4), option(61, 1, 2)),
 		message(DISCOVER, macStranger, giaddr("172.16.0.1"), option(82, 5, 4, 10, 30, 0, 0, 11, 4, 10, 20, 0, 9)), message(DISCOVER, macDeclared, pxe(7), atPort("Ethernet1/7", "sw1")),
+		message(DISCOVER, macDeclared, giaddr("10.20.0.254"), option(82, 1, 1, '7', 19, 0)),
 		message(DECLINE, macDeclared, requested("10.20.0.15")), message(RELEASE, macStranger, ciaddr("10.20.0.130")),
 		message(INFORM, macDeclared, ciaddr("10.20.0.50")), message(DISCOVER, macDeclared, option(52, 3), option(57, 2, 64)), message(DISCOVER, macDeclared, option(57, 5, 0xdc), option(55, 1, 3, 121)),
 		message(DISCOVER, macDeclared, httpBoot(16)), message(DISCOVER, macDeclared, raspberryPi(4)), message(DISCOVER, macDeclared, onie),
@@ -105,6 +106,7 @@ func FuzzPacket(f *testing.F) {
 			return
 		}
 		q.asker = pick(w, netip.AddrPort{}, netip.AddrPort{}, netip.AddrPort{}, netip.MustParseAddrPort("10.20.0.77:68"))
+		q.from = pick(w, 0, serverPort, uint16(40067))
 		tab := newTable()
 		tab.loaded = pick(w, true, true, true, false)
 		for _, before := range pick(w, worldTables(r)...) {
@@ -327,7 +329,8 @@ func judgeDest4(t *testing.T, q question, o outcome, kind dhcpv4.MessageType, yi
 	case r.kind == INFORM:
 		ok = to == netip.AddrPortFrom(r.ciaddr, clientPort)
 	case r.giaddr.IsValid():
-		ok = to == netip.AddrPortFrom(r.giaddr, serverPort) && o.dest.hw == nil
+		// Another port only where a relay says that it has one (RFC 8357).
+		ok = to.Addr() == r.giaddr && o.dest.hw == nil && (to.Port() == serverPort || to.Port() == q.from && bytes.Contains(r.Options[82], []byte{subRelayPort}))
 	case kind == dhcpv4.MessageTypeNak:
 		ok = to == broadcast || !q.onLink && to == netip.AddrPortFrom(r.ciaddr, clientPort)
 	case to == broadcast:
