@@ -2,9 +2,11 @@ package dhcp
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +20,21 @@ import (
 
 // FuzzPacket6 is FuzzPacket for DHCPv6.
 func FuzzPacket6(f *testing.F) {
+	captured := 0
+	files, _ := filepath.Glob("testdata/*.pcap")
+	for _, file := range files {
+		for _, b := range frames(f, file) {
+			if raw, _ := unframe6(b[14:]); len(raw) > 4 && binary.BigEndian.Uint16(b[14+42:]) == serverPort6 {
+				captured++
+				for k := range 8 {
+					f.Add(raw, uint32(8*captured+k)*2654435761, "")
+				}
+			}
+		}
+	}
+	if captured < 5 {
+		f.Fatalf("%d captured messages", captured)
+	}
 	for i, p := range []dhcpv6.DHCPv6{
 		message6(SOLICIT, wants(1), pxe6), message6(SOLICIT, wants(1), wants(2, "2001:db8:20::1:7"), rapid, ipxe6), message6(SOLICIT, wants(1), http6),
 		message6(REQUEST6, toUs, wants(1, "2001:db8:20::15")), message6(RENEW, toUs, wants(1, "2001:db8:20::1:7", "2001:db8:99::1")), message6(REBIND, wants(1, "2001:db8:99::1")),
