@@ -115,7 +115,7 @@ type Engine struct {
 // are being recorded, which a claim's commit would have to wait behind.
 const (
 	maxDials = 64
-	maxBoots = 64
+	maxBoots = 16
 )
 
 // machine is the engine's memory of one machine. Its lock is held over a

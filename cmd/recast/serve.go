@@ -290,7 +290,7 @@ func (s *server) run(ctx context.Context) error {
 		start("API", func() error { return api.ServeTLS(l, "", "") })
 	}
 	for _, l := range bootListeners {
-		start("boot HTTP", func() error { return boot.Serve(l) })
+		start("boot HTTP", func() error { return boot.Serve(web.Share(l)) })
 	}
 	start("engine", func() error { return s.engine.Run(ctx) })
 	start("store", func() error { return s.watchHold(ctx) })
