@@ -109,6 +109,24 @@ var bootRows = []bootRow{
 		},
 	},
 	{
+		name:     "OVMF with Secure Boot by a shim and the iPXE beside it",
+		machine:  RackMachine{Firmware: FirmwareUEFI, SecureBoot: true},
+		network:  bootDirect,
+		declared: "secureBoot: true",
+		prepare:  shimmedLoader,
+		expect: func(t *testing.T, b bootSeen) {
+			all := b.loaded()
+			for _, want := range []string{"/shimx64.efi", "/grubx64.efi", "/boot/script", "/boot/ramdisk/vmlinuz", "/boot/ramdisk/initrd.img"} {
+				if !slices.ContainsFunc(all, func(p string) bool { return strings.HasSuffix(p, want) }) {
+					t.Errorf("%s was not asked for: %q", want, all)
+				}
+			}
+			if !b.facts.Boot.SecureBoot {
+				t.Errorf("the ramdisk says that Secure Boot is off: %+v", b.facts.Boot)
+			}
+		},
+	},
+	{
 		name:     "OVMF with Secure Boot by HTTP Boot and an iPXE that the owner signed",
 		machine:  RackMachine{Firmware: FirmwareUEFI, SecureBoot: true, NetBoot: NetBootHTTP},
 		network:  bootDirect,

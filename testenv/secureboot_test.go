@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -155,6 +156,25 @@ func ownedBy(s *story, o *owner, alone bool) string {
 	return fmt.Sprintf("boot: {loader: %q}", s.importLoader(o.sign(b, "ipxe.efi")))
 }
 
+// shimmedLoader imports Debian's shim, and beside it an iPXE that the owner signed, by
+// the name that this shim starts: what upstream's signed iPXE is, with its own shim.
+func shimmedLoader(s *story) string {
+	s.t.Helper()
+	o := newOwner(s.t)
+	o.owns(s.Node("m1"), false)
+	loaders, err := ipxe.OpenLoaders()
+	s.must(err)
+	shim, err := fs.ReadFile(loaders, ipxe.LoaderShimAMD64)
+	s.must(err)
+	b, err := fs.ReadFile(loaders, ipxe.LoaderSNPOnly)
+	s.must(err)
+	file := filepath.Join(s.t.TempDir(), "shimx64.efi")
+	s.must(os.WriteFile(file, shim, 0o600))
+	d := s.importLoader(file)
+	s.importLoader(o.sign(b, "grubx64.efi"), "--beside", d.String())
+	return fmt.Sprintf("boot: {loader: %q}", d)
+}
+
 // ownRamdisk gives the server a ramdisk of its own, to be signed.
 func ownRamdisk(s *story) {
 	s.t.Helper()
@@ -166,6 +186,9 @@ func ownRamdisk(s *story) {
 // ownKeys has the owner sign iPXE and the ramdisk for a machine that trusts him alone.
 func ownKeys(s *story) string {
 	s.t.Helper()
+	if _, err := os.Stat("/usr/lib/systemd/boot/efi/linuxx64.efi.stub"); err != nil {
+		s.t.Skip("needs systemd-boot-efi (make setup)")
+	}
 	o := newOwner(s.t)
 	unsigned := filepath.Join(s.t.TempDir(), "ramdisk.efi")
 	s.recast("ramdisk", "export", unsigned, "--ramdisk", s.parts.ramdisk)
@@ -185,6 +208,74 @@ func (s *story) importLoader(file string, args ...string) inventory.Digest {
 		s.t.Fatalf("loader import said %q", out)
 	}
 	return d
+}
+
+// TestSecureBootReachesItsDisk: a machine that has nothing to do, and that is declared
+// to be sent to its disk by GRUB, starts what its owner signed there.
+func TestSecureBootReachesItsDisk(t *testing.T) {
+	if os.Getenv("RECAST_LONG") == "" {
+		t.Skip("one of make test-boot")
+	}
+	s := newStory(t, storySetup{Machines: []RackMachine{{Name: "m1", Firmware: FirmwareUEFI, SecureBoot: true}}, DiskSize: 64 * osMiB, Takes: 2 * bootWithin})
+	o, n := newOwner(t), s.Node("m1")
+	o.owns(n, false)
+	o.disk(n.Disks[0].Path)
+	w := s.listenWire(NetBridge)
+	s.serve()
+	s.must(os.WriteFile(s.yaml, fmt.Appendf(nil, "%s---\napiVersion: recast/v1\nkind: Machine\nmetadata: {name: m1}\nspec: {secureBoot: true, nics: [{mac: %q, network: lab}], boot: {local: grub}}\n",
+		bootDirect.declare, n.NICs[0].MAC), 0o644))
+	s.apply()
+	s.must(n.SetBootOnce(BootOnce{Device: BootPXE, UEFI: true}))
+	s.must(n.PowerOn(t.Context()))
+	said := func() string {
+		b, err := os.ReadFile(n.ConsoleLog())
+		s.must(err)
+		return string(b)
+	}
+	defer func() {
+		if t.Failed() {
+			t.Log(said())
+		}
+	}()
+	s.until("its disk is started", bootWithin, func() bool { return strings.Contains(said(), "LOCAL DISK STARTED") })
+	loaded := bootSeen{wire: w.all()}.loaded()
+	for _, want := range []string{"shimx64.efi", "grubx64.efi", "grub/grub.cfg"} {
+		if !slices.ContainsFunc(loaded, func(p string) bool { return strings.TrimPrefix(p, "/") == want }) { // GRUB's begin with one
+			t.Errorf("%s was not asked for: %q", want, loaded)
+		}
+	}
+}
+
+// disk has a system partition with a GRUB that the owner signed, which says that it
+// started. Without an SBAT section no shim takes it.
+func (o *owner) disk(path string) {
+	o.t.Helper()
+	dir := o.t.TempDir()
+	file := func(name, text string) string {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			o.t.Fatal(err)
+		}
+		return filepath.Join(dir, name)
+	}
+	do := func(name string, args ...string) {
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			o.t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+		}
+	}
+	efi := filepath.Join(dir, "disk.efi")
+	do("grub-mkimage", "-O", "x86_64-efi", "-p", "/", "-c", file("grub.cfg", "serial --unit=0\nterminal_output serial\necho LOCAL DISK STARTED\nsleep 600\n"),
+		"--sbat", file("sbat.csv", "sbat,1,SBAT Version,sbat,1,x\ngrub,5,Free Software Foundation,grub,2.06,x\n"), "--disable-shim-lock",
+		"-o", efi, "serial", "terminal", "echo", "sleep", "normal")
+	b, err := os.ReadFile(efi)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	do("truncate", "-s", "0", path)
+	do("truncate", "-s", "64M", path)
+	do("sgdisk", "-n", "1:2048:0", "-t", "1:EF00", path)
+	do("mformat", "-i", path+"@@1M", "-F", "::")
+	do("mmd", "-i", path+"@@1M", "::/EFI", "::/EFI/BOOT")
+	do("mcopy", "-i", path+"@@1M", o.sign(b, "BOOTX64.EFI"), "::/EFI/BOOT/BOOTX64.EFI")
 }
 
 func TestACertificateIsEnrolledBesideTheOthers(t *testing.T) {
