@@ -244,9 +244,15 @@ func (d *diagnosis) nothing() {
 	if since.IsZero() {
 		since = d.st.Since
 	}
-	d.lacks("nothing was heard from it on the network since it was switched on%s ago", beforeSpace(d.now.Sub(since)))
-	d.stranger(since)
-	d.soon(since, "its firmware may still test itself, which takes servers minutes")
+	if d.step == string(StepAwaitingPerson) {
+		d.lacks("a person has to power-cycle it: nothing was heard from it on the network for%s", beforeSpace(d.now.Sub(since)))
+		d.stranger(since)
+		d.cause("awaits-person", "switch it off and on by hand, with the network first in its boot order", "it declares no BMC")
+	} else {
+		d.lacks("nothing was heard from it on the network since it was switched on%s ago", beforeSpace(d.now.Sub(since)))
+		d.stranger(since)
+		d.soon(since, "its firmware may still test itself, which takes servers minutes")
+	}
 	d.foreign()
 	if n := len(d.Silent); n > 0 {
 		d.cause("network-silent", "recast doctor", "nothing was heard of %s either, switched on since: what they share is the likelier cause, a firewall on this server, its interface, the switch or the VLAN", and(d.Silent))
@@ -261,8 +267,11 @@ func (d *diagnosis) nothing() {
 	case bmc.BootDefault:
 		d.cause("no-discover", d.console(), "its BMC has no network boot armed any more: the firmware took it, and its network card has no PXE or HTTP Boot enabled, or the BMC dropped it")
 	default:
-		d.cause("no-discover", fmt.Sprintf("recast power status %s, and %s", d.name, d.console()),
-			"the firmware tries other devices first, or the BMC dropped the network boot: its boot order must have the network card, with PXE or HTTP Boot enabled on it")
+		next := d.console()
+		if m := d.View.Machine; m != nil && m.BMC != nil {
+			next = fmt.Sprintf("recast power status %s, and %s", d.name, next)
+		}
+		d.cause("no-discover", next, "the firmware tries other devices first, or the BMC dropped the network boot: its boot order must have the network card, with PXE or HTTP Boot enabled on it")
 	}
 	d.cause("no-link", "recast doctor; "+d.capture(),
 		"the cable or VLAN of the boot interface; its switch port is still in spanning tree listening (set it to edge, portfast)")
@@ -392,6 +401,9 @@ func (d *diagnosis) noLoader() {
 	if len(d.causes) > before {
 		return
 	}
+	if o != nil {
+		d.soon(o.Time, "it may be fetching its loader: that shows here when it ends")
+	}
 	d.cause("tftp-blocked", "recast doctor; "+d.capture(), "TFTP (udp port 69) is blocked between it and this server, or another process holds the port")
 	d.foreign()
 	d.cause("loader-not-asked", d.console(), "its firmware does not like the answer, or boots another device meanwhile")
@@ -416,6 +428,9 @@ func (d *diagnosis) loader() {
 		}
 		d.foreign()
 		d.cause("bootfile-not-found", "recast describe network "+d.network(), "somebody else named that file: another DHCP server (options 66 and 67), or a name typed into its firmware")
+	case strings.HasSuffix(o.Error, "the first block"):
+		d.lacks("the first block of the loader %s, of %d bytes, was not acknowledged, and smaller packets were", o.Detail, o.BlockSize)
+		d.cause("tftp-stalls", "recast doctor compares the MTU; "+d.capture(), "packets of that size are dropped on the way (MTU)")
 	case o.Error != "" && o.Bytes == 0:
 		d.lacks("the first packet of the loader %s was not acknowledged", o.Detail)
 		d.cause("tftp-stalls", "allow udp from any high port of this server to the machines; recast doctor looks at its own firewall", "a firewall drops what does not come from port 69: TFTP answers from a port of its own")
@@ -479,9 +494,13 @@ func (d *diagnosis) claim() {
 		d.cause("agent-no-tls", "recast doctor compares the clock and the certificate; recast retry "+d.name,
 			"its clock is far off, it was given another CA's digest by an older script, or something between intercepts TLS")
 	case d.Kernel == nil:
-		d.lacks("it has its boot script and has not asked for the kernel")
+		d.lacks("it has its boot script and has not fetched the kernel")
+		if d.Script != nil {
+			d.soon(d.Script.Time, "it may be fetching the kernel: that shows here when it ends")
+		}
 		d.oldLoader()
 		d.cause("script-fetched-kernel-not", "recast doctor; "+d.console(), "the URL in the script does not lead to this server: a firewall before the boot port, or a wrong address of the server")
+		d.cause("http-stalls", "recast doctor compares the MTU; "+d.capture(), "it fetches the kernel and gets nowhere: large packets are dropped on the way (MTU)")
 	case d.Kernel.Error != "" || d.Initrd != nil && d.Initrd.Error != "":
 		o := d.Kernel
 		if o.Error == "" {
@@ -495,7 +514,8 @@ func (d *diagnosis) claim() {
 		d.cause("http-stalls", "recast doctor compares the MTU; "+d.capture(), "large packets are dropped on the way (MTU), or it was switched off meanwhile")
 		d.cause("no-memory", d.console(), "it has not enough memory for the ramdisk")
 	case d.Initrd == nil:
-		d.lacks("it has the kernel and has not asked for the ramdisk")
+		d.lacks("it has the kernel and has not fetched the ramdisk")
+		d.soon(d.Kernel.Time, "it may be fetching the ramdisk: that shows here when it ends")
 		d.oldLoader()
 		d.cause("no-memory", d.console(), "it has not enough memory, or the loader hangs")
 	case d.System == nil:

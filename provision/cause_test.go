@@ -86,7 +86,7 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		also    string // another code
 	}{
 		{name: "no DISCOVER after power on", step: StepBooting, missing: "nothing was heard from it on the network since it was switched on 2m0s ago", code: "no-discover", next: "recast power status m1", also: "no-link"},
-		{name: "nobody switched it on", step: StepAwaitingPerson, missing: "nothing was heard", code: "no-discover"},
+		{name: "nobody switched it on", step: StepAwaitingPerson, change: func(q *suspects) { q.View.Machine.BMC = nil }, missing: "a person has to power-cycle it: nothing was heard", code: "awaits-person", next: "by hand", also: "no-discover"},
 		{name: "its MAC is declared wrong, and its UUID known", step: StepBooting, missing: "nothing was heard", code: "discover-unknown-mac", next: "nics[].mac",
 			change: func(q *suspects) {
 				q.View.Machine.UUID = uuid
@@ -135,6 +135,9 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "boot file not found", step: StepBooting, seen: with(toAck, saw(inventory.SawTFTP, detail(`"pxelinux.0"`), bad("no such file"))), missing: `"pxelinux.0", is not served`, code: "bootfile-not-found", next: "recast describe network rack1"},
 		{name: "boot file missing here", step: StepBooting, seen: with(toAck, saw(inventory.SawFile, detail("snponly.efi"), bad(`loader "snponly.efi" is missing: fetch it`))), missing: "is not served", code: "bootfile-not-found", next: "setup.sh"},
 		{name: "TFTP never acknowledged", step: StepBooting, seen: with(toAck, saw(inventory.SawTFTP, detail("snponly.efi"), bad("no answer"))), missing: "first packet", code: "tftp-stalls", next: "any high port"},
+		{name: "TFTP stalls at the first block", step: StepBooting, seen: with(toAck, saw(inventory.SawTFTP, detail("snponly.efi"), part(0, 170000, 1468), bad("no answer to the first block"))),
+			missing: "first block of the loader snponly.efi, of 1468 bytes, was not acknowledged", code: "tftp-stalls", next: "MTU"},
+		{name: "just answered by DHCP", step: StepBooting, seen: toAck, change: func(q *suspects) { q.Timeline[len(q.Timeline)-1].Seen.Time = t0.Add(110 * time.Second) }, missing: "has not asked for a loader", code: "on-its-way", also: "tftp-blocked"},
 		{name: "TFTP stalls after a block", step: StepBooting, seen: with(toAck, saw(inventory.SawTFTP, detail("snponly.efi"), part(14680, 170000, 1468), bad("timeout"))),
 			missing: "broke off after 14680 of 170000 bytes (block 10 of 1468 bytes each)", code: "tftp-stalls", next: "MTU"},
 		{name: "iPXE loops", step: StepBooting, seen: with(toLoader, append(slices.Clone(toLoader), toLoader...)...), missing: "fetched a loader 3 times", code: "ipxe-loops", next: "recast describe network rack1"},
@@ -151,12 +154,12 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "DHCPv6 unanswered beside IPv4", step: StepBooting, seen: with(toAck, saw(inventory.SawUnanswered, bad("no Network here"), func(o *inventory.Observation) { o.V6 = "SOLICIT" })), missing: "has not asked for a loader", code: "tftp-blocked"},
 		{name: "no ramdisk here", step: StepBooting, seen: with(toLoader, ipxeAsks, saw(inventory.SawScript, by("ipxe"), detail("local: there is no ramdisk: recast ramdisk build"))), missing: "there is no ramdisk", code: "no-ramdisk", next: "recast ramdisk build"},
 
-		{name: "script fetched, kernel not", step: StepClaiming, seen: toScript, missing: "has not asked for the kernel", code: "script-fetched-kernel-not", next: "recast doctor"},
+		{name: "script fetched, kernel not", step: StepClaiming, seen: toScript, missing: "has not fetched the kernel", code: "script-fetched-kernel-not", next: "recast doctor"},
 		{name: "iPXE too old", step: StepClaiming, seen: with(toScript, saw(inventory.SawScript, by("ipxe"), detail("ramdisk: x"), func(o *inventory.Observation) { o.Version = "1.0.0+git-20190125" })),
-			missing: "has not asked for the kernel", code: "ipxe-too-old", next: "newer loader"},
+			missing: "has not fetched the kernel", code: "ipxe-too-old", next: "newer loader"},
 		{name: "kernel broken off", step: StepClaiming, seen: with(toScript, saw(inventory.SawFile, detail("vmlinuz"), part(1<<20, 8<<20, 0), bad("the machine broke it off"))), missing: "vmlinuz did not arrive: 1048576 of 8388608", code: "http-stalls", next: "MTU"},
 		{name: "kernel gone", step: StepClaiming, seen: with(toScript, saw(inventory.SawFile, detail("vmlinuz"), bad("answered 404 Not Found"))), missing: "vmlinuz did not arrive", code: "kernel-not-found", next: "recast ramdisk build"},
-		{name: "kernel and no ramdisk", step: StepClaiming, seen: with(toScript, kernel), missing: "has not asked for the ramdisk", code: "no-memory"},
+		{name: "kernel and no ramdisk", step: StepClaiming, seen: with(toScript, kernel), missing: "has not fetched the ramdisk", code: "no-memory"},
 		{name: "ramdisk silent", step: StepClaiming, seen: with(toScript, kernel, initrd), missing: "the ramdisk has not asked for an address", code: "ramdisk-no-network", also: "ramdisk-dies"},
 		{name: "kernel refused under Secure Boot", step: StepClaiming, seen: with(toScript, saw(inventory.SawFile, detail("ramdisk.efi"), part(8<<20, 8<<20, 0)), saw(inventory.SawScript, by("ipxe"), detail("ramdisk: x"))),
 			change: func(q *suspects) {

@@ -504,3 +504,30 @@ func TestFilesAreFoundForTheirAskerAndClosedAfterwards(t *testing.T) {
 		t.Errorf("closed %d times, %v", s.closed.Load(), err)
 	}
 }
+
+// Small packets pass and large ones do not: a link's MTU, which is another matter
+// than a port that is blocked.
+func TestSilenceAfterTheOptionsIsTold(t *testing.T) {
+	for name, c := range map[string]struct{ options, ack, want string }{
+		"never heard":              {"blksize\x001468\x00", "", "no answer"},
+		"heard":                    {"blksize\x001468\x00", "\x00\x04\x00\x00", "no answer to the first block"},
+		"heard, asks for a window": {"blksize\x001468\x00windowsize\x004\x00", "\x00\x04\x00\x00", "no answer to the first block"},
+		"no options":               {"", "", "no answer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := start(t, Limits{})
+			cl := dial(t, s.addr)
+			cl.send(s.addr, "\x00\x01snponly.efi\x00octet\x00"+c.options)
+			if cl.receive(10*time.Second) == "" {
+				t.Fatal("no answer to the request")
+			}
+			if c.ack != "" {
+				cl.send(cl.from, c.ack)
+			}
+			if o := s.observed(t, 1); o.Error != c.want || o.Bytes != 0 || o.Asked {
+				t.Errorf("%+v, want %q", o, c.want)
+			}
+		})
+	}
+}

@@ -168,7 +168,11 @@ func (s *Server) open(ctx context.Context, req request, remote netip.Addr) (File
 	return Bytes(content), nil
 }
 
-var errSilent = errors.New("no answer")
+var (
+	errSilent = errors.New("no answer")
+	// errNoBlock: the small packets pass, the first large one does not.
+	errNoBlock = errors.New("no answer to the first block")
+)
 
 // run moves the file and returns how many blocks have arrived.
 func (t *transfer) run(ctx context.Context, library *relay, patience time.Duration) (acked int64, err error) {
@@ -182,6 +186,9 @@ func (t *transfer) run(ctx context.Context, library *relay, patience time.Durati
 		err = t.sendWindows(ctx, w, min(max(patience, 5*t.timeout), longestPatience))
 	default:
 		w.acked, err = library.serve(ctx, t)
+	}
+	if t.oack != nil && w.acked == 0 && err == errSilent {
+		err = errNoBlock
 	}
 	return w.acked, err
 }

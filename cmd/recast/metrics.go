@@ -94,7 +94,7 @@ func (t *transfers) observe(o *inventory.Observation) {
 		end = 2
 	case o.Error != "" && o.Bytes > 0:
 		end = 3
-	case o.Error == "no answer":
+	case strings.HasPrefix(o.Error, "no answer"):
 		end = 4
 	case o.Error != "":
 		end = 5
