@@ -2,6 +2,7 @@ package web
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,6 +16,9 @@ import (
 // watchAlive is how often a quiet stream says that it stands, so that a reader
 // can tell silence from a dead connection.
 const watchAlive = 15 * time.Second
+
+// watchRest bounds the pause between two looks.
+const watchRest = 5 * time.Second
 
 // watch sends a machine's view whenever it changes; first all of them, then an
 // event "synced".
@@ -50,24 +54,44 @@ func (s *Server) watch(c echo.Context) error {
 	defer alive.Stop()
 	for {
 		var err error
+		var began time.Time
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-alive.C:
+			began = time.Now()
 			_, err = io.WriteString(w, ": alive\n\n")
 		case name, open := <-changes:
 			if !open {
 				return nil
 			}
-			if name == provision.AllMachines {
+			began = time.Now()
+			names := map[string]bool{name: true}
+			for len(changes) > 0 {
+				names[<-changes] = true // "" where it was closed just now
+			}
+			if names[provision.AllMachines] {
 				err = all()
-			} else if v, ok := s.Engine.View(name); ok {
-				err = send(v)
+				break
+			}
+			for name := range names {
+				if v, ok := s.Engine.View(name); ok {
+					err = errors.Join(err, send(v))
+				}
 			}
 		}
 		if err != nil {
 			return nil
 		}
 		w.Flush()
+		// When a room comes back everything changes all the time: most of it is left to
+		// the machines, and who looks sees each of them less often.
+		rest := time.NewTimer(min(4*time.Since(began), watchRest))
+		select {
+		case <-ctx.Done():
+			rest.Stop()
+			return nil
+		case <-rest.C:
+		}
 	}
 }
