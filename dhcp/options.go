@@ -111,11 +111,19 @@ func (q *question) addNetwork(p *dhcpv4.DHCPv4) {
 	if o.broadcast != nil {
 		p.Options[dhcpv4.OptionBroadcastAddress.Code()] = o.broadcast
 	}
+	if q.network.VLAN != 0 && q.req.client.Loader == ipxe.LoaderIPXE {
+		p.Options[dhcpv4.OptionInterfaceMTU.Code()] = mtuTagged
+	}
 	// Whoever does not ask for routes has the router.
 	if code := q.routesCode(); o.routes != nil && code != nil {
 		p.Options[code.Code()] = o.routes
 	}
 }
+
+// mtuTagged leaves room for the tag in a frame without one: the firmware's drivers
+// that iPXE works through take no larger one, OVMF's of virtio among them, and a
+// kernel by HTTP then stands at its first bytes. edk2's own PXE does likewise.
+var mtuTagged = []byte{1496 >> 8, 1496 & 0xff}
 
 // optMSRoutes is option 121 as Microsoft's clients knew it before it had a number.
 const optMSRoutes = dhcpv4.GenericOptionCode(249)

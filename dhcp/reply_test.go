@@ -602,3 +602,25 @@ func TestMostRoutesFitTheSmallestReply(t *testing.T) {
 		t.Errorf("%d bytes: %s", len(b), o.packet.Summary())
 	}
 }
+
+// Through a firmware's driver iPXE gets no frame that a tag makes longer than 1514
+// bytes: where machines tag frames themselves, its are shorter.
+func TestIPXEInAVLANLeavesRoomForTheTag(t *testing.T) {
+	tagged := func(s *inventory.Set) { s.Networks[0].VLAN = 100 }
+	for _, tt := range []struct {
+		name   string
+		set    *inventory.Set
+		client func(*dhcpv4.DHCPv4)
+		want   []byte
+	}{
+		{"iPXE in a VLAN", rack(tagged), ipxeClient, []byte{0x05, 0xd8}},
+		{"iPXE in none", rack(), ipxeClient, nil},
+		{"firmware, which does so by itself", rack(tagged), pxe(7), nil},
+		{"a system, whose drivers know tags", rack(tagged), func(*dhcpv4.DHCPv4) {}, nil},
+	} {
+		o := ask(t, tt.set, message(DISCOVER, macDeclared, tt.client), nil, booting)
+		if got := o.packet.Options[26]; !bytes.Equal(got, tt.want) {
+			t.Errorf("%s: option 26 is %v; want %v", tt.name, got, tt.want)
+		}
+	}
+}
