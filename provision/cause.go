@@ -361,9 +361,17 @@ func (d *diagnosis) noBootFile(o *inventory.Observation) {
 	if o == nil || o.Detail != "" || o.Client == string(ipxe.LoaderIPXE) {
 		return
 	}
+	before := len(d.causes)
+	d.mode(o)
 	arch := ipxe.Firmware(o.Arch)
-	if _, ok := arch.Loader(); !ok {
+	switch _, ok := arch.Loader(); {
+	case len(d.causes) > before:
+		return
+	case !ok:
 		d.cause("arch-mismatch", arch.Cure(), "there is no loader for %s", arch)
+		return
+	case d.NoLoader != nil:
+		d.cause("no-loader", "recast doctor; recast get loaders", "%s", d.NoLoader.Error)
 		return
 	}
 	d.cause("no-boot-file", "recast doctor", "the answer named no boot file: the loader is missing, or it was not the machine's turn")
@@ -393,7 +401,9 @@ func (d *diagnosis) noLoader() {
 	d.lacks("it has its answer from DHCP and has not asked for a loader")
 	before := len(d.causes)
 	d.noBootFile(o)
-	d.mode(o)
+	if len(d.causes) == before {
+		d.mode(o)
+	}
 	if d.proxy() {
 		d.proxyIgnored()
 		return

@@ -178,9 +178,12 @@ func (t *transition) started(ev Started) {
 		t.Status.Findings = dropFindings(t.Status.Findings, notWiped)
 	}
 	t.Status.Health = Progressing
-	if ev.Purpose == PurposeWipe {
+	switch {
+	case ev.Purpose == PurposeWipe:
 		t.line("operator", "wipe of %s, %s, started for %s", diskText(consent.Disk), orBlank(consent.Holds), ev.By)
-	} else {
+	case ev.Generation == "":
+		t.line("operator", "%s started for %s", ev.Purpose, ev.By)
+	default:
 		t.line("operator", "%s of generation %s started for %s", ev.Purpose, ev.Generation.Short(), ev.By)
 	}
 	t.begin()

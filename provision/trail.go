@@ -22,6 +22,7 @@ type trail struct {
 	Offered    *inventory.Observation
 	Elsewhere  *inventory.Observation // it chose another server
 	Acked      *inventory.Observation
+	NoLoader   *inventory.Observation // why the answer names none
 	Loader     *inventory.Observation
 	Loaders    map[string]int // whole ones, by name
 	Scripts    int
@@ -141,6 +142,8 @@ func (t *trail) saw(o *inventory.Observation) {
 				t.Loaders[name]++
 			}
 		}
+	case inventory.SawNoLoader:
+		t.NoLoader = o
 	case inventory.SawScript:
 		t.Script = o
 		t.Scripts++
