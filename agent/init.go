@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -95,7 +94,7 @@ func boot(ctx context.Context, c *console) (Outcome, error) {
 		args.MAC = h.nic(nic).MAC
 	}
 	if to := args.Syslog; to.IsValid() {
-		if conn, err := net.Dial("udp", to.String()); err == nil {
+		if conn, err := dialSyslog(ctx, to); err == nil {
 			c.mirror(conn)
 			c.log("logging to %s too", to)
 			c.logKernel(conn, nic, mods)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -96,6 +97,27 @@ func (k *kmsg) record(r string) {
 	}
 	// The facility is that of the kernel, whoever wrote it: this is its log.
 	_, _ = fmt.Fprintf(k.to, "<%d>kernel: [%5d.%06d] %.*s", priority&7, micros/1e6, micros%1e6, kernelLine, text)
+}
+
+// dialSyslog waits until we speak by the address that we were given: for a second
+// it is tentative (RFC 4862 section 5.4), and the lines of a link-local one are
+// nobody's.
+func dialSyslog(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	for end := time.Now().Add(linkLocalDeadline); ; {
+		conn, err := net.Dial("udp", to.String())
+		if err != nil {
+			if time.Now().After(end) {
+				return nil, err
+			}
+		} else if from := conn.LocalAddr().(*net.UDPAddr).IP; !from.IsLinkLocalUnicast() || time.Now().After(end) {
+			return conn, nil
+		} else {
+			conn.Close()
+		}
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // logKernel sends what the kernel says to the server: warnings and worse by the
