@@ -40,10 +40,11 @@ type bootNetwork struct {
 
 // bootSeen is how a machine came.
 type bootSeen struct {
-	mac   inventory.MAC // of the card that the inventory came over
-	facts inventory.Facts
-	wire  []wireLine
-	dir   string // the rack's
+	mac     inventory.MAC // of the card that the inventory came over
+	facts   inventory.Facts
+	wire    []wireLine
+	dir     string // the rack's
+	console string // its file
 }
 
 // bootRows is the table: a row more is a way more.
@@ -238,6 +239,15 @@ var bootRows = []bootRow{
 		},
 	},
 	{
+		name:    "OVMF by PXE in a VLAN of a trunk",
+		machine: RackMachine{Firmware: FirmwareUEFI, NICs: []RackNIC{{Segment: bootSegment}}},
+		network: bootVLAN,
+		expect: func(t *testing.T, b bootSeen) {
+			b.files(t, []string{"snponly.efi"}, bootRamdisk)
+			b.tagged(t)
+		},
+	},
+	{
 		name:    "arm64 AAVMF by PXE and TFTP",
 		machine: bootARM64,
 		network: bootDirect,
@@ -417,7 +427,7 @@ func bootTo(t *testing.T, row bootRow) {
 	if f := found[0].Facts; f.SystemVendor.SerialNumber != n.Serial || len(f.Interfaces) != len(n.NICs) || len(f.Disks) != 1 {
 		t.Errorf("the inventory says %+v", f)
 	}
-	row.expect(t, bootSeen{mac: found[0].MAC, facts: found[0].Facts, wire: w.all(), dir: s.Options.Dir})
+	row.expect(t, bootSeen{mac: found[0].MAC, facts: found[0].Facts, wire: w.all(), dir: s.Options.Dir, console: n.ConsoleLog()})
 }
 
 // neighbour adds a host that goes with the test.
