@@ -404,7 +404,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.schedule(ctx)
 		// Each commit wakes us, and a look at 10,000 machines takes a while: when all of
 		// them come at once, most of the time is theirs.
-		rest := time.NewTimer(min(4*time.Since(began), time.Second/2))
+		rest := time.NewTimer(min(9*time.Since(began), time.Second/2))
 		select {
 		case <-ctx.Done():
 			rest.Stop()
