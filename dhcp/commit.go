@@ -98,7 +98,11 @@ func (s *Server) settled(q *question, o *outcome, must bool, rev int64, err erro
 func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 	name, mac := q.network.Name, q.req.mac
 	own, known := q.own()
-	if o.offer.IsValid() {
+	switch {
+	case !o.offer.IsValid():
+	case own.on(q.network) == o.offer:
+		t.forgetOffer(station{name, mac}) // the declaration keeps it for the machine
+	default:
 		t.hold(name, mac, known, o.offer, q.now.Add(offerHold))
 	}
 	if o.forget {
