@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -9,8 +10,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
+	"golang.org/x/sys/unix"
 
 	"recast/inventory"
+	"recast/ipxe"
 )
 
 // asked are the client's packets of a capture.
@@ -149,6 +153,51 @@ func TestTsharkFindsNothingMalformedInAnyReply(t *testing.T) {
 		if p, err := dhcpv4.FromBytes(raw); err == nil {
 			add(rack(), p)
 			add(rack(beside), p)
+		}
+	}
+	all.judge(t, n)
+	if n < 500 {
+		t.Errorf("%d replies: too few to say anything", n)
+	}
+}
+
+// Nor is anything wrong with what we say by DHCPv6, to whomever and through relays.
+func TestTsharkFindsNothingMalformedInAnyDHCPv6Reply(t *testing.T) {
+	if tools["tshark"].path() == "" {
+		t.Skip("needs tshark (apt-get install tshark)")
+	}
+	const own, other, away = "2001:db8:20::15", "2001:db8:20::1:7", "2001:db8:99::7"
+	var all pcap
+	n := 0
+	ours, card := hardware("02:00:00:00:00:02"), hardware(macDeclared)
+	for _, set := range []*inventory.Set{rack6(), rack6(func(s *inventory.Set) { s.Networks[0].Pool = nil }), rack6(func(s *inventory.Set) { s.Networks[0].DNS = nil })} {
+		for _, client := range []change6{func(*dhcpv6.Message) {}, pxe6, http6, ipxe6, from6(duidLLT(macOther)), func(m *dhcpv6.Message) {
+			m.AddOption(dhcpv6.OptRequestedOption(1, 2, 3, 7, 23, 24, 31, 59, 60, 82, 83))
+		}} {
+			for _, m := range []*dhcpv6.Message{
+				message6(SOLICIT, client, wants(1)), message6(SOLICIT, client, wants(1), rapid), message6(SOLICIT, client, wants(1), wants(2)),
+				message6(SOLICIT, client, wants(1), raw6(dhcpv6.OptionIAPD, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0), raw6(dhcpv6.OptionIATA, 0, 0, 0, 8)),
+				message6(REQUEST6, client, toUs, wants(1, own)), message6(REQUEST6, client, toUs, wants(1, away)),
+				message6(RENEW, client, toUs, wants(1, own)), message6(RENEW, client, toUs, wants(1, other), wants(2, away)), message6(REBIND, client, wants(1, away)),
+				message6(CONFIRM, client, wants(1, own)), message6(CONFIRM, client, wants(1, away)), message6(INFORM6, client),
+				message6(RELEASE6, client, toUs, wants(1, own)), message6(RELEASE6, client, toUs, wants(1, other)), message6(DECLINE6, client, toUs, wants(1, own)),
+			} {
+				for _, p := range []dhcpv6.DHCPv6{m, relayed6(m, "2001:db8:20::fe", privateAddr.String(), option79(macDeclared), interfaceID("ge-0/0/7\x00\xff")),
+					relayed6(relayed6(m, "::", privateAddr.String(), option79(macStranger)), "2001:db8:20::fe", "fe80::7")} {
+					for _, mac := range []string{macDeclared, macPooled} {
+						o := ask6(t, set, p, mac, nil, func(q *question) {
+							q.boot.file, _ = ipxe.Boot{}.Bootfile(q.req.client, ipxe.Spec{Kind: ipxe.SpecRamdisk}, ourAddr6, 8080)
+						})
+						if o.six == nil {
+							continue
+						}
+						n++
+						f := ethernet(card, ours, frame6(ourAddr6, o.dest.to.Addr(), serverPort6, o.dest.to.Port(), o.six.payload))
+						binary.BigEndian.PutUint16(f[12:], unix.ETH_P_IPV6)
+						all.add(f)
+					}
+				}
+			}
 		}
 	}
 	all.judge(t, n)
