@@ -27,7 +27,7 @@ var checklist = []struct {
 	{7, "options overflow into the header's fields, never for boot ROMs", "dhcp.TestOverloadsTheHeaderForSystemsNeverForFirmware dhcp.TestDhclientReadsAnOverloadedReply dhcp.TestOverloadedFieldsOfARealServerAreRead"},
 	{8, "long options go in parts", "dhcp.TestOptionsLongerThan255BytesGoInParts"},
 	{9, "option 82 comes back byte-exact and last", "dhcp.TestRelayOptionIsEchoedByteExactAndLast dhcp.TestLinkSelectionNamesTheSubnet dhcp.TestServerIdentifierOverrideMakesTheRelayTheServer dhcp.TestUdhcpcBehindDhcrelayBindsAndRenews dhcp.TestMachineBehindDhcrelayIsNamedByItsPort"},
-	{10, "a client that gets classless routes ignores the router", "dhcp.TestRouterIsNeverHiddenByClasslessRoutes"},
+	{10, "a client that gets classless routes ignores the router", "dhcp.TestRouterIsNeverHiddenByClasslessRoutes dhcp.TestRoutesGoToWhoAsksForThemWithTheDefaultRouteAmongThem dhcp.TestRealClientsReadTheRoutes"},
 	{11, "what every client needs is sent, asked for or not", "dhcp.TestWhatEveryClientNeedsIsSentAskedForOrNot"},
 	{12, "PXE wants its class and identifier back, and may leave out its own", "dhcp.TestFirmwareIsAnsweredAsPXEWhateverItLeavesOut"},
 	{13, "UUIDs are mixed-endian, and not unique", "dhcp.TestUUIDIsNeverAKeyByItself"},

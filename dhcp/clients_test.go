@@ -159,6 +159,37 @@ func write(t testing.TB, file, text string) {
 	}
 }
 
+// Whoever asks for routes is told all of them, the default one among them, and reads
+// them as we mean them.
+func TestRealClientsReadTheRoutes(t *testing.T) {
+	if !namespace(t, "dhclient", "udhcpc") {
+		return
+	}
+	segment(t, "10.20.0.2/24")
+	s := serve(t, rack(func(s *inventory.Set) {
+		s.Networks[0].Force = true
+		s.Networks[0].Routes = []inventory.Route{{To: netip.MustParsePrefix("10.30.0.0/15"), Via: netip.MustParseAddr("10.20.0.254")}}
+	}))
+	s.await(t, dutyServing)
+	for _, tt := range []struct {
+		name, mac, want string
+		args            func(dir, script string) []string
+	}{
+		{"udhcpc", macDeclared, "staticroutes=10.30.0.0/15 10.20.0.254 0.0.0.0/0 10.20.0.1\n", func(_, script string) []string {
+			return []string{"udhcpc", "-f", "-i", "eth0", "-s", script, "-t", "20", "-T", "1", "-O", "staticroutes"}
+		}},
+		{"dhclient", macStranger, "new_routes121=15 10 30 10 20 0 254 0 10 20 0 1\n", func(dir, script string) []string {
+			conf := filepath.Join(dir, "dhclient.conf")
+			write(t, conf, "timeout 20;\nretry 1;\ninitial-interval 1;\noption routes121 code 121 = array of unsigned integer 8;\nrequest subnet-mask, routers, routes121;\n")
+			return []string{"dhclient", "-4", "-1", "-d", "-cf", conf, "-lf", filepath.Join(dir, "leases"), "-pf", filepath.Join(dir, "pid"), "-sf", script, "eth0"}
+		}},
+	} {
+		path, log := script(t)
+		newStation(t, tt.mac).start(tt.args(t.TempDir(), path)...)
+		logged(t, log, tt.want)
+	}
+}
+
 // What a network engineer asks first sees one server, ours, and all it says.
 func TestNmapFindsOurServerAlone(t *testing.T) {
 	if !namespace(t, "nmap") {
