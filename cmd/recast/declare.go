@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -331,7 +332,11 @@ func printPlan(w io.Writer, p provision.Plan) {
 			fmt.Fprintf(w, "      disk     %s%s\n", strings.TrimPrefix(e.Disk, "disk "), holds)
 		}
 		if e.WriteBytes > 0 {
-			fmt.Fprintf(w, "      bytes    fetch %s, write %s; power cycles: %d\n", size(e.FetchBytes), size(e.WriteBytes), e.PowerCycles)
+			cycles := strconv.Itoa(e.PowerCycles)
+			if e.PowerCycles == 0 {
+				cycles = "by a person: it has no BMC" // and once written, its disk comes before the network
+			}
+			fmt.Fprintf(w, "      bytes    fetch %s, write %s; power cycles: %s\n", size(e.FetchBytes), size(e.WriteBytes), cycles)
 		}
 		if e.Blocked != "" {
 			fmt.Fprintf(w, "      left out %s\n", e.Blocked)
