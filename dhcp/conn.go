@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -17,6 +18,9 @@ import (
 // receiveBuffer holds a boot storm while the process is stalled for a moment:
 // the kernel's default of 208 KiB overflows after 160 packets.
 const receiveBuffer = 4 << 20
+
+// sendBuffer is that of answers to neighbours who are looked for; see enlargeSend.
+const sendBuffer = 4 << 20
 
 // wire sends a reply out of one interface.
 type wire interface {
@@ -59,6 +63,7 @@ func bind(f Interface, port uint16) (*net.UDPConn, error) {
 				unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_PKTINFO, 1),
 			)
 			enlarge(s)
+			enlargeSend(s)
 		})
 		return errors.Join(cerr, err)
 	}}
@@ -74,6 +79,15 @@ func bind(f Interface, port uint16) (*net.UDPConn, error) {
 func enlarge(fd int) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	}
+}
+
+// enlargeSend does likewise for what is sent: the kernel keeps it for the three
+// seconds in which it looks for a neighbour that does not answer, and its default
+// is full with 170 of these.
+func enlargeSend(fd int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
 	}
 }
 
@@ -154,11 +168,29 @@ func (c *conn) send(payload []byte, from netip.Addr, to dest) error {
 			return fmt.Errorf("send reply to %s on %s: %w", to.to, c.iface.Name, net.ErrClosed)
 		}
 	}
-	_, _, err := udp.WriteMsgUDPAddrPort(payload, sourceAddr(from), to.to)
+	err := sendNow(udp, payload, sourceAddr(from), &unix.SockaddrInet4{Port: int(to.to.Port()), Addr: to.to.Addr().Unmap().As4()})
 	if err != nil {
 		return fmt.Errorf("send reply to %s on %s: %w", to.to, c.iface.Name, err)
 	}
 	return nil
+}
+
+// sendNow sends one datagram, or says at once that there is no room for it: who sends
+// is who reads, and does not wait for neighbours that do not answer.
+func sendNow(udp *net.UDPConn, payload, oob []byte, to unix.Sockaddr) error {
+	rc, err := udp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = rc.Write(func(fd uintptr) bool {
+		failed = unix.EINTR
+		for failed == unix.EINTR {
+			failed = unix.Sendmsg(int(fd), payload, oob, to, unix.MSG_DONTWAIT)
+		}
+		return true
+	})
+	return cmp.Or(err, failed)
 }
 
 func (c *conn) sendRaw(packet []byte, hw net.HardwareAddr) error {

@@ -52,6 +52,7 @@ func listen6(f Interface) (_ *conn6, err error) {
 				join6(s, allServers, f.Index),
 			)
 			enlarge(s)
+			enlargeSend(s)
 		})
 		return errors.Join(cerr, err)
 	}}
@@ -154,15 +155,15 @@ func (c *conn6) readRelay(buf, oob []byte) (raw []byte, from netip.AddrPort, dst
 
 // send sends a reply; one to a relay comes from the address that it asked.
 func (c *conn6) send(payload []byte, from netip.Addr, to dest) error {
-	addr := to.to
+	addr := &unix.SockaddrInet6{Port: int(to.to.Port()), Addr: to.to.Addr().As16()}
 	var oob []byte
-	if addr.Addr().IsLinkLocalUnicast() {
-		addr = netip.AddrPortFrom(addr.Addr().WithZone(c.iface.Name), addr.Port())
+	if to.to.Addr().IsLinkLocalUnicast() {
+		addr.ZoneId = uint32(c.iface.Index)
 	} else {
 		oob = sourceAddr6(from)
 	}
-	if _, _, err := c.udp.WriteMsgUDPAddrPort(payload, oob, addr); err != nil {
-		return fmt.Errorf("send reply to %s on %s: %w", addr, c.iface.Name, err)
+	if err := sendNow(c.udp, payload, oob, addr); err != nil {
+		return fmt.Errorf("send reply to %s on %s: %w", to.to, c.iface.Name, err)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"golang.org/x/sys/unix"
 
 	"recast/inventory"
 	"recast/ipxe"
@@ -225,7 +226,11 @@ func (s *Server) finish(ctx context.Context, p arrival, o outcome, err error) {
 	}
 	// Told before it is sent: the client's next packet must not overtake it.
 	s.sawAnswered(q, o, p.at)
-	if err := p.link.wire.send(o.bytes(r), q.server, o.dest); err != nil {
+	switch err := p.link.wire.send(o.bytes(r), q.server, o.dest); {
+	case errors.Is(err, unix.EAGAIN): // a line for each would be slower than they come
+		s.counters.count(&s.counters.s.Silent, "no room to send")
+		return
+	case err != nil:
 		s.counters.count(&s.counters.s.Silent, "send error")
 		s.log().Warn("send", "network", q.network.Name, "mac", r.mac, "err", err)
 		return
