@@ -32,6 +32,7 @@ func (s *Server) serve(ctx context.Context, l *link, udp *net.UDPConn, port uint
 		switch {
 		case err == nil:
 		case errors.Is(err, net.ErrClosed):
+			s.drain(ctx, laneSize*lanes) // who pushes also pops
 			return
 		case errors.Is(err, unix.EAGAIN):
 			n = 0

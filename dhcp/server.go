@@ -235,7 +235,7 @@ func (s *Server) Run(ctx context.Context) error {
 // arrange makes the sockets fit the declared Networks and the interfaces there
 // are. s.mu is held.
 func (s *Server) arrange() error {
-	cfg := s.declared
+	cfg, ctx := s.declared, s.run // which Run takes away under a reader that only begins
 	ifaces, err := s.interfaces()
 	if err != nil {
 		return err
@@ -289,7 +289,7 @@ func (s *Server) arrange() error {
 			s.links[name] = l
 			s.log().Info("listen", "interface", name, "port", serverPort)
 			s.assign(l, w)
-			l.reader.Go(func() { s.serve(s.run, l, c.udp, serverPort) })
+			l.reader.Go(func() { s.serve(ctx, l, c.udp, serverPort) })
 		} else {
 			s.assign(l, w)
 		}
@@ -300,7 +300,7 @@ func (s *Server) arrange() error {
 			errs = append(errs, err)
 		case udp != nil:
 			s.log().Info("listen", "interface", name, "port", bootPort)
-			l.reader.Go(func() { s.serve(s.run, l, udp, bootPort) })
+			l.reader.Go(func() { s.serve(ctx, l, udp, bootPort) })
 			fallthrough
 		default:
 			s.findings.clear(key + "/boot")

@@ -57,8 +57,9 @@ func (s *Server) arrange6(listeners []listener, ours *[]netip.Addr) (errs []erro
 			s.links6[name] = l
 			s.log().Info("listen", "interface", name, "port", serverPort6)
 			s.assign(l, w)
-			l.reader.Go(func() { s.readClients6(s.run, l) })
-			l.reader.Go(func() { s.readRelays6(s.run, l) })
+			ctx := s.run
+			l.reader.Go(func() { s.readClients6(ctx, l) })
+			l.reader.Go(func() { s.readRelays6(ctx, l) })
 		} else {
 			s.assign(l, w)
 		}
