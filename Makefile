@@ -88,7 +88,7 @@ fuzz-long: need-go ## each of those for an hour of CPU time; goes on where it wa
 bench: need-go ## benchmarks; as root those in network namespaces too
 	@$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchmem ./...; status=$$?; $(GIVE); exit $$status
 
-bench-dhcp: need-root need-go ## DHCP alone, against Kea where kea-dhcp4-server and kea-admin are installed (sudo)
+bench-dhcp: need-root need-go ## DHCP alone, five times, against dnsmasq, and Kea where kea-dhcp4-server is installed (sudo)
 	@$(AS_ROOT) $(GO) test -run '^$$' -bench 'Packet|Exchange|Storm|Start|Overload|Flood' -benchtime $(BENCHTIME) -count 5 ./dhcp; status=$$?; $(GIVE); exit $$status
 
 arrows: need-go ## which package may import what
