@@ -114,6 +114,9 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 	if o.drop.IsValid() {
 		if r := t.byAddr[place{name, o.drop}]; r != nil && r.rev > 0 {
 			ops = append(ops, leaseRecords.DeleteOp(leaseName(name, o.drop), r.rev))
+			// Who asks for it again meanwhile is not answered by this record.
+			r.stored = time.Time{}
+			delete(t.unstored, place{name, o.drop})
 		} else {
 			t.remove(name, o.drop)
 		}
@@ -138,6 +141,7 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 			if r.Expires.Before(l.Expires) {
 				r.Expires = l.Expires
 			}
+			r.bound = q.now
 			t.forgetOffer(station{name, mac})
 			return nil, false
 		}
@@ -146,6 +150,7 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 		l.Expires = l.Expires.Add(q.leaseTime() / 8)
 		if own.on(q.network) == l.Addr && len(ops) == 0 {
 			t.later(l)
+			t.byAddr[place{name, l.Addr}].bound = q.now
 			t.forgetOffer(station{name, mac})
 			return nil, false
 		}
@@ -165,7 +170,7 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 func (t *table) committed(q *question, o *outcome, rev int64) {
 	name := q.network.Name
 	if o.drop.IsValid() {
-		t.remove(name, o.drop)
+		t.deleted(place{name, o.drop})
 	}
 	if o.lease == nil {
 		return
@@ -179,6 +184,7 @@ func (t *table) committed(q *question, o *outcome, rev int64) {
 		return // the watch has brought something newer
 	}
 	t.put(l, rev)
+	t.byAddr[place{name, l.Addr}].bound = q.now
 }
 
 // extend keeps a lease in memory that the store could not take. The lock is held.
@@ -232,7 +238,7 @@ func (s *Server) reread(ctx context.Context, ops []store.Op) {
 		case errors.Is(err, store.ErrNotFound):
 			if p, err := parseLeaseKey(op.Key); err == nil {
 				s.table.mu.Lock()
-				s.table.remove(p.network, p.addr)
+				s.table.deleted(p)
 				s.table.mu.Unlock()
 			}
 		}

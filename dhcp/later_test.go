@@ -119,3 +119,43 @@ func TestStoppingStoresWhatWaits(t *testing.T) {
 		t.Errorf("stored %+v", l)
 	}
 }
+
+// A system that restarts its network releases its address and asks for it again,
+// while the release is still being written.
+func TestAnAddressTakenAgainWhileItsReleaseIsStoredIsKept(t *testing.T) {
+	for name, mac := range map[string]string{"declared": macDeclared, "of the pool": macStranger} {
+		t.Run(name, func(t *testing.T) {
+			set := rack()
+			set.Networks[0].Unknown = inventory.UnknownLocal
+			r := newRig(t, set)
+			a := addr4(r.exchange(mac).YourIPAddr)
+			r.store()
+			gate := make(chan struct{})
+			r.mem.mu.Lock()
+			r.mem.hang = gate
+			r.mem.mu.Unlock()
+			r.put(message(RELEASE, mac, ciaddr(a.String()), serverID("10.20.0.2")))
+			r.pass(time.Second)
+			r.put(message(DISCOVER, mac))
+			if offer := r.get(); addr4(offer.YourIPAddr) != a {
+				t.Fatal(offer.Summary())
+			}
+			r.put(message(REQUEST, mac, requested(a.String()), serverID("10.20.0.2")))
+			r.mem.mu.Lock()
+			r.mem.hang = nil
+			r.mem.mu.Unlock()
+			close(gate)
+			if ack := r.get(); ack.MessageType() != dhcpv4.MessageTypeAck || addr4(ack.YourIPAddr) != a {
+				t.Fatal(ack.Summary())
+			}
+			eventually(t, "the release is done", func() bool { return r.Stats().Silent["released"] == 1 })
+			r.store()
+			if l, ok := r.LeaseByAddr(a); !ok || string(l.MAC) != mac {
+				t.Errorf("in force: %+v, %v", l, ok)
+			}
+			if l := r.mem.leases(t)["rack1/"+a.String()]; string(l.MAC) != mac {
+				t.Errorf("stored %+v", l)
+			}
+		})
+	}
+}

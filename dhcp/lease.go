@@ -32,6 +32,9 @@ type record struct {
 	// the store is away.
 	stored time.Time
 	seen   int // the watch's round, to find what a new snapshot lacks
+	// bound is when the client took it last, zero before the start: a RELEASE from
+	// before that, still on its way to the store, does not take it back.
+	bound time.Time
 	// client is who bound it last by DHCPv6, "" unknown; see giveBack6.
 	client string
 }
@@ -193,6 +196,16 @@ func (t *table) remove(network string, a netip.Addr) {
 	}
 }
 
+// deleted takes over that the store has no record of an address. A lease that came
+// into force since and is still to be stored stays, and is stored anew. The lock is held.
+func (t *table) deleted(p place) {
+	if _, newer := t.unstored[p]; !newer {
+		t.remove(p.network, p.addr)
+	} else if r := t.byAddr[p]; r != nil {
+		r.rev, r.stored = 0, time.Time{}
+	}
+}
+
 // begin starts a new snapshot of the store.
 func (t *table) begin() {
 	t.mu.Lock()
@@ -223,8 +236,7 @@ func (t *table) apply(e store.Event) error {
 		return nil
 	}
 	if e.Deleted {
-		delete(t.unstored, p)
-		t.remove(p.network, p.addr)
+		t.deleted(p)
 		return nil
 	}
 	w := t.writing[p]

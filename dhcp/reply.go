@@ -490,6 +490,9 @@ func (q *question) release(t *table) outcome {
 	if !ok || own.Addr != r.ciaddr {
 		return silent("not its address")
 	}
+	if own.bound.After(q.now) {
+		return silent("released") // and taken again before that was stored
+	}
 	return outcome{silence: "released", forget: true, drop: r.ciaddr}
 }
 
