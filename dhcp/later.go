@@ -51,7 +51,7 @@ func (t *table) encode(places []place) (leases []inventory.Lease, ops []store.Op
 	return leases, ops
 }
 
-// storeLater stores what waits for it, for ever, and once more at the end.
+// storeLater stores what waits for it, for ever.
 func (s *Server) storeLater(ctx context.Context) {
 	tick := time.NewTicker(laterEvery)
 	defer tick.Stop()
@@ -60,9 +60,6 @@ func (s *Server) storeLater(ctx context.Context) {
 		case <-tick.C:
 			s.flush(ctx)
 		case <-ctx.Done():
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
-			defer cancel()
-			s.flush(ctx)
 			return
 		}
 	}

@@ -229,6 +229,10 @@ func (s *Server) Run(ctx context.Context) error {
 	cancel()
 	workers.Wait()
 	background.Wait()
+	// Nobody answers any more: this is all there is to store.
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	s.flush(last)
 	return err
 }
 
