@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -116,7 +117,7 @@ func TestCapturedFirmwareGetsWhatItBoots(t *testing.T) {
 }
 
 // Whatever we can say, tshark understands it.
-func TestTsharkFindsNothingMalformedInAnyReply(t *testing.T) {
+func TestTsharkFindsNothingMalformedInAnythingWeSay(t *testing.T) {
 	if tools["tshark"].path() == "" {
 		t.Skip("needs tshark (apt-get install tshark)")
 	}
@@ -129,7 +130,12 @@ func TestTsharkFindsNothingMalformedInAnyReply(t *testing.T) {
 			return
 		}
 		n++
-		all.add(ethernet([]byte{2, 0, 0, 0, 0, 1}, []byte{2, 0, 0, 0, 0, 2}, frame(addrPort("10.20.0.2:67"), o.dest.to, o.packet.ToBytes())))
+		all.add(ethernet(hardware(macDeclared), hardware(judgedCard), frame(addrPort("10.20.0.2:67"), o.dest.to, o.packet.ToBytes())))
+	}
+	for _, class := range []string{"", "PXEClient"} { // what we ask when we look for other servers
+		n++
+		question := discover(dhcpv4.TransactionID{7, 7, 7, 7}, hardware(judgedCard), class).ToBytes()
+		all.add(ethernet(hardware("ff:ff:ff:ff:ff:ff"), hardware(judgedCard), frame(addrPort("0.0.0.0:68"), addrPort("255.255.255.255:67"), question)))
 	}
 	long := make([]byte, 250)
 	for i := range long {
@@ -162,14 +168,20 @@ func TestTsharkFindsNothingMalformedInAnyReply(t *testing.T) {
 }
 
 // Nor is anything wrong with what we say by DHCPv6, to whomever and through relays.
-func TestTsharkFindsNothingMalformedInAnyDHCPv6Reply(t *testing.T) {
+func TestTsharkFindsNothingMalformedInAnyDHCPv6(t *testing.T) {
 	if tools["tshark"].path() == "" {
 		t.Skip("needs tshark (apt-get install tshark)")
 	}
 	const own, other, away = "2001:db8:20::15", "2001:db8:20::1:7", "2001:db8:99::7"
 	var all pcap
 	n := 0
-	ours, card := hardware("02:00:00:00:00:02"), hardware(macDeclared)
+	add := func(src, dst netip.Addr, from, to uint16, payload []byte) {
+		n++
+		f := ethernet(hardware(macDeclared), hardware(judgedCard), frame6(src, dst, from, to, payload))
+		binary.BigEndian.PutUint16(f[12:], unix.ETH_P_IPV6)
+		all.add(f)
+	}
+	add(privateAddr, allAgents, clientPort6, serverPort6, solicitation6([3]byte{7, 7, 7}, hardware(judgedCard))) // when we look for other servers
 	for _, set := range []*inventory.Set{rack6(), rack6(func(s *inventory.Set) { s.Networks[0].Pool = nil }), rack6(func(s *inventory.Set) { s.Networks[0].DNS = nil })} {
 		for _, client := range []change6{func(*dhcpv6.Message) {}, pxe6, http6, ipxe6, from6(duidLLT(macOther)), func(m *dhcpv6.Message) {
 			m.AddOption(dhcpv6.OptRequestedOption(1, 2, 3, 7, 23, 24, 31, 59, 60, 82, 83))
@@ -191,10 +203,7 @@ func TestTsharkFindsNothingMalformedInAnyDHCPv6Reply(t *testing.T) {
 						if o.six == nil {
 							continue
 						}
-						n++
-						f := ethernet(card, ours, frame6(ourAddr6, o.dest.to.Addr(), serverPort6, o.dest.to.Port(), o.six.payload))
-						binary.BigEndian.PutUint16(f[12:], unix.ETH_P_IPV6)
-						all.add(f)
+						add(ourAddr6, o.dest.to.Addr(), serverPort6, o.dest.to.Port(), o.six.payload)
 					}
 				}
 			}
