@@ -68,6 +68,9 @@ func (c *sharingConn) ReadFrom(r io.Reader) (sent int64, err error) {
 	}
 	for part.N > 0 {
 		n, err := c.piece(to, from, int(min(part.N, sharePiece)))
+		if sent == 0 && errors.Is(err, unix.EINVAL) { // a filesystem that has no such thing
+			return c.TCPConn.ReadFrom(r)
+		}
 		if n <= 0 || err != nil { // none: the file became shorter
 			return sent, err
 		}

@@ -110,3 +110,29 @@ func TestASharedFileThatBecomesShorterEndsTheAnswer(t *testing.T) {
 		t.Errorf("%d bytes to a machine that is gone, %v", n, err)
 	}
 }
+
+func TestFilesThatTheKernelDoesNotSendAreCopied(t *testing.T) {
+	f, err := os.Open("/proc/self/pagemap") // can be read, and nothing more
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	raw, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	client, err := net.Dial("tcp", raw.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	c, err := Share(raw).Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if n, err := io.Copy(c, io.LimitReader(f, 4096)); n != 4096 || err != nil {
+		t.Errorf("sent %d, %v", n, err)
+	}
+}
