@@ -270,6 +270,34 @@ func TestADeclaredAddressIsItsMachinesUnlessLeasedToAnother(t *testing.T) {
 	}
 }
 
+func TestALeaseThatIsGoneIsNobodys(t *testing.T) {
+	s := newSite(t, 1)
+	a := netip.MustParseAddr("10.99.0.7")
+	held := func(want bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			s.mu.RLock()
+			_, has := s.leases[a]
+			s.mu.RUnlock()
+			if has == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("held: %v", has)
+			}
+		}
+	}
+	rev, err := s.leaseTable.Put(t.Context(), "n/"+a.String(), inventory.Lease{Network: "n", Addr: a, State: inventory.LeaseBound, Expires: s.Now().Add(time.Hour)}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held(true)
+	if _, err := s.Store.Commit(t.Context(), s.leaseTable.DeleteOp("n/"+a.String(), rev)); err != nil {
+		t.Fatal(err)
+	}
+	held(false)
+}
+
 // TestBootPathDoesNotWaitForACommit: the lock stands for a store that hangs.
 func TestBootPathDoesNotWaitForACommit(t *testing.T) {
 	s := newSite(t, 1)

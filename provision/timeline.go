@@ -422,10 +422,9 @@ func (e *Engine) watchLeases(ctx context.Context) {
 			}
 			e.mu.Lock()
 			if ev.Deleted {
-				for addr, old := range e.leases {
-					if inventory.LeasePrefix+old.Network+"/"+addr.String() == ev.Key {
-						delete(e.leases, addr)
-					}
+				network, text, _ := strings.Cut(strings.TrimPrefix(ev.Key, inventory.LeasePrefix), "/")
+				if addr, err := netip.ParseAddr(text); err == nil && e.leases[addr].Network == network {
+					delete(e.leases, addr)
 				}
 			} else {
 				e.leases[l.Addr] = l
