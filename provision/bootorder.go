@@ -35,14 +35,15 @@ func bootNames(entries []uint16) string {
 const bootOrderPrefix = "boot order: "
 
 // bootOrderFinding compares the order that the agent left with what the
-// installed system found after a start, "" for nothing worth a word. Entries that
-// the firmware adds behind the rest are its own business.
+// installed system found after a start, "" for nothing worth a word. What the
+// firmware adds behind ours, and the order there, is its own business (QEMU's sorts
+// it at each start).
 func bootOrderFinding(left, seen, current string) string {
 	was, now, by := bootEntries(left), bootEntries(seen), bootEntries(current)
 	switch {
 	case len(was) == 0 || len(now) == 0:
 		return ""
-	case len(now) < len(was) || !slices.Equal(was, now[:len(was)]):
+	case now[0] != was[0] || slices.ContainsFunc(was, func(n uint16) bool { return !slices.Contains(now, n) }):
 		return fmt.Sprintf("%sthe firmware changed it from %s to %s", bootOrderPrefix, bootNames(was), bootNames(now))
 	case len(by) == 1 && by[0] != was[0]:
 		return fmt.Sprintf("%sit started by %04X and not by %04X, which is first and ours", bootOrderPrefix, by[0], was[0])

@@ -12,6 +12,7 @@ func TestAChangedBootOrderIsAFinding(t *testing.T) {
 	for name, c := range map[string]struct{ left, seen, current, want string }{
 		"as it was left":               {"03000000", "03000000", "0300", ""},
 		"entries added behind":         {"03000000", "030000000500", "0300", ""},
+		"the rest in another order":    {"070002000000", "070000000200", "0700", ""},
 		"ours is not first any more":   {"03000000", "00000300", "0000", "changed it from 0003,0000 to 0000,0003"},
 		"ours is gone":                 {"03000000", "0000", "0000", "changed it from 0003,0000 to 0000"},
 		"the network entry is gone":    {"03000000", "0300", "0300", "changed it from 0003,0000 to 0003"},
