@@ -143,10 +143,9 @@ func dhcp(ctx context.Context, nic string) error {
 		return fmt.Errorf("ask DHCP: %w", err)
 	}
 	ack := lease.ACK
-	addr, ok := netip.AddrFromSlice(ack.YourIPAddr.To4())
-	mask := ack.SubnetMask()
-	if !ok || addr.IsUnspecified() || len(mask) != 4 {
-		return errors.New("ask DHCP: the answer has no address or no subnet mask")
+	addr, mask, err := given(ack)
+	if err != nil {
+		return fmt.Errorf("ask DHCP: %w", err)
 	}
 	if err := setAddress(nic, addr, mask); err != nil {
 		return fmt.Errorf("set address %s on %s: %w", addr, nic, err)
@@ -157,6 +156,16 @@ func dhcp(ctx context.Context, nic string) error {
 		}
 	}
 	return nil
+}
+
+// given is the address of a lease, and its link.
+func given(ack *dhcpv4.DHCPv4) (netip.Addr, net.IPMask, error) {
+	addr, ok := netip.AddrFromSlice(ack.YourIPAddr.To4())
+	mask := ack.SubnetMask()
+	if !ok || addr.IsUnspecified() || len(mask) != 4 {
+		return addr, nil, errors.New("the answer has no address or no subnet mask")
+	}
+	return addr, mask, nil
 }
 
 // routes are those of a lease. Where it has classless ones its router counts for

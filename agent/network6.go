@@ -10,6 +10,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/dhcpv6/nclient6"
 	"golang.org/x/sys/unix"
 )
@@ -57,18 +58,27 @@ func dhcp6(ctx context.Context, nic string) error {
 	if err != nil {
 		return fmt.Errorf("ask DHCPv6: %w", err)
 	}
-	ia := reply.Options.OneIANA()
-	if ia == nil || ia.Options.OneAddress() == nil {
-		return errors.New("ask DHCPv6: the answer has no address")
-	}
-	addr, ok := netip.AddrFromSlice(ia.Options.OneAddress().IPv6Addr)
-	if !ok || !addr.Is6() || !addr.IsGlobalUnicast() {
-		return fmt.Errorf("ask DHCPv6: %s is no address for a host", addr)
+	addr, err := given6(reply)
+	if err != nil {
+		return fmt.Errorf("ask DHCPv6: %w", err)
 	}
 	if err := setAddress6(i.Index, addr); err != nil {
 		return fmt.Errorf("set address %s on %s: %w", addr, nic, err)
 	}
 	return nil
+}
+
+// given6 is the address of a lease.
+func given6(reply *dhcpv6.Message) (netip.Addr, error) {
+	ia := reply.Options.OneIANA()
+	if ia == nil || ia.Options.OneAddress() == nil {
+		return netip.Addr{}, errors.New("the answer has no address")
+	}
+	addr, ok := netip.AddrFromSlice(ia.Options.OneAddress().IPv6Addr)
+	if !ok || !addr.Is6() || !addr.IsGlobalUnicast() {
+		return addr, fmt.Errorf("%s is no address for a host", addr)
+	}
+	return addr, nil
 }
 
 // in6Ifreq is struct in6_ifreq of linux/ipv6.h.

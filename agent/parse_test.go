@@ -7,13 +7,17 @@ import (
 	"encoding/hex"
 	"io"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
 
 	"recast/inventory"
 	"recast/pack"
@@ -325,7 +329,8 @@ func TestLLDPFrame(t *testing.T) {
 }
 
 // FuzzNetworkBytes drives what anybody on the segment can make the ramdisk read:
-// the kernel's arguments, which came by an open script, and a switch's words.
+// the kernel's arguments, which came by an open script, a switch's words, a DHCP
+// server's, and what the kernel has to say of all that.
 func FuzzNetworkBytes(f *testing.F) {
 	base := "BOOT_IMAGE=vmlinuz console=ttyS0 recast.url=https://10.0.0.1:8443 recast.ca=" + someCA.String()
 	for _, line := range []string{base + " recast.nonce=a", base + " recast.discover=tok recast.time=1700000000 recast.mac=52-54-00-00-00-05",
@@ -335,7 +340,32 @@ func FuzzNetworkBytes(f *testing.F) {
 	}
 	frame, _ := hex.DecodeString("0207" + "04001122334455" + "0403" + "076531" + "0602" + "0078" + "0000" + "ffff")
 	f.Add(frame)
+	ack := dhcpv4.DHCPv4{OpCode: dhcpv4.OpcodeBootReply, HWType: 1, YourIPAddr: net.IP{10, 20, 0, 9}, Options: dhcpv4.Options{1: {255, 255, 255, 0}, 3: {10, 20, 0, 1},
+		53: {5}, 121: {24, 10, 30, 0, 10, 20, 0, 254, 32, 10, 20, 0, 1, 0, 0, 0, 0, 0, 10, 20, 0, 1}}}
+	f.Add(ack.ToBytes())
+	f.Add(slices.Concat([]byte{7, 1, 2, 3, 0, 3, 0, 40, 0, 0, 0, 1}, make([]byte, 8), []byte{0, 5, 0, 24, 0x20, 1, 0xd, 0xb8}, make([]byte, 20)))
+	f.Add([]byte("4,812,2100345,-;usb 1-1: Product: \x1b[31m\n SUBSYSTEM=usb"))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if p, err := dhcpv4.FromBytes(b); err == nil {
+			if a, mask, err := given(p); err == nil && (!a.Is4() || a.IsUnspecified() || len(mask) != 4) {
+				t.Errorf("%x gives %s, mask %s", b, a, mask)
+			}
+			for _, r := range routes(p) {
+				if !r.To.IsValid() || r.To != r.To.Masked() || !r.To.Addr().Is4() || !r.Via.Is4() {
+					t.Errorf("%x gives the route %+v", b, r)
+				}
+			}
+		}
+		if p, err := dhcpv6.MessageFromBytes(b); err == nil {
+			if a, err := given6(p); err == nil && (!a.Is6() || a.Zone() != "" || !a.IsGlobalUnicast()) {
+				t.Errorf("%x gives %s", b, a)
+			}
+		}
+		var sent bytes.Buffer
+		(&kmsg{to: &sent, now: func() time.Time { return time.Unix(0, 0) }}).record(string(b))
+		if line := sent.String(); line != "" && (!strings.HasPrefix(line, "<") || len(line) > 4*kernelLine+100 || strings.ContainsAny(line, "\n") || strings.Contains(line, "recast.nonce=")) {
+			t.Errorf("%q is sent as %q", b, line)
+		}
 		rest := b
 		for _, tlv := range parseLLDP(b) {
 			value, err := hex.DecodeString(tlv.Value)

@@ -184,7 +184,11 @@ func FuzzChoose(f *testing.F) {
 			at += 16 + n
 		}
 	}
+	f.Add(tagged(udp(us, ours, addr5, addr1, 2070, 69, "\x00\x01snponly.efi\x00octet\x00"), "\x20\x64"))
 	f.Fuzz(func(t *testing.T, frame []byte) {
+		if rest, tag := untag(bytes.Clone(frame)); !bytes.Equal(retag(rest, nil, tag), frame) {
+			t.Fatalf("%x without its tag is %x and %x", frame, rest, tag)
+		}
 		sender := options
 		if len(frame) >= 12 {
 			sender.MACs = []inventory.MAC{inventory.MACOf(frame[6:12])}

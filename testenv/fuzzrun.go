@@ -33,7 +33,8 @@ import (
 )
 
 // bootPlane is what reads strangers' bytes before a machine has proved anything,
-// and what it answers them.
+// what it answers them, and what reads the loaders that others signed, the firmware's
+// boot entries and the host's firewall.
 var bootPlane = []target{
 	{"syslog", "FuzzSyslog"},
 	{"capture", "FuzzChoose"},
@@ -41,13 +42,16 @@ var bootPlane = []target{
 	{"ipxe", "FuzzScript"},
 	{"ipxe", "FuzzReadBinary"},
 	{"agent", "FuzzNetworkBytes"},
+	{"agent", "FuzzLoadOption"},
+	{"image", "FuzzCheckUnified"},
+	{"cmd/recast", "FuzzParseRulesets"},
 	{"dhcp", "FuzzPacket"},
 	{"dhcp", "FuzzPacket6"},
 	{"dhcp", "FuzzFrames"},
 }
 
 // elsewhere are packages of which only a part belongs to the boot plane.
-var elsewhere = []string{"agent"}
+var elsewhere = []string{"agent", "image", "cmd/recast"}
 
 const (
 	stateFile = "testenv/LAST-FUZZ-RUN.txt"
