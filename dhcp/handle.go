@@ -227,14 +227,14 @@ func (s *Server) finish(ctx context.Context, p arrival, o outcome, err error) {
 	// Told before it is sent: the client's next packet must not overtake it.
 	s.sawAnswered(q, o, p.at)
 	switch err := p.link.wire.send(o.bytes(r), q.server, o.dest); {
-	case errors.Is(err, unix.EAGAIN): // a line for each would be slower than they come
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOBUFS): // a full buffer passes by itself
 		s.counters.count(&s.counters.s.Silent, "no room to send")
 		return
 	case err != nil:
-		s.counters.count(&s.counters.s.Silent, "send error")
-		s.log().Warn("send", "network", q.network.Name, "mac", r.mac, "err", err)
+		s.cannotSend(p.link, o.dest.to.Addr(), err)
 		return
 	}
+	s.sent(p.link, o.dest.to.Addr())
 	s.counters.count(&s.counters.s.Replies, o.kind())
 	if s.debug(ctx) {
 		s.log().Debug("reply", "type", o.kind(), "network", q.network.Name, "mac", r.mac, "address", o.addr(), "to", o.dest.to, "detail", o.detail, "trace", q.boot.trace)

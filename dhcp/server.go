@@ -90,6 +90,7 @@ type link struct {
 	conn6  *conn6 // or IPv6's
 	wire   wire
 	state  atomic.Pointer[linkState]
+	unsent unsent
 	cancel map[string]context.CancelFunc // of the guards, by Network
 	reader sync.WaitGroup
 	guards sync.WaitGroup
