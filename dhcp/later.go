@@ -72,6 +72,13 @@ func (s *Server) flush(ctx context.Context) {
 	t.mu.Lock()
 	places := slices.Collect(maps.Keys(t.unstored))
 	t.mu.Unlock()
+	if s.storeRetry.Load() != 0 && len(places) > 0 {
+		// One asks whether the store is back, before all are encoded for it.
+		if s.storeSome(ctx, places[:1]); s.storeRetry.Load() != 0 {
+			return
+		}
+		places = places[1:]
+	}
 	slices.SortFunc(places, func(a, b place) int {
 		return cmp.Or(strings.Compare(a.network, b.network), a.addr.Compare(b.addr))
 	})
@@ -79,17 +86,25 @@ func (s *Server) flush(ctx context.Context) {
 	slots := make(chan struct{}, laterAtOnce)
 	for some := range slices.Chunk(places, store.MaxOps) {
 		slots <- struct{}{}
+		if s.storeRetry.Load() != 0 {
+			break
+		}
 		work.Go(func() {
 			defer func() { <-slots }()
-			t.mu.Lock()
-			leases, ops := t.encode(some)
-			t.mu.Unlock()
-			if len(ops) > 0 {
-				s.storeAll(ctx, leases, ops)
-			}
+			s.storeSome(ctx, some)
 		})
 	}
 	work.Wait()
+}
+
+// storeSome encodes what waits of these places, and stores it.
+func (s *Server) storeSome(ctx context.Context, places []place) {
+	s.table.mu.Lock()
+	leases, ops := s.table.encode(places)
+	s.table.mu.Unlock()
+	if len(ops) > 0 {
+		s.storeAll(ctx, leases, ops)
+	}
 }
 
 // storeAll is one transaction, or one for each lease where somebody else

@@ -159,3 +159,30 @@ func TestAnAddressTakenAgainWhileItsReleaseIsStoredIsKept(t *testing.T) {
 		})
 	}
 }
+
+// A store that is away may be so for hours, with the leases of a whole hall waiting.
+func TestAStoreThatIsAwayIsAskedByOneLease(t *testing.T) {
+	const machines = 450
+	set := hall(machines)
+	r := newRig(t, set)
+	r.mem.setFail(store.ErrUnavailable)
+	for _, m := range set.Machines {
+		r.put(message(REQUEST, string(m.NICs[0].MAC), requested(m.NICs[0].IP.String())))
+		if ack := r.get(); ack.MessageType() != dhcpv4.MessageTypeAck {
+			t.Fatal(ack.Summary())
+		}
+	}
+	r.flush(t.Context())
+	if n := testing.AllocsPerRun(5, func() {
+		r.pass(2 * storePause)
+		r.flush(t.Context())
+	}); n > machines {
+		t.Errorf("%.0f allocations to ask whether the store is back", n)
+	}
+	r.mem.setFail(nil)
+	r.pass(2 * storePause)
+	r.store()
+	if n := len(r.mem.leases(t)); n != machines {
+		t.Errorf("%d leases stored, want %d", n, machines)
+	}
+}
