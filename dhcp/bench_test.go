@@ -74,11 +74,11 @@ func BenchmarkPacket(b *testing.B) {
 					b.Fatal(err)
 				}
 				r.raw = append(r.raw[:0], raw...)
-				r.mac, _ = cfg.macOf([6]byte(raw[28:34]))
+				r.mac, r.question.declared = cfg.macOf([6]byte(raw[28:34]))
 				if err := r.read(); err != nil {
 					b.Fatal(err)
 				}
-				q := question{req: r, cfg: cfg, network: cfg.networks[0], onLink: true, server: server, now: epoch, boot: boot{file: "ipxe-amd64.efi"}}
+				q := question{req: r, cfg: cfg, declared: r.question.declared, looked: true, network: cfg.networks[0], onLink: true, server: server, now: epoch, boot: boot{file: "ipxe-amd64.efi"}}
 				o := reply(q, tab)
 				if o.packet == nil {
 					b.Fatal(o.silence)
@@ -243,6 +243,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// ramdisks boots every machine.
+type ramdisks struct{}
+
+func (ramdisks) BootSpec(context.Context, ipxe.Client) (ipxe.Spec, error) {
+	return ipxe.Spec{Kind: ipxe.SpecRamdisk}, nil
+}
+
 // serveBench serves until standard input ends.
 func serveBench(machines int) error {
 	db, err := store.OpenBolt("store.db", store.BoltOptions{})
@@ -250,7 +257,7 @@ func serveBench(machines int) error {
 		return err
 	}
 	defer db.Close()
-	s := &Server{Store: db, Booter: &booter{spec: ipxe.Spec{Kind: ipxe.SpecRamdisk}},
+	s := &Server{Store: db, Booter: ramdisks{},
 		Bootfile: func(ipxe.Client, ipxe.Spec, netip.Addr) (string, bool) { return "ipxe-amd64.efi", true },
 		probe: func(ctx context.Context, _ Interface, _ string, _ func(foreign)) error {
 			<-ctx.Done()

@@ -130,7 +130,7 @@ func TestTsharkFindsNothingMalformedInAnythingWeSay(t *testing.T) {
 			return
 		}
 		n++
-		all.add(ethernet(hardware(macDeclared), hardware(judgedCard), frame(addrPort("10.20.0.2:67"), o.dest.to, o.packet.ToBytes())))
+		all.add(ethernet(hardware(macDeclared), hardware(judgedCard), frame(addrPort("10.20.0.2:67"), o.dest.to, o.raw)))
 	}
 	for _, class := range []string{"", "PXEClient"} { // what we ask when we look for other servers
 		n++

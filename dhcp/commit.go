@@ -149,8 +149,7 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 		// one after the other, need one write.
 		l.Expires = l.Expires.Add(q.leaseTime() / 8)
 		if own.on(q.network) == l.Addr && len(ops) == 0 {
-			t.later(l)
-			t.byAddr[place{name, l.Addr}].bound = q.now
+			t.later(l).bound = q.now
 			t.forgetOffer(station{name, mac})
 			return nil, false
 		}
@@ -183,8 +182,7 @@ func (t *table) committed(q *question, o *outcome, rev int64) {
 	if r := t.byAddr[place{name, l.Addr}]; r != nil && r.rev > rev {
 		return // the watch has brought something newer
 	}
-	t.put(l, rev)
-	t.byAddr[place{name, l.Addr}].bound = q.now
+	t.put(l, rev).bound = q.now
 }
 
 // extend keeps a lease in memory that the store could not take. The lock is held.

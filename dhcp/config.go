@@ -12,7 +12,7 @@ import (
 type config struct {
 	options   map[*inventory.Network]netOptions
 	networks  []*inventory.Network // all but those with dhcp: off, by name
-	byMAC     map[inventory.MAC]declared
+	byMAC     map[inventory.MAC]*declared
 	byUUID    map[string][]inventory.MAC // the interfaces of a machine that declares one
 	kept      map[string]uint64          // by Network: addresses of its pool that strangers do not get
 	plugs     map[circuit][]plug
@@ -42,7 +42,7 @@ func compile(set *inventory.Set) *config {
 	if set != nil {
 		machines = len(set.Machines)
 	}
-	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: make(map[inventory.MAC]declared, machines), byUUID: map[string][]inventory.MAC{}, kept: map[string]uint64{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: make(map[netip.Addr]inventory.MAC, machines)}
+	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: make(map[inventory.MAC]*declared, machines), byUUID: map[string][]inventory.MAC{}, kept: map[string]uint64{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: make(map[netip.Addr]inventory.MAC, machines)}
 	if set == nil {
 		return c
 	}
@@ -86,7 +86,7 @@ func compile(set *inventory.Set) *config {
 func (c *config) reserve(mac inventory.MAC, d declared) {
 	if mac != "" {
 		d.mac = mac
-		c.byMAC[mac] = d
+		c.byMAC[mac] = &d
 	}
 	for _, a := range []netip.Addr{d.ip, d.ip6} {
 		if a.IsValid() {
@@ -95,8 +95,9 @@ func (c *config) reserve(mac inventory.MAC, d declared) {
 	}
 }
 
-// macOf finds the hardware address as it is declared, or makes it.
-func (c *config) macOf(hw [6]byte) (mac inventory.MAC, known bool) {
+// macOf finds the hardware address as it is declared, or makes it; then there is no
+// declaration.
+func (c *config) macOf(hw [6]byte) (inventory.MAC, *declared) {
 	var text [17]byte
 	b := text[:0]
 	for i, v := range hw {
@@ -106,9 +107,9 @@ func (c *config) macOf(hw [6]byte) (mac inventory.MAC, known bool) {
 		b = hex.AppendEncode(b, []byte{v})
 	}
 	if d, ok := c.byMAC[inventory.MAC(b)]; ok {
-		return d.mac, true
+		return d.mac, d
 	}
-	return inventory.MAC(b), false
+	return inventory.MAC(b), nil
 }
 
 // on is its address on a Network; invalid for none.

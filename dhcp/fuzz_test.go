@@ -162,26 +162,27 @@ func worldTables(r *request) [][]func(*table) {
 
 // exchange4 asks once, judges the answer, and brings the table up to date as the
 // server does.
-func exchange4(t *testing.T, q question, tab *table) outcome {
+func exchange4(t *testing.T, q question, tab *table) answered {
 	t.Helper()
 	holders := maps.Clone(tab.byAddr)
 	o := reply(q, tab)
-	judge4(t, q, holders, o)
+	judge4(t, q, holders, wired(t, o))
 	tab.prepare(&q, &o)
 	tab.committed(&q, &o, 7)
-	return o
+	return wired(t, o)
 }
 
 // life of a client that was offered an address: it takes it, renews it, comes back
 // to it after a restart, and gives it back.
 func life(t *testing.T, q question, tab *table, a netip.Addr) {
 	t.Helper()
-	next := func(kind dhcpv4.MessageType, requested, ciaddr, server netip.Addr) outcome {
+	next := func(kind dhcpv4.MessageType, requested, ciaddr, server netip.Addr) answered {
 		t.Helper()
 		r := *q.req
-		p := *r.DHCPv4
-		r.DHCPv4, p.Options = &p, maps.Clone(p.Options)
-		p.Options[53], p.ClientIPAddr = []byte{byte(kind)}, ip4(ciaddr)
+		p := *r.packet4
+		r.packet4, p.Options = &p, slices.Clone(p.Options)
+		p.ClientIPAddr = bytes4(ciaddr)
+		p.Options.Put(dhcpv4.OptionDHCPMessageType, []byte{byte(kind)})
 		r.kind, r.requested, r.ciaddr, r.serverID = kind, requested, ciaddr, server
 		q.req = &r
 		q.now = q.now.Add(time.Second)
@@ -205,7 +206,7 @@ func life(t *testing.T, q question, tab *table, a netip.Addr) {
 }
 
 // judge4 holds an answer to what the RFCs and the firmware want of every one.
-func judge4(t *testing.T, q question, holders map[place]*record, o outcome) {
+func judge4(t *testing.T, q question, holders map[place]*record, o answered) {
 	t.Helper()
 	r, n := q.req, q.network
 	_, known := q.own()
@@ -227,7 +228,7 @@ func judge4(t *testing.T, q question, holders map[place]*record, o outcome) {
 		t.Fatalf("the reply does not decode: %v", err)
 	}
 	last := lastOption(t, raw[240:])
-	if agent, has := r.Options[82]; has && (!bytes.Equal(agent, out.Options[82]) || last != 82) {
+	if agent, has := r.Options.Get(dhcpv4.GenericOptionCode(82)), r.Options.Has(dhcpv4.GenericOptionCode(82)); has && (!bytes.Equal(agent, out.Options[82]) || last != 82) {
 		t.Fatalf("the relay's option came back as %x, before option %d; it was %x", out.Options[82], last, agent)
 	} else if !has && out.Options.Has(dhcpv4.OptionRelayAgentInformation) {
 		t.Fatal("a relay's option that no relay sent")
@@ -236,9 +237,7 @@ func judge4(t *testing.T, q question, holders map[place]*record, o outcome) {
 	if overloaded && r.client.Loader != ipxe.LoaderOS {
 		t.Fatal("options in fields where a boot ROM does not look")
 	}
-	if err := unfold(out, raw); err != nil {
-		t.Fatalf("the reply's overloaded fields do not decode: %v", err)
-	}
+	unfolded(t, out, raw)
 	kind, yiaddr := out.MessageType(), addr4(out.YourIPAddr)
 
 	if out.OpCode != dhcpv4.OpcodeBootReply || out.TransactionID != r.TransactionID || out.HWType != 1 || inventory.MACOf(out.ClientHWAddr) != r.mac || addr4(out.GatewayIPAddr) != r.giaddr || out.HopCount != 0 {
@@ -250,7 +249,7 @@ func judge4(t *testing.T, q question, holders map[place]*record, o outcome) {
 	if kind == dhcpv4.MessageTypeNak && r.giaddr.IsValid() && !out.IsBroadcast() {
 		t.Fatal("a NAK that the relay would send to an address which the client does not have")
 	}
-	if id, has := r.Options[61]; has && !bytes.Equal(id, out.Options[61]) {
+	if id, has := r.Options.Get(dhcpv4.GenericOptionCode(61)), r.Options.Has(dhcpv4.GenericOptionCode(61)); has && !bytes.Equal(id, out.Options[61]) {
 		t.Fatalf("client identifier %x came back as %x", id, out.Options[61])
 	}
 	if id := identifier(out); id != ourAddr && id != r.override {
@@ -318,7 +317,7 @@ func judgeBoot4(t *testing.T, q question, out *dhcpv4.DHCPv4) {
 
 // judgeDest4 is RFC 2131 §4.1: a reply goes to where the client hears it, and to
 // nobody whose address it has only named.
-func judgeDest4(t *testing.T, q question, o outcome, kind dhcpv4.MessageType, yiaddr netip.Addr) {
+func judgeDest4(t *testing.T, q question, o answered, kind dhcpv4.MessageType, yiaddr netip.Addr) {
 	t.Helper()
 	r := q.req
 	to := o.dest.to
@@ -330,7 +329,7 @@ func judgeDest4(t *testing.T, q question, o outcome, kind dhcpv4.MessageType, yi
 		ok = to == netip.AddrPortFrom(r.ciaddr, clientPort)
 	case r.giaddr.IsValid():
 		// Another port only where a relay says that it has one (RFC 8357).
-		ok = to.Addr() == r.giaddr && o.dest.hw == nil && (to.Port() == serverPort || to.Port() == q.from && bytes.Contains(r.Options[82], []byte{subRelayPort}))
+		ok = to.Addr() == r.giaddr && o.dest.hw == nil && (to.Port() == serverPort || to.Port() == q.from && bytes.Contains(r.Options.Get(dhcpv4.GenericOptionCode(82)), []byte{byte(subRelayPort)}))
 	case kind == dhcpv4.MessageTypeNak:
 		ok = to == broadcast || !q.onLink && to == netip.AddrPortFrom(r.ciaddr, clientPort)
 	case to == broadcast:
@@ -349,10 +348,10 @@ func judgeSize4(t *testing.T, q question, out *dhcpv4.DHCPv4, n int, overloaded 
 	t.Helper()
 	r := q.req
 	limit := 576
-	if v := r.Options[57]; len(v) == 2 {
+	if v := r.Options.Get(dhcpv4.GenericOptionCode(57)); len(v) == 2 {
 		limit = min(max(int(binary.BigEndian.Uint16(v)), 576), 1500)
 	}
-	if agent, has := r.Options[82]; has && r.giaddr.IsValid() {
+	if agent, has := r.Options.Get(dhcpv4.GenericOptionCode(82)), r.Options.Has(dhcpv4.GenericOptionCode(82)); has && r.giaddr.IsValid() {
 		limit = min(limit+len(agent)+2*max(1, (len(agent)+254)/255), 1500)
 	}
 	if n < 300 {

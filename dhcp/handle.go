@@ -14,6 +14,7 @@ import (
 
 	"recast/inventory"
 	"recast/ipxe"
+	"recast/store"
 )
 
 // badEvery is the least time between two reports of bad packets.
@@ -50,11 +51,12 @@ func (s *Server) accept(l *link, raw []byte, dst netip.Addr, asker netip.AddrPor
 	}
 	r := s.requests.Get().(*request)
 	r.raw = append(r.raw[:0], raw...)
-	cfg, known := s.cfg.Load(), false
-	r.mac, known = cfg.macOf([6]byte(raw[28:34]))
+	q := &r.question
+	q.cfg, q.looked = s.cfg.Load(), true
+	r.mac, q.declared = q.cfg.macOf([6]byte(raw[28:34]))
 	r.kind = kind
 	s.enqueue(arrival{req: r, link: l, dst: dst, asker: asker, from: from, at: s.now(),
-		flight: flight{dhcpv4.TransactionID(raw[4:8]), r.mac, kind, asker.IsValid()}}, known)
+		flight: flight{dhcpv4.TransactionID(raw[4:8]), r.mac, kind, asker.IsValid()}}, q.declared != nil)
 }
 
 // malformed counts a packet that is not even looked at.
@@ -93,15 +95,9 @@ func (s *Server) free(r *request) {
 	if !r.again {
 		return
 	}
-	r.packet.Options, r.reply.Options = cleared(r.packet.Options), cleared(r.reply.Options)
 	*r = request{again: true, raw: r.raw[:0], out: r.out[:0],
-		packet: dhcpv4.DHCPv4{Options: r.packet.Options}, reply: dhcpv4.DHCPv4{Options: r.reply.Options}}
+		four: packet4{Options: r.four.Options.emptied()}, reply: packet4{Options: r.reply.Options.emptied()}}
 	s.requests.Put(r)
-}
-
-func cleared(o dhcpv4.Options) dhcpv4.Options {
-	clear(o)
-	return o
 }
 
 func (s *Server) sawBad(l *link, bad badPacket) {
@@ -158,14 +154,21 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 		s.refuse(p, why)
 	case learn == nil:
 		s.answer(ctx, p)
-	case !s.later(func(ctx context.Context) {
+	default:
+		s.learnLater(p, learn)
+	}
+}
+
+// learnLater answers when it is stored who is asking.
+func (s *Server) learnLater(p arrival, learn func(context.Context) string) {
+	if !s.later(func(ctx context.Context) {
 		defer s.guardPanic("learn", p)
 		if why := learn(ctx); why != "" {
 			s.refuse(p, why)
 			return
 		}
 		s.answer(ctx, p)
-	}):
+	}) {
 		s.refuse(p, "store")
 	}
 }
@@ -193,6 +196,12 @@ func (s *Server) answer(ctx context.Context, p arrival) {
 		s.finish(ctx, p, o, nil)
 		return
 	}
+	s.settleLater(ctx, p, o, ops, must)
+}
+
+// settleLater answers when the decision is stored.
+func (s *Server) settleLater(ctx context.Context, p arrival, o outcome, ops []store.Op, must bool) {
+	q := &p.req.question
 	if !s.later(func(ctx context.Context) {
 		defer s.guardPanic("settle", p)
 		o, err := s.settle(ctx, q, o, ops, must)
@@ -259,7 +268,11 @@ func (s *Server) silent(r *request, n *inventory.Network, why string) {
 // question gathers what the answer depends on; the result is why there is none.
 func (s *Server) question(p arrival, q *question) string {
 	r := p.req
+	was := *q
 	*q = question{req: r, asker: p.asker, from: p.from, cfg: s.cfg.Load(), ours: *s.ourAddrs.Load(), duid: s.duid, now: s.now()}
+	if was.cfg == q.cfg { // else the declarations are new
+		q.declared, q.looked = was.declared, was.looked
+	}
 	for _, a := range q.ours {
 		q.unicast = q.unicast || a == p.dst
 	}

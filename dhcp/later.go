@@ -27,9 +27,9 @@ const (
 // the address, whatever a crash takes with it. The record says who is there now.
 
 // later notes a lease that is in force and to be stored. The lock is held.
-func (t *table) later(l inventory.Lease) {
-	t.put(l, 0)
+func (t *table) later(l inventory.Lease) *record {
 	t.unstored[place{l.Network, l.Addr}] = struct{}{}
+	return t.put(l, 0)
 }
 
 // encode is the leases of these places and their writes. The lock is held.

@@ -152,7 +152,7 @@ func (t *table) sweep(now time.Time) {
 }
 
 // put installs a lease that is (rev > 0) or is not stored.
-func (t *table) put(l inventory.Lease, rev int64) {
+func (t *table) put(l inventory.Lease, rev int64) *record {
 	p := place{l.Network, l.Addr}
 	r := t.byAddr[p]
 	if r == nil {
@@ -171,16 +171,17 @@ func (t *table) put(l inventory.Lease, rev int64) {
 		if t.byMAC[s] == l.Addr {
 			delete(t.byMAC, s)
 		}
-		return
+		return r
 	}
 	if old, ok := t.byMAC[s]; ok && old != l.Addr {
 		// Two records of one station (a change of address that was cut short):
 		// the one that lasts longer counts.
-		if r := t.byAddr[place{l.Network, old}]; r != nil && r.MAC == l.MAC && r.Expires.After(l.Expires) {
-			return
+		if other := t.byAddr[place{l.Network, old}]; other != nil && other.MAC == l.MAC && other.Expires.After(l.Expires) {
+			return r
 		}
 	}
 	t.byMAC[s] = l.Addr
+	return r
 }
 
 // remove forgets an address.

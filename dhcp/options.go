@@ -30,38 +30,33 @@ var pxeVendor = []byte{6, 1, 8, 10, 4, 0, 'P', 'X', 'E'}
 var classPXE, classHTTP = []byte("PXEClient"), []byte("HTTPClient")
 
 // answer begins a reply: what every message type carries.
-func (q *question) answer(kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
+func (q *question) answer(kind dhcpv4.MessageType) *packet4 {
 	r := q.req
 	id := q.server
 	if r.override.IsValid() {
 		id = r.override
 	}
-	p := &dhcpv4.DHCPv4{}
+	p := &packet4{}
 	if r.again {
 		p = &r.reply
 	}
-	options := p.Options
-	if options == nil {
-		options = make(dhcpv4.Options, 16) // more are rare
-	}
-	clear(options)
-	options[dhcpv4.OptionDHCPMessageType.Code()] = []byte{byte(kind)}
-	options[dhcpv4.OptionServerIdentifier.Code()] = ip4(id)
-	*p = dhcpv4.DHCPv4{
+	*p = packet4{
 		OpCode:        dhcpv4.OpcodeBootReply,
 		HWType:        r.HWType,
 		ClientHWAddr:  r.ClientHWAddr,
 		TransactionID: r.TransactionID,
 		Flags:         r.Flags,
-		GatewayIPAddr: ip4(r.giaddr),
-		Options:       options,
+		GatewayIPAddr: bytes4(r.giaddr),
+		Options:       p.Options.emptied(),
 	}
+	p.Options.Put(dhcpv4.OptionDHCPMessageType, []byte{byte(kind)})
+	p.Options.Put(dhcpv4.OptionServerIdentifier, ip4(id))
 	// RFC 6842: a client identifier is sent back. The relay's option goes back
 	// byte for byte; the encoder puts it last (RFC 3046 §2.1). A switch that
 	// adds it without a giaddr waits for it too.
 	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation} {
 		if r.Options.Has(code) {
-			p.Options[code.Code()] = r.Options.Get(code)
+			p.Options.Put(code, r.Options.Get(code))
 		}
 	}
 	return p
@@ -90,33 +85,33 @@ func optionsOf(n *inventory.Network) netOptions {
 }
 
 // addLease adds the times of an OFFER or ACK.
-func (q *question) addLease(p *dhcpv4.DHCPv4) {
+func (q *question) addLease(p *packet4) {
 	o := q.cfg.options[q.network]
-	p.Options[dhcpv4.OptionIPAddressLeaseTime.Code()] = o.lease
-	p.Options[dhcpv4.OptionRenewTimeValue.Code()] = o.renew
-	p.Options[dhcpv4.OptionRebindingTimeValue.Code()] = o.rebind
+	p.Options.Put(dhcpv4.OptionIPAddressLeaseTime, o.lease)
+	p.Options.Put(dhcpv4.OptionRenewTimeValue, o.renew)
+	p.Options.Put(dhcpv4.OptionRebindingTimeValue, o.rebind)
 }
 
 // addNetwork adds what a client needs on its subnet, asked for or not: boot
 // ROMs forget to ask and fail without.
-func (q *question) addNetwork(p *dhcpv4.DHCPv4) {
+func (q *question) addNetwork(p *packet4) {
 	o := q.cfg.options[q.network]
-	p.Options[dhcpv4.OptionSubnetMask.Code()] = o.mask
+	p.Options.Put(dhcpv4.OptionSubnetMask, o.mask)
 	if o.router != nil {
-		p.Options[dhcpv4.OptionRouter.Code()] = o.router
+		p.Options.Put(dhcpv4.OptionRouter, o.router)
 	}
 	if o.dns != nil {
-		p.Options[dhcpv4.OptionDomainNameServer.Code()] = o.dns
+		p.Options.Put(dhcpv4.OptionDomainNameServer, o.dns)
 	}
 	if o.broadcast != nil {
-		p.Options[dhcpv4.OptionBroadcastAddress.Code()] = o.broadcast
+		p.Options.Put(dhcpv4.OptionBroadcastAddress, o.broadcast)
 	}
 	if q.network.VLAN != 0 && q.req.client.Loader == ipxe.LoaderIPXE {
-		p.Options[dhcpv4.OptionInterfaceMTU.Code()] = mtuTagged
+		p.Options.Put(dhcpv4.OptionInterfaceMTU, mtuTagged)
 	}
 	// Whoever does not ask for routes has the router.
 	if code := q.routesCode(); o.routes != nil && code != nil {
-		p.Options[code.Code()] = o.routes
+		p.Options.Put(code, o.routes)
 	}
 }
 
@@ -159,11 +154,11 @@ func classless(n *inventory.Network) []byte {
 }
 
 // addBoot adds the boot file in the form the client understands.
-func (q *question) addBoot(p *dhcpv4.DHCPv4) {
+func (q *question) addBoot(p *packet4) {
 	c := q.req.client
 	if c.Loader != ipxe.LoaderOS {
 		if v := q.req.Options.Get(optUUID); v != nil {
-			p.Options[optUUID.Code()] = v
+			p.Options.Put(optUUID, v)
 		}
 	}
 	if !canBoot(c.Loader, q.boot.file) {
@@ -174,28 +169,28 @@ func (q *question) addBoot(p *dhcpv4.DHCPv4) {
 	if len(q.boot.file) < 128 {
 		p.BootFileName = q.boot.file
 	}
-	p.Options[dhcpv4.OptionBootfileName.Code()] = []byte(q.boot.file)
+	p.Options.Put(dhcpv4.OptionBootfileName, []byte(q.boot.file))
 	if c.Loader == ipxe.LoaderHTTP {
 		// The URL says where; without this class the firmware takes an address from
 		// the offer and no boot file (UEFI §24.7).
-		p.Options[dhcpv4.OptionClassIdentifier.Code()] = classHTTP
+		p.Options.Put(dhcpv4.OptionClassIdentifier, classHTTP)
 		return
 	}
 	if q.boot.log.IsValid() {
 		// iPXE's setting "syslog" is option 7.
-		p.Options[dhcpv4.OptionLogServer.Code()] = ip4(q.boot.log)
+		p.Options.Put(dhcpv4.OptionLogServer, ip4(q.boot.log))
 	}
-	p.ServerIPAddr = ip4(q.server)
-	p.Options[dhcpv4.OptionTFTPServerName.Code()] = q.server.AppendTo(make([]byte, 0, 16))
+	p.ServerIPAddr = bytes4(q.server)
+	p.Options.Put(dhcpv4.OptionTFTPServerName, q.server.AppendTo(make([]byte, 0, 16)))
 	if c.Loader == ipxe.LoaderIPXE && q.network.DHCP != inventory.DHCPProxy {
 		// Else it waits two seconds for a ProxyDHCP server.
-		p.Options[optEncap.Code()] = appendTrace([]byte{optNoProxy, 1, 1}, q.boot.trace)
+		p.Options.Put(optEncap, appendTrace([]byte{optNoProxy, 1, 1}, q.boot.trace))
 		return
 	}
 	// Firmware takes the offer for a PXE one, and iPXE for a proxy's, only with
 	// this class in it.
-	p.Options[dhcpv4.OptionClassIdentifier.Code()] = classPXE
-	p.Options[dhcpv4.OptionVendorSpecificInformation.Code()] = append(appendTrace(append(make([]byte, 0, 32), pxeVendor...), q.boot.trace), 255)
+	p.Options.Put(dhcpv4.OptionClassIdentifier, classPXE)
+	p.Options.Put(dhcpv4.OptionVendorSpecificInformation, append(appendTrace(append(make([]byte, 0, 32), pxeVendor...), q.boot.trace), 255))
 }
 
 // appendTrace adds the attempt's trace to a list of sub-options: what a capture of
@@ -213,7 +208,7 @@ func appendTrace(to []byte, trace string) []byte {
 // fields that it has no other use for; boot ROMs do not look for them there.
 // Then optional ones are left out, what the header says already first; what the
 // protocol needs stays.
-func (q *question) fit(p *dhcpv4.DHCPv4) {
+func (q *question) fit(p *packet4) {
 	limit := minDatagram
 	if v := q.req.Options.Get(dhcpv4.OptionMaximumDHCPMessageSize); len(v) == 2 {
 		limit = min(max(int(binary.BigEndian.Uint16(v)), minDatagram), maxDatagram)
@@ -243,7 +238,7 @@ func (q *question) fit(p *dhcpv4.DHCPv4) {
 
 // overload moves options into the file and sname fields (RFC 2132 §9.3). They
 // go whole, so that a client need not join the parts of one.
-func overload(p *dhcpv4.DHCPv4) {
+func overload(p *packet4) {
 	file, sname := make([]byte, 0, 127), make([]byte, 0, 63) // the encoder ends both with a zero
 	for _, code := range []dhcpv4.OptionCode{
 		dhcpv4.OptionDomainNameServer, dhcpv4.OptionRouter, dhcpv4.OptionSubnetMask, dhcpv4.OptionBroadcastAddress,
@@ -271,15 +266,15 @@ func overload(p *dhcpv4.DHCPv4) {
 		p.ServerHostName, how = string(append(sname, 255)), how|2
 	}
 	if how > 0 {
-		p.Options[dhcpv4.OptionOptionOverload.Code()] = []byte{how}
+		p.Options.Put(dhcpv4.OptionOptionOverload, []byte{how})
 	}
 }
 
 // size of the encoded reply before padding.
-func size(p *dhcpv4.DHCPv4) int {
+func size(p *packet4) int {
 	n := 240 + 1
-	for _, v := range p.Options {
-		n += optionSize(v)
+	for _, o := range p.Options {
+		n += optionSize(o.value)
 	}
 	return n
 }

@@ -21,12 +21,12 @@ const (
 	optEncap   = dhcpv4.GenericOptionCode(175) // iPXE's encapsulated options
 	optNoProxy = 0xb0                          // within 175: do not wait for a ProxyDHCP server
 
-	subTrace            = 69 // within 43 and 175: the attempt's trace, as text
-	subCircuit          = 1  // within 82, RFC 3046
-	subRemote           = 2  // likewise
-	subLinkSelection    = 5  // within 82, RFC 3527
-	subServerIDOverride = 11 // within 82, RFC 5107
-	subRelayPort        = 19 // within 82, RFC 8357
+	subTrace            = 69                           // within 43 and 175: the attempt's trace, as text
+	subCircuit          = dhcpv4.GenericOptionCode(1)  // within 82, RFC 3046
+	subRemote           = dhcpv4.GenericOptionCode(2)  // likewise
+	subLinkSelection    = dhcpv4.GenericOptionCode(5)  // within 82, RFC 3527
+	subServerIDOverride = dhcpv4.GenericOptionCode(11) // within 82, RFC 5107
+	subRelayPort        = dhcpv4.GenericOptionCode(19) // within 82, RFC 8357
 )
 
 // badPacket is the reason a packet is not even looked at; it is a counter's name.
@@ -50,7 +50,7 @@ const maxHops = 16
 // request is a decoded packet with everything the decision needs taken out of
 // it. Absent addresses are the zero netip.Addr, never 0.0.0.0.
 type request struct {
-	*dhcpv4.DHCPv4
+	*packet4
 	kind      dhcpv4.MessageType
 	mac       inventory.MAC
 	client    ipxe.Client // Network is filled in once it is known
@@ -65,11 +65,11 @@ type request struct {
 	hostname  string
 	six       *request6 // of a DHCPv6 message; all but the embedded packet holds for both
 
-	raw    []byte        // that packet points into
-	packet dhcpv4.DHCPv4 // of IPv4
+	raw  []byte  // that packet points into
+	four packet4 // of IPv4
 	// Of a request that is used again, so are its answer and that one's bytes.
 	again    bool
-	reply    dhcpv4.DHCPv4
+	reply    packet4
 	out      []byte
 	question question // that the server asks about it
 }
@@ -87,18 +87,15 @@ func decode(raw []byte) (*request, error) {
 
 // read fills the request from its bytes, which peek has let pass.
 func (r *request) read() error {
-	if r.packet.Options == nil {
-		r.packet.Options = make(dhcpv4.Options, 16)
-	}
-	p := &r.packet
+	p := &r.four
 	if err := parsePacket(p, r.raw); err != nil {
 		return err
 	}
 	if err := unfold(p, r.raw); err != nil {
 		return err
 	}
-	r.DHCPv4 = p
-	r.ciaddr, r.giaddr = addr4(p.ClientIPAddr), addr4(p.GatewayIPAddr)
+	r.packet4 = p
+	r.ciaddr, r.giaddr = addr4(p.ClientIPAddr[:]), addr4(p.GatewayIPAddr[:])
 	r.requested = addr4(p.Options.Get(dhcpv4.OptionRequestedIPAddress))
 	r.serverID = addr4(p.Options.Get(dhcpv4.OptionServerIdentifier))
 	r.hostname = hostname(p.Options.Get(dhcpv4.OptionHostName))
@@ -118,28 +115,28 @@ func (r *request) read() error {
 		}
 	}
 	if agent := p.Options.Get(dhcpv4.OptionRelayAgentInformation); agent != nil {
-		sub := dhcpv4.Options{}
+		var sub options
 		// What is inside is the relay's business: it is echoed whatever it says.
-		if parseOptions(sub, agent, false) == nil {
-			r.link = addr4(sub[subLinkSelection])
-			r.override = addr4(sub[subServerIDOverride])
-			_, r.ownPort = sub[subRelayPort]
+		if parseOptions(&sub, agent, false) == nil {
+			r.link = addr4(sub.Get(subLinkSelection))
+			r.override = addr4(sub.Get(subServerIDOverride))
+			r.ownPort = sub.Has(subRelayPort)
 			// A switch may add it and relay nothing: then there is no giaddr.
-			if id := sub[subCircuit]; len(id) > 0 {
+			if id := sub.Get(subCircuit); len(id) > 0 {
 				r.port = inventory.Port{Circuit: inventory.PortID(id), Relay: r.giaddr}
-				if id := sub[subRemote]; len(id) > 0 {
+				if id := sub.Get(subRemote); len(id) > 0 {
 					r.port.Remote = inventory.PortID(id)
 				}
 			}
 		}
 	}
-	r.client = client(p, r.mac)
+	r.client = client(p.Options, r.mac)
 	return nil
 }
 
 // unfold adds the options that stand in the file and sname fields (option 52,
 // RFC 2132 §9.3), in the order RFC 3396 §5 demands.
-func unfold(p *dhcpv4.DHCPv4, raw []byte) error {
+func unfold(p *packet4, raw []byte) error {
 	overload := p.Options.Get(dhcpv4.OptionOptionOverload)
 	if overload == nil {
 		return nil
@@ -150,13 +147,13 @@ func unfold(p *dhcpv4.DHCPv4, raw []byte) error {
 	how := overload[0]
 	p.Options.Del(dhcpv4.OptionOptionOverload)
 	if how&1 != 0 {
-		if parseOptions(p.Options, raw[108:236], false) != nil {
+		if parseOptions(&p.Options, raw[108:236], false) != nil {
 			return badOptions
 		}
 		p.BootFileName = ""
 	}
 	if how&2 != 0 {
-		if parseOptions(p.Options, raw[44:108], false) != nil {
+		if parseOptions(&p.Options, raw[44:108], false) != nil {
 			return badOptions
 		}
 		p.ServerHostName = ""
@@ -165,17 +162,17 @@ func unfold(p *dhcpv4.DHCPv4, raw []byte) error {
 }
 
 // client says who is asking, as far as the packet tells.
-func client(p *dhcpv4.DHCPv4, mac inventory.MAC) ipxe.Client {
-	class := p.Options.Get(dhcpv4.OptionClassIdentifier)
-	arch, hasArch := firmware(p.Options.Get(dhcpv4.OptionClientSystemArchitectureType), class)
-	if arch == ipxe.FirmwareBIOS && isRaspberryPi(mac, p.Options.Get(optUUID)) {
+func client(o options, mac inventory.MAC) ipxe.Client {
+	class := o.Get(dhcpv4.OptionClassIdentifier)
+	arch, hasArch := firmware(o.Get(dhcpv4.OptionClientSystemArchitectureType), class)
+	if arch == ipxe.FirmwareBIOS && isRaspberryPi(mac, o.Get(optUUID)) {
 		arch = ipxe.FirmwareRaspberryBoot
 	}
-	c := ipxe.Client{MAC: mac, UUID: uuid(p.Options.Get(optUUID)), Arch: arch, Loader: ipxe.LoaderOS}
+	c := ipxe.Client{MAC: mac, UUID: uuid(o.Get(optUUID)), Arch: arch, Loader: ipxe.LoaderOS}
 	switch {
 	// iPXE keeps the firmware's class (60) when it was chain-loaded, so its own
 	// marks come first.
-	case isIPXE(p.Options):
+	case isIPXE(o):
 		c.Loader = ipxe.LoaderIPXE
 	case bytes.HasPrefix(class, []byte("HTTPClient")):
 		c.Loader = ipxe.LoaderHTTP
@@ -194,7 +191,7 @@ func client(p *dhcpv4.DHCPv4, mac inventory.MAC) ipxe.Client {
 // isIPXE knows both encodings of option 77 in the field, the bare string that
 // iPXE sends and the counted one of RFC 3004, and option 175, which stays when
 // a user class set by hand hides the mark.
-func isIPXE(o dhcpv4.Options) bool {
+func isIPXE(o options) bool {
 	const mark = "iPXE"
 	if o.Has(optEncap) {
 		return true
@@ -301,9 +298,13 @@ func addr4(b []byte) netip.Addr {
 
 // ip4 is the way back, 0.0.0.0 for no address.
 func ip4(a netip.Addr) net.IP {
-	if !a.IsValid() {
-		return net.IPv4zero.To4()
-	}
-	b := a.As4()
+	b := bytes4(a)
 	return b[:]
+}
+
+func bytes4(a netip.Addr) (b [4]byte) {
+	if a.IsValid() {
+		b = a.As4()
+	}
+	return b
 }

@@ -92,7 +92,7 @@ func decode6(raw []byte, from netip.Addr, hw inventory.MAC) (*request, error) {
 	}
 	m.kind = dhcpv6.MessageType(raw[0])
 	// Nothing of an IPv4 packet is in it; the queue and the log ask these.
-	r := &request{DHCPv4: &dhcpv4.DHCPv4{TransactionID: dhcpv4.TransactionID{0, raw[1], raw[2], raw[3]}}, six: m}
+	r := &request{packet4: &packet4{TransactionID: dhcpv4.TransactionID{0, raw[1], raw[2], raw[3]}}, six: m}
 	switch m.kind {
 	case dhcpv6.MessageTypeSolicit:
 		r.kind = dhcpv4.MessageTypeDiscover
@@ -345,14 +345,15 @@ func client6(archs []uint16, class string, isIPXE bool) ipxe.Client {
 	for _, a := range archs {
 		list = binary.BigEndian.AppendUint16(list, a)
 	}
-	o := dhcpv4.Options{dhcpv4.OptionClassIdentifier.Code(): []byte(class)}
+	var o options
+	o.Put(dhcpv4.OptionClassIdentifier, []byte(class))
 	if len(list) > 0 {
-		o[dhcpv4.OptionClientSystemArchitectureType.Code()] = list
+		o.Put(dhcpv4.OptionClientSystemArchitectureType, list)
 	}
 	if isIPXE {
-		o[dhcpv4.OptionUserClassInformation.Code()] = []byte("iPXE")
+		o.Put(dhcpv4.OptionUserClassInformation, []byte("iPXE"))
 	}
-	return client(&dhcpv4.DHCPv4{Options: o}, "")
+	return client(o, "")
 }
 
 // identify finds the machine behind the message: by what the link or the relay
@@ -401,7 +402,7 @@ func (c *config) stationOf(uuids [2]string, link netip.Addr) inventory.MAC {
 			return macs[0]
 		}
 		for _, mac := range macs {
-			if n != nil && c.byMAC[mac].on(n).IsValid() {
+			if n != nil && c.byMAC[mac] != nil && c.byMAC[mac].on(n).IsValid() {
 				return mac
 			}
 		}

@@ -186,8 +186,8 @@ func (s *Server) locate(q *question) (why string, learn func(context.Context) st
 		return "", nil // of DHCPv6 alone, where no relay tells it
 	}
 	at, there := q.cfg.plugAt(n.Name, r.port)
-	if d, ok := q.cfg.byMAC[r.mac]; ok {
-		s.checkCable(q, d, at, there)
+	if d := q.byMAC(); d != nil {
+		s.checkCable(q, *d, at, there)
 		return "", nil
 	}
 	if n.DHCP != inventory.DHCPAuthoritative {

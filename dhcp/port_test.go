@@ -30,9 +30,9 @@ func behindPort(p inventory.Port, ip string, mac inventory.MAC) func(*inventory.
 func atPort(id string, remote ...string) func(*dhcpv4.DHCPv4) {
 	return func(p *dhcpv4.DHCPv4) {
 		giaddr(relayAddr)(p)
-		p.Options[82] = append([]byte{subCircuit, byte(len(id))}, id...)
+		p.Options[82] = append([]byte{byte(subCircuit), byte(len(id))}, id...)
 		for _, r := range remote {
-			p.Options[82] = append(append(p.Options[82], subRemote, byte(len(r))), r...)
+			p.Options[82] = append(append(p.Options[82], byte(subRemote), byte(len(r))), r...)
 		}
 	}
 }

@@ -41,12 +41,12 @@ func (q *question) proxy() outcome {
 	case q.asker.IsValid():
 		// To where it came from and nowhere else: whatever ciaddr says.
 		d = dest{to: q.asker, bootServer: true}
-		p.ClientIPAddr = ip4(r.ciaddr)
+		p.ClientIPAddr = bytes4(r.ciaddr)
 	case r.giaddr.IsValid():
 		d.to = netip.AddrPortFrom(r.giaddr, serverPort)
-		p.SetBroadcast()
+		p.Flags |= flagBroadcast
 	default:
-		p.SetBroadcast()
+		p.Flags |= flagBroadcast
 	}
 	q.addBoot(p)
 	q.fit(p)

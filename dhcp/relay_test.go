@@ -48,7 +48,7 @@ func TestRelayOptionIsEchoedByteExactAndLast(t *testing.T) {
 				if o.packet == nil {
 					t.Fatal(o.silence)
 				}
-				raw := o.packet.ToBytes()
+				raw := o.raw
 				back, err := dhcpv4.FromBytes(raw)
 				if err != nil {
 					t.Fatal(err)

@@ -53,20 +53,24 @@ type question struct {
 	duid    []byte // ours
 	now     time.Time
 
-	who           declared // see own
-	known, looked bool
+	declared *declared // by its hardware address; nil for none
+	looked   bool
 }
 
-// own is what the client is declared as; false for a stranger. It is looked up
-// once, when it has been located.
-func (q *question) own() (declared, bool) {
+// byMAC is what the client's hardware address is declared as, nil for nothing.
+func (q *question) byMAC() *declared {
 	if !q.looked {
-		q.looked = true
-		if q.who, q.known = q.cfg.byMAC[q.req.mac]; !q.known {
-			q.who, q.known = q.port, q.port.machine != ""
-		}
+		q.looked, q.declared = true, q.cfg.byMAC[q.req.mac]
 	}
-	return q.who, q.known
+	return q.declared
+}
+
+// own is what the client is declared as; false for a stranger.
+func (q *question) own() (declared, bool) {
+	if d := q.byMAC(); d != nil {
+		return *d, true
+	}
+	return q.port, q.port.machine != ""
 }
 
 // outcome is what to do about one packet. Either silence says why nothing is
@@ -74,7 +78,7 @@ func (q *question) own() (declared, bool) {
 // both cases.
 type outcome struct {
 	silence string
-	packet  *dhcpv4.DHCPv4
+	packet  *packet4
 	six     *answer6 // the packet of DHCPv6
 	dest    dest
 
@@ -153,7 +157,7 @@ func (q *question) discover(t *table) outcome {
 		return o
 	}
 	p := q.answer(dhcpv4.MessageTypeOffer)
-	p.YourIPAddr = ip4(a)
+	p.YourIPAddr = bytes4(a)
 	q.addLease(p)
 	q.addNetwork(p)
 	q.addBoot(p)
@@ -220,8 +224,8 @@ func (q *question) confirm(t *table, a netip.Addr, adopt bool) outcome {
 
 func (q *question) ack(t *table, a netip.Addr) outcome {
 	p := q.answer(dhcpv4.MessageTypeAck)
-	p.YourIPAddr = ip4(a)
-	p.ClientIPAddr = ip4(q.req.ciaddr)
+	p.YourIPAddr = bytes4(a)
+	p.ClientIPAddr = bytes4(q.req.ciaddr)
 	q.addLease(p)
 	q.addNetwork(p)
 	q.addBoot(p)
@@ -260,12 +264,12 @@ func (q *question) lease(a netip.Addr, state inventory.LeaseState, d time.Durati
 
 func (q *question) nak(why string) outcome {
 	p := q.answer(dhcpv4.MessageTypeNak)
-	p.UpdateOption(dhcpv4.OptMessage(why))
+	p.Options.Put(dhcpv4.OptionMessage, []byte(why))
 	d := dest{to: broadcast}
 	switch {
 	case q.req.giaddr.IsValid():
 		// The relay must broadcast it: the client has no valid address (§4.3.2).
-		p.SetBroadcast()
+		p.Flags |= flagBroadcast
 		d.to = q.relay()
 	case !q.onLink && q.req.ciaddr.IsValid():
 		// A broadcast would stay on the wrong link.
@@ -326,7 +330,7 @@ func (q *question) inform() outcome {
 		return silent("inform without an address of the subnet")
 	}
 	p := q.answer(dhcpv4.MessageTypeAck)
-	p.ClientIPAddr = ip4(q.req.ciaddr)
+	p.ClientIPAddr = bytes4(q.req.ciaddr)
 	q.addNetwork(p)
 	q.fit(p)
 	return outcome{packet: p, dest: dest{to: netip.AddrPortFrom(q.req.ciaddr, clientPort)}}
@@ -460,7 +464,7 @@ func (q *question) relay() netip.AddrPort {
 }
 
 // destination of an OFFER or ACK (RFC 2131 §4.1).
-func (q *question) destination(p *dhcpv4.DHCPv4, a netip.Addr) dest {
+func (q *question) destination(p *packet4, a netip.Addr) dest {
 	r := q.req
 	switch {
 	case r.giaddr.IsValid():
@@ -470,7 +474,7 @@ func (q *question) destination(p *dhcpv4.DHCPv4, a netip.Addr) dest {
 	// our replies.
 	case r.ciaddr == a && r.kind != dhcpv4.MessageTypeDiscover:
 		return dest{to: netip.AddrPortFrom(r.ciaddr, clientPort)}
-	case p.IsBroadcast():
+	case p.Flags&flagBroadcast != 0:
 		return dest{to: broadcast}
 	}
 	return dest{to: netip.AddrPortFrom(a, clientPort), hw: r.ClientHWAddr}

@@ -84,7 +84,7 @@ func (s *Server) sawAnswered(q *question, out outcome, arrived time.Time) {
 func (o outcome) seen() (kind inventory.ObservationKind, ok bool) {
 	switch {
 	case o.six == nil:
-		kind, ok = sawKinds[o.packet.MessageType()]
+		kind, ok = sawKinds[o.packet.messageType()]
 		return kind, ok
 	case o.six.status != iana.StatusSuccess:
 		return inventory.SawNak, true
@@ -108,7 +108,7 @@ func (o outcome) kind() string {
 	if o.six != nil {
 		return o.six.kind.String()
 	}
-	return o.packet.MessageType().String()
+	return o.packet.messageType().String()
 }
 
 // addr is the address that the reply gives.
@@ -116,7 +116,7 @@ func (o outcome) addr() netip.Addr {
 	if o.six != nil {
 		return o.six.addr
 	}
-	return addr4(o.packet.YourIPAddr)
+	return addr4(o.packet.YourIPAddr[:])
 }
 
 func (r *request) kindText() string {

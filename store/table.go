@@ -11,6 +11,9 @@ import (
 // tableVersion is the schema version of the records that this recast writes.
 const tableVersion = 1
 
+// opening of a record of that version.
+var opening = fmt.Sprintf(`{"v":%d,"o":`, tableVersion)
+
 // Table keeps values of one type as JSON under prefix + name, each in an
 // envelope with its schema version: {"v":1,"o":{…}}.
 type Table[T any] struct {
@@ -103,7 +106,8 @@ func (t Table[T]) PutOp(name string, value T, ifRevision int64) (Op, error) {
 	}
 	// A user's text may hold <, > and &; they stay readable.
 	var b bytes.Buffer
-	fmt.Fprintf(&b, `{"v":%d,"o":`, tableVersion)
+	b.Grow(256) // a lease or two
+	b.WriteString(opening)
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(value); err != nil {
