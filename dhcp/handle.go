@@ -133,10 +133,6 @@ func (s *Server) done(p arrival) {
 func (s *Server) handle(ctx context.Context, p arrival) {
 	defer s.guardPanic("handle", p)
 	r := p.req
-	if p.flight.kind == dhcpv4.MessageTypeDiscover && s.now().Sub(p.at) > stale {
-		s.refuse(p, "stale")
-		return
-	}
 	if r.six == nil {
 		if err := r.read(); err != nil {
 			s.malformed(p.link, err)
@@ -145,7 +141,11 @@ func (s *Server) handle(ctx context.Context, p arrival) {
 		}
 	}
 	q := &r.question
-	if why := s.question(p, q); why != "" {
+	why := s.question(p, q)
+	if why == "" && p.flight.kind == dhcpv4.MessageTypeDiscover && q.now.Sub(p.at) > stale {
+		why = "stale"
+	}
+	if why != "" {
 		s.refuse(p, why)
 		return
 	}

@@ -8,12 +8,14 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"recast/inventory"
+	"recast/ipxe"
 )
 
 // What another server answered is seen by whom the machine chooses; and why we say
@@ -97,5 +99,19 @@ func TestPortOwnersNamesThisProcess(t *testing.T) {
 	got := PortOwners("tcp", l.Addr().(*net.TCPAddr).Port)
 	if len(got) != 1 || got[0].PID != os.Getpid() || got[0].Exe != exe || got[0].Addr != netip.MustParseAddr("127.0.0.1") {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestADiscoverThatWaitedTooLongIsToldWithItsNetworkAndClient(t *testing.T) {
+	r := newRig(t, rack())
+	r.accept(r.link, message(DISCOVER, macDeclared, pxe(7)).ToBytes(), broadcast.Addr(), netip.AddrPort{}, 0)
+	r.pass(stale + time.Second)
+	r.drain(t.Context(), 1)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	want := inventory.Observation{Kind: inventory.SawUnanswered, Time: epoch.Add(stale + time.Second), MAC: macDeclared, Network: "rack1", Client: string(ipxe.LoaderFirmware), Arch: 7,
+		UUID: "00112233-4455-6677-8899-aabbccddeeff", Detail: "DISCOVER", Error: "stale"}
+	if len(r.seen) != 1 || r.seen[0] != want {
+		t.Errorf("told %+v, want %+v", r.seen, want)
 	}
 }
