@@ -128,3 +128,31 @@ func TestMachineLearnedByDHCPv4IsKnownToDHCPv6AtAPortOfAnotherSpelling(t *testin
 		t.Errorf("got %s, findings %q", got, r.Findings())
 	}
 }
+
+// Relays that say no hardware address stand before whole halls.
+func TestDHCPv6ClientsWithoutAHardwareAddressAreCountedOneByOne(t *testing.T) {
+	r := newRig(t, rack6())
+	relay := netip.AddrPortFrom(netip.MustParseAddr(relayAddr6), 547)
+	ask := func(id byte, xid int) string {
+		r.t.Helper()
+		m := message6(SOLICIT, wants(1), from6(&dhcpv6.DUIDEN{EnterpriseNumber: 43793, EnterpriseIdentifier: []byte{id, 0, 0}}))
+		m.TransactionID = dhcpv6.TransactionID{0, byte(xid >> 8), byte(xid)}
+		before := r.Stats().Silent["too many packets"]
+		r.receive6(t.Context(), r.link, relayed6(m, relayAddr6, privateAddr.String()).ToBytes(), relay, ourAddr6, "")
+		if r.Stats().Silent["too many packets"] > before {
+			return "too many"
+		}
+		return ""
+	}
+	for xid := range perClient {
+		if got := ask(1, xid); got != "" {
+			t.Fatalf("message %d: %s", xid, got)
+		}
+	}
+	if got := ask(1, perClient); got != "too many" {
+		t.Errorf("one client has no end: %q", got)
+	}
+	if got := ask(2, perClient+1); got != "" {
+		t.Errorf("another client: %s", got)
+	}
+}

@@ -38,7 +38,7 @@ type arrival struct {
 // flight names a packet while it is queued or worked on.
 type flight struct {
 	xid  dhcpv4.TransactionID
-	mac  inventory.MAC
+	mac  inventory.MAC // or what stands for it; see receive6
 	kind dhcpv4.MessageType
 	boot bool // to the boot server port
 }

@@ -125,8 +125,12 @@ func (s *Server) receive6(ctx context.Context, l *link, raw []byte, from netip.A
 	cfg := s.cfg.Load()
 	r.identify(cfg)
 	_, known := cfg.byMAC[r.mac]
+	who := r.mac
+	if who == "" { // told apart by its identifier, which is no hardware address in writing
+		who = inventory.MAC("duid " + string(r.six.clientID))
+	}
 	s.enqueue(arrival{req: r, link: l, dst: dst, at: s.now(),
-		flight: flight{xid: r.TransactionID, mac: r.mac, kind: r.kind}}, known)
+		flight: flight{xid: r.TransactionID, mac: who, kind: r.kind}}, known)
 	s.drain(ctx, laneSize*lanes)
 }
 
