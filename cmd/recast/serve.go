@@ -215,7 +215,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	}
 	if s.engine, err = provision.Open(ctx, provision.Config{Store: s.store, Images: s.images,
 		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, OwnAddresses: localAddrs, AgentPort: agentPort, BootPort: bootPort, SyslogPort: syslogPort,
-		Ramdisk: s.ramdiskFiles, Loader: s.loaderProblem, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
+		Ramdisk: (&ramdiskFolder{dir: s.ramdiskDir()}).files, Loader: s.loaderProblem, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
 	if s.token, err = readToken("operator", filepath.Join(s.Data, "operator.token"), func() error {
@@ -334,22 +334,6 @@ func (s *server) announce(api, operator, boot []net.Listener) {
 		s.log.Info("listening", "for", "machines (scripts, ramdisk, images)", "addr", l.Addr())
 	}
 	s.log.Info("serving", "version", version, "data", s.Data, "token", filepath.Join(s.Data, "operator.token"), "ca", s.engine.Authority().Digest())
-}
-
-// ramdiskFiles looks each time, so that a ramdisk built while the server runs
-// is used at once.
-func (s *server) ramdiskFiles(arch inventory.Arch) provision.RamdiskFiles {
-	kernel, initrd, _ := image.RamdiskNames(arch)
-	for _, f := range []string{kernel, initrd} {
-		if _, err := os.Stat(filepath.Join(s.ramdiskDir(), f)); err != nil {
-			return provision.RamdiskFiles{}
-		}
-	}
-	files := provision.RamdiskFiles{Kernel: web.RamdiskPath + kernel, Initrd: web.RamdiskPath + initrd}
-	if _, err := os.Stat(filepath.Join(s.ramdiskDir(), image.UnifiedName(arch))); err == nil {
-		files.Unified = web.RamdiskPath + image.UnifiedName(arch)
-	}
-	return files
 }
 
 // reload takes up what may change while the server runs.
