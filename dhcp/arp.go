@@ -99,7 +99,7 @@ func (s *Server) hear(ctx context.Context, d *duty) {
 			news := s.table.heard(n, a, inventory.MACOf(hw), s.now())
 			s.table.mu.Unlock()
 			if news {
-				s.log().Info("an address of the pool is in use", "network", n.Name, "address", a, "mac", hw)
+				s.log().Info("an address of the pool is in use", "network", n.Name, "address", a, "mac", inventory.MACOf(hw))
 			}
 		})
 		if err == nil {

@@ -429,15 +429,16 @@ func (q *question) poolFree(t *table, a netip.Addr) bool {
 	if !known && isKept(n, a, q.cfg.kept[n.Name]) {
 		return false
 	}
-	h, held := t.holder(n.Name, a, q.now)
-	if !held {
-		return !t.inUse(n.Name, a, q.req.mac, q.now)
-	}
-	if h.quarantined {
+	switch h, held := t.holder(n.Name, a, q.now); {
+	case held && h.quarantined:
+		return false
+	case held && !h.offerOnly:
+		return h.mac == q.req.mac
+	case held && h.mac != q.req.mac && (h.declared || !known):
+		// Strangers who were only offered an address never keep a declared machine waiting.
 		return false
 	}
-	// Strangers who were only offered an address never keep a declared machine waiting.
-	return h.mac == q.req.mac || h.offerOnly && !h.declared && known
+	return !t.inUse(n.Name, a, q.req.mac, q.now)
 }
 
 // isOurs reports whether a server identifier means us.

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -162,7 +163,9 @@ func (s *Server) Update(set *inventory.Set) error {
 	s.init()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	was := s.declared
 	s.declared = compile(set)
+	s.findings.drop(func(key string) bool { return outdated(key, was, s.declared) })
 	if s.run == nil {
 		s.cfg.Store(s.declared)
 		return nil
@@ -315,6 +318,19 @@ func (s *Server) arrange() error {
 		}
 	}
 	s.ourAddrs.Store(&ours)
+	s.findings.drop(func(key string) bool {
+		kind, rest, _ := strings.Cut(key, "/")
+		name, what, _ := strings.Cut(rest, "/")
+		if kind != "listen" {
+			return false
+		}
+		for _, l := range listeners(sites, ifaces, what == strconv.Itoa(serverPort6)) {
+			if l.iface.Name == name {
+				return false
+			}
+		}
+		return true // nobody wants it any more
+	})
 	return errors.Join(errs...)
 }
 

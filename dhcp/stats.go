@@ -2,9 +2,14 @@ package dhcp
 
 import (
 	"maps"
+	"reflect"
+	"slices"
 	"sort"
+	"strings"
 	"sync"
 	"time"
+
+	"recast/inventory"
 )
 
 // Stats are counters since the start.
@@ -76,6 +81,41 @@ func (f *findings) clear(key string) {
 	f.mu.Unlock()
 }
 
+// drop clears those that another declaration has made untrue.
+func (f *findings) drop(untrue func(key string) bool) {
+	f.mu.Lock()
+	maps.DeleteFunc(f.m, func(key string, _ finding) bool { return untrue(key) })
+	f.mu.Unlock()
+}
+
+// outdated reports whether a finding is about a declaration that is another one
+// now. Where it still holds, it is found again. What a port told is kept as long as it
+// can be, since it is not seen again before a machine boots.
+func outdated(key string, was, now *config) bool {
+	kind, rest, _ := strings.Cut(key, "/")
+	name, mac, _ := strings.Cut(rest, "/")
+	switch kind {
+	case "attach":
+		return now.named(name) == nil
+	case "address":
+		return !reflect.DeepEqual(was.named(name), now.named(name)) || !reflect.DeepEqual(was.byMAC[inventory.MAC(mac)], now.byMAC[inventory.MAC(mac)])
+	case "port", "cable":
+		if !reflect.DeepEqual(was.plugs, now.plugs) || !maps.Equal(was.plugByMAC, now.plugByMAC) {
+			return true
+		}
+		if kind == "port" {
+			return now.named(name) == nil || !reflect.DeepEqual(was.byMAC[inventory.MAC(mac)], now.byMAC[inventory.MAC(mac)])
+		}
+		for _, d := range now.byMAC {
+			if d.machine == name {
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
 func (f *findings) list(now time.Time) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -88,5 +128,5 @@ func (f *findings) list(now time.Time) []string {
 		out = append(out, v.text)
 	}
 	sort.Strings(out)
-	return out
+	return slices.Compact(out) // a hundred machines that find the pool full are one thing to know
 }
