@@ -48,7 +48,8 @@ func parseReportConfig(b []byte) (c reportConfig, ca inventory.Digest, err error
 
 // ReportBooted tells the server, once, which generation runs here: the reporter
 // of an installed system without cloud-init. It reads the config volume mounted
-// at dir, and the firmware's boot order where there is one, and asks again until the server has heard it, refuses it, or patience ends.
+// at dir, and of the firmware its boot order and Secure Boot where there are any,
+// and asks again until the server has heard it, refuses it, or patience ends.
 func ReportBooted(ctx context.Context, dir string, vars Variables, patience time.Duration, log func(format string, args ...any)) error {
 	b, err := os.ReadFile(filepath.Join(dir, reportFile))
 	if err != nil {
@@ -70,7 +71,7 @@ func ReportBooted(ctx context.Context, dir string, vars Variables, patience time
 	defer client.Close()
 	report := inventory.BootReport{Machine: c.Machine, Generation: c.Generation, Rendered: c.Rendered, Write: c.Write,
 		BootID: strings.TrimSpace(string(boot)), Hostname: host,
-		BootOrder: hexVariable(vars, bootOrder), BootCurrent: hexVariable(vars, bootCurrent)}
+		BootOrder: hexVariable(vars, bootOrder), BootCurrent: hexVariable(vars, bootCurrent), SecureBoot: hexVariable(vars, secureBoot)}
 	end := time.Now().Add(patience)
 	for n := 0; ; n++ {
 		err := client.Booted(ctx, c.Token, report)

@@ -171,6 +171,7 @@ func bootName(n uint16) string { return fmt.Sprintf("Boot%04X-%s", n, globalVari
 const (
 	bootOrder   = "BootOrder-" + globalVariable
 	bootCurrent = "BootCurrent-" + globalVariable
+	secureBoot  = "SecureBoot-" + globalVariable
 )
 
 // hexVariable is "" for a variable that cannot be read.

@@ -145,7 +145,7 @@ func (h Hardware) boot() inventory.BootFacts {
 	if _, err := os.Stat(h.Root + "/sys/firmware/efi"); err == nil {
 		b.Mode = "uefi"
 		vars := VarFS(h.Root + EFIVars)
-		v, err := vars.Get("SecureBoot-" + globalVariable)
+		v, err := vars.Get(secureBoot)
 		b.SecureBoot = err == nil && len(v) > 0 && v[0] == 1
 		b.HTTPBoot = byHTTPBoot(vars)
 	}

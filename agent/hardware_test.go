@@ -275,13 +275,13 @@ func TestInstalledSystemReportsOnce(t *testing.T) {
 		b, _ := json.Marshal(reportConfig{URL: s.URL, CA: ca, Token: "token-1", Machine: "m1", Generation: someCA, Rendered: someCA, Write: "e.3"})
 		os.WriteFile(filepath.Join(dir, reportFile), b, 0o600)
 		fails = 1
-		vars := fakeVars{bootOrder: order(3, 0), bootCurrent: order(3)}
+		vars := fakeVars{bootOrder: order(3, 0), bootCurrent: order(3), secureBoot: {1}}
 		if err := ReportBooted(t.Context(), dir, vars, time.Minute, t.Logf); err != nil {
 			t.Fatal(err)
 		}
 		got := s.booted[len(s.booted)-1]
 		boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		if got.Machine != "m1" || got.Generation != someCA || got.Rendered != someCA || got.Write != "e.3" || got.BootOrder != "03000000" || got.BootCurrent != "0300" || got.BootID != strings.TrimSpace(string(boot)) {
+		if got.Machine != "m1" || got.Generation != someCA || got.Rendered != someCA || got.Write != "e.3" || got.BootOrder != "03000000" || got.BootCurrent != "0300" || got.SecureBoot != "01" || got.BootID != strings.TrimSpace(string(boot)) {
 			t.Errorf("reported %+v", got)
 		}
 	}

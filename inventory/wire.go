@@ -297,6 +297,7 @@ type BootReport struct {
 	// The firmware's variables of these names, in hex; "" where they cannot be read.
 	BootOrder   string `json:"bootOrder,omitempty"`
 	BootCurrent string `json:"bootCurrent,omitempty"`
+	SecureBoot  string `json:"secureBoot,omitempty"`
 }
 
 // LeaseState of an address.

@@ -89,7 +89,7 @@ func (e *Engine) Booted(ctx context.Context, token string, r inventory.BootRepor
 	}
 	r.BootID, r.Hostname = clip(r.BootID, maxWord), clip(r.Hostname, maxWord)
 	r.BootOrder, r.BootCurrent = clip(r.BootOrder, 4*maxWord), clip(r.BootCurrent, maxWord)
-	return e.handle(ctx, e.machine(r.Machine), Running{Report: r})
+	return e.handle(ctx, e.machine(r.Machine), Running{Report: r, Declared: e.Set().Machine(r.Machine)})
 }
 
 // clip bounds a machine's words about itself and keeps them on one line.

@@ -45,7 +45,7 @@ func TestFirmwareThatForgetsIsShown(t *testing.T) {
 		t.Errorf("a new write begins with %q", f)
 	}
 	run := func(order string) []string {
-		s.must(t, Running{inventory.BootReport{Generation: genA, Rendered: rendA, Write: s.state.Status.RunningWrite, BootID: order, BootOrder: order}})
+		s.must(t, Running{Report: inventory.BootReport{Generation: genA, Rendered: rendA, Write: s.state.Status.RunningWrite, BootID: order, BootOrder: order}})
 		return s.state.Status.Findings
 	}
 	if f := run("00000300"); s.state.Status.Phase != Active || len(f) != 1 {

@@ -65,7 +65,10 @@ type Renewed struct{ Until time.Time }
 
 // Running: the installed system reported itself, with the token of the write that
 // made it.
-type Running struct{ Report inventory.BootReport }
+type Running struct {
+	Report   inventory.BootReport
+	Declared *inventory.Machine // nil: it is not declared any more
+}
 
 // Ticked: time passed.
 type Ticked struct{}

@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +94,36 @@ func TestSecureBootThatIsDeclaredAndOffIsAFinding(t *testing.T) {
 		f := look(s, c.secure, c.on)
 		if len(f) != c.findings || c.findings == 1 && !strings.Contains(f[0], "secureBoot: true") {
 			t.Errorf("declared %v, on %v: %q", c.secure, c.on, f)
+		}
+	}
+}
+
+// Somebody who switches it off in the firmware's setup does so after the machine was
+// written, when no ramdisk looks.
+func TestTheInstalledSystemTellsOfSecureBoot(t *testing.T) {
+	s := newStory()
+	s.writing(t, false)
+	s.must(t, Reported{Report: inventory.Report{Step: inventory.AgentDone, Erased: true}})
+	s.state.Status.Facts = &inventory.Facts{Boot: inventory.BootFacts{Mode: string(inventory.UEFI), SecureBoot: true}}
+	declared := &inventory.Machine{Name: "m1", SecureBoot: true}
+	for i, c := range []struct {
+		word     string
+		declared *inventory.Machine
+		on       bool
+		findings int
+	}{
+		{"01", declared, true, 0},
+		{"00", declared, false, 1},
+		{"00", declared, false, 1}, // told once
+		{"", declared, false, 1},   // a system that cannot tell
+		{"nonsense", declared, false, 1},
+		{"01", declared, true, 0},
+		{"00", &inventory.Machine{Name: "m1"}, false, 0},
+	} {
+		s.must(t, Running{Declared: c.declared, Report: inventory.BootReport{Generation: genA, Rendered: rendA, Write: s.state.Status.RunningWrite, BootID: fmt.Sprint(i), SecureBoot: c.word}})
+		st := s.state.Status
+		if st.Phase != Active || st.Facts.Boot.SecureBoot != c.on || len(st.Findings) != c.findings || c.findings == 1 && !strings.Contains(st.Findings[0], "secureBoot: true") {
+			t.Errorf("%q: %s, facts %+v, findings %q", c.word, st.Phase, st.Facts.Boot, st.Findings)
 		}
 	}
 }

@@ -158,7 +158,7 @@ func (w *walk) report() Event {
 }
 
 func (w *walk) running() Event {
-	return Running{inventory.BootReport{Machine: "m1", Generation: pick(w.r, genA, genB, w.s.Status.Running), Rendered: rendA,
+	return Running{Report: inventory.BootReport{Machine: "m1", Generation: pick(w.r, genA, genB, w.s.Status.Running), Rendered: rendA,
 		Write: pick(w.r, w.s.Status.RunningWrite, w.s.Status.RunningWrite, "e.1", "e.2"), BootID: fmt.Sprint(w.r.IntN(3)), Hostname: "m1"}}
 }
 

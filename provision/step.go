@@ -65,7 +65,7 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 	case Renewed:
 		t.renewed(ev)
 	case Running:
-		t.running(ev.Report)
+		t.running(ev)
 	case Ticked:
 		t.ticked()
 	case Aborted:
@@ -356,7 +356,7 @@ func (t *transition) inspected(ev Inspected) {
 	facts := ev.Facts
 	t.Status.Facts, t.Status.FactsAt = &facts, t.now
 	t.disproved(facts)
-	t.secured(ev)
+	t.secured(ev.Declared, ev.Facts.Boot.SecureBoot)
 	t.mode(ev)
 	d := ev.Decision
 	if wipe := t.Intent.Purpose == PurposeWipe; wipe != (d.Verdict == DiskWipe) && (!wipe || d.Verdict != DiskRefuse) {
@@ -406,14 +406,28 @@ func (t *transition) inspected(ev Inspected) {
 // secureBootPrefix begins the finding of secured.
 const secureBootPrefix = "Secure Boot: "
 
-// secured compares what is declared of Secure Boot with what the ramdisk found.
-func (t *transition) secured(ev Inspected) {
-	on := ev.Facts.Boot.SecureBoot
-	if ev.Declared == nil || on || !ev.Declared.SecureBoot {
+// secured compares what is declared of Secure Boot with what was found of it.
+func (t *transition) secured(declared *inventory.Machine, on bool) {
+	if declared == nil || on || !declared.SecureBoot {
 		t.Status.Findings = dropFindings(t.Status.Findings, secureBootPrefix)
 		return
 	}
 	t.finding(secureBootPrefix + "it is declared secureBoot: true, and its firmware has it off, so that it starts any loader: switch it on in its setup, or remove the declaration")
+}
+
+// toldSecure takes the installed system's word of it, which one that cannot read the
+// firmware's variable does not give.
+func (t *transition) toldSecure(ev Running) {
+	on := ev.Report.SecureBoot == "01"
+	if !on && ev.Report.SecureBoot != "00" {
+		return
+	}
+	if t.Status.Facts != nil {
+		facts := *t.Status.Facts
+		facts.Boot.SecureBoot = on
+		t.Status.Facts = &facts
+	}
+	t.secured(ev.Declared, on)
 }
 
 // modePrefix begins the finding of mode.

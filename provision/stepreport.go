@@ -124,8 +124,8 @@ func (t *transition) renewed(ev Renewed) {
 
 // running takes the installed system's word. Its token proves that recast made
 // the disk it stands on, in that write.
-func (t *transition) running(r inventory.BootReport) {
-	st := &t.Status
+func (t *transition) running(ev Running) {
+	st, r := &t.Status, ev.Report
 	fresh := r.BootID != st.BootID
 	st.BootID = r.BootID
 	if fresh {
@@ -135,7 +135,7 @@ func (t *transition) running(r inventory.BootReport) {
 	wanted := r.Generation == st.Wanted && r.Rendered == st.WantedRendered
 	switch {
 	case written(st.Step) && recorded:
-		t.seenRunning(r)
+		t.seenRunning(ev)
 	case written(st.Step):
 		t.finding(otherRuns(r, *st))
 	case t.busy():
@@ -154,9 +154,9 @@ func (t *transition) running(r inventory.BootReport) {
 		// wanted still failed.
 		st.LastSeen, st.LastSeenAt = "its old system reported itself as "+r.Hostname, t.now
 	case recorded:
-		t.seenRunning(r)
+		t.seenRunning(ev)
 	default:
-		t.learn(r)
+		t.learn(ev)
 	}
 }
 
@@ -167,7 +167,8 @@ func otherRuns(r inventory.BootReport, st Status) string {
 
 // learn believes a disk that knows better than the record: the store came back
 // from a backup, or another disk of ours was started.
-func (t *transition) learn(r inventory.BootReport) {
+func (t *transition) learn(ev Running) {
+	r := ev.Report
 	health := Healthy
 	if t.Status.Running != "" {
 		t.finding(otherRuns(r, t.Status))
@@ -175,12 +176,14 @@ func (t *transition) learn(r inventory.BootReport) {
 	}
 	t.Status.Running, t.Status.RunningRendered, t.Status.RunningWrite = r.Generation, r.Rendered, r.Write
 	t.Status.BootOrder = ""
+	t.toldSecure(ev)
 	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: r.Generation, At: t.now, Detail: "the system's own word"}
 	t.activate(health)
 	t.Status.LastSeen, t.Status.LastSeenAt = "the system reported itself as "+r.Hostname, t.now
 }
 
-func (t *transition) seenRunning(r inventory.BootReport) {
+func (t *transition) seenRunning(ev Running) {
+	r := ev.Report
 	level, detail := t.Status.Evidence.Level, t.Status.Evidence.Detail
 	if level < inventory.E2 {
 		level = inventory.E2
@@ -192,6 +195,7 @@ func (t *transition) seenRunning(r inventory.BootReport) {
 			t.finding(text)
 		}
 	}
+	t.toldSecure(ev)
 	t.activate(Healthy)
 	t.Status.LastSeen, t.Status.LastSeenAt = "the system reported itself as "+r.Hostname, t.now
 }

@@ -213,7 +213,7 @@ def efi(name):
         return ""
 body = json.dumps({"machine": c["machine"], "generation": c["generation"],
     "rendered": c["rendered"], "write": c["write"], "bootID": boot, "hostname": socket.gethostname(),
-    "bootOrder": efi("BootOrder"), "bootCurrent": efi("BootCurrent")}).encode()
+    "bootOrder": efi("BootOrder"), "bootCurrent": efi("BootCurrent"), "secureBoot": efi("SecureBoot")}).encode()
 tls = ssl.create_default_context(cadata=c["ca"])
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
 for n in range(70):
@@ -244,7 +244,7 @@ curl --silent --show-error --fail --noproxy '*' --max-time 20 --cacert /run/reca
 url = "%s/agent/v1/booted"
 header = "Content-Type: application/json"
 header = "Authorization: Bearer %s"
-data = "{\"machine\":\"%s\",\"generation\":\"%s\",\"rendered\":\"%s\",\"write\":\"%s\",\"bootID\":\"$(cat /proc/sys/kernel/random/boot_id)\",\"hostname\":\"$(uname -n)\",\"bootOrder\":\"$(efi BootOrder)\",\"bootCurrent\":\"$(efi BootCurrent)\"}"
+data = "{\"machine\":\"%s\",\"generation\":\"%s\",\"rendered\":\"%s\",\"write\":\"%s\",\"bootID\":\"$(cat /proc/sys/kernel/random/boot_id)\",\"hostname\":\"$(uname -n)\",\"bootOrder\":\"$(efi BootOrder)\",\"bootCurrent\":\"$(efi BootCurrent)\",\"secureBoot\":\"$(efi SecureBoot)\"}"
 END_OF_CONFIG
 sleep $((n < 60 ? n : 60))
 n=$((n + 1))

@@ -337,7 +337,7 @@ func TestInstalledSystemReports(t *testing.T) {
 			in := testInput()
 			in.Report.URL, in.Report.CAPEM = srv.URL, ca
 			dir := t.TempDir()
-			for name, value := range map[string]string{"BootOrder": "\x07\x00\x00\x00\x03\x00\x00\x00", "BootCurrent": "\x06\x00\x00\x00\x03\x00"} {
+			for name, value := range map[string]string{"BootOrder": "\x07\x00\x00\x00\x03\x00\x00\x00", "BootCurrent": "\x06\x00\x00\x00\x03\x00", "SecureBoot": "\x06\x00\x00\x00\x01"} {
 				if err := os.WriteFile(filepath.Join(dir, name+"-8be4df61-93ca-11d2-aa0d-00e098032b8c"), []byte(value), 0o600); err != nil {
 					t.Fatal(err)
 				}
@@ -378,7 +378,7 @@ func TestInstalledSystemReports(t *testing.T) {
 			boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 			host, _ := os.Hostname()
 			want := inventory.BootReport{Machine: "r1u05", Generation: in.Rendered.Generation, Rendered: in.Rendered.Digest, Write: "e0.7",
-				BootID: strings.TrimSpace(string(boot)), Hostname: host, BootOrder: "03000000", BootCurrent: "0300"}
+				BootID: strings.TrimSpace(string(boot)), Hostname: host, BootOrder: "03000000", BootCurrent: "0300", SecureBoot: "01"}
 			if diff := cmp.Diff(want, b); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}

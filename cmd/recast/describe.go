@@ -327,7 +327,7 @@ func phaseText(st provision.Status, now time.Time) string {
 	return text
 }
 
-// secureText is what the ramdisk found of how a UEFI machine starts.
+// secureText is what was found of how a UEFI machine starts, by its system last.
 func secureText(b inventory.BootFacts) string {
 	text := ", Secure Boot off"
 	switch {
