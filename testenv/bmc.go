@@ -11,10 +11,16 @@ import (
 type BMCFaults struct {
 	// IgnorePower accepts every power command and does nothing.
 	IgnorePower bool
+	// IgnoreShutdown accepts the soft shutdown alone and does nothing.
+	IgnoreShutdown bool
+	// PowerLag tells the old power state for so long after each change.
+	PowerLag time.Duration
 	// IgnoreBoot accepts every boot override and keeps the old one.
 	IgnoreBoot bool
 	// LoseBoot keeps an override until the next start, which then does not see it.
 	LoseBoot bool
+	// KeepBoot arms a "once" again after each start, as a "continuous" is.
+	KeepBoot bool
 	// FlipMode stores the other firmware mode than the one asked for.
 	FlipMode bool
 	// BootExpiry ends an override that no power command follows in time, as IPMI
@@ -40,14 +46,17 @@ type BMCFaults struct {
 	NeedETag bool
 	// Delay before each answer.
 	Delay time.Duration
+	// Redfish are those of that protocol alone.
+	Redfish RedfishFaults
 }
 
 // BMCRequest is one thing that a virtual BMC was asked to do.
 type BMCRequest struct {
-	Seq int
+	Seq int // from 1, in the order of arrival; Forget does not start it anew
 	At  time.Time
 	// Verb is login, logout, power-on, power-off, shutdown, reset, cycle,
-	// set-boot, or read for everything that changes nothing.
+	// set-boot, nmi, insert, eject, set-account, set-certificate, set-service,
+	// subscribe, clear-log, restart-bmc, or read for everything that changes nothing.
 	Verb string
 	// Detail is the path, the command's name, the override or the user.
 	Detail string
@@ -55,18 +64,77 @@ type BMCRequest struct {
 	Done bool
 }
 
-// bmcFront is what both kinds of virtual BMC share: the machine behind them,
-// the faults, the log.
+// bmcFront is what both kinds of virtual BMC share: the faults, the log, the
+// machine behind them.
 type bmcFront struct {
-	machine Machine
+	bmcSystem
 
 	mu     sync.Mutex
 	faults BMCFaults
 	log    []BMCRequest
+	seq    int
 	failed int // logins since the last good one
-	set    time.Time
-	keep   bool // the override does not expire
+	locked time.Time
 	closed chan struct{}
+}
+
+// bmcSystem is one machine as its BMC tells of it. Its fields are guarded by
+// the lock of the front.
+type bmcSystem struct {
+	front   *bmcFront
+	name    string // in the log; "" where the BMC has only one
+	machine Machine
+
+	set     time.Time
+	keep    bool     // the override does not expire
+	again   BootOnce // armed again after each start
+	was     bool     // powered, before the last change
+	changed time.Time
+	started time.Time
+}
+
+func newBMCFront(machine Machine, faults BMCFaults) *bmcFront {
+	f := &bmcFront{faults: faults, closed: make(chan struct{})}
+	f.bmcSystem.attach(f, "", machine)
+	return f
+}
+
+// attach puts the machine behind the BMC and listens to what it does by itself.
+func (s *bmcSystem) attach(front *bmcFront, name string, machine Machine) {
+	s.front, s.name, s.machine = front, name, machine
+	if w, ok := machine.(Watched); ok {
+		w.Watch(s.noted)
+	}
+}
+
+// noted is a change of the machine's power, whoever made it.
+func (s *bmcSystem) noted(c MachineChange) {
+	s.front.mu.Lock()
+	now := time.Now()
+	switch c {
+	case MachineOn:
+		s.was, s.changed, s.started = false, now, now
+	case MachineReset:
+		s.started = now
+	case MachineOff:
+		s.was, s.changed = true, now
+	}
+	again := s.again
+	s.front.mu.Unlock()
+	if c != MachineOff && again.Device != BootNone {
+		_ = s.machine.SetBootOnce(again)
+	}
+}
+
+// powered is what the BMC tells: after a change, for a time, the state before it.
+func (s *bmcSystem) powered() bool {
+	now := s.machine.Powered()
+	s.front.mu.Lock()
+	defer s.front.mu.Unlock()
+	if lag := s.front.faults.PowerLag; lag > 0 && !s.changed.IsZero() && time.Since(s.changed) < lag {
+		return s.was
+	}
+	return now
 }
 
 // SetFaults changes the faults under lock.
@@ -121,7 +189,8 @@ func (f *bmcFront) now() BMCFaults {
 func (f *bmcFront) record(verb, detail string, done bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.log = append(f.log, BMCRequest{Seq: len(f.log) + 1, At: time.Now(), Verb: verb, Detail: detail, Done: done})
+	f.seq++
+	f.log = append(f.log, BMCRequest{Seq: f.seq, At: time.Now(), Verb: verb, Detail: detail, Done: done})
 }
 
 // login records an attempt and says whether it may succeed at all.
@@ -158,53 +227,67 @@ func (f *bmcFront) wait(d time.Duration) bool {
 
 // power tells the machine. The override is judged here, because only a power
 // command within its time saves it.
-func (f *bmcFront) power(ctx context.Context, verb string, do func(context.Context) error) error {
-	faults := f.now()
-	if faults.IgnorePower {
-		f.record(verb, "", false)
+func (s *bmcSystem) power(ctx context.Context, verb string, do func(context.Context) error) error {
+	faults := s.front.now()
+	if faults.IgnorePower || faults.IgnoreShutdown && verb == "shutdown" {
+		s.front.record(verb, s.name, false)
 		return nil
 	}
-	f.expire()
+	s.expire()
 	if faults.LoseBoot {
-		if err := f.machine.SetBootOnce(BootOnce{}); err != nil {
+		if err := s.machine.SetBootOnce(BootOnce{}); err != nil {
 			return err
 		}
 	}
-	f.record(verb, "", true)
+	s.front.record(verb, s.name, true)
 	return do(ctx)
 }
 
 // expire clears an override whose time is over.
-func (f *bmcFront) expire() {
-	f.mu.Lock()
-	over := f.faults.BootExpiry > 0 && !f.keep && !f.set.IsZero() && time.Since(f.set) > f.faults.BootExpiry
+func (s *bmcSystem) expire() {
+	s.front.mu.Lock()
+	expiry := s.front.faults.BootExpiry
+	over := expiry > 0 && !s.keep && !s.set.IsZero() && time.Since(s.set) > expiry
 	if over {
-		f.set = time.Time{}
+		s.set, s.again = time.Time{}, BootOnce{}
 	}
-	f.mu.Unlock()
+	s.front.mu.Unlock()
 	if over {
-		_ = f.machine.SetBootOnce(BootOnce{})
+		_ = s.machine.SetBootOnce(BootOnce{})
 	}
 }
 
-func (f *bmcFront) boot() BootOnce {
-	f.expire()
-	return f.machine.BootOnce()
+func (s *bmcSystem) boot() BootOnce {
+	s.expire()
+	return s.machine.BootOnce()
 }
 
-func (f *bmcFront) setBoot(once BootOnce) error {
-	faults := f.now()
-	f.record("set-boot", once.String(), !faults.IgnoreBoot)
+func (s *bmcSystem) setBoot(once BootOnce) error { return s.setBootFor(once, false) }
+
+// setBootFor sets the override for one start or for all that come.
+func (s *bmcSystem) setBootFor(once BootOnce, continuous bool) error {
+	faults := s.front.now()
+	detail := once.String()
+	if continuous {
+		detail += " always"
+	}
+	if s.name != "" {
+		detail = s.name + ": " + detail
+	}
+	s.front.record("set-boot", detail, !faults.IgnoreBoot)
 	if faults.IgnoreBoot {
 		return nil
 	}
 	if faults.FlipMode && once.Device != BootNone {
 		once.UEFI = !once.UEFI
 	}
-	f.mu.Lock()
-	f.set = time.Now()
-	f.mu.Unlock()
-	return f.machine.SetBootOnce(once)
+	s.front.mu.Lock()
+	s.set, s.again = time.Now(), BootOnce{}
+	if continuous || faults.KeepBoot {
+		s.again = once
+	}
+	s.front.mu.Unlock()
+	return s.machine.SetBootOnce(once)
 }
 
 // String is "pxe uefi", "disk bios" or "none".

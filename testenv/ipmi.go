@@ -36,7 +36,7 @@ type IPMIOptions struct {
 
 // IPMIBMC is a BMC that speaks IPMI 2.0 over RMCP+ and switches a Machine.
 type IPMIBMC struct {
-	bmcFront
+	*bmcFront
 	addr   string
 	user   string
 	pass   string
@@ -75,7 +75,7 @@ func NewIPMI(o IPMIOptions) (*IPMIBMC, error) {
 		o.Conn = conn
 	}
 	b := &IPMIBMC{
-		bmcFront: bmcFront{machine: o.Machine, faults: o.Faults, closed: make(chan struct{})},
+		bmcFront: newBMCFront(o.Machine, o.Faults),
 		addr:     o.Conn.LocalAddr().String(),
 		user:     o.User,
 		pass:     o.Password,
@@ -272,7 +272,7 @@ func (ipmiHAL) Close() error              { return nil }
 
 type ipmiChassis struct{ bmc *IPMIBMC }
 
-func (c ipmiChassis) PowerState(context.Context) (bool, error) { return c.bmc.machine.Powered(), nil }
+func (c ipmiChassis) PowerState(context.Context) (bool, error) { return c.bmc.powered(), nil }
 
 func (c ipmiChassis) SetPower(ctx context.Context, on bool) error {
 	if on {

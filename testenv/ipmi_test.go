@@ -60,7 +60,7 @@ func TestIpmitoolSwitchesTheMachine(t *testing.T) {
 			run("Boot Flag Valid", "chassis", "bootparam", "get", "5")
 			run("BIOS EFI boot", "chassis", "bootparam", "get", "5")
 			run("Force PXE", "chassis", "bootparam", "get", "5")
-			if got, want := machine.BootOnce(), (BootOnce{BootPXE, true}); got != want {
+			if got, want := machine.BootOnce(), (BootOnce{Device: BootPXE, UEFI: true}); got != want {
 				t.Fatalf("override %v, want %v", got, want)
 			}
 			run("Up/On", "chassis", "power", "on")
@@ -69,7 +69,7 @@ func TestIpmitoolSwitchesTheMachine(t *testing.T) {
 			run("Reset", "chassis", "power", "reset")
 			run("Down/Off", "chassis", "power", "off")
 			starts := machine.Starts()
-			if len(starts) != 2 || starts[0] != (BootOnce{BootPXE, true}) || starts[1] != (BootOnce{}) {
+			if len(starts) != 2 || starts[0] != (BootOnce{Device: BootPXE, UEFI: true}) || starts[1] != (BootOnce{}) {
 				t.Fatalf("starts %v: want pxe once, then the machine's own order", starts)
 			}
 			if out, err := ipmiTool(t, b, suite, "secret", "chassis", "power", "cycle"); err == nil {

@@ -2,7 +2,10 @@
 // virtual BMCs, images, links and their faults. Tests and the lab use it.
 package testenv
 
-import "context"
+import (
+	"context"
+	"io"
+)
 
 // BootDevice is where a Machine's next start looks first.
 type BootDevice string
@@ -11,6 +14,8 @@ const (
 	BootNone BootDevice = ""     // the machine's own boot order
 	BootPXE  BootDevice = "pxe"  // its network interfaces
 	BootDisk BootDevice = "disk" // its first disk
+	BootCD   BootDevice = "cd"   // the virtual drive, see MediaDrive
+	BootHTTP BootDevice = "http" // UEFI HTTP Boot, see BootOnce.URI
 )
 
 // BootOnce is a boot override for one start. UEFI is the mode that was asked
@@ -18,6 +23,8 @@ const (
 type BootOnce struct {
 	Device BootDevice
 	UEFI   bool
+	// URI is what BootHTTP loads; "" what DHCP names.
+	URI string
 }
 
 // Machine is one computer as its BMC sees it: the power and reset lines, and
@@ -58,4 +65,41 @@ type Machine interface {
 	SetBootOnce(BootOnce) error
 	// BootOnce is the override that the next start would consume, zero for none.
 	BootOnce() BootOnce
+}
+
+// MachineChange is what became of a machine's power.
+type MachineChange string
+
+const (
+	MachineOn    MachineChange = "on"    // it was off and starts
+	MachineOff   MachineChange = "off"   // by the power line or by itself
+	MachineReset MachineChange = "reset" // it starts again, by the reset line or from inside
+)
+
+// Watched is a Machine that tells of each change, its own ones too. What is
+// called must not wait for the machine.
+type Watched interface {
+	Watch(func(MachineChange))
+}
+
+// Interrupter is a Machine with an NMI line.
+type Interrupter interface {
+	NMI(context.Context) error
+}
+
+// Medium is a disc image as a virtual drive reads it.
+type Medium interface {
+	io.ReaderAt
+	Size() int64
+	Name() string // for people: the last word of its address
+}
+
+// MediaDrive is a Machine with a virtual CD drive, which starts what is in it
+// when the override says BootCD.
+type MediaDrive interface {
+	// InsertMedium fails while another is in.
+	InsertMedium(context.Context, Medium) error
+	// EjectMedium takes out what is in, and does nothing to an empty drive. The
+	// Medium is not read after it returned.
+	EjectMedium(context.Context) error
 }

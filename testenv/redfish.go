@@ -51,7 +51,7 @@ type RedfishOptions struct {
 
 // RedfishBMC is a BMC that speaks Redfish over TLS and switches a Machine.
 type RedfishBMC struct {
-	bmcFront
+	*bmcFront
 	options RedfishOptions
 	addr    string
 	pin     inventory.Digest
@@ -93,7 +93,7 @@ func NewRedfish(o RedfishOptions) (*RedfishBMC, error) {
 		o.Listener = listener
 	}
 	b := &RedfishBMC{
-		bmcFront: bmcFront{machine: o.Machine, faults: o.Faults, closed: make(chan struct{})},
+		bmcFront: newBMCFront(o.Machine, o.Faults),
 		options:  o,
 		addr:     o.Listener.Addr().String(),
 		pin:      inventory.DigestOf(o.Certificate.Certificate[0]),

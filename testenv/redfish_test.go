@@ -161,7 +161,7 @@ func TestRedfishBootOverrideIsConsumedByOneStart(t *testing.T) {
 	reset("ForceOff", http.StatusNoContent)
 	reset("Nonsense", http.StatusBadRequest)
 	starts := machine.Starts()
-	if len(starts) != 2 || starts[0] != (BootOnce{BootPXE, true}) || starts[1] != (BootOnce{}) {
+	if len(starts) != 2 || starts[0] != (BootOnce{Device: BootPXE, UEFI: true}) || starts[1] != (BootOnce{}) {
 		t.Errorf("starts %v: want pxe once, then the machine's own order", starts)
 	}
 }
@@ -249,7 +249,7 @@ print("managers", len(root.get_manager_collection().get_members()))
 	if err != nil || string(out) != want {
 		t.Fatalf("%v: got %q, want %q", err, out, want)
 	}
-	if starts := machine.Starts(); len(starts) != 1 || starts[0] != (BootOnce{BootPXE, true}) {
+	if starts := machine.Starts(); len(starts) != 1 || starts[0] != (BootOnce{Device: BootPXE, UEFI: true}) {
 		t.Errorf("starts %v, want one from pxe", starts)
 	}
 }

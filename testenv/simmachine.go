@@ -18,9 +18,17 @@ type SimMachine struct {
 	starts     []BootOnce
 	stops      int
 	onStart    func(BootOnce)
+	watchers   []func(MachineChange)
+	medium     Medium
+	nmis       int
 }
 
-var _ Machine = (*SimMachine)(nil)
+var (
+	_ Machine     = (*SimMachine)(nil)
+	_ Watched     = (*SimMachine)(nil)
+	_ Interrupter = (*SimMachine)(nil)
+	_ MediaDrive  = (*SimMachine)(nil)
+)
 
 // IgnoreACPI makes the operating system deaf to the power button.
 func (m *SimMachine) IgnoreACPI(deaf bool) {
@@ -50,7 +58,68 @@ func (m *SimMachine) Stops() int {
 	return m.stops
 }
 
-func (m *SimMachine) start() func() {
+// Watch implements Watched.
+func (m *SimMachine) Watch(fn func(MachineChange)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.watchers = append(m.watchers, fn)
+}
+
+// changed tells the watchers, without locks.
+func (m *SimMachine) changed(c MachineChange) {
+	m.mu.Lock()
+	watchers := m.watchers[:len(m.watchers):len(m.watchers)]
+	m.mu.Unlock()
+	for _, fn := range watchers {
+		fn(c)
+	}
+}
+
+// NMI implements Interrupter; NMIs counts.
+func (m *SimMachine) NMI(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.on {
+		return errors.New("interrupt the machine: it is off")
+	}
+	m.nmis++
+	return nil
+}
+
+// NMIs is how many interrupts reached it while it was on.
+func (m *SimMachine) NMIs() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.nmis
+}
+
+// InsertMedium implements MediaDrive.
+func (m *SimMachine) InsertMedium(_ context.Context, medium Medium) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.medium != nil {
+		return errors.New("insert the medium: the drive is not empty")
+	}
+	m.medium = medium
+	return nil
+}
+
+// EjectMedium implements MediaDrive.
+func (m *SimMachine) EjectMedium(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.medium = nil
+	return nil
+}
+
+// Medium is what is in the drive, nil for none: the machine reads it as it likes.
+func (m *SimMachine) Medium() Medium {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.medium
+}
+
+func (m *SimMachine) start(change MachineChange) func() {
 	obeyed := m.once
 	if m.Firmware && !obeyed.UEFI {
 		obeyed = BootOnce{}
@@ -62,6 +131,7 @@ func (m *SimMachine) start() func() {
 		if fn != nil {
 			fn(obeyed)
 		}
+		m.changed(change)
 	}
 }
 
@@ -71,7 +141,7 @@ func (m *SimMachine) PowerOn(context.Context) error {
 		m.mu.Unlock()
 		return nil
 	}
-	then := m.start()
+	then := m.start(MachineOn)
 	m.mu.Unlock()
 	then()
 	return nil
@@ -79,11 +149,15 @@ func (m *SimMachine) PowerOn(context.Context) error {
 
 func (m *SimMachine) PowerOff(context.Context) error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.on {
+	was := m.on
+	if was {
 		m.stops++
 	}
 	m.on = false
+	m.mu.Unlock()
+	if was {
+		m.changed(MachineOff)
+	}
 	return nil
 }
 
@@ -103,7 +177,7 @@ func (m *SimMachine) Reset(context.Context) error {
 		m.mu.Unlock()
 		return errors.New("reset the machine: it is off")
 	}
-	then := m.start()
+	then := m.start(MachineReset)
 	m.mu.Unlock()
 	then()
 	return nil
