@@ -435,6 +435,14 @@ func TestANetworkIsDescribedWithItsMalformedPackets(t *testing.T) {
 	}
 }
 
+func TestANetworkIsDescribedWithItsOwnFindings(t *testing.T) {
+	var out bytes.Buffer
+	printNetwork(&out, &inventory.Network{Name: "rack1"}, nil, web.StatusReply{Findings: []string{`network "rack1": a`, `network "rack1-v6": b`, "dhcp: c"}})
+	if got := out.String(); !strings.Contains(got, "rack1\": a") || strings.Contains(got, "rack1-v6") || !strings.Contains(got, "dhcp: c") {
+		t.Error(got)
+	}
+}
+
 // What a reader in another zone, and one who greps logs, must not guess.
 func TestTimesNameTheirZone(t *testing.T) {
 	at := time.Date(2026, 3, 1, 0, 30, 0, 0, time.FixedZone("", 3600))

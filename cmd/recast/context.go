@@ -93,7 +93,7 @@ func findContext(name string) (clientContext, error) {
 		if err = labDenied(err); err == nil || errors.As(err, &coded) {
 			return c, err
 		}
-		return c, codeError{errors.New("no server is known: run recast login URL, or recast serve on this host as root, or recast lab up"), exitUsage}
+		return c, codeError{errors.New("no server is known: run recast login URL, or recast serve on this host as root (RECAST_DATA names data that do not stand in /var/lib/recast), or recast lab up"), exitUsage}
 	}
 	return c, err
 }

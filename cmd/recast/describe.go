@@ -223,6 +223,9 @@ func printNetwork(w io.Writer, n *inventory.Network, leases []inventory.Lease, s
 		line(w, "Route", "%s by %s", r.To, r.Via)
 	}
 	for _, f := range st.Findings {
+		if strings.HasPrefix(f, "network ") && !strings.HasPrefix(f, fmt.Sprintf("network %q", n.Name)) {
+			continue // of another
+		}
 		line(w, "Finding", "%s", f)
 	}
 	for _, why := range slices.Sorted(maps.Keys(st.Malformed)) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"recast/dhcp"
+	"recast/image"
 	"recast/inventory"
 	"recast/ipxe"
 	"recast/provision"
@@ -34,8 +36,9 @@ func newDoctor() *cobra.Command {
 		Use: "doctor [PATH...]", GroupID: "server", Short: "Look for what keeps machines on this host's networks from booting",
 		Long: `Look on the server's host, whether the server runs or not, for what keeps machines from booting:
 who holds its ports, other DHCP servers (one DISCOVER is sent on each interface of an authoritative
-Network; --no-probe sends none), relays, firewall rules, MTU, free space, the clock, loaders and
-certificates. The Networks are those in force, or those of the files named. Most of it needs root.
+Network; --no-probe sends none), relays, firewall rules, MTU, free space, the clock, loaders, the
+ramdisk and certificates. The Networks are those in force, or those of the files named. Most of it
+needs root.
 
 A line begins with ok, with warn for what may be meant so, with skip for what could not be seen,
 or with FAIL for what is broken; then the exit code is 1.`,
@@ -122,6 +125,8 @@ type surroundings struct {
 	synced    bool
 	syncErr   error
 	loaders   error // those that are missing
+	ramdisks  []image.Ramdisk
+	ramdisk   error // why there is none, or one cannot be used
 	version   string
 	chain     []*x509.Certificate
 	chainErr  error
@@ -169,9 +174,9 @@ func lookAround(ctx context.Context, c config, files []string, probe bool) surro
 		f.ports[k.portKey] = dhcp.PortOwners(k.proto, k.port)
 	}
 	f.rules, f.rulesErr = readFirewall(ctx)
-	var fs unix.Statfs_t
-	if f.freeErr = unix.Statfs(nearest(c.Data), &fs); f.freeErr == nil {
-		f.freeBytes = fs.Bavail * uint64(fs.Bsize)
+	var disk unix.Statfs_t
+	if f.freeErr = unix.Statfs(nearest(c.Data), &disk); f.freeErr == nil {
+		f.freeBytes = disk.Bavail * uint64(disk.Bsize)
 	}
 	var tx unix.Timex
 	state, err := unix.Adjtimex(&tx)
@@ -180,6 +185,17 @@ func lookAround(ctx context.Context, c config, files []string, probe bool) surro
 		f.loaders = err
 	} else {
 		f.loaders = l.Missing()
+	}
+	for _, arch := range []inventory.Arch{inventory.AMD64, inventory.ARM64} {
+		switch r, err := image.OpenRamdisk(c.ramdiskDir(), arch); {
+		case err == nil:
+			f.ramdisks = append(f.ramdisks, r)
+		case f.ramdisk == nil || !errors.Is(err, fs.ErrNotExist):
+			f.ramdisk = err
+		}
+	}
+	if errors.Is(f.ramdisk, fs.ErrNotExist) && len(f.ramdisks) > 0 {
+		f.ramdisk = nil
 	}
 	if probe && f.root {
 		f.lookForOthers(ctx)

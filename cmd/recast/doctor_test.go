@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"recast/dhcp"
+	"recast/image"
 	"recast/inventory"
 	"recast/web"
 )
@@ -32,7 +34,7 @@ func surroundedWell() surroundings {
 		places: []dhcp.Place{{Network: n, Iface: &dhcp.Interface{Name: "eth0", Up: true}, Server: netip.MustParseAddr("10.20.0.1")}},
 		ports:  map[portKey][]dhcp.Owner{{"udp", 67}: us, {"udp", 69}: us, {"tcp", 8080}: us, {"tcp", 8443}: us},
 		others: map[string][]dhcp.Foreign{"rack1": nil}, otherErr: map[string]error{}, managed: map[string]bool{"rack1": true}, rules: []ruleset{{}},
-		freeBytes: 100 << 30, synced: true, version: "2.0.0+dfsg-5",
+		freeBytes: 100 << 30, synced: true, version: "2.0.0+dfsg-5", ramdisks: []image.Ramdisk{{Arch: inventory.AMD64}},
 		chain: []*x509.Certificate{{NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(2, 0, 0)}, {IsCA: true, NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(20, 0, 0)}}}
 }
 
@@ -70,7 +72,8 @@ func TestDoctorFindsWhatIsWrong(t *testing.T) {
 			f.ports[portKey{"udp", 4011}] = []dhcp.Owner{other}
 		}, "udp 4011", stateFail, "held by in.tftpd", ""},
 		{"another user's", func(f *surroundings) { f.running, f.ports[portKey{"tcp", 8443}] = false, []dhcp.Owner{{}} }, "tcp 8443", stateFail, "only root may see", ""},
-		{"the server is down", func(f *surroundings) { f.running = false }, "server", stateSkip, "does not run", "recast serve"},
+		{"the server is down", func(f *surroundings) { f.running, f.ports = false, nil }, "server", stateSkip, "does not run", "recast serve"},
+		{"a server with its data elsewhere", func(f *surroundings) { f.running = false }, "server", stateWarn, "recast (pid 7) runs, and its data do not stand in /var/lib/recast", "--data"},
 		{"the server does not answer", func(f *surroundings) { f.running, f.held, f.statusErr = false, true, errors.New("connection refused") }, "server", stateFail, "it runs, and its API does not answer: connection refused", "its log"},
 		{"read-only", func(f *surroundings) { f.status.ReadOnly = "no space left" }, "server", stateFail, "no space left", ""},
 		{"frozen", func(f *surroundings) { f.status.Frozen.By = "ann" }, "server", stateWarn, "frozen", "unfreeze"},
@@ -120,6 +123,8 @@ func TestDoctorFindsWhatIsWrong(t *testing.T) {
 		{"clock alone", func(f *surroundings) { f.synced = false }, "clock", stateWarn, "not synchronised", "NTP"},
 		{"loaders missing", func(f *surroundings) { f.loaders = errors.New("undionly.kpxe is missing") }, "loaders", stateWarn, "undionly.kpxe", ""},
 		{"old loaders", func(f *surroundings) { f.version = "1.0.0+git-20190125" }, "loaders", stateWarn, "before 2.0", "setup.sh"},
+		{"no ramdisk", func(f *surroundings) { f.ramdisk = fmt.Errorf("open: %w", fs.ErrNotExist) }, "ramdisk", stateWarn, "/var/lib/recast/ramdisk holds none", "recast ramdisk build"},
+		{"a damaged ramdisk", func(f *surroundings) { f.ramdisk = errors.New("vmlinuz is not the file that was built") }, "ramdisk", stateFail, "not the file that was built", ""},
 		{"certificate ended", func(f *surroundings) { f.chain[0].NotAfter = f.now.Add(-time.Hour) }, "certificate", stateFail, "the server's ended", "restart"},
 		{"CA ends soon", func(f *surroundings) { f.chain[1].NotAfter = f.now.AddDate(0, 6, 0) }, "certificate", stateWarn, "the CA's ends", "written anew"},
 		{"certificate of tomorrow", func(f *surroundings) { f.chain[0].NotBefore = f.now.Add(time.Hour) }, "certificate", stateFail, "valid from", "clock"},

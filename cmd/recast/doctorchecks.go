@@ -64,6 +64,8 @@ func (d *doctor) server() {
 		d.say("server", stateSkip, "run it as root", "its data in %s cannot be read", d.config.Data)
 	case !d.running && d.held:
 		d.say("server", stateFail, "run doctor where the server's network is, and see its log", "it runs, and its API does not answer: %v", d.statusErr)
+	case !d.running && d.other() != "":
+		d.say("server", stateWarn, "name its data folder (--data) or its configuration (--config)", "%s runs, and its data do not stand in %s", d.other(), d.config.Data)
 	case !d.running:
 		d.say("server", stateSkip, "recast serve starts it", "it does not run")
 	case d.status.ReadOnly != "":
@@ -82,6 +84,23 @@ type wantedPort struct {
 	portKey
 	what   string
 	needed bool // the server holds it while it runs
+}
+
+// other is a server of ours that holds a port although the one that was asked about
+// does not run; "" for none.
+func (d *doctor) other() string {
+	for _, w := range d.wantedPorts() {
+		for _, o := range d.ports[w.portKey] {
+			if d.isOurs(o) {
+				return o.String()
+			}
+		}
+	}
+	return ""
+}
+
+func (d *doctor) isOurs(o dhcp.Owner) bool {
+	return o.Name == "recast" || o.Exe != "" && strings.TrimSuffix(o.Exe, " (deleted)") == d.ourExe
 }
 
 // wantedPorts are ours, and what for.
@@ -115,7 +134,7 @@ func (d *doctor) portsCheck() {
 		var ours, others, elsewhere []string
 		for _, o := range d.ports[w.portKey] {
 			switch {
-			case o.Name == "recast" || o.Exe != "" && strings.TrimSuffix(o.Exe, " (deleted)") == d.ourExe:
+			case d.isOurs(o):
 				ours = appendNew(ours, o.String())
 			case o.Addr.IsValid() && !o.Addr.IsUnspecified() && !d.inOurs(o):
 				elsewhere = appendNew(elsewhere, fmt.Sprintf("%s, on %s alone", o, o.Addr))
@@ -335,6 +354,18 @@ func (d *doctor) host() {
 		d.say("loaders", stateWarn, "sudo ./setup.sh loaders, and build again", "iPXE %s is from before 2.0: no HTTPS in Debian's build of 2019, known hangs", d.version)
 	default:
 		d.say("loaders", stateOK, "", "iPXE %s", d.version)
+	}
+	switch {
+	case errors.Is(d.ramdisk, fs.ErrNotExist):
+		d.say("ramdisk", stateWarn, "recast ramdisk build", "%s holds none: machines get an address and boot what they have", d.config.ramdiskDir())
+	case errors.Is(d.ramdisk, fs.ErrPermission):
+		d.say("ramdisk", stateSkip, "run it as root", "%v", d.ramdisk)
+	case d.ramdisk != nil:
+		d.say("ramdisk", stateFail, "", "%v", d.ramdisk)
+	default:
+		for _, r := range d.ramdisks { // one architecture is enough
+			d.say("ramdisk", stateOK, "", "%s, kernel %s", r.Arch, r.KernelVersion)
+		}
 	}
 }
 
