@@ -52,6 +52,7 @@ type Client interface {
 // them holds what the BMC said.
 var (
 	ErrAuth        = errors.New("the BMC refused the user or password")
+	ErrLockedOut   = errors.New("the BMC has locked the account, or this server, out")
 	ErrPin         = errors.New("the BMC's certificate is not the pinned one")
 	ErrUnreachable = errors.New("the BMC does not answer")
 	ErrTimeout     = errors.New("the BMC did not answer in time")

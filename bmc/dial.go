@@ -195,7 +195,7 @@ func (s *session) call(ctx context.Context, verb string, do func(context.Context
 		return ended(ctx, verb)
 	}
 	err = explain(verb, err)
-	if errors.Is(err, ErrAuth) {
+	if errors.Is(err, ErrAuth) || errors.Is(err, ErrLockedOut) {
 		s.mu.Lock()
 		if s.refused == nil {
 			s.refused = err
@@ -293,7 +293,7 @@ func (s *session) power(ctx context.Context, verb, action string, want PowerStat
 	switch {
 	case actErr == nil, errors.Is(actErr, ErrTimeout), errors.Is(actErr, ErrUnreachable):
 		// Done, or unknown: watch.
-	case errors.Is(actErr, context.Canceled), errors.Is(actErr, ErrAuth), errors.Is(actErr, ErrPin):
+	case errors.Is(actErr, context.Canceled), final(actErr):
 		return actErr
 	default:
 		// Refused. Some answer so when the machine is there already, one look decides.
@@ -326,7 +326,7 @@ func (s *session) await(ctx context.Context, verb string, want PowerState, actEr
 			return nil
 		}
 		switch {
-		case errors.Is(err, ErrAuth), errors.Is(err, ErrPin):
+		case final(err):
 			return fmt.Errorf("%s: %w", verb, err)
 		case watch.Err() != nil:
 			// The look was cut short by the clock and says nothing of the BMC.
@@ -426,7 +426,7 @@ func (s *session) SetNextBoot(ctx context.Context, next NextBoot) error {
 		_, err := s.lib.SetBootDevice(ctx, string(bootNames[next.Device]), false, next.UEFI)
 		return s.cause(err)
 	})
-	if errors.Is(setErr, context.Canceled) || errors.Is(setErr, ErrAuth) || errors.Is(setErr, ErrPin) {
+	if errors.Is(setErr, context.Canceled) || final(setErr) {
 		return setErr
 	}
 	// iDRAC 13G answers 400 and has changed it; others answer 200 and have not.

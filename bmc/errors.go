@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"recast/inventory"
 
@@ -31,8 +34,66 @@ func (e *PinError) Error() string {
 
 func (e *PinError) Is(target error) bool { return target == ErrPin }
 
+// AnswerError is a refusal in the BMC's own words. It matches its Reason.
+type AnswerError struct {
+	Reason error // one of the Err… of this package
+	// Code is the message id of a Redfish answer as it was sent
+	// ("IDRAC.2.8.SYS518"), or "completion code 0xc0", "RMCP+ status 0x01" over
+	// IPMI; empty where the BMC gave none.
+	Code    string
+	Message string        // the vendor's text, one line; may be empty
+	Status  int           // of HTTP; 0 over IPMI
+	After   time.Duration // when the BMC wishes to be asked again; 0 it did not say
+	what    string        // was asked: "PATCH /redfish/v1/…"
+}
+
+func (e *AnswerError) Error() string {
+	text := e.Reason.Error()
+	if e.what != "" {
+		text = e.what + ": " + text
+	}
+	if e.Status != 0 {
+		text += fmt.Sprintf(": status %d", e.Status)
+	}
+	if e.Code != "" && !strings.Contains(e.Message, e.Code) {
+		text += ": " + e.Code
+	}
+	if e.Message != "" {
+		text += ": " + e.Message
+	}
+	if e.After > 0 {
+		text += fmt.Sprintf(": retry after %s", e.After.Round(time.Second))
+	}
+	return text
+}
+
+func (e *AnswerError) Unwrap() error { return e.Reason }
+
+// RetryAfter is how long the BMC wishes to be left alone; 0 where it did not say.
+func RetryAfter(err error) time.Duration {
+	var answer *AnswerError
+	if errors.As(err, &answer) {
+		return answer.After
+	}
+	return 0
+}
+
+// afterMost bounds what a BMC may wish: a wrong clock makes years of a date.
+const afterMost = 10 * time.Minute
+
+// retryAfter reads a Retry-After header: seconds or a date (RFC 9110, 10.2.3).
+func retryAfter(header string, now time.Time) time.Duration {
+	var after time.Duration
+	if n, err := strconv.ParseUint(strings.TrimSpace(header), 10, 31); err == nil {
+		after = time.Duration(n) * time.Second
+	} else if date, err := http.ParseTime(header); err == nil {
+		after = date.Sub(now)
+	}
+	return min(max(after, 0), afterMost)
+}
+
 // reasons are the sentinels, in the order in which an error is matched.
-var reasons = []error{ErrAuth, ErrPin, ErrUnreachable, ErrTimeout, ErrBusy, ErrUnsupported, ErrRejected, ErrUnverified}
+var reasons = []error{ErrLockedOut, ErrAuth, ErrPin, ErrUnreachable, ErrTimeout, ErrBusy, ErrUnsupported, ErrRejected, ErrUnverified}
 
 // ended is what a call returns whose context is over: the caller's own
 // cancellation stays that, a deadline is the BMC's slowness.
@@ -41,6 +102,12 @@ func ended(ctx context.Context, verb string) error {
 		return fmt.Errorf("%s: %w", verb, context.Canceled)
 	}
 	return fmt.Errorf("%s: %w: %w", verb, ErrTimeout, context.DeadlineExceeded)
+}
+
+// final reports whether asking again cannot help, or does harm: each further
+// login with a refused password brings the account closer to its lock.
+func final(err error) bool {
+	return errors.Is(err, ErrAuth) || errors.Is(err, ErrLockedOut) || errors.Is(err, ErrPin)
 }
 
 // classified reports whether the error carries one of the reasons already.
@@ -104,12 +171,24 @@ var messageReasons = map[string]error{
 	"Base.AccessDenied":                  ErrAuth,
 }
 
+// lockedTexts are how vendors word a lock: there is no message id for it in the
+// standard registries. iDRAC blocks the address that logs in from, not the account.
+var lockedTexts = []string{"locked", "lockout", "lock out", "blocked", "too many login", "too many failed"}
+
 // httpReason classifies an answer that is not a success.
-func httpReason(status int, messageID string) error {
-	if r, ok := messageReasons[plainMessageID(messageID)]; ok {
-		return r
+func httpReason(status int, messageID, text string) error {
+	r, known := messageReasons[plainMessageID(messageID)]
+	if !known {
+		r, known = httpReasons[status]
 	}
-	if r, ok := httpReasons[status]; ok {
+	if text = strings.ToLower(messageID + " " + text); r == ErrAuth || status == http.StatusTooManyRequests {
+		for _, locked := range lockedTexts {
+			if strings.Contains(text, locked) {
+				return ErrLockedOut
+			}
+		}
+	}
+	if known {
 		return r
 	}
 	if status >= 500 {
@@ -269,7 +348,18 @@ func explain(verb string, err error) error {
 	if classified(err) {
 		return fmt.Errorf("%s: %w", verb, err)
 	}
-	return fmt.Errorf("%s: %w: %s", verb, reasonOf(err), oneLine(err))
+	reason := reasonOf(err)
+	var rmcp *types.RmcpStatusError
+	var response *types.ResponseError
+	switch {
+	case errors.As(err, &rmcp):
+		return fmt.Errorf("%s: %w", verb, &AnswerError{Reason: reason, Message: oneLine(err),
+			Code: fmt.Sprintf("RMCP+ status %#02x", uint8(rmcp.StatusCode()))})
+	case errors.As(err, &response):
+		return fmt.Errorf("%s: %w", verb, &AnswerError{Reason: reason, Message: oneLine(err),
+			Code: fmt.Sprintf("completion code %#02x", uint8(response.CompletionCode()))})
+	}
+	return fmt.Errorf("%s: %w: %s", verb, reason, oneLine(err))
 }
 
 // oneLine squeezes the multi-line texts of the libraries.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"recast/inventory"
 
@@ -81,25 +82,89 @@ func TestHTTPReason(t *testing.T) {
 	for _, c := range []struct {
 		status int
 		id     string
+		text   string
 		want   error
 	}{
-		{401, "", ErrAuth},
-		{403, "", ErrAuth},
-		{403, "Base.1.8.PasswordChangeRequired", ErrAuth},
-		{400, "", ErrRejected},
-		{400, "Base.1.12.ActionNotSupported", ErrUnsupported},
-		{400, "iLO.2.14.UnableToModifyDuringSystemPOST", ErrBusy},
-		{400, "#/Base.1.0.PropertyUnknown", ErrUnsupported},
-		{500, "IDRAC.2.7.SYS518", ErrBusy},
-		{404, "", ErrUnsupported},
-		{409, "", ErrBusy},
-		{429, "", ErrBusy},
-		{503, "", ErrBusy},
-		{599, "", ErrBusy},
-		{418, "nonsense", ErrRejected},
+		{401, "", "", ErrAuth},
+		{403, "", "", ErrAuth},
+		{403, "Base.1.8.PasswordChangeRequired", "", ErrAuth},
+		{400, "", "", ErrRejected},
+		{400, "Base.1.12.ActionNotSupported", "", ErrUnsupported},
+		{400, "iLO.2.14.UnableToModifyDuringSystemPOST", "", ErrBusy},
+		{400, "#/Base.1.0.PropertyUnknown", "", ErrUnsupported},
+		{500, "IDRAC.2.7.SYS518", "", ErrBusy},
+		{404, "", "", ErrUnsupported},
+		{409, "", "", ErrBusy},
+		{429, "", "", ErrBusy},
+		{503, "", "", ErrBusy},
+		{599, "", "", ErrBusy},
+		{401, "Base.1.8.ResourceAtUriUnauthorized", "The account is locked out for 600 seconds.", ErrLockedOut},
+		{403, "", "Access from this address is blocked after too many failed logins.", ErrLockedOut},
+		{429, "", "Too many failed login attempts", ErrLockedOut},
+		{503, "", "The setting is locked by a job", ErrBusy},
+		{400, "", "The system lockdown blocked this change", ErrRejected},
+		{418, "nonsense", "", ErrRejected},
 	} {
-		if got := httpReason(c.status, c.id); got != c.want {
+		if got := httpReason(c.status, c.id, c.text); got != c.want {
 			t.Errorf("%d %q: %v, want %v", c.status, c.id, got, c.want)
+		}
+	}
+}
+
+func TestRetryAfterIsSecondsOrADate(t *testing.T) {
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	for header, want := range map[string]time.Duration{
+		"":                              0,
+		"5":                             5 * time.Second,
+		" 30 ":                          30 * time.Second,
+		"-1":                            0,
+		"soon":                          0,
+		"86400":                         afterMost,
+		"999999999999999999":            0,
+		"Sun, 22 Nov 2026 12:00:30 GMT": 30 * time.Second,
+		"Sun, 22 Nov 2026 11:59:30 GMT": 0,
+		"Sun, 22 Nov 2099 12:00:00 GMT": afterMost,
+	} {
+		if got := retryAfter(header, now); got != want {
+			t.Errorf("%q: %s, want %s", header, got, want)
+		}
+	}
+}
+
+func TestRefusalsCarryTheBMCsOwnWords(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		err  error
+		want AnswerError
+	}{
+		{"completion code", types.NewResponseError(types.CodeNodeBusy, "x"), AnswerError{Reason: ErrBusy, Code: "completion code 0xc0"}},
+		{"RMCP+ status", types.NewRmcpStatusError(types.RmcpStatusCodeNoResToCreateSess), AnswerError{Reason: ErrBusy, Code: "RMCP+ status 0x01"}},
+		{"Redfish", &AnswerError{Reason: ErrBusy, Code: "IDRAC.2.8.SYS518", Message: "wait", Status: 503, After: time.Minute},
+			AnswerError{Reason: ErrBusy, Code: "IDRAC.2.8.SYS518", After: time.Minute}},
+	} {
+		err := fmt.Errorf("again: %w", explain("verb", c.err))
+		var got *AnswerError
+		if !errors.As(err, &got) || got.Reason != c.want.Reason || got.Code != c.want.Code || got.Message == "" || RetryAfter(err) != c.want.After {
+			t.Errorf("%s: %v, %+v", c.name, err, got)
+		}
+		if !errors.Is(err, c.want.Reason) || !strings.Contains(err.Error(), got.Message) {
+			t.Errorf("%s: %v does not tell its reason and message", c.name, err)
+		}
+	}
+}
+
+func TestTheMessageThatSaysMostIsTold(t *testing.T) {
+	body := `{"error":{"code":"Base.1.8.GeneralError","message":"See ExtendedInfo.","@Message.ExtendedInfo":[%s]}}`
+	info := func(id string) string { return fmt.Sprintf(`{"MessageId":%q,"Message":"of %s"}`, id, id) }
+	for _, c := range []struct{ infos, want string }{
+		{"", "Base.1.8.GeneralError"},
+		{info("Base.1.8.GeneralError"), "Base.1.8.GeneralError"},
+		{info("Base.1.8.GeneralError") + "," + info("Vendor.1.0.Odd"), "Vendor.1.0.Odd"},
+		{info("Vendor.1.0.Odd") + "," + info("IDRAC.2.8.SYS518"), "IDRAC.2.8.SYS518"},
+		{info("Vendor.1.0.Odd") + "," + info("Vendor.1.0.Odder"), "Vendor.1.0.Odd"},
+	} {
+		if id, text := extendedInfo(fmt.Appendf(nil, body, c.infos)); id != c.want || text == "" {
+			t.Errorf("%s: %q, %q; want %q", c.infos, id, text, c.want)
 		}
 	}
 }
@@ -149,7 +214,7 @@ func TestBootPatches(t *testing.T) {
 func FuzzExtendedInfo(f *testing.F) {
 	f.Add([]byte(`{"error":{"code":"Base.1.8.GeneralError","message":"m","@Message.ExtendedInfo":[{"MessageId":"Base.1.8.X"}]}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		id, _ := extendedInfo(body)
-		_ = httpReason(400, id)
+		id, text := extendedInfo(body)
+		_ = httpReason(400, id, text)
 	})
 }

@@ -231,21 +231,17 @@ func (r *redfishTransport) note(request *http.Request, response *http.Response) 
 	body, _ := io.ReadAll(response.Body)
 	response.Body = io.NopCloser(bytes.NewReader(body))
 	id, text := extendedInfo(body)
-	reason := httpReason(response.StatusCode, id)
-	err := fmt.Errorf("%s %s: %w: status %d", request.Method, request.URL.Path, reason, response.StatusCode)
-	for _, word := range []string{id, text} {
-		if word != "" {
-			err = fmt.Errorf("%w: %s", err, oneLine(errors.New(word)))
-		}
-	}
-	if after := response.Header.Get("Retry-After"); after != "" {
-		err = fmt.Errorf("%w: retry after %s", err, oneLine(errors.New(after)))
-	}
-	r.fail(response.StatusCode, err, nil)
+	r.fail(response.StatusCode, &AnswerError{
+		Reason: httpReason(response.StatusCode, id, text),
+		Code:   oneLine(errors.New(id)), Message: oneLine(errors.New(text)), Status: response.StatusCode,
+		After: retryAfter(response.Header.Get("Retry-After"), time.Now()),
+		what:  request.Method + " " + request.URL.Path,
+	}, nil)
 }
 
-// extendedInfo finds the first message of a Redfish error body; both empty
-// where the body is something else.
+// extendedInfo finds the message of a Redfish error body that says most: one
+// that we know, else the first that is not the general one that some BMCs begin
+// with. Both are empty where the body is something else.
 func extendedInfo(body []byte) (id, text string) {
 	var answer struct {
 		Error struct {
@@ -260,12 +256,21 @@ func extendedInfo(body []byte) (id, text string) {
 	if json.Unmarshal(body, &answer) != nil {
 		return "", ""
 	}
+	id, text = answer.Error.Code, answer.Error.Message
+	said := 0 // how much the message found so far says
 	for _, i := range answer.Error.Info {
-		if i.MessageID != "" {
-			return i.MessageID, i.Message
+		plain := plainMessageID(i.MessageID)
+		says := 2
+		if _, known := messageReasons[plain]; known {
+			says = 3
+		} else if plain == "Base.GeneralError" || plain == "Base.Success" {
+			says = 1
+		}
+		if i.MessageID != "" && says > said {
+			id, text, said = i.MessageID, i.Message, says
 		}
 	}
-	return answer.Error.Code, answer.Error.Message
+	return id, text
 }
 
 // sameHost refuses to carry a session token to another host.

@@ -216,6 +216,7 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "active", step: StepNone, seen: []TimelineEntry{scripted}, change: func(q *suspects) { q.View.Status.Phase = Active }},
 
 		{name: "BMC: wrong password", step: StepStopping, change: bmcSaid("off: the BMC refused the user or password: 401"), code: "bmc-auth", next: "recast secret set rack-bmc, then: recast retry m1"},
+		{name: "BMC: locked out", step: StepStopping, change: bmcSaid("off: the BMC has locked the account, or this server, out: status 401"), code: "bmc-locked", next: "recast retry m1"},
 		{name: "BMC: cipher", step: StepStopping, change: bmcSaid("off: the BMC does not offer this: cipher suite 17 is refused"), code: "bmc-cipher", next: "cipherSuite"},
 		{name: "BMC: sessions full", step: StepArming, change: bmcSaid("arm: the BMC is busy: 503 Base.SessionLimitExceeded: too many sessions"), code: "bmc-sessions", next: "sessions"},
 		{name: "BMC: licence", step: StepArming, change: bmcSaid("arm: the BMC refused this: 403: License required"), code: "bmc-licence", next: "licence"},

@@ -24,7 +24,7 @@ func (e *Engine) act(ctx context.Context, m *machine, a Action) {
 		done := BMCDone{Action: a}
 		if err != nil {
 			done.Err = err.Error()
-			done.Final = errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrPin) || errors.Is(err, bmc.ErrUnsupported) || errors.Is(err, errNoCredentials)
+			done.Final = errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrLockedOut) || errors.Is(err, bmc.ErrPin) || errors.Is(err, bmc.ErrUnsupported) || errors.Is(err, errNoCredentials)
 			done.Next = e.secretNext(m.name, err)
 		}
 		m.mu.Lock()
@@ -155,7 +155,7 @@ func (e *Engine) powerOff(ctx context.Context, c bmc.Client, s State) error {
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrPin) {
+		if errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrLockedOut) || errors.Is(err, bmc.ErrPin) {
 			return err
 		}
 	}
