@@ -1,6 +1,7 @@
 //go:build ignore
 
-// Command fuzzrun fuzzes the boot plane, two targets at a time, one worker each.
+// Command fuzzrun fuzzes the boot plane, a target for each processor at a time, one
+// worker each.
 //
 //	go run testenv/fuzzrun.go -for 20s              each target for that long, from its seeds alone
 //	go run testenv/fuzzrun.go -long [dhcp tftp …]   each target, or those of the packages, for an hour
@@ -23,6 +24,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,7 +58,6 @@ var elsewhere = []string{"agent", "image", "cmd/recast"}
 const (
 	stateFile = "testenv/LAST-FUZZ-RUN.txt"
 	hour      = time.Hour
-	parallel  = 2
 )
 
 type target struct{ pkg, name string }
@@ -65,7 +66,7 @@ func (t target) String() string { return t.pkg + " " + t.name }
 
 // row is what is known of a target.
 type row struct {
-	cpu         time.Duration // of the worker
+	cpu, wall   time.Duration // of the worker
 	execs, new  int64
 	findings    int
 	first, last string // commits
@@ -78,6 +79,8 @@ var (
 	slice = flag.Duration("slice", 10*time.Minute, "with -long, save so often")
 	round = flag.Bool("round", false, "with -long, end after one slice")
 	fresh = flag.Bool("fresh", false, "with -long, begin the hours anew")
+
+	parallel = flag.Int("parallel", runtime.NumCPU(), "so many targets at a time")
 )
 
 func main() {
@@ -140,7 +143,7 @@ func run(ctx context.Context) error {
 			fmt.Println("every target has had its hour")
 			return nil
 		}
-		left = left[:min(parallel, len(left))]
+		left = left[:min(*parallel, len(left))]
 		if err := f.build(ctx, left); err != nil {
 			return err
 		}
@@ -150,7 +153,7 @@ func run(ctx context.Context) error {
 			mu.Lock()
 			defer mu.Unlock()
 			r := rows[t]
-			r.cpu, r.execs, r.new, r.findings = r.cpu+got.cpu, r.execs+got.execs, r.new+got.new, r.findings+got.findings
+			r.cpu, r.wall, r.execs, r.new, r.findings = r.cpu+got.cpu, r.wall+got.wall, r.execs+got.execs, r.new+got.new, r.findings+got.findings
 			r.first, r.last, r.at = cmp.Or(r.first, commit), commit, time.Now()
 			rows[t] = r
 			fmt.Printf("%s  %-24s %5.1f of 60 minutes, %d executions, %d findings\n", r.at.UTC().Format(time.TimeOnly), t, r.cpu.Minutes(), r.execs, r.findings)
@@ -207,7 +210,7 @@ func (f *fuzzer) each(ctx context.Context, targets []target, d time.Duration, te
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	var work sync.WaitGroup
-	places := make(chan bool, parallel)
+	places := make(chan bool, *parallel)
 	for _, t := range targets {
 		places <- true
 		if ctx.Err() != nil {
@@ -245,6 +248,7 @@ func (f *fuzzer) fuzz(ctx context.Context, t target, d time.Duration) (row, erro
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	began := time.Now()
 	if err := cmd.Start(); err != nil {
 		return r, err
 	}
@@ -259,6 +263,7 @@ func (f *fuzzer) fuzz(ctx context.Context, t target, d time.Duration) (row, erro
 			own = max(own, selfTime(cmd.Process.Pid))
 		}
 	}
+	r.wall = time.Since(began)
 	// All that it waited for, the worker, less what it did itself.
 	r.cpu = max(cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()-own, 0)
 	if all := progress.FindAllSubmatch(out.Bytes(), -1); all != nil {
@@ -303,7 +308,7 @@ func describe(ctx context.Context) string {
 	return commit
 }
 
-const stateHead = "make fuzz-long: each target of the boot plane for an hour of its worker's CPU time, in minutes so far."
+const stateHead = "make fuzz-long: each target of the boot plane for an hour of its worker's CPU time; minutes so far of that, and by the clock."
 
 func load() (map[target]row, error) {
 	rows := map[target]row{}
@@ -320,19 +325,19 @@ func load() (map[target]row, error) {
 			continue
 		}
 		var r row
-		var minutes float64
-		if len(f) != 8 {
+		var minutes, clock float64
+		if len(f) != 9 {
 			return nil, fmt.Errorf("read %s: line %d has %d fields", stateFile, i+1, len(f))
 		}
-		_, err := fmt.Sscan(strings.Join(f[2:6], " "), &minutes, &r.execs, &r.new, &r.findings)
+		_, err := fmt.Sscan(strings.Join(f[2:7], " "), &minutes, &clock, &r.execs, &r.new, &r.findings)
 		if err == nil {
-			r.at, err = time.Parse(time.RFC3339, f[7])
+			r.at, err = time.Parse(time.RFC3339, f[8])
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read %s: line %d: %w", stateFile, i+1, err)
 		}
-		r.cpu = time.Duration(minutes * float64(time.Minute))
-		r.first, r.last, _ = strings.Cut(f[6], "..")
+		r.cpu, r.wall = time.Duration(minutes*float64(time.Minute)), time.Duration(clock*float64(time.Minute))
+		r.first, r.last, _ = strings.Cut(f[7], "..")
 		rows[target{f[0], f[1]}] = r
 	}
 	return rows, nil
@@ -342,10 +347,10 @@ func save(rows map[target]row) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s\n\n", stateHead)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "package\ttarget\tminutes\texecutions\tnew inputs\tfindings\tcommits\tlast")
+	fmt.Fprintln(w, "package\ttarget\tCPU\tclock\texecutions\tnew inputs\tfindings\tcommits\tlast")
 	for _, t := range bootPlane {
 		if r, ok := rows[t]; ok {
-			fmt.Fprintf(w, "%s\t%s\t%.2f\t%d\t%d\t%d\t%s..%s\t%s\n", t.pkg, t.name, r.cpu.Minutes(), r.execs, r.new, r.findings, r.first, r.last, r.at.UTC().Format(time.RFC3339))
+			fmt.Fprintf(w, "%s\t%s\t%.2f\t%.2f\t%d\t%d\t%d\t%s..%s\t%s\n", t.pkg, t.name, r.cpu.Minutes(), r.wall.Minutes(), r.execs, r.new, r.findings, r.first, r.last, r.at.UTC().Format(time.RFC3339))
 		}
 	}
 	w.Flush()
