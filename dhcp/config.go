@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
 	"recast/inventory"
 )
 
@@ -179,6 +181,17 @@ func (c *config) network(r *request, local []*inventory.Network, unicast bool) (
 	}
 	if len(local) == 0 {
 		return nil, false
+	}
+	// A stranger keeps to the one it has an address of, else to one that takes strangers.
+	for _, n := range local {
+		if r.kind == dhcpv4.MessageTypeRequest && r.requested.IsValid() && n.Subnet.Contains(r.requested) {
+			return n, true
+		}
+	}
+	for _, n := range local {
+		if n.Unknown == inventory.UnknownLocal || n.Unknown == inventory.UnknownDiscover {
+			return n, true
+		}
 	}
 	return local[0], true
 }

@@ -252,6 +252,32 @@ func TestRelayedMachinesRenewDirectly(t *testing.T) {
 	}
 }
 
+// Two subnets on one wire, the first by name for BMCs alone: it must not take the
+// strangers from the second.
+func TestStrangerOnALinkOfSeveralNetworksGetsTheOneThatTakesStrangers(t *testing.T) {
+	cfg := compile(rack(func(s *inventory.Set) {
+		s.Networks = []*inventory.Network{{Name: "bmcs", Subnet: netip.MustParsePrefix("10.21.0.0/24"), DHCP: inventory.DHCPAuthoritative}, s.Networks[0],
+			{Name: "rack2", Subnet: netip.MustParsePrefix("10.22.0.0/24"), DHCP: inventory.DHCPAuthoritative, Unknown: inventory.UnknownLocal}}
+		s.Machines[1].NICs = []inventory.NIC{{MAC: macOther, Network: "bmcs"}}
+	}))
+	for _, tt := range []struct {
+		name   string
+		packet *dhcpv4.DHCPv4
+		want   string
+	}{
+		{"a stranger", message(DISCOVER, macStranger), "rack1"},
+		{"a stranger with an address of another", message(REQUEST, macStranger, requested("10.22.0.100")), "rack2"},
+		{"a stranger with an address of the BMCs'", message(REQUEST, macStranger, requested("10.21.0.100")), "bmcs"},
+		{"a stranger from elsewhere", message(REQUEST, macStranger, requested("192.0.2.1")), "rack1"},
+		{"who is declared there", message(DISCOVER, macOther), "bmcs"},
+		{"who is declared there, with an address of another", message(REQUEST, macOther, requested("10.20.0.100")), "bmcs"},
+	} {
+		if n, _ := cfg.network(parse(t, tt.packet), cfg.networks, false); n.Name != tt.want {
+			t.Errorf("%s: %s; want %s", tt.name, n.Name, tt.want)
+		}
+	}
+}
+
 func TestWithoutTheLeasesOnlyDeclaredAddressesAreGiven(t *testing.T) {
 	unloaded := []func(*table){func(tab *table) { tab.loaded = false }}
 	for _, tt := range []struct {
