@@ -474,7 +474,8 @@ func inBlocks(o *inventory.Observation) string {
 	return fmt.Sprintf(" (block %d of %d bytes each)", o.Bytes/int64(o.BlockSize), o.BlockSize)
 }
 
-// scriptSaysNo: it asked for its script, and the answer was not the ramdisk.
+// scriptSaysNo: it asked for its script, and the answer was not the ramdisk, or was
+// not believed to have gone to the machine (see fromItself).
 func (d *diagnosis) scriptSaysNo() {
 	kind, why, _ := strings.Cut(d.Script.Detail, ": ")
 	if d.Script.Error != "" {
@@ -485,6 +486,10 @@ func (d *diagnosis) scriptSaysNo() {
 	case strings.HasPrefix(d.Script.Detail, ipxe.SawWait):
 		d.missing = "its turn to fetch the ramdisk: " + d.Script.Detail
 		d.cause("waits-its-turn", "nothing: it asks again by itself; recast serve --print-config shows turns", "as many machines as may fetch the ramdisk at once")
+	case bootEvent(*d.Script) == BootServed{}:
+		d.missing = fmt.Sprintf("its boot script was asked for from %s, which is not its own address", d.Script.Remote)
+		d.cause("script-from-elsewhere", "recast get leases; let it reach this server with the address that it got, without NAT or proxy",
+			"its address is another one on the way, another of its interfaces asked, or somebody else did with its hardware address")
 	case strings.Contains(why, "recast ramdisk build"):
 		d.cause("no-ramdisk", "recast ramdisk build", "there is no ramdisk")
 	case d.Script.Error != "":

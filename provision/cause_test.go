@@ -149,6 +149,9 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "Secure Boot perhaps", step: StepBooting, seen: toLoader, missing: "was fetched whole", code: "loader-hangs", also: "secure-boot-refused"},
 		{name: "no script", step: StepBooting, seen: with(toLoader, ipxeAsks, offered, requestedX, saw(inventory.SawAck, by("ipxe"), detail("http://x/boot/script?"))), missing: "not for its boot script", code: "script-unreachable", next: "recast doctor"},
 		{name: "not armed", step: StepBooting, seen: with(toLoader, ipxeAsks, saw(inventory.SawScript, by("ipxe"), detail("local: deploying, arming"))), missing: "did not start the ramdisk: local deploying, arming", code: "not-armed"},
+		{name: "behind NAT", step: StepBooting, seen: with(toLoader, ipxeAsks, saw(inventory.SawScript, by("ipxe"), detail("ramdisk: deploy, attempt 1"), func(o *inventory.Observation) {
+			o.Remote = netip.MustParseAddr("10.20.0.1")
+		})), missing: "was asked for from 10.20.0.1, which is not its own address", code: "script-from-elsewhere", next: "without NAT"},
 		{name: "its turn has not come", step: StepBooting, seen: with(toLoader, ipxeAsks, saw(inventory.SawScript, by("ipxe"), detail(ipxe.SawWait+": 8 machines fetch the ramdisk"))), missing: "its turn", code: "waits-its-turn", next: "nothing"},
 		{name: "shim, GRUB and its configuration are no loop", step: StepBooting, seen: with(toAck, saw(inventory.SawTFTP, detail("shimx64.efi"), part(9, 9, 512)),
 			saw(inventory.SawTFTP, detail("grubx64.efi"), part(9, 9, 512)), saw(inventory.SawTFTP, detail("grub.cfg-01-52-54-00-00-00-01"), part(9, 9, 512))),
