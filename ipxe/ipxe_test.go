@@ -138,7 +138,7 @@ func TestLoadersPreferTheEmbeddedOnes(t *testing.T) {
 		t.Errorf("read %q, %v", b, err)
 	}
 	want := "find loaders: missing undionly.kpxe (BIOS machines cannot netboot), ipxe-arm64.efi (UEFI arm64 machines cannot netboot): " +
-		"run `sudo ./setup.sh loaders` and build again, or `apt-get install ipxe` on this machine"
+		"run `sudo ./setup.sh loaders` and build again, or `apt-get install ipxe` on this machine; then restart recast serve"
 	if err := l.Missing(); err == nil || err.Error() != want {
 		t.Errorf("Missing = %v\nwant %s", err, want)
 	}

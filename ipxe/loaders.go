@@ -38,9 +38,9 @@ const (
 	LoaderGRUBAMD64 = "grubx64.efi"
 )
 
-const loaderCure = "run `sudo ./setup.sh loaders` and build again, or `apt-get install ipxe` on this machine"
+const loaderCure = "run `sudo ./setup.sh loaders` and build again, or `apt-get install ipxe` on this machine; then restart recast serve"
 
-const signedCure = "run `sudo ./setup.sh loaders` and build again, or `apt-get install shim-signed grub-efi-amd64-signed` on this machine"
+const signedCure = "run `sudo ./setup.sh loaders` and build again, or `apt-get install shim-signed grub-efi-amd64-signed` on this machine; then restart recast serve"
 
 // Where Debian's packages put the loaders, for a binary that was built without.
 // Debian 12 has the full build as ipxe.efi, in /boot; newer suites name the

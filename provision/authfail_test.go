@@ -19,3 +19,16 @@ func TestARefusedPasswordNamesTheSecretToSet(t *testing.T) {
 		t.Errorf("power says %v", err)
 	}
 }
+
+func TestASecretThatIsNoPasswordIsToldInOneLine(t *testing.T) {
+	s := newSite(t, 1)
+	if _, err := s.SetSecret(t.Context(), "rack-bmc", []byte("without-a-user"), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Failed, StepNone)
+	x, err := s.Explain(t.Context(), "m1")
+	if err != nil || strings.Contains(x.Missing, "\n") || !strings.Contains(x.Missing, `want "user:password"`) {
+		t.Errorf("missing %q, %v", x.Missing, err)
+	}
+}

@@ -106,9 +106,16 @@ func (d *diagnosis) off(step StepName) bool {
 		return false
 	}
 	d.lacks("it is switched off, as its BMC shows just now")
-	next := fmt.Sprintf("recast power on %s after recast abort %s, which ends the wait", d.name, d.name)
-	if d.st.Phase == Failed {
+	// Switched on by itself it finds that it is not its turn, but for the system that
+	// is on its disk.
+	again := map[Phase]string{Cleaning: "wipe", Inspecting: "inspect"}
+	verb := cmp.Or(again[d.st.Phase], "retry")
+	next := fmt.Sprintf("recast abort %s, then recast %s %s, which begins anew", d.name, verb, d.name)
+	switch {
+	case d.st.Phase == Failed:
 		next = "recast retry " + d.name
+	case step == StepStarting:
+		next = fmt.Sprintf("recast power on %s after recast abort %s, which ends the wait", d.name, d.name)
 	}
 	d.cause("powered-off", next, "somebody switched it off, it lost its power, or it powered itself off")
 	return true
@@ -401,10 +408,11 @@ func (d *diagnosis) noLoader() {
 	}
 	d.lacks("it has its answer from DHCP and has not asked for a loader")
 	before := len(d.causes)
-	d.noBootFile(o)
-	if len(d.causes) == before {
-		d.mode(o)
+	if d.noBootFile(o); len(d.causes) > before {
+		d.lacks("DHCP's answer names no loader")
+		return
 	}
+	d.mode(o)
 	if d.proxy() {
 		d.proxyIgnored()
 		return
@@ -436,6 +444,9 @@ func (d *diagnosis) loader() {
 		if strings.Contains(o.Error, "is missing") {
 			d.cause("bootfile-not-found", "sudo ./setup.sh fetches the loaders", "%s", o.Error)
 			return
+		}
+		if d.NoLoader != nil {
+			d.cause("no-loader", "recast doctor; recast get loaders", "%s", d.NoLoader.Error)
 		}
 		d.foreign()
 		d.cause("bootfile-not-found", "recast describe network "+d.network(), "somebody else named that file: another DHCP server (options 66 and 67), or a name typed into its firmware")

@@ -101,8 +101,9 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 				q.Strangers = []inventory.Observation{{MAC: "52:54:00:00:00:99", Network: "rack1", Time: t0.Add(-24 * time.Hour)}, {MAC: "52:54:00:00:00:98", Network: "rack2", Time: t0}}
 			}},
 		{name: "no relay passes its packets on", step: StepBooting, missing: "nothing was heard", code: "relay-missing", next: "ip helper-address", change: func(q *suspects) { q.Attached = false }},
-		{name: "switched off meanwhile", step: StepBooting, seen: toAck, change: bmcSays(bmc.PowerOff, bmc.BootNetwork), missing: "it is switched off, as its BMC shows just now", code: "powered-off", next: "recast power on m1 after recast abort m1"},
-		{name: "switched off while it writes", step: StepWriting, change: bmcSays(bmc.PowerOff, bmc.BootDefault), missing: "switched off", code: "powered-off"},
+		{name: "switched off meanwhile", step: StepBooting, seen: toAck, change: bmcSays(bmc.PowerOff, bmc.BootNetwork), missing: "it is switched off, as its BMC shows just now", code: "powered-off", next: "recast abort m1, then recast retry m1"},
+		{name: "switched off while it writes", step: StepWriting, change: bmcSays(bmc.PowerOff, bmc.BootDefault), missing: "switched off", code: "powered-off", next: "recast retry m1"},
+		{name: "switched off and known to be, while it starts", step: StepStarting, change: bmcSays(bmc.PowerOff, bmc.BootDefault), missing: "switched off", code: "powered-off", next: "recast power on m1 after recast abort m1"},
 		{name: "on, and network boot still armed", step: StepBooting, change: bmcSays(bmc.PowerOn, bmc.BootNetwork), missing: "nothing was heard", code: "no-discover", next: "console"},
 		{name: "the BMC is silent now", step: StepBooting, change: func(q *suspects) { q.BMC = bmcNow{at: t0, err: bmc.ErrTimeout} }, missing: "nothing was heard", code: "no-discover", also: "bmc-unreachable"},
 		{name: "nobody on its network is heard", step: StepBooting, change: func(q *suspects) { q.Silent = []string{"m2", "m3", "m4", "m5"} }, missing: "nothing was heard", code: "network-silent", next: "recast doctor", also: "no-discover"},
@@ -123,16 +124,20 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 			missing: "does not take the boot file from us", code: "proxy-ignored", next: "dhcp: authoritative", also: "proxy-blocked"},
 		{name: "ProxyDHCP ignored, nothing asked", step: StepBooting, change: proxy, seen: []TimelineEntry{discovered, offered}, missing: "boot file from us", code: "proxy-ignored"},
 		{name: "no loader for its architecture", step: StepBooting, seen: []TimelineEntry{saw(inventory.SawDiscover, arch(2)), saw(inventory.SawOffer, arch(2)), requestedX, saw(inventory.SawAck, arch(2))},
-			missing: "has not asked for a loader", code: "arch-mismatch", next: "another mode"},
+			missing: "DHCP's answer names no loader", code: "arch-mismatch", next: "another mode"},
 		{name: "BIOS where UEFI is declared", step: StepBooting, change: func(q *suspects) { q.View.Machine.Firmware = inventory.UEFI },
 			seen: []TimelineEntry{discovered, offered, requestedX, saw(inventory.SawAck, arch(0), detail("undionly.kpxe"))}, missing: "loader", code: "arch-mismatch", next: "firmware:"},
 		{name: "arm64 where amd64 is declared", step: StepBooting,
 			seen: []TimelineEntry{saw(inventory.SawDiscover, arch(11)), saw(inventory.SawOffer, arch(11)), requestedX, saw(inventory.SawAck, arch(11))}, missing: "loader", code: "arch-mismatch", next: "arch:"},
 		{name: "its loader is not here", step: StepBooting, seen: []TimelineEntry{discovered, saw(inventory.SawNoLoader, bad(`loader "snponly.efi" is missing: fetch it`)), saw(inventory.SawOffer), requestedX, saw(inventory.SawAck)},
-			missing: "has not asked for a loader", code: "no-loader", next: "recast doctor"},
+			missing: "DHCP's answer names no loader", code: "no-loader", next: "recast doctor"},
+		{name: "nor beside somebody else's server", step: StepBooting, change: proxy, seen: []TimelineEntry{discovered, saw(inventory.SawNoLoader, bad(`loader "snponly.efi" is missing: fetch it`)), saw(inventory.SawOffer)},
+			missing: "DHCP's answer names no loader", code: "no-loader"},
+		{name: "its loader is not here, and it asks for one of its own", step: StepBooting, seen: []TimelineEntry{discovered, saw(inventory.SawNoLoader, bad(`loader "snponly.efi" is missing: fetch it`)), saw(inventory.SawOffer), requestedX, saw(inventory.SawAck),
+			saw(inventory.SawTFTP, detail(`"snponly.efi"`), bad("no such file"))}, missing: "is not served", code: "no-loader", also: "bootfile-not-found"},
 		{name: "HTTP Boot fits what is declared", step: StepBooting, change: func(q *suspects) { q.View.Machine.Firmware = inventory.UEFI },
 			seen: []TimelineEntry{discovered, offered, requestedX, saw(inventory.SawAck, by("http"), arch(16), detail("http://10.0.0.1:8080/boot/loader/snponly.efi"))}, missing: "loader", code: "tftp-blocked"},
-		{name: "no boot file in the answer", step: StepBooting, seen: []TimelineEntry{discovered, saw(inventory.SawOffer), requestedX, saw(inventory.SawAck)}, missing: "loader", code: "no-boot-file"},
+		{name: "no boot file in the answer", step: StepBooting, seen: []TimelineEntry{discovered, saw(inventory.SawOffer), requestedX, saw(inventory.SawAck)}, missing: "DHCP's answer names no loader", code: "no-boot-file"},
 		{name: "TFTP blocked", step: StepBooting, seen: toAck, missing: "has not asked for a loader", code: "tftp-blocked", next: "recast doctor"},
 		{name: "boot file not found", step: StepBooting, seen: with(toAck, saw(inventory.SawTFTP, detail(`"pxelinux.0"`), bad("no such file"))), missing: `"pxelinux.0", is not served`, code: "bootfile-not-found", next: "recast describe network rack1"},
 		{name: "boot file missing here", step: StepBooting, seen: with(toAck, saw(inventory.SawFile, detail("snponly.efi"), bad(`loader "snponly.efi" is missing: fetch it`))), missing: "is not served", code: "bootfile-not-found", next: "setup.sh"},
@@ -331,6 +336,17 @@ func TestExplainAsksTheBMC(t *testing.T) {
 	}
 	if v, _ := s.View("m1"); v.Status.Step != StepBooting || v.Status.Power == "off" {
 		t.Errorf("explaining changed it: %+v", v.Status)
+	}
+	// What we do to it ourselves is seen at once.
+	if err := s.Abort(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Retry(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	s.await("m1", Deploying, StepBooting)
+	if x, err = s.Explain(t.Context(), "m1"); err != nil || strings.HasPrefix(x.Power, "off") {
+		t.Errorf("after the next try: %+v %v", x, err)
 	}
 	s.bmcs["10.9.0.2"].SetFault(bmc.FaultAuth)
 	if x, err = s.Explain(t.Context(), "m2"); err != nil || !strings.HasPrefix(x.Power, "not known: ") {

@@ -136,7 +136,7 @@ type machine struct {
 	moves atomic.Uint64 // how often it was changed
 
 	bmcMu   sync.Mutex    // one request in flight per BMC
-	asked   bmcNow        // under bmcMu
+	asked   bmcNow        // under bmcMu; void once we did something
 	booting atomic.Bool   // what it asked to boot is being recorded
 	orders  chan struct{} // closed and renewed when the agent's order may have changed
 }

@@ -247,6 +247,7 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 	m := e.machine(name)
 	m.bmcMu.Lock()
 	defer m.bmcMu.Unlock()
+	m.asked = bmcNow{}
 	if s := m.snapshot(); verb != "status" && Busy(s.Status.Phase) {
 		return "", fmt.Errorf("power %q: an attempt has begun in the meantime (%s)", name, s.Status.Step)
 	}

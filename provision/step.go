@@ -234,17 +234,19 @@ func (t *transition) bmcDone(ev BMCDone) {
 		}
 		return
 	}
-	if expect[t.Status.Step] != ev.Action {
-		return // late: the machine has moved on
-	}
 	if ev.Err == "" {
-		t.line("bmc", "%s: done", ev.Action)
 		switch ev.Action {
 		case ActOff:
 			t.Status.Power = "off"
 		case ActOn, ActCycle:
 			t.Status.Power = "on"
 		}
+	}
+	if expect[t.Status.Step] != ev.Action {
+		return // late: the machine has moved on
+	}
+	if ev.Err == "" {
+		t.line("bmc", "%s: done", ev.Action)
 	}
 	switch t.Status.Step {
 	case StepPowerOff:

@@ -252,3 +252,20 @@ func TestWaitingForItsTurnFailsNoMachine(t *testing.T) {
 		t.Error("a machine that asks no more is waited for")
 	}
 }
+
+// A machine may ask for its script before its BMC shows it on.
+func TestPowerThatIsSeenLateIsKnown(t *testing.T) {
+	s := newStory()
+	s.must(t, Started{Purpose: PurposeDeploy, Generation: genA, Rendered: rendA, Epoch: "e", By: "ann"})
+	s.must(t, BMCDone{Action: ActOff})
+	s.must(t, BMCDone{Action: ActArm})
+	s.must(t, BootServed{})
+	s.must(t, BMCDone{Action: ActOn})
+	if st := s.state.Status; st.Step != StepClaiming || st.Power != "on" {
+		t.Errorf("%s, power %q", st.Step, st.Power)
+	}
+	s.must(t, Aborted{By: "ann"})
+	if st := s.state.Status; strings.Contains(st.NextAction, "left it off") {
+		t.Errorf("next %q", st.NextAction)
+	}
+}

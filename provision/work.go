@@ -88,6 +88,7 @@ func (e *Engine) persist(ctx context.Context, m *machine, a Action, before State
 func (e *Engine) once(ctx context.Context, m *machine, a Action, before State) error {
 	m.bmcMu.Lock()
 	defer m.bmcMu.Unlock()
+	m.asked = bmcNow{}
 	select {
 	case e.dials <- struct{}{}:
 		defer func() { <-e.dials }()
@@ -220,11 +221,11 @@ func (e *Engine) withBMC(ctx context.Context, name string, do func(context.Conte
 	defer stop()
 	raw, err := e.secrets.Get(ctx, decl.BMC.Credentials)
 	if err != nil {
-		return errors.Join(errNoCredentials, err)
+		return fmt.Errorf("%w: %w", errNoCredentials, err)
 	}
 	user, password, err := bmc.Split(strings.TrimRight(string(raw), "\n"))
 	if err != nil {
-		return fmt.Errorf("secret %q: %w", decl.BMC.Credentials, errors.Join(errNoCredentials, err))
+		return fmt.Errorf("secret %q: %w: %w", decl.BMC.Credentials, errNoCredentials, err)
 	}
 	dial, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
