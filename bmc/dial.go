@@ -91,8 +91,10 @@ type session struct {
 
 	wait func(time.Duration) time.Duration
 
-	// slot serialises: small BMCs answer one request at a time or none.
-	slot chan struct{}
+	// slot serialises: small BMCs answer one request at a time or none. board does
+	// so for all clients of one BMC.
+	slot  chan struct{}
+	board *board
 
 	// refused is the first ErrAuth. A BMC that locks accounts out counts every
 	// further try, so there is none until somebody dials with other credentials.
@@ -123,7 +125,11 @@ func Dial(ctx context.Context, t Target) (Client, error) {
 		return nil, err
 	}
 
-	s := &session{seen: &witness{driver: d}, bad: t.Bad, log: t.Log, wait: t.wait, slot: make(chan struct{}, 1)}
+	return dialWith(ctx, a, t, d)
+}
+
+func dialWith(ctx context.Context, a address, t Target, d driver) (Client, error) {
+	s := &session{seen: &witness{driver: d}, bad: t.Bad, log: t.Log, wait: t.wait, slot: make(chan struct{}, 1), board: t.board}
 	registry := registrar.NewRegistry(registrar.WithDrivers(registrar.Drivers{{
 		Name: d.Name(), Protocol: a.scheme, DriverInterface: s.seen,
 	}}))
@@ -183,6 +189,11 @@ func (s *session) call(ctx context.Context, verb string, do func(context.Context
 	if ctx.Err() != nil {
 		return ended(ctx, verb)
 	}
+	leave, err := s.board.enter(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", verb, err)
+	}
+	defer func() { leave(err) }()
 	bounded, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	s.seen.err = nil
@@ -212,6 +223,13 @@ func (s *session) usable() error {
 	if s.closed {
 		return errClosed
 	}
+	return s.refused
+}
+
+// refusal is the refused login, nil while there was none.
+func (s *session) refusal() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.refused
 }
 
@@ -481,6 +499,11 @@ func (s *session) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return ended(ctx, "log out")
 	}
+	leave, err := s.board.enter(ctx)
+	if err != nil {
+		return fmt.Errorf("log out: %w", err)
+	}
+	defer leave(nil)
 	bounded, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
 	// The session on the BMC expires by itself; a failed logout is not an error

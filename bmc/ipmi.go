@@ -44,6 +44,7 @@ type ipmiDriver struct {
 	bad      *BadAnswers
 	log      *slog.Logger
 	timeout  time.Duration // of one exchange
+	board    *board
 
 	mu     sync.Mutex
 	lib    *client.Client
@@ -71,7 +72,7 @@ func newIPMI(a address, t Target) (*ipmiDriver, error) {
 	if len(t.Password) > ipmiPasswordMost {
 		return nil, fmt.Errorf("log in to %s: an IPMI password has at most %d bytes", t.URL, ipmiPasswordMost)
 	}
-	return &ipmiDriver{address: a, user: t.User, password: t.Password, suite: suite, bad: t.Bad, log: t.Log, timeout: t.wait(ipmiTimeout)}, nil
+	return &ipmiDriver{address: a, user: t.User, password: t.Password, suite: suite, bad: t.Bad, log: t.Log, timeout: t.wait(ipmiTimeout), board: t.board}, nil
 }
 
 // Name is that of bmclib's own coming provider.
@@ -123,6 +124,11 @@ func (d *ipmiDriver) handshake(ctx context.Context) (answered bool, err error) {
 	}
 	d.opened = time.Now()
 	d.expiry = time.AfterFunc(ipmiSessionLife, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		if leave, err := d.board.enter(ctx); err == nil {
+			defer leave(nil)
+		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if d.lib == lib {

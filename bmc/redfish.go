@@ -41,7 +41,7 @@ func newRedfish(a address, t Target) (*redfishDriver, error) {
 
 func (d *redfishDriver) connect(basic bool) {
 	d.transport.mu.Lock()
-	d.transport.basic, d.transport.token = basic, ""
+	d.transport.basic, d.transport.token, d.transport.session = basic, "", Session{}
 	d.transport.mu.Unlock()
 	d.Conn = redfish.New(d.address.bracketed(), d.target.User, d.target.Password.Reveal(),
 		logr.FromSlogHandler(d.target.Log.Handler()),
@@ -66,6 +66,16 @@ func (d *redfishDriver) Open(ctx context.Context) error {
 		return d.transport.failed(err)
 	}
 	d.opened = true
+	if d.sweep(ctx) > 0 && errors.Is(reason, ErrBusy) {
+		// The place that is free now is ours: basic authentication costs the BMC a
+		// password hash for every request.
+		d.connect(false)
+		d.transport.begin(ctx)
+		if err := d.login(ctx); err != nil {
+			return d.transport.failed(err)
+		}
+	}
+	d.transport.begin(ctx)
 	return d.find(ctx)
 }
 
@@ -74,6 +84,12 @@ func (d *redfishDriver) login(ctx context.Context) error {
 	// bmclib leaves the rest of this call's time as the limit of all others; the
 	// transport gives every request its own call's context instead.
 	d.http.Timeout = 0
+	if err == nil {
+		d.transport.mu.Lock()
+		session := d.transport.session
+		d.transport.mu.Unlock()
+		d.target.board.opened(ctx, session)
+	}
 	return err
 }
 
@@ -84,8 +100,7 @@ func (d *redfishDriver) Close(ctx context.Context) error {
 		return nil
 	}
 	d.opened = false
-	d.transport.begin(ctx)
-	return d.Conn.Close(ctx)
+	return d.logout(ctx)
 }
 
 // again runs a call and, where the BMC has forgotten the session, logs in once
@@ -102,6 +117,10 @@ func (d *redfishDriver) again(ctx context.Context, do func() error) error {
 	if basic {
 		return err // the password itself was refused
 	}
+	d.transport.mu.Lock()
+	forgotten := d.transport.session.URI
+	d.transport.mu.Unlock()
+	d.target.board.ended(ctx, forgotten, true)
 	d.connect(false)
 	d.transport.begin(ctx)
 	if err := d.login(ctx); err != nil {

@@ -41,7 +41,8 @@ type redfishTransport struct {
 	failure error  // why the call in progress failed, classified
 	status  int    // the last status that was not a success
 	token   string // of the session, for our own requests
-	basic   bool   // the service has no sessions, or none to spare
+	session Session
+	basic   bool // the service has no sessions, or none to spare
 
 	// systems is the collection whose members are reduced to system: bmclib
 	// chooses by name, which is not unique on blades.
@@ -220,16 +221,20 @@ func isObject(body []byte) bool {
 
 // note records a failure and the token of a new session.
 func (r *redfishTransport) note(request *http.Request, response *http.Response) {
-	if token := response.Header.Get("X-Auth-Token"); token != "" && request.Method == http.MethodPost {
+	token := response.Header.Get("X-Auth-Token")
+	if token == "" && response.StatusCode < 400 {
+		return
+	}
+	body, _ := io.ReadAll(response.Body)
+	response.Body = io.NopCloser(bytes.NewReader(body))
+	if token != "" && request.Method == http.MethodPost {
 		r.mu.Lock()
-		r.token = token
+		r.token, r.session = token, openedSession(response, body)
 		r.mu.Unlock()
 	}
 	if response.StatusCode < 400 {
 		return
 	}
-	body, _ := io.ReadAll(response.Body)
-	response.Body = io.NopCloser(bytes.NewReader(body))
 	id, text := extendedInfo(body)
 	r.fail(response.StatusCode, &AnswerError{
 		Reason: httpReason(response.StatusCode, id, text),

@@ -39,11 +39,16 @@ type Target struct {
 	// CipherSuite for IPMI: 0 means 17 (SHA-256). 3 (SHA-1) only where it is
 	// asked for here: there is no fallback. Nothing else is accepted.
 	CipherSuite int
+	// Credential tells which user and password these are, e.g. name and version of
+	// the secret: setting the same ones again is a reason to try them again.
+	Credential string
 	// Bad counts the answers that are not believed; nil counts none.
 	Bad *BadAnswers
 	// Log gets requests at debug level; nil discards.
 	Log *slog.Logger
 
+	// board has the limits, where a Fleet dials.
+	board *board
 	// hurry divides every wait, in tests.
 	hurry int
 }
