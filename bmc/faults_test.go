@@ -336,7 +336,7 @@ func TestNoPinMeansNoPassword(t *testing.T) {
 func TestTheNamedSystemIsTheOneSwitched(t *testing.T) {
 	t.Parallel()
 	machine := &testenv.SimMachine{}
-	b := newRedfish(t, testenv.RedfishOptions{Machine: machine, SystemID: "blade2", OtherSystems: []string{"blade1", "blade3"}})
+	b := newRedfish(t, testenv.RedfishOptions{Machine: machine, SystemID: "blade2", OtherSystems: []testenv.RedfishSystem{{ID: "blade1"}, {ID: "blade3"}}})
 	target := redfishTarget(b)
 	if _, err := bmc.Dial(within(t, 20*time.Second), target); !errors.Is(err, bmc.ErrUnsupported) || !strings.Contains(err.Error(), "blade2") {
 		t.Errorf("no system named: %v; want ErrUnsupported and the names", err)

@@ -88,6 +88,7 @@ type bmcSystem struct {
 	set     time.Time
 	keep    bool     // the override does not expire
 	again   BootOnce // armed again after each start
+	always  bool     // because it is "continuous"
 	was     bool     // powered, before the last change
 	changed time.Time
 	started time.Time
@@ -249,7 +250,7 @@ func (s *bmcSystem) expire() {
 	expiry := s.front.faults.BootExpiry
 	over := expiry > 0 && !s.keep && !s.set.IsZero() && time.Since(s.set) > expiry
 	if over {
-		s.set, s.again = time.Time{}, BootOnce{}
+		s.set, s.again, s.always = time.Time{}, BootOnce{}, false
 	}
 	s.front.mu.Unlock()
 	if over {
@@ -282,7 +283,7 @@ func (s *bmcSystem) setBootFor(once BootOnce, continuous bool) error {
 		once.UEFI = !once.UEFI
 	}
 	s.front.mu.Lock()
-	s.set, s.again = time.Now(), BootOnce{}
+	s.set, s.again, s.always = time.Now(), BootOnce{}, continuous
 	if continuous || faults.KeepBoot {
 		s.again = once
 	}

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"recast/inventory"
 )
@@ -270,7 +271,14 @@ func (r *Rack) addBMC(i int, node *RackNode) error {
 			return errors.Join(err, l.Close())
 		}
 		node.Redfish, err = NewRedfish(RedfishOptions{Listener: l, Certificate: certificate, User: r.BMCUser, Password: r.BMCPassword,
-			UUID: node.UUID, Machine: node.QEMU, Faults: node.Spec.Faults})
+			UUID: node.UUID, Serial: node.Serial, Machine: node.QEMU, Faults: node.Spec.Faults,
+			Dial: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+				err = r.Net.Do(func() error {
+					conn, err = (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, network, addr)
+					return err
+				})
+				return conn, err
+			}})
 		return err
 	}
 	return fmt.Errorf("unknown BMC %q, want ipmi, redfish or none", node.Spec.BMC)

@@ -1,183 +1,230 @@
 package testenv
 
 import (
-	"encoding/json"
+	"encoding/xml"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
-
-	"recast/inventory"
 )
 
-// redfishTargets are the boot targets on offer.
-var redfishTargets = map[string]BootDevice{"None": BootNone, "Pxe": BootPXE, "Hdd": BootDisk}
+const (
+	redfishRoot    = "/redfish/v1"
+	redfishManager = redfishRoot + "/Managers/1"
+	redfishChassis = redfishRoot + "/Chassis/1"
+)
 
-// redfishOverride applies a patch to the override in force: what is left out
-// stays. It returns why a patch is refused.
-func redfishOverride(patch redfishBootPatch, now BootOnce, uefi bool) (BootOnce, string) {
-	target, enabled := "None", "Disabled"
-	mode := now.UEFI
-	if now.Device != BootNone {
-		enabled = "Once"
-		for name, device := range redfishTargets {
-			if device == now.Device {
-				target = name
+// redfishRoutes is the tree: a * stands for one word, which the function gets. It
+// returns nil where there is no such thing.
+var redfishRoutes = []struct {
+	pattern string
+	at      func(*RedfishBMC, []string) *redfishResource
+}{
+	{"", (*RedfishBMC).rootResource},
+	{"odata", (*RedfishBMC).odataResource},
+	{"$metadata", (*RedfishBMC).metadataResource},
+	{"Systems", (*RedfishBMC).systemCollection},
+	{"Systems/*", (*RedfishBMC).systemAt},
+	{"Systems/*/Settings", func(b *RedfishBMC, ids []string) *redfishResource { return b.settingsAt(ids, "Settings") }},
+	{"Systems/*/SD", func(b *RedfishBMC, ids []string) *redfishResource { return b.settingsAt(ids, "SD") }},
+	{"Systems/*/ResetActionInfo", (*RedfishBMC).resetInfoAt},
+	{"Systems/*/Actions/ComputerSystem.Reset", (*RedfishBMC).resetAt},
+	{"Systems/*/LogServices", (*RedfishBMC).logServiceCollection},
+	{"Systems/*/LogServices/SEL", (*RedfishBMC).logServiceAt},
+	{"Systems/*/LogServices/SEL/Entries", (*RedfishBMC).logEntryCollection},
+	{"Systems/*/LogServices/SEL/Entries/*", (*RedfishBMC).logEntryAt},
+	{"Systems/*/LogServices/SEL/Actions/LogService.ClearLog", (*RedfishBMC).clearLogAt},
+	{"Systems/*/VirtualMedia", (*RedfishBMC).systemMediaCollection},
+	{"Systems/*/VirtualMedia/*", (*RedfishBMC).systemMediaAt},
+	{"Systems/*/VirtualMedia/*/Actions/*", (*RedfishBMC).systemMediaActionAt},
+	{"Managers", (*RedfishBMC).managerCollection},
+	{"Managers/1", (*RedfishBMC).managerResource},
+	{"Managers/1/Actions/Manager.Reset", (*RedfishBMC).managerReset},
+	{"Managers/1/NetworkProtocol", (*RedfishBMC).networkProtocol},
+	{"Managers/1/NetworkProtocol/HTTPS/Certificates", (*RedfishBMC).certificateCollection},
+	{"Managers/1/NetworkProtocol/HTTPS/Certificates/1", (*RedfishBMC).certificateResource},
+	{"Managers/1/VirtualMedia", (*RedfishBMC).managerMediaCollection},
+	{"Managers/1/VirtualMedia/*", (*RedfishBMC).managerMediaAt},
+	{"Managers/1/VirtualMedia/*/Actions/*", (*RedfishBMC).managerMediaActionAt},
+	{"Chassis", (*RedfishBMC).chassisCollection},
+	{"Chassis/1", (*RedfishBMC).chassisResource},
+	{"Chassis/1/Power", (*RedfishBMC).powerResource},
+	{"Chassis/1/Thermal", (*RedfishBMC).thermalResource},
+	{"Chassis/1/Sensors", (*RedfishBMC).sensorCollection},
+	{"Chassis/1/Sensors/*", (*RedfishBMC).sensorAt},
+	{"SessionService", (*RedfishBMC).sessionService},
+	{"SessionService/Sessions", (*RedfishBMC).sessionCollection},
+	{"SessionService/Sessions/*", func(b *RedfishBMC, ids []string) *redfishResource { return b.sessionAt(ids[0]) }},
+	{"AccountService", (*RedfishBMC).accountService},
+	{"AccountService/Accounts", (*RedfishBMC).accountCollection},
+	{"AccountService/Accounts/*", (*RedfishBMC).accountAt},
+	{"AccountService/Roles", (*RedfishBMC).roleCollection},
+	{"AccountService/Roles/*", (*RedfishBMC).roleAt},
+	{"TaskService", (*RedfishBMC).taskService},
+	{"TaskService/Tasks", (*RedfishBMC).taskCollection},
+	{"TaskService/Tasks/*", (*RedfishBMC).taskAt},
+	{"TaskService/TaskMonitors/*", (*RedfishBMC).taskMonitorAt},
+	{"EventService", (*RedfishBMC).eventService},
+	{"EventService/Subscriptions", (*RedfishBMC).subscriptionCollection},
+	{"EventService/Subscriptions/*", (*RedfishBMC).subscriptionAt},
+	{"EventService/SSE", (*RedfishBMC).eventStream},
+	{"EventService/Actions/EventService.SubmitTestEvent", (*RedfishBMC).testEvent},
+	{"CertificateService", (*RedfishBMC).certificateService},
+	{"CertificateService/CertificateLocations", (*RedfishBMC).certificateLocations},
+	{"CertificateService/Actions/CertificateService.ReplaceCertificate", (*RedfishBMC).replaceCertificate},
+	{"CertificateService/Actions/CertificateService.GenerateCSR", (*RedfishBMC).generateCSR},
+	{"Registries", (*RedfishBMC).registryCollection},
+	{"Registries/*", (*RedfishBMC).registryAt},
+}
+
+// redfishWords are the patterns in words, made once.
+var redfishWords = func() [][]string {
+	words := make([][]string, len(redfishRoutes))
+	for i, r := range redfishRoutes {
+		words[i] = strings.Split(r.pattern, "/")
+	}
+	return words
+}()
+
+// find is what stands at a path, or nil.
+func (b *RedfishBMC) find(path string) *redfishResource {
+	if path == "/redfish" {
+		return &redfishResource{public: true, serve: func(c *redfishCall) {
+			c.w.Header().Set("Content-Type", "application/json")
+			_, _ = c.w.Write([]byte(`{"v1":"` + redfishRoot + `/"}`))
+		}}
+	}
+	rest, ok := strings.CutPrefix(path, redfishRoot)
+	if !ok || rest != "" && rest[0] != '/' {
+		return nil
+	}
+	words := strings.Split(strings.TrimPrefix(rest, "/"), "/")
+	for i, pattern := range redfishWords {
+		if ids, ok := redfishMatch(pattern, words); ok {
+			return redfishRoutes[i].at(b, ids)
+		}
+	}
+	return nil
+}
+
+func redfishMatch(pattern, words []string) (ids []string, ok bool) {
+	if len(pattern) != len(words) {
+		return nil, false
+	}
+	for i, p := range pattern {
+		if p != "*" && p != words[i] {
+			return nil, false
+		}
+	}
+	for i, p := range pattern {
+		if p == "*" {
+			ids = append(ids, words[i])
+		}
+	}
+	return ids, true
+}
+
+func (b *RedfishBMC) rootResource([]string) *redfishResource {
+	return &redfishResource{public: true, get: func() map[string]any {
+		fields := map[string]any{
+			"RedfishVersion":     "1.20.0",
+			"Vendor":             b.options.Vendor,
+			"Product":            b.options.Product,
+			"Systems":            redfishID(redfishRoot + "/Systems"),
+			"Managers":           redfishID(redfishRoot + "/Managers"),
+			"Chassis":            redfishID(redfishRoot + "/Chassis"),
+			"SessionService":     redfishID(redfishSessionService),
+			"AccountService":     redfishID(redfishAccountService),
+			"Tasks":              redfishID(redfishTaskService),
+			"EventService":       redfishID(redfishEventService),
+			"CertificateService": redfishID(redfishCertificateService),
+			"Registries":         redfishID(redfishRoot + "/Registries"),
+			"Links":              map[string]any{"Sessions": redfishID(redfishSessions)},
+			"ProtocolFeaturesSupported": map[string]any{
+				"ExcerptQuery": false, "FilterQuery": false, "OnlyMemberQuery": false, "SelectQuery": false,
+			},
+		}
+		if b.options.UUID != "" {
+			fields["UUID"] = b.options.UUID
+		}
+		return redfishNew(redfishRoot+"/", "#ServiceRoot.v1_21_0.ServiceRoot", "RootService", "Root Service", fields)
+	}}
+}
+
+// odataResource is the OData service document (DSP0266, 8.4.3).
+func (b *RedfishBMC) odataResource([]string) *redfishResource {
+	return &redfishResource{public: true, serve: func(c *redfishCall) {
+		var value []any
+		for _, name := range []string{"Systems", "Managers", "Chassis", "SessionService", "AccountService", "TaskService", "EventService", "CertificateService", "Registries"} {
+			value = append(value, map[string]any{"name": name, "kind": "Singleton", "url": redfishRoot + "/" + name})
+		}
+		c.reply(http.StatusOK, map[string]any{"@odata.context": redfishRoot + "/$metadata", "value": value})
+	}}
+}
+
+// redfishSchemas are the types of the tree and their versions, of DSP8010.
+var redfishSchemas = []string{
+	"AccountService.v1_18_1", "ActionInfo.v1_6_0", "Certificate.v1_11_0", "CertificateCollection", "CertificateLocations.v1_0_4",
+	"CertificateService.v1_2_2", "Chassis.v1_28_0", "ChassisCollection", "ComputerSystem.v1_28_0", "ComputerSystemCollection",
+	"Event.v1_13_0", "EventDestination.v1_17_0", "EventDestinationCollection", "EventService.v1_12_0", "LogEntry.v1_21_0",
+	"LogEntryCollection", "LogService.v1_9_0", "LogServiceCollection", "Manager.v1_25_0", "ManagerAccount.v1_14_1",
+	"ManagerAccountCollection", "ManagerCollection", "ManagerNetworkProtocol.v1_13_0", "Message.v1_3_0", "MessageRegistryFile.v1_1_5",
+	"MessageRegistryFileCollection", "Power.v1_7_3", "Role.v1_3_3", "RoleCollection", "Sensor.v1_13_0", "SensorCollection",
+	"ServiceRoot.v1_21_0", "Session.v1_8_0", "SessionCollection", "SessionService.v1_2_0", "Settings.v1_5_0", "Task.v1_7_4",
+	"TaskCollection", "TaskService.v1_3_0", "Thermal.v1_7_3", "VirtualMedia.v1_6_5", "VirtualMediaCollection",
+}
+
+// metadataResource names the schemas, as OData clients want (DSP0266, 8.4.2).
+func (b *RedfishBMC) metadataResource([]string) *redfishResource {
+	return &redfishResource{public: true, serve: func(c *redfishCall) {
+		var body strings.Builder
+		body.WriteString(xml.Header + `<edmx:Edmx xmlns:edmx="http://docs.oasis-open.org/odata/ns/edmx" Version="4.0">` + "\n")
+		for _, name := range redfishSchemas {
+			kind, _, versioned := strings.Cut(name, ".")
+			file := kind
+			if versioned || strings.HasSuffix(kind, "Collection") {
+				file += "_v1"
 			}
-		}
-	} else {
-		mode = uefi
-	}
-	if v := patch.Boot.BootSourceOverrideTarget; v != nil {
-		target = *v
-	}
-	if v := patch.Boot.BootSourceOverrideEnabled; v != nil {
-		enabled = *v
-	}
-	if v := patch.Boot.BootSourceOverrideMode; v != nil {
-		switch *v {
-		case "UEFI":
-			mode = true
-		case "Legacy":
-			mode = false
-		default:
-			return BootOnce{}, "The value of BootSourceOverrideMode is not in the list."
-		}
-	}
-	device, ok := redfishTargets[target]
-	if !ok {
-		return BootOnce{}, "The value of BootSourceOverrideTarget is not in the list."
-	}
-	switch enabled {
-	case "Disabled":
-		return BootOnce{}, ""
-	case "Once":
-		if device == BootNone {
-			return BootOnce{}, ""
-		}
-		return BootOnce{Device: device, UEFI: mode}, ""
-	}
-	return BootOnce{}, "The value of BootSourceOverrideEnabled is not in the list."
-}
-
-func (b *RedfishBMC) get(w http.ResponseWriter, path string) {
-	rest := strings.TrimPrefix(path, redfishRoot)
-	switch {
-	case rest == "/SessionService":
-		redfishReply(w, http.StatusOK, redfishResource(path, "#SessionService.v1_1_8.SessionService", "SessionService", map[string]any{
-			"ServiceEnabled": true, "Sessions": redfishID(redfishSessions),
-		}))
-	case rest == "/SessionService/Sessions":
-		b.tokenMu.Lock()
-		var members []string
-		for _, id := range b.tokens {
-			members = append(members, redfishSessions+"/"+id)
-		}
-		b.tokenMu.Unlock()
-		redfishReply(w, http.StatusOK, redfishCollection(path, "Session", members))
-	case rest == "/Systems":
-		members := []string{b.systemPath()}
-		for _, other := range b.options.OtherSystems {
-			members = append(members, redfishRoot+"/Systems/"+other)
-		}
-		redfishReply(w, http.StatusOK, redfishCollection(path, "ComputerSystem", members))
-	case path == b.systemPath():
-		system := b.system()
-		w.Header().Set("ETag", redfishETag(system))
-		redfishReply(w, http.StatusOK, system)
-	case slices.Contains(b.options.OtherSystems, strings.TrimPrefix(rest, "/Systems/")):
-		redfishReply(w, http.StatusOK, redfishResource(path, "#ComputerSystem.v1_13_0.ComputerSystem", strings.TrimPrefix(rest, "/Systems/"), map[string]any{
-			"PowerState": "Off", "Boot": map[string]any{"BootSourceOverrideEnabled": "Disabled", "BootSourceOverrideTarget": "None"},
-		}))
-	case rest == "/Managers":
-		redfishReply(w, http.StatusOK, redfishCollection(path, "Manager", []string{path + "/1"}))
-	case rest == "/Managers/1":
-		redfishReply(w, http.StatusOK, redfishResource(path, "#Manager.v1_9_0.Manager", "1", map[string]any{
-			"ManagerType": "BMC", "FirmwareVersion": "1.0", "Status": redfishHealthy,
-			"Links": map[string]any{"ManagerForServers": []any{redfishID(b.systemPath())}},
-		}))
-	case rest == "/Chassis":
-		redfishReply(w, http.StatusOK, redfishCollection(path, "Chassis", []string{path + "/1"}))
-	case rest == "/Chassis/1":
-		redfishReply(w, http.StatusOK, redfishResource(path, "#Chassis.v1_14_0.Chassis", "1", map[string]any{
-			"ChassisType": "RackMount", "Status": redfishHealthy, "PowerState": b.powerState(),
-			"Links": map[string]any{"ComputerSystems": []any{redfishID(b.systemPath())}},
-		}))
-	default:
-		redfishNotFound(w)
-	}
-}
-
-func (b *RedfishBMC) powerState() string {
-	if b.machine.Powered() {
-		return "On"
-	}
-	return "Off"
-}
-
-func (b *RedfishBMC) root() map[string]any {
-	return redfishResource(redfishRoot+"/", "#ServiceRoot.v1_9_0.ServiceRoot", "RootService", map[string]any{
-		"RedfishVersion": "1.11.0",
-		"Vendor":         "recast",
-		"UUID":           b.options.UUID,
-		"Systems":        redfishID(redfishRoot + "/Systems"),
-		"Managers":       redfishID(redfishRoot + "/Managers"),
-		"Chassis":        redfishID(redfishRoot + "/Chassis"),
-		"SessionService": redfishID(redfishRoot + "/SessionService"),
-		"Links":          map[string]any{"Sessions": redfishID(redfishSessions)},
-	})
-}
-
-func (b *RedfishBMC) system() map[string]any {
-	once := b.boot()
-	boot := map[string]any{
-		"BootSourceOverrideTarget":                         "None",
-		"BootSourceOverrideEnabled":                        "Disabled",
-		"BootSourceOverrideMode":                           redfishMode(b.machine.UEFI()),
-		"BootSourceOverrideTarget@Redfish.AllowableValues": []string{"None", "Pxe", "Hdd"},
-		"BootSourceOverrideMode@Redfish.AllowableValues":   []string{"UEFI", "Legacy"},
-	}
-	if once.Device != BootNone {
-		boot["BootSourceOverrideEnabled"] = "Once"
-		boot["BootSourceOverrideMode"] = redfishMode(once.UEFI)
-		for name, device := range redfishTargets {
-			if device == once.Device {
-				boot["BootSourceOverrideTarget"] = name
+			fmt.Fprintf(&body, `<edmx:Reference Uri="http://redfish.dmtf.org/schemas/v1/%s.xml"><edmx:Include Namespace="%s"/>`, file, kind)
+			if versioned {
+				fmt.Fprintf(&body, `<edmx:Include Namespace="%s"/>`, name)
 			}
+			body.WriteString("</edmx:Reference>\n")
 		}
-	}
-	path := b.systemPath()
-	return redfishResource(path, "#ComputerSystem.v1_13_0.ComputerSystem", b.options.SystemID, map[string]any{
-		"SystemType":   "Physical",
-		"Manufacturer": "recast",
-		"Model":        "virtual machine",
-		"UUID":         b.options.UUID,
-		"PowerState":   b.powerState(),
-		"Status":       redfishHealthy,
-		"Boot":         boot,
-		"Actions": map[string]any{"#ComputerSystem.Reset": map[string]any{
-			"target":                            path + "/Actions/ComputerSystem.Reset",
-			"ResetType@Redfish.AllowableValues": redfishResets,
-		}},
-		"Links": map[string]any{
-			"ManagedBy": []any{redfishID(redfishRoot + "/Managers/1")},
-			"Chassis":   []any{redfishID(redfishRoot + "/Chassis/1")},
-		},
-	})
+		body.WriteString(`<edmx:DataServices><Schema xmlns="http://docs.oasis-open.org/odata/ns/edm" Namespace="Service">` +
+			`<EntityContainer Name="Service" Extends="ServiceRoot.v1_21_0.ServiceContainer"/></Schema></edmx:DataServices></edmx:Edmx>` + "\n")
+		c.w.Header().Set("Content-Type", "application/xml")
+		_, _ = c.w.Write([]byte(body.String()))
+	}}
 }
 
-var redfishHealthy = map[string]string{"State": "Enabled", "Health": "OK"}
-
-func redfishMode(uefi bool) string {
-	if uefi {
-		return "UEFI"
-	}
-	return "Legacy"
+// registryCollection names the message registries; their text is DMTF's.
+func (b *RedfishBMC) registryCollection([]string) *redfishResource {
+	return &redfishResource{get: func() map[string]any {
+		return redfishCollection(redfishRoot+"/Registries", "MessageRegistryFile",
+			[]string{redfishRoot + "/Registries/Base", redfishRoot + "/Registries/ResourceEvent"})
+	}}
 }
 
-func redfishID(path string) map[string]string { return map[string]string{"@odata.id": path} }
+func (b *RedfishBMC) registryAt(ids []string) *redfishResource {
+	registry, ok := redfishRegistries[ids[0]]
+	if !ok || !slices.Contains([]string{"Base", "ResourceEvent"}, ids[0]) {
+		return nil
+	}
+	return &redfishResource{get: func() map[string]any {
+		return redfishNew(redfishRoot+"/Registries/"+ids[0], "#MessageRegistryFile.v1_1_5.MessageRegistryFile", ids[0], ids[0]+" Message Registry File", map[string]any{
+			"Registry": registry, "Languages": []string{"en"},
+			"Location": []any{map[string]any{"Language": "en", "PublicationUri": "https://redfish.dmtf.org/registries/" + registry + ".0.json"}},
+		})
+	}}
+}
 
-func redfishResource(path, kind, id string, fields map[string]any) map[string]any {
-	fields["@odata.id"], fields["@odata.type"], fields["Id"], fields["Name"] = path, kind, id, id
+func redfishHealthy() map[string]any { return map[string]any{"State": "Enabled", "Health": "OK"} }
+
+func redfishID(path string) map[string]any { return map[string]any{"@odata.id": path} }
+
+func redfishNew(path, kind, id, name string, fields map[string]any) map[string]any {
+	fields["@odata.id"], fields["@odata.type"], fields["Id"], fields["Name"] = path, kind, id, name
 	return fields
 }
 
@@ -187,30 +234,7 @@ func redfishCollection(path, kind string, members []string) map[string]any {
 		links = append(links, redfishID(m))
 	}
 	return map[string]any{
-		"@odata.id": path, "@odata.type": "#" + kind + "Collection." + kind + "Collection", "Name": kind + " collection",
+		"@odata.id": path, "@odata.type": "#" + kind + "Collection." + kind + "Collection", "Name": kind + " Collection",
 		"Members": links, "Members@odata.count": len(links),
 	}
-}
-
-// redfishETag is strong and follows the content.
-func redfishETag(resource map[string]any) string {
-	body, _ := json.Marshal(resource)
-	return `"` + inventory.DigestOf(body).Short() + `"`
-}
-
-func redfishReply(w http.ResponseWriter, status int, body any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body)
-}
-
-func redfishError(w http.ResponseWriter, status int, id, text string) {
-	redfishReply(w, status, map[string]any{"error": map[string]any{
-		"code": id, "message": text,
-		"@Message.ExtendedInfo": []any{map[string]any{"MessageId": id, "Message": text, "Severity": "Critical"}},
-	}})
-}
-
-func redfishNotFound(w http.ResponseWriter) {
-	redfishError(w, http.StatusNotFound, "Base.1.8.ResourceMissingAtURI", "The resource was not found.")
 }

@@ -104,7 +104,7 @@ func NewSimulated(o SimulatedOptions) (*Simulated, error) {
 	case BMCIPMI:
 		s.IPMI, err = NewIPMI(IPMIOptions{Sessions: o.Sessions, User: o.User, Password: o.Password, Machine: s, Faults: o.Faults})
 	case BMCRedfish:
-		s.Redfish, err = NewRedfish(RedfishOptions{Sessions: o.Sessions, User: o.User, Password: o.Password, UUID: o.UUID, Machine: s, Faults: o.Faults})
+		s.Redfish, err = NewRedfish(RedfishOptions{Sessions: o.Sessions, User: o.User, Password: o.Password, UUID: o.UUID, Serial: o.Serial, Machine: s, Faults: o.Faults})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("build simulated machine %q: %w", o.Name, err)

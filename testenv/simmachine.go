@@ -28,7 +28,16 @@ var (
 	_ Watched     = (*SimMachine)(nil)
 	_ Interrupter = (*SimMachine)(nil)
 	_ MediaDrive  = (*SimMachine)(nil)
+	_ BootDevices = (*SimMachine)(nil)
 )
+
+// BootDevices implements BootDevices.
+func (m *SimMachine) BootDevices() []BootDevice {
+	if m.Firmware {
+		return []BootDevice{BootCD, BootHTTP}
+	}
+	return []BootDevice{BootCD}
+}
 
 // IgnoreACPI makes the operating system deaf to the power button.
 func (m *SimMachine) IgnoreACPI(deaf bool) {
