@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -131,6 +134,39 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	}
 	_, err = OpenBolt(other, BoltOptions{})
 	oneLine(t, err, other, "not a recast store")
+}
+
+// TestCommitsThatComeAtOnceShareATransaction, whose cost is mostly the disk's.
+func TestCommitsThatComeAtOnceShareATransaction(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // the hardest case: who asks and who commits take turns
+	s, err := openBolt(filepath.Join(t.TempDir(), "recast.db"), BoltOptions{NoSync: true, Timeout: time.Second, retry: time.Second, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	transactions := func() (id int) {
+		if err := s.db.View(func(tx *bbolt.Tx) error { id = tx.ID(); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	before := transactions()
+	const n = 200
+	start := make(chan struct{})
+	var work sync.WaitGroup
+	for i := range n {
+		work.Go(func() {
+			<-start
+			if _, err := s.Commit(t.Context(), Op{Key: fmt.Sprint("/k/", i), Value: []byte("v")}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	close(start)
+	work.Wait()
+	if got := transactions() - before; got > n/10 { // a few, since Go may interrupt anybody
+		t.Errorf("%d commits at once took %d transactions", n, got)
+	}
 }
 
 func TestNewerFileIsRefused(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"sort"
 	"strings"
 	"syscall"
@@ -156,6 +157,7 @@ func (s *boltStore) run() {
 // gather takes what else is waiting. Nobody waits for company: while one
 // transaction is on its way to the disk the next one fills by itself.
 func (s *boltStore) gather(r *request) []*request {
+	runtime.Gosched() // who is about to ask does so first
 	batch, size := []*request{r}, r.size()
 	for len(batch) < batchRequests && size < batchBytes {
 		select {
