@@ -1,7 +1,6 @@
 package provision
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +41,11 @@ func (e *Engine) commit(ctx context.Context, m *machine, next State, lines []Tim
 		ops = append(ops, op)
 	}
 	// The line that ends an attempt belongs to it.
-	trace := cmp.Or(e.liveTrace(next), e.liveTrace(m.state))
+	live := e.liveTrace(next)
+	trace := live
+	if trace == "" {
+		trace = e.liveTrace(m.state)
+	}
 	eventOps, entries, err := e.timelineOps(m, trace, lines)
 	if err != nil {
 		return err
@@ -53,17 +56,20 @@ func (e *Engine) commit(ctx context.Context, m *machine, next State, lines []Tim
 		e.reread(ctx, m)
 		return fmt.Errorf("record the state of %q: %w", m.name, err)
 	}
+	over := !sameTurn(m.state, next)
 	m.put(next)
 	m.statusRev = rev
 	if next.Intent != nil {
 		m.intentRev = rev
 	}
 	m.history.add(entries...)
-	m.history.follow(e.liveTrace(next))
+	m.history.follow(live)
 	close(m.orders)
 	m.orders = make(chan struct{})
 	e.changes.send(m.name)
-	e.nudge()
+	if over {
+		e.nudge()
+	}
 	return nil
 }
 

@@ -108,15 +108,11 @@ type Engine struct {
 	runCtx  context.Context
 	uuids   uuidIndex
 	dials   chan struct{} // one token per BMC conversation under way
-	boots   chan struct{} // one token per boot that is being recorded
+	moment  moment        // when boots are recorded
 }
 
-// maxDials bounds the BMC conversations under way at once; maxBoots the boots that
-// are being recorded, which a claim's commit would have to wait behind.
-const (
-	maxDials = 64
-	maxBoots = 16
-)
+// maxDials bounds the BMC conversations under way at once.
+const maxDials = 64
 
 // machine is the engine's memory of one machine. Its lock is held over a
 // commit, so that events of one machine are taken one after the other.
@@ -133,7 +129,7 @@ type machine struct {
 	// shown is the state for whoever only looks. The boot path and all lists read
 	// it, since mu is held over commits and a store may take its time.
 	shown atomic.Pointer[State]
-	moves atomic.Uint64 // how often it was changed
+	moves atomic.Uint64 // how often it was changed in a way that may let others start
 
 	bmcMu   sync.Mutex    // one request in flight per BMC
 	asked   bmcNow        // under bmcMu; void once we did something
@@ -186,7 +182,6 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		wake:        make(chan struct{}, 1),
 		changes:     newBroadcast(),
 		dials:       make(chan struct{}, maxDials),
-		boots:       make(chan struct{}, maxBoots),
 	}
 	var err error
 	if e.secrets, err = OpenSecrets(ctx, c.Store, c.KeyFile); err != nil {
@@ -373,9 +368,11 @@ func (m *machine) committed() State { return *m.shown.Load() }
 // put is the only way to a new state. The lock is held.
 func (m *machine) put(s State) {
 	m.uuids.moved(m.name, m.state, s)
+	if !sameTurn(m.state, s) {
+		m.moves.Add(1)
+	}
 	m.state = s
 	m.shown.Store(&s)
-	m.moves.Add(1)
 }
 
 // Run works until the context ends: it takes up what was under way, watches the

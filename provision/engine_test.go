@@ -40,6 +40,7 @@ type hungUp struct {
 	store.Store
 	lose atomic.Int64 // commits until then; below 1 none
 	deaf atomic.Bool  // nothing can be read
+	full atomic.Bool  // nothing can be written
 	slow sync.RWMutex // locked: a read waits
 
 	onLoss func()
@@ -55,6 +56,9 @@ func (h *hungUp) Get(ctx context.Context, key string) (store.Record, error) {
 }
 
 func (h *hungUp) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
+	if h.full.Load() {
+		return 0, store.ErrUnavailable
+	}
 	rev, err := h.Store.Commit(ctx, ops...)
 	if h.lose.Add(-1) == 0 && err == nil {
 		if h.onLoss != nil {

@@ -213,6 +213,21 @@ func (w *walk) step(t *testing.T) {
 		}
 	}
 	busy := Busy(st.Phase)
+	if old != nil && sameTurn(prev, next) {
+		for _, had := range []RolloutTarget{{Started: true}, {Started: true, Failed: true}, {Again: true}} {
+			r := Rollout{Plan: old.Plan, Machines: map[string]RolloutTarget{"m1": had, "m2": {}}}
+			look := func(s State) (a Admission, found bool) {
+				states := map[string]State{"m1": s}
+				r, found := r.outcomes(states)
+				return admit(r, inventory.Rollout{}, states, "", func(string) Wait { return Wait{} }), found
+			}
+			was, foundThen := look(prev)
+			is, found := look(next)
+			if !reflect.DeepEqual(is, was) || found != foundThen {
+				bad("%T lets another machine start, and nobody looks: %+v, before %+v", ev, is, was)
+			}
+		}
+	}
 	if slices.Contains(actions, ActCycle) {
 		_, tick := ev.(Ticked)
 		switch {

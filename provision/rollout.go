@@ -76,6 +76,13 @@ func (t RolloutTarget) spent(s State) bool {
 	return state == targetFailed || t.Failed && state != targetDone
 }
 
+// sameTurn tells that a machine goes on with the turn it has: whatever else changed,
+// admit answers as before.
+func sameTurn(a, b State) bool {
+	return Busy(a.Status.Phase) && Busy(b.Status.Phase) && (a.Status.Hold == nil) == (b.Status.Hold == nil) &&
+		a.Intent != nil && b.Intent != nil && a.Intent.AbortedBy == b.Intent.AbortedBy && a.Intent.Plan == b.Intent.Plan
+}
+
 // heldBack tells that a hold ended this turn before it came to anything.
 func (t RolloutTarget) heldBack(s State, plan inventory.Digest) bool {
 	in := s.Intent

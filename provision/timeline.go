@@ -248,17 +248,42 @@ func (e *Engine) stirs(m *machine, ev Event) bool {
 
 // booted records that a machine asked what to boot. The answer to it, which may be
 // on its way still, waits for neither lease nor commit. One request of each machine
-// is recorded at a time, and few at once: those who claim come in between.
+// is recorded at a time, with those of others in the same moment.
 func (e *Engine) booted(m *machine, ev Event, remote netip.Addr) {
 	if !e.fromItself(m.name, remote) || !m.booting.CompareAndSwap(false, true) {
 		return
 	}
 	defer m.booting.Store(false)
-	e.boots <- struct{}{}
-	defer func() { <-e.boots }()
+	e.moment.wait()
 	if err := e.handle(e.background(), m, ev); err != nil {
 		e.Log.Warn("boot not recorded", "machine", m.name, "err", err)
 	}
+}
+
+// moment gathers what may be recorded a little later, so that all of it comes to the
+// store at once and shares a transaction there, which costs more than what is in it.
+// Each is committed for itself: what one of them meets is nothing to the others.
+type moment struct {
+	mu   sync.Mutex
+	over chan struct{} // closed when the moment under way ends; nil: there is none
+}
+
+const momentTime = 20 * time.Millisecond
+
+func (m *moment) wait() {
+	m.mu.Lock()
+	if m.over == nil {
+		m.over = make(chan struct{})
+		time.AfterFunc(momentTime, func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			close(m.over)
+			m.over = nil
+		})
+	}
+	over := m.over
+	m.mu.Unlock()
+	<-over
 }
 
 // bootEvent is what an observation means to a machine's state, nil nothing.

@@ -10,6 +10,7 @@ import (
 
 	"recast/inventory"
 	"recast/ipxe"
+	"recast/store"
 )
 
 // TestAFloodOfPacketsPushesOutNoDecision: what is durable stays in sight, and
@@ -204,6 +205,83 @@ func TestWhatIsSeenWaitsForNoStore(t *testing.T) {
 	}
 	if n != 1 {
 		t.Errorf("100 requests at once are recorded as %d", n)
+	}
+}
+
+// TestBootsOfOneMomentAreEachOnTheirOwn: they share a transaction, and neither a record
+// that changed meanwhile, nor a store that is full, nor the server's end costs another
+// machine, or the same one when it asks again.
+func TestBootsOfOneMomentAreEachOnTheirOwn(t *testing.T) {
+	const machines = 20
+	s := newSite(t, machines)
+	var all []string
+	for i := range machines {
+		all = append(all, fmt.Sprintf("m%d", i+1))
+	}
+	s.apply(s.yaml(true), all...)
+	for _, name := range all {
+		s.await(name, Deploying, StepBooting)
+	}
+	ask := func(from, to int) {
+		for i := from; i <= to; i++ {
+			s.Observe(inventory.Observation{Kind: inventory.SawScript, MAC: testMAC(i), Remote: testAddr(i), Detail: "ramdisk: deploy, attempt 1"})
+		}
+	}
+	settled := func() { // whatever came of what was asked
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); slices.ContainsFunc(s.list(), func(m *machine) bool { return m.booting.Load() }); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("boots are still being recorded")
+			}
+		}
+	}
+	step := func(i int) StepName {
+		v, _ := s.View(all[i-1])
+		return v.Status.Step
+	}
+
+	v, _ := s.View("m3")
+	if _, err := s.statuses.Put(t.Context(), "m3", v.Status, store.Any); err != nil {
+		t.Fatal(err)
+	}
+	ask(1, 8)
+	for i := range 8 {
+		if i+1 != 3 {
+			s.await(all[i], Deploying, StepClaiming)
+		}
+	}
+	settled()
+	if got := step(3); got != StepBooting {
+		t.Errorf("m3 is %s although its record was another", got)
+	}
+
+	s.store.full.Store(true)
+	ask(9, 14)
+	settled()
+	for i := 9; i <= 14; i++ {
+		if got := step(i); got != StepBooting {
+			t.Errorf("m%d is %s, and that is on no record", i, got)
+		}
+	}
+	s.store.full.Store(false)
+
+	ask(15, machines)
+	s.restart()
+	for i := 1; i <= machines; i++ {
+		if step(i) == StepBooting {
+			ask(i, i)
+		}
+		s.await(all[i-1], Deploying, StepClaiming)
+		settled()
+		n := 0
+		for _, l := range s.Timeline(all[i-1]) {
+			if l.Seq > 0 && l.Text == string(StepClaiming) {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("m%d has %d lines of its boot on record", i, n)
+		}
 	}
 }
 
