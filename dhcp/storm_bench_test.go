@@ -97,47 +97,47 @@ func BenchmarkStart(b *testing.B) {
 // exchanges can be done, every one of another machine, none repeated. goodput is
 // what is done of what could be.
 func BenchmarkOverload(b *testing.B) {
-	for _, of := range servers {
-		if slow(of.name, 100_000) {
-			continue
-		}
-		b.Run(of.name, func(b *testing.B) {
-			l := newBenchLink(b, of.start, 100_000)
-			apart(b, l.server.Pid)
-			closed := load{kind: 0x0a, of: 50_000, window: 256, n: 20_000}.run(b, l.relays[0])
-			open := load{kind: 0x0a, from: 50_000, of: 50_000, rate: int(2 * closed.rate()), time: 2 * time.Second}.run(b, l.relays[0])
-			b.ReportMetric(closed.rate(), "capacity/s")
-			b.ReportMetric(float64(open.began)/open.took.Seconds(), "offered/s")
-			b.ReportMetric(open.rate()/closed.rate(), "goodput")
-			b.ReportMetric(0, "ns/op")
-		})
-	}
+	crowded(b, func(b *testing.B, l *benchLink) {
+		closed := load{kind: 0x0a, of: 50_000, window: 256, n: 20_000}.run(b, l.relays[0])
+		open := load{kind: 0x0a, from: 50_000, of: 50_000, rate: int(2 * closed.rate()), time: 2 * time.Second}.run(b, l.relays[0])
+		b.ReportMetric(closed.rate(), "capacity/s")
+		b.ReportMetric(float64(open.began)/open.took.Seconds(), "offered/s")
+		b.ReportMetric(open.rate()/closed.rate(), "goodput")
+	})
 }
 
 // BenchmarkFlood is what a thousand exchanges a second of declared machines wait
 // for while strangers with 10,000 invented addresses ask as often in a second.
 func BenchmarkFlood(b *testing.B) {
+	crowded(b, func(b *testing.B, l *benchLink) {
+		known := load{kind: 0x0a, of: 50_000, rate: 1000, time: 3 * time.Second}
+		alone := known.run(b, l.relays[0])
+		known.from = 50_000
+		flooded := make(chan loaded)
+		go func() {
+			flooded <- load{kind: 0x1e, of: 10_000, rate: 10_000, time: 3 * time.Second, lure: true}.run(b, l.relays[1])
+		}()
+		beside := known.run(b, l.relays[0])
+		b.ReportMetric(float64((<-flooded).began)/3, "strangers/s")
+		b.ReportMetric(float64(alone.quantile(0.5).Microseconds()), "alone-p50-us")
+		b.ReportMetric(float64(beside.quantile(0.5).Microseconds()), "flooded-p50-us")
+		b.ReportMetric(float64(alone.quantile(0.99).Microseconds()), "alone-p99-us")
+		b.ReportMetric(float64(beside.quantile(0.99).Microseconds()), "flooded-p99-us")
+		b.ReportMetric(float64(beside.done)/float64(beside.began), "done")
+	})
+}
+
+// crowded measures each server that bears 100,000 reservations, on a core of its own.
+func crowded(b *testing.B, measure func(b *testing.B, l *benchLink)) {
+	const machines = 100_000
 	for _, of := range servers {
-		if slow(of.name, 100_000) {
+		if slow(of.name, machines) {
 			continue
 		}
 		b.Run(of.name, func(b *testing.B) {
-			l := newBenchLink(b, of.start, 100_000)
+			l := newBenchLink(b, of.start, machines)
 			apart(b, l.server.Pid)
-			known := load{kind: 0x0a, of: 50_000, rate: 1000, time: 3 * time.Second}
-			alone := known.run(b, l.relays[0])
-			known.from = 50_000
-			flooded := make(chan loaded)
-			go func() {
-				flooded <- load{kind: 0x1e, of: 10_000, rate: 10_000, time: 3 * time.Second, lure: true}.run(b, l.relays[1])
-			}()
-			beside := known.run(b, l.relays[0])
-			b.ReportMetric(float64((<-flooded).began)/3, "strangers/s")
-			b.ReportMetric(float64(alone.quantile(0.5).Microseconds()), "alone-p50-us")
-			b.ReportMetric(float64(beside.quantile(0.5).Microseconds()), "flooded-p50-us")
-			b.ReportMetric(float64(alone.quantile(0.99).Microseconds()), "alone-p99-us")
-			b.ReportMetric(float64(beside.quantile(0.99).Microseconds()), "flooded-p99-us")
-			b.ReportMetric(float64(beside.done)/float64(beside.began), "done")
+			measure(b, l)
 			b.ReportMetric(0, "ns/op")
 		})
 	}
