@@ -201,14 +201,6 @@ func (m *QEMU) PowerOn(ctx context.Context) error {
 	return nil
 }
 
-// obeyed is what the override means to this machine's firmware.
-func (m *QEMU) obeyed() BootDevice {
-	if m.UEFI() && !m.once.UEFI {
-		return BootNone
-	}
-	return m.once.Device
-}
-
 // waitGone waits for a process whose machine went off by itself.
 func (m *QEMU) waitGone(ctx context.Context) error {
 	if m.run == nil {
@@ -393,30 +385,6 @@ func (m *QEMU) handle(run *qemuRun, e QMPEvent) {
 	}
 }
 
-// qemuResetAgain is how long firmware may take from a reset to the last of those
-// that it makes of it itself: SeaBIOS, entered warm, asks the chipset for another
-// one, twice (tryReboot in its resume.c), done 0.1 s later on a busy host. All of
-// them are one start, and the order must stand until the last. No machine comes
-// so far that it reboots for a reason of its own in that time.
-const qemuResetAgain = 3 * time.Second
-
-// restoreOrder ends an override that was obeyed.
-func (m *QEMU) restoreOrder(ctx context.Context, run *qemuRun) {
-	if err := m.setBootIndexes(ctx, run, BootNone); err != nil && !run.ended() {
-		m.logger().Error("restore boot order", "machine", m.Name, "error", err)
-	}
-}
-
-func (m *QEMU) restoreLater(run *qemuRun) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if run.restore != nil && !run.off && !run.ended() {
-		m.restoreOrder(ctx, run)
-	}
-}
-
 // PowerOff implements Machine.
 func (m *QEMU) PowerOff(ctx context.Context) error {
 	m.mu.Lock()
@@ -484,143 +452,6 @@ func (m *QEMU) Reset(ctx context.Context) error {
 	}
 }
 
-// SetBootOnce implements Machine.
-func (m *QEMU) SetBootOnce(once BootOnce) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if once.Device == BootNone {
-		once = BootOnce{}
-	}
-	m.once = once
-	if !m.on() {
-		return nil // start reads it
-	}
-	// Even where it changes no index, a reset before now must not consume it.
-	at, err := m.run.qmp.executeAt(ctx, "query-status", nil, nil)
-	if err != nil {
-		return fmt.Errorf("set boot override of %q: %w", m.Name, err)
-	}
-	m.run.armedAt = at
-	if err := m.setBootIndexes(ctx, m.run, m.obeyed()); err != nil {
-		return fmt.Errorf("set boot override of %q: %w", m.Name, err)
-	}
-	return nil
-}
-
-// BootOnce implements Machine.
-func (m *QEMU) BootOnce() BootOnce {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.once
-}
-
-// setBootIndexes tells QEMU the order for the next start: the firmware reads a
-// copy that QEMU makes at each reset.
-func (m *QEMU) setBootIndexes(ctx context.Context, run *qemuRun, boot BootDevice) error {
-	if run.restore != nil {
-		run.restore.Stop()
-		run.restore = nil
-	}
-	set := func(id string, index int) error {
-		if run.index[id] == index {
-			return nil // QEMU refuses one that is taken, be it by the device itself
-		}
-		at, err := run.qmp.executeAt(ctx, "qom-set", map[string]any{
-			"path": "/machine/peripheral/" + id, "property": "bootindex", "value": index,
-		}, nil)
-		if err != nil {
-			return err
-		}
-		run.index[id], run.armedAt = index, at
-		return nil
-	}
-	for i := range m.Disks {
-		if err := set(qemuDiskID(i), qemuDiskIndex(i, boot)); err != nil {
-			return err
-		}
-	}
-	for i := range m.NICs {
-		if err := set(qemuNICID(i), qemuNICIndex(i, boot)); err != nil {
-			return err
-		}
-	}
-	run.armed = boot != BootNone
-	return nil
-}
-
-// BlockStats are the counters of one disk since the machine was made: bytes and
-// requests as the machine sent them.
-type BlockStats struct {
-	ReadBytes  int64 `json:"rd_bytes"`
-	WriteBytes int64 `json:"wr_bytes"`
-	ReadOps    int64 `json:"rd_operations"`
-	WriteOps   int64 `json:"wr_operations"`
-	FlushOps   int64 `json:"flush_operations"`
-}
-
-func (s *BlockStats) add(o BlockStats) {
-	s.ReadBytes += o.ReadBytes
-	s.WriteBytes += o.WriteBytes
-	s.ReadOps += o.ReadOps
-	s.WriteOps += o.WriteOps
-	s.FlushOps += o.FlushOps
-}
-
-// BlockStats has one entry per disk, in the order of Disks, over all starts.
-func (m *QEMU) BlockStats(ctx context.Context) ([]BlockStats, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	sum := make([]BlockStats, len(m.Disks))
-	copy(sum, m.past)
-	if !m.on() {
-		return sum, nil
-	}
-	now, err := m.stats(ctx, m.run)
-	if err != nil {
-		return nil, fmt.Errorf("count the requests of %q: %w", m.Name, err)
-	}
-	for i := range sum {
-		sum[i].add(now[i])
-	}
-	return sum, nil
-}
-
-func (m *QEMU) stats(ctx context.Context, run *qemuRun) ([]BlockStats, error) {
-	var devices []struct {
-		Device string     `json:"device"`
-		Stats  BlockStats `json:"stats"`
-	}
-	if err := run.qmp.execute(ctx, "query-blockstats", nil, &devices); err != nil {
-		return nil, err
-	}
-	stats := make([]BlockStats, len(m.Disks))
-	for i := range m.Disks {
-		for _, d := range devices {
-			if d.Device == qemuDriveID(i) {
-				stats[i] = d.Stats
-			}
-		}
-	}
-	return stats, nil
-}
-
-// keepStats saves the counters of a run that is about to end.
-func (m *QEMU) keepStats(ctx context.Context, run *qemuRun) {
-	now, err := m.stats(ctx, run)
-	if err != nil {
-		m.logger().Warn("keep disk counters", "machine", m.Name, "error", err)
-		return
-	}
-	if m.past == nil {
-		m.past = make([]BlockStats, len(m.Disks))
-	}
-	for i := range m.past {
-		m.past[i].add(now[i])
-	}
-}
-
 func (m *QEMU) logger() *slog.Logger {
 	if m.Log == nil {
 		return slog.New(slog.DiscardHandler)
@@ -634,17 +465,3 @@ func qemuNICID(i int) string   { return "nic" + strconv.Itoa(i) }
 
 // The indexes of a start with and without override never meet: QEMU refuses one
 // that another device still holds.
-
-func qemuDiskIndex(i int, boot BootDevice) int {
-	if boot == BootDisk {
-		return 20 + i // before 50 anyway; the first disk is the first
-	}
-	return 50 + i
-}
-
-func qemuNICIndex(i int, boot BootDevice) int {
-	if boot == BootPXE {
-		return 1 + i
-	}
-	return 100 + i
-}
