@@ -53,7 +53,7 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 		err = e.handleLocked(ctx, m, Claimed{Claim: d.Claim, Resume: d.Resume})
 	case ClaimRepeat:
 	case ClaimReplay:
-		err = e.handleLocked(ctx, m, Noticed{"a claim nonce was presented again, by another boot or from another address: somebody else has read its boot script"})
+		err = e.handleLocked(ctx, m, Noticed{Finding: "a claim nonce was presented again, by another boot or from another address: somebody else has read its boot script"})
 		m.history.saw(sawClaim(c, remote, e.Now(), "refused: "+d.Reason))
 		return inventory.ClaimReply{}, errors.Join(refused("claim: %s", d.Reason), err)
 	case ClaimHold:

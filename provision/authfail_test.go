@@ -3,8 +3,10 @@ package provision
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"recast/bmc"
+	"recast/store"
 )
 
 func TestARefusedPasswordNamesTheSecretToSet(t *testing.T) {
@@ -20,15 +22,89 @@ func TestARefusedPasswordNamesTheSecretToSet(t *testing.T) {
 	}
 }
 
-func TestASecretThatIsNoPasswordIsToldInOneLine(t *testing.T) {
-	s := newSite(t, 1)
-	if _, err := s.SetSecret(t.Context(), "rack-bmc", []byte("without-a-user"), "ann"); err != nil {
-		t.Fatal(err)
+// onBMC are the findings about a machine's BMC.
+func (s *site) onBMC(name string) (findings []string) {
+	for _, f := range s.machine(name).snapshot().Status.Findings {
+		if strings.HasPrefix(f, refusalPrefix) {
+			findings = append(findings, f)
+		}
 	}
+	return findings
+}
+
+func TestARefusedPasswordIsAFindingAndNotTriedAgainUntilItIsSet(t *testing.T) {
+	s := newSite(t, 1)
+	fake := s.bmcs["10.9.0.1"]
+	fake.SetFault(bmc.FaultAuth)
 	s.apply(s.yaml(true), "m1")
 	s.await("m1", Failed, StepNone)
-	x, err := s.Explain(t.Context(), "m1")
-	if err != nil || strings.Contains(x.Missing, "\n") || !strings.Contains(x.Missing, `want "user:password"`) {
-		t.Errorf("missing %q, %v", x.Missing, err)
+	fake.SetFault(bmc.FaultNone) // as far as we know it would refuse still
+	for range 3 {
+		if _, err := s.Power(t.Context(), "m1", "ann", "status", false); err == nil || !strings.Contains(err.Error(), "not tried again until the credential changes") {
+			t.Errorf("power says %v", err)
+		}
+		if _, err := s.Explain(t.Context(), "m1"); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := fake.Count("dial"); n != 1 {
+		t.Errorf("%d logins, want 1", n)
+	}
+	if f := s.onBMC("m1"); len(f) != 1 || !strings.Contains(f[0], bmc.ErrAuth.Error()) || !strings.Contains(f[0], "not tried again") {
+		t.Errorf("findings %q", f)
+	}
+	// The same words again: somebody may have mended the account.
+	if _, err := s.SetSecret(t.Context(), "rack-bmc", []byte("admin:secret"), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := s.Power(t.Context(), "m1", "ann", "status", false); err != nil {
+			t.Errorf("power says %v", err)
+		}
+	}
+	if n := fake.Count("dial"); n != 2 || len(s.onBMC("m1")) != 0 {
+		t.Errorf("%d logins, findings %q; want 2 and none", n, s.onBMC("m1"))
+	}
+}
+
+func TestASessionIsUsedByAllStepsAndClosedAtTheEnd(t *testing.T) {
+	s := newSite(t, 1)
+	fake := s.bmcs["10.9.0.1"]
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	if dials, closes := fake.Count("dial"), fake.Count("close"); dials != 1 || closes != 0 || len(fake.Calls()) < 4 {
+		t.Errorf("%d logins, %d logouts in %d calls; want one session", dials, closes, len(fake.Calls()))
+	}
+	s.restart()
+	if fake.Count("close") != 1 {
+		t.Errorf("%d logouts after the server ended, want 1", fake.Count("close"))
+	}
+}
+
+func TestSessionsOfAKilledServerAreSoughtAtTheStart(t *testing.T) {
+	s := newSite(t, 2)
+	if err := s.Freeze(t.Context(), "ann", "so that no machine starts"); err != nil {
+		t.Fatal(err)
+	}
+	s.apply(s.yaml(true))
+	left := bmcSessions{store.NewTable[[]bmc.Session](s.store, "/recast/bmcs/")}
+	if err := left.SetSessions(t.Context(), "10.9.0.2:623", []bmc.Session{{URI: "/redfish/v1/SessionService/Sessions/7"}}); err != nil {
+		t.Fatal(err)
+	}
+	s.restart()
+	for deadline := time.Now().Add(10 * time.Second); s.bmcs["10.9.0.2"].Count("dial") == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody logs in where a session was left")
+		}
+	}
+	if n := s.bmcs["10.9.0.1"].Count("dial"); n != 0 {
+		t.Errorf("%d logins where none was left", n)
+	}
+	left = bmcSessions{store.NewTable[[]bmc.Session](s.store, "/recast/bmcs/")}
+	if err := left.SetSessions(t.Context(), "10.9.0.2:623", nil); err != nil {
+		t.Fatal(err)
+	}
+	if open, err := left.Sessions(t.Context()); err != nil || len(open) != 0 {
+		t.Errorf("on record %v, %v", open, err)
 	}
 }

@@ -3,7 +3,6 @@ package provision
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"recast/bmc"
@@ -48,8 +47,7 @@ func (b bmcNow) text() string {
 }
 
 // askBMC reads a machine's power and boot override. It changes nothing, waits for
-// no work on that BMC that is under way, and leaves one alone that refuses the
-// password: some lock the account after a few.
+// no work on that BMC that is under way.
 func (e *Engine) askBMC(ctx context.Context, m *machine) bmcNow {
 	decl, st := e.Set().Machine(m.name), m.snapshot().Status
 	if decl == nil || decl.BMC == nil || !Busy(st.Phase) && st.Phase != Failed || !m.bmcMu.TryLock() {
@@ -58,16 +56,6 @@ func (e *Engine) askBMC(ctx context.Context, m *machine) bmcNow {
 	defer m.bmcMu.Unlock()
 	if m.asked.at.Add(askedLately).After(e.Now()) {
 		return m.asked
-	}
-	refused := bmc.ErrAuth.Error()
-	if strings.Contains(st.LastError, refused) || strings.Contains(follow(m.history.list()).bmc, refused) {
-		return bmcNow{}
-	}
-	select {
-	case e.dials <- struct{}{}:
-		defer func() { <-e.dials }()
-	default:
-		return bmcNow{}
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()

@@ -107,12 +107,9 @@ type Engine struct {
 	ended   bool // Run waits for the last of work; nothing joins it any more
 	runCtx  context.Context
 	uuids   uuidIndex
-	dials   chan struct{} // one token per BMC conversation under way
-	moment  moment        // when boots are recorded
+	moment  moment // when boots are recorded
+	bmcs    bmc.Fleet
 }
-
-// maxDials bounds the BMC conversations under way at once.
-const maxDials = 64
 
 // machine is the engine's memory of one machine. Its lock is held over a
 // commit, so that events of one machine are taken one after the other.
@@ -131,7 +128,7 @@ type machine struct {
 	shown atomic.Pointer[State]
 	moves atomic.Uint64 // how often it was changed in a way that may let others start
 
-	bmcMu   sync.Mutex    // one request in flight per BMC
+	bmcMu   sync.Mutex    // one conversation at a time about a machine's power
 	asked   bmcNow        // under bmcMu; void once we did something
 	booting atomic.Bool   // what it asked to boot is being recorded
 	orders  chan struct{} // closed and renewed when the agent's order may have changed
@@ -145,9 +142,6 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
-	}
-	if c.Dial == nil {
-		c.Dial = bmc.Dial
 	}
 	if c.SoftOff == 0 {
 		c.SoftOff = 30 * time.Second
@@ -181,9 +175,12 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		ports:       learned{},
 		wake:        make(chan struct{}, 1),
 		changes:     newBroadcast(),
-		dials:       make(chan struct{}, maxDials),
 	}
+	e.bmcs = bmc.Fleet{Dial: c.Dial, Log: c.Log, Memory: bmcSessions{store.NewTable[[]bmc.Session](c.Store, "/recast/bmcs/")}}
 	var err error
+	if err = e.bmcs.Recall(ctx); err != nil {
+		return nil, err
+	}
 	if e.secrets, err = OpenSecrets(ctx, c.Store, c.KeyFile); err != nil {
 		return nil, err
 	}
@@ -294,7 +291,7 @@ func (e *Engine) loadMachines(ctx context.Context) error {
 
 // restartGrace is what every step has at least after a start of the server: while
 // it was away no machine could be heard and no BMC asked.
-const restartGrace = dialTime + powerTime
+const restartGrace = powerTime + 30*time.Second
 
 // loaded is what a record means after a start.
 func loaded(s State, epoch string, now time.Time) State {
@@ -381,7 +378,14 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.mu.Lock()
 	e.runCtx = ctx
 	e.mu.Unlock()
-	defer e.work.Wait()
+	defer func() {
+		e.work.Wait()
+		farewell, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewellTime)
+		defer cancel()
+		if err := e.bmcs.Close(farewell); err != nil {
+			e.Log.Warn("BMC sessions are left open", "err", err)
+		}
+	}()
 	defer func() {
 		e.mu.Lock()
 		e.ended = true
@@ -390,6 +394,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.spawn(func() { e.watchLeases(ctx) })
 	e.spawn(func() { e.watchPorts(ctx) })
 	e.resume(ctx)
+	e.sweepBMCs(ctx)
 	e.applyMu.Lock()
 	e.collect(ctx) // what a crash left
 	e.applyMu.Unlock()

@@ -86,7 +86,10 @@ type Suspected struct {
 }
 
 // Noticed: something that a person should know of, and that stops nothing.
-type Noticed struct{ Finding string }
+type Noticed struct {
+	Finding string // "" nothing any more
+	About   string // what findings that it replaces begin with; "" none
+}
 
 // Reverted: what is wanted again is what an untouched machine holds.
 type Reverted struct{}

@@ -119,7 +119,7 @@ func (w *walk) event() Event {
 	case 11:
 		return Renewed{Until: w.now.Add(LeaseTime)}
 	case 12:
-		return pick[Event](r, Aborted{By: "ann"}, Held{Hold{Owner: "bob"}}, Suspected{Reason: "two machines"}, Noticed{"a nonce was used twice"})
+		return pick[Event](r, Aborted{By: "ann"}, Held{Hold{Owner: "bob"}}, Suspected{Reason: "two machines"}, Noticed{Finding: "a nonce was used twice"})
 	}
 	return pick[Event](r, Mended{}, Reverted{})
 }

@@ -75,7 +75,7 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 	case Suspected:
 		t.suspected(ev)
 	case Noticed:
-		t.finding(ev.Finding)
+		t.noticed(ev)
 	case Reverted:
 		t.reverted()
 	case Mended:

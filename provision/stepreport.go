@@ -219,6 +219,15 @@ func (t *transition) finding(text string) {
 	t.line("finding", "%s", text)
 }
 
+func (t *transition) noticed(ev Noticed) {
+	if ev.About != "" && !slices.Contains(t.Status.Findings, ev.Finding) {
+		t.Status.Findings = dropFindings(t.Status.Findings, ev.About)
+	}
+	if ev.Finding != "" {
+		t.finding(ev.Finding)
+	}
+}
+
 // dropFindings takes out those that begin so.
 func dropFindings(list []string, prefix string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(f string) bool { return strings.HasPrefix(f, prefix) })

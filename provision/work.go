@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -64,14 +63,15 @@ func (e *Engine) persist(ctx context.Context, m *machine, a Action, before State
 	}
 	ctx, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
-	for pause := time.Second; ; pause = min(2*pause, 15*time.Second) {
+	var backoff bmc.Backoff
+	for {
 		err := e.once(ctx, m, a, before)
 		passes := errors.Is(err, bmc.ErrBusy) || errors.Is(err, bmc.ErrUnreachable) || errors.Is(err, bmc.ErrTimeout)
 		if err == nil || !passes || ctx.Err() != nil {
 			return err
 		}
 		m.history.note(e.Now(), fmt.Sprintf("%s%s: %v", bmcPrefix, a, err))
-		again := time.NewTimer(pause)
+		again := time.NewTimer(backoff.Next(err))
 		select {
 		case <-again.C:
 		case <-ctx.Done():
@@ -89,12 +89,6 @@ func (e *Engine) once(ctx context.Context, m *machine, a Action, before State) e
 	m.bmcMu.Lock()
 	defer m.bmcMu.Unlock()
 	m.asked = bmcNow{}
-	select {
-	case e.dials <- struct{}{}:
-		defer func() { <-e.dials }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 	switch s := m.snapshot(); {
 	case !sameTry(before, s, a):
 		return errStale
@@ -104,12 +98,9 @@ func (e *Engine) once(ctx context.Context, m *machine, a Action, before State) e
 	return e.withBMC(ctx, m.name, func(ctx context.Context, c bmc.Client) error { return e.doAction(ctx, m, c, a) })
 }
 
-// Deadlines of one conversation with a BMC: slow ones take tens of seconds for
-// a power change to show.
-const (
-	dialTime  = 30 * time.Second
-	powerTime = 2 * time.Minute
-)
+// powerTime is the deadline of one conversation with a BMC: slow ones take tens
+// of seconds for a power change to show.
+const powerTime = 2 * time.Minute
 
 func (e *Engine) doAction(ctx context.Context, m *machine, c bmc.Client, a Action) error {
 	ctx, cancel := context.WithTimeout(ctx, powerTime)
@@ -204,40 +195,4 @@ func (e *Engine) secretNext(machine string, err error) string {
 		return ""
 	}
 	return "recast secret set " + decl.BMC.Credentials
-}
-
-var errNoCredentials = errors.New("no credentials")
-
-// withBMC opens a machine's BMC for one conversation.
-func (e *Engine) withBMC(ctx context.Context, name string, do func(context.Context, bmc.Client) error) error {
-	decl := e.Set().Machine(name)
-	if decl == nil || decl.BMC == nil {
-		return fmt.Errorf("machine %q declares no bmc", name)
-	}
-	ctx, stop, err := e.whileHeld(ctx)
-	if err != nil {
-		return err
-	}
-	defer stop()
-	raw, err := e.secrets.Get(ctx, decl.BMC.Credentials)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errNoCredentials, err)
-	}
-	user, password, err := bmc.Split(strings.TrimRight(string(raw), "\n"))
-	if err != nil {
-		return fmt.Errorf("secret %q: %w: %w", decl.BMC.Credentials, errNoCredentials, err)
-	}
-	dial, cancel := context.WithTimeout(ctx, dialTime)
-	defer cancel()
-	c, err := e.Dial(dial, bmc.Target{URL: decl.BMC.URL, User: user, Password: password,
-		Pin: decl.BMC.Pin, CipherSuite: decl.BMC.CipherSuite})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		_ = c.Close(closing) // a session left open is the BMC's to expire
-	}()
-	return do(ctx, c)
 }

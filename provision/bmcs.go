@@ -1,0 +1,113 @@
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"recast/bmc"
+	"recast/store"
+)
+
+// bmcSessions are the records of sessions that are open on BMCs.
+type bmcSessions struct{ store.Table[[]bmc.Session] }
+
+var _ bmc.Memory = bmcSessions{}
+
+func (t bmcSessions) Sessions(ctx context.Context) (map[string][]bmc.Session, error) {
+	rows, _, err := t.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	open := make(map[string][]bmc.Session, len(rows))
+	for _, row := range rows {
+		open[row.Name] = row.Value
+	}
+	return open, nil
+}
+
+func (t bmcSessions) SetSessions(ctx context.Context, name string, open []bmc.Session) error {
+	if len(open) == 0 {
+		return t.Delete(ctx, name, store.Any)
+	}
+	_, err := t.Put(ctx, name, open, store.Any)
+	return err
+}
+
+var errNoCredentials = errors.New("no credentials")
+
+// withBMC holds one conversation with a machine's BMC.
+func (e *Engine) withBMC(ctx context.Context, name string, do func(context.Context, bmc.Client) error) error {
+	decl := e.Set().Machine(name)
+	if decl == nil || decl.BMC == nil {
+		return fmt.Errorf("machine %q declares no bmc", name)
+	}
+	ctx, stop, err := e.whileHeld(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	version, _ := e.secrets.Version(decl.BMC.Credentials) // before it is read: at worst a new one is tried twice
+	raw, err := e.secrets.Get(ctx, decl.BMC.Credentials)
+	if err != nil {
+		return errors.Join(errNoCredentials, err)
+	}
+	user, password, err := bmc.Split(strings.TrimRight(string(raw), "\n"))
+	if err != nil {
+		return fmt.Errorf("secret %q: %w", decl.BMC.Credentials, errors.Join(errNoCredentials, err))
+	}
+	err = e.bmcs.Do(ctx, bmc.Target{URL: decl.BMC.URL, User: user, Password: password,
+		Credential: fmt.Sprintf("%s@%d", decl.BMC.Credentials, version),
+		Pin:        decl.BMC.Pin, CipherSuite: decl.BMC.CipherSuite}, do)
+	e.noticeRefusal(ctx, name, err)
+	return err
+}
+
+// refusalPrefix begins the finding of noticeRefusal.
+const refusalPrefix = "its BMC: "
+
+// noticeRefusal keeps a finding on a machine for as long as its BMC refuses us.
+func (e *Engine) noticeRefusal(ctx context.Context, name string, err error) {
+	ev := Noticed{About: refusalPrefix}
+	var refused *bmc.RefusedError
+	var pin *bmc.PinError
+	switch {
+	case err == nil:
+	case errors.As(err, &refused):
+		ev.Finding = refusalPrefix + refused.Error()
+	case errors.As(err, &pin):
+		ev.Finding = refusalPrefix + pin.Error()
+	default:
+		return // it says nothing of them
+	}
+	m := e.machine(name)
+	if ev.Finding == "" && !slices.ContainsFunc(m.snapshot().Status.Findings, func(f string) bool { return strings.HasPrefix(f, refusalPrefix) }) {
+		return
+	}
+	if err := e.handle(ctx, m, ev); err != nil {
+		e.Log.Warn("finding on a BMC not recorded", "machine", name, "err", err)
+	}
+}
+
+// farewellTime is how long the BMCs may take to end our sessions.
+const farewellTime = 10 * time.Second
+
+// sweepBMCs logs in where an earlier run of the server was killed with sessions
+// open, which removes them: a BMC has few, and some keep them for half an hour.
+func (e *Engine) sweepBMCs(ctx context.Context) {
+	for _, decl := range e.Set().Machines {
+		if decl.BMC == nil || !e.bmcs.Owes(decl.BMC.URL) {
+			continue
+		}
+		e.spawn(func() {
+			ctx, cancel := context.WithTimeout(ctx, powerTime)
+			defer cancel()
+			if err := e.withBMC(ctx, decl.Name, func(context.Context, bmc.Client) error { return nil }); err != nil {
+				e.Log.Info("sessions of an earlier run are left to the BMC to expire", "machine", decl.Name, "err", err)
+			}
+		})
+	}
+}
