@@ -77,11 +77,8 @@ func (t RolloutTarget) spent(s State) bool {
 }
 
 // sameTurn tells that a machine goes on with the turn it has: whatever else changed,
-// admit answers as before.
-func sameTurn(a, b State) bool {
-	return Busy(a.Status.Phase) && Busy(b.Status.Phase) && (a.Status.Hold == nil) == (b.Status.Hold == nil) &&
-		a.Intent != nil && b.Intent != nil && a.Intent.AbortedBy == b.Intent.AbortedBy && a.Intent.Plan == b.Intent.Plan
-}
+// admit answers as before. A hold or an abort that matters ends the turn.
+func sameTurn(a, b State) bool { return Busy(a.Status.Phase) && Busy(b.Status.Phase) }
 
 // heldBack tells that a hold ended this turn before it came to anything.
 func (t RolloutTarget) heldBack(s State, plan inventory.Digest) bool {
