@@ -137,7 +137,9 @@ func (t *table) prepare(q *question, o *outcome) (ops []store.Op, must bool) {
 		// In force at once, whatever the store says.
 		t.put(l, 0)
 	case inventory.LeaseBound:
-		if same && len(ops) == 0 && r.Machine == l.Machine && r.BMC == l.BMC && r.Hostname == l.Hostname && samePort(r.Port, l.Port) && !r.stored.Before(l.Expires) {
+		if same && len(ops) == 0 && r.Machine == l.Machine && r.BMC == l.BMC && r.Hostname == l.Hostname && samePort(r.Port, l.Port) &&
+			// Nor much longer: leaseTime was made shorter since, or the clock was ahead.
+			!r.stored.Before(l.Expires) && r.stored.Before(l.Expires.Add(q.leaseTime())) {
 			if r.Expires.Before(l.Expires) {
 				r.Expires = l.Expires
 			}
