@@ -34,7 +34,8 @@ func redfishBMC(t *testing.T, machine Machine, o RedfishOptions) *RedfishBMC {
 func redfishDo(t *testing.T, b *RedfishBMC, method, path, body string, header http.Header) (int, http.Header, map[string]any) {
 	t.Helper()
 	client := &http.Client{
-		Timeout: 10 * time.Second,
+		Timeout:       10 * time.Second,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
 			InsecureSkipVerify: true,
 			VerifyConnection: func(s tls.ConnectionState) error {
