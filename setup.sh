@@ -29,6 +29,7 @@ ipmitool            judges the virtual BMC
 freeipmi-tools      judges it too
 openipmi            ipmi_sim: a BMC that is not ours
 python3-sushy       judges the virtual Redfish service
+redfishtool         judges it too
 iproute2            network namespaces
 util-linux          nsenter
 nftables            drops packets in the tests

@@ -48,6 +48,9 @@ type RedfishOptions struct {
 	UUID, Serial string
 	// What the vendor calls itself and its things; the defaults are ours.
 	Vendor, Product, Manufacturer, Model, Firmware string
+	// BaseRegistry is the version of the messages in errors; default Base.1.19. Some
+	// clients know the words of one version only.
+	BaseRegistry string
 	// Drives are the ids of the virtual drives of a machine that has one
 	// (MediaDrive): the first is wired to it; default CD1.
 	Drives []string

@@ -2,13 +2,10 @@ package testenv
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"io"
 	"net/http"
-	"os"
-	"os/exec"
 	"testing"
 	"time"
 
@@ -216,41 +213,6 @@ func TestRedfishSessionsAreLimitedAndClosed(t *testing.T) {
 	}
 	if status, _, _ := redfishDo(t, b, http.MethodGet, "/redfish/v1/Systems/1", "", token); status != http.StatusUnauthorized {
 		t.Errorf("a closed session still works: %d", status)
-	}
-}
-
-func TestSushySwitchesTheMachine(t *testing.T) {
-	const python = "/usr/bin/python3" // Debian's, which has Debian's modules
-	if exec.Command(python, "-c", "import sushy").Run() != nil {
-		t.Skip("needs sushy (apt-get install python3-sushy)")
-	}
-	machine := &SimMachine{Firmware: true}
-	b := redfishBMC(t, machine, RedfishOptions{})
-	const script = `
-import sys, sushy, sushy.auth
-root = sushy.Sushy("https://" + sys.argv[1], verify=False, auth=sushy.auth.SessionAuth("admin", "secret"))
-system = root.get_system("/redfish/v1/Systems/1")
-print("power", system.power_state.value)
-system.set_system_boot_options(sushy.BootSource.PXE, enabled=sushy.BootSourceOverrideEnabled.ONCE, mode=sushy.BootSourceOverrideMode.UEFI)
-system.refresh()
-print("boot", system.boot.target.value, system.boot.enabled.value, system.boot.mode.value)
-system.reset_system(sushy.ResetType.ON)
-system.refresh()
-print("power", system.power_state.value, system.boot.enabled.value)
-print("managers", len(root.get_manager_collection().get_members()))
-`
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
-	defer cancel()
-	command := exec.CommandContext(ctx, python, "-W", "ignore", "-c", script, b.Addr())
-	// requests lets *_CA_BUNDLE variables overrule verify=False.
-	command.Env = []string{"PATH=" + os.Getenv("PATH")}
-	out, err := command.CombinedOutput()
-	const want = "power Off\nboot Pxe Once UEFI\npower On Disabled\nmanagers 1\n"
-	if err != nil || string(out) != want {
-		t.Fatalf("%v: got %q, want %q", err, out, want)
-	}
-	if starts := machine.Starts(); len(starts) != 1 || starts[0] != (BootOnce{Device: BootPXE, UEFI: true}) {
-		t.Errorf("starts %v, want one from pxe", starts)
 	}
 }
 

@@ -354,7 +354,11 @@ func redfishAsText(v any) any {
 
 // fail is an error answer of the Base registry.
 func (c *redfishCall) fail(status int, message string, args ...string) {
-	redfishError(c.w, status, redfishMessage(message, args...))
+	m := redfishMessage(message, args...)
+	if own := c.b.options.BaseRegistry; own != "" {
+		m["MessageId"] = strings.Replace(m["MessageId"].(string), redfishRegistries["Base"]+".", own+".", 1)
+	}
+	redfishError(c.w, status, m)
 }
 
 func (c *redfishCall) missing() {

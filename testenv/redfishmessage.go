@@ -56,6 +56,13 @@ var redfishRegistries = map[string]string{
 	"Base": "Base.1.19", "ResourceEvent": "ResourceEvent.1.3", "Future": "Ami.1.0", "POST": "iLO.2.14", "Job": "IDRAC.2.8",
 }
 
+// redfishProperty is which argument of a message is the property that it is about.
+var redfishProperty = map[string]int{
+	"PropertyUnknown": 0, "PropertyMissing": 0, "PropertyNotWritable": 0, "PropertyValueNotInList": 1, "PropertyValueFormatError": 1,
+	"PropertyValueConflict": 0, "ActionParameterMissing": 1, "ActionParameterNotSupported": 0, "ActionParameterValueNotInList": 1,
+	"ActionParameterValueConflict": 0,
+}
+
 // redfishMessage is one message; id is of the Base registry unless it names another.
 func redfishMessage(id string, args ...string) map[string]any {
 	registry, name, ok := strings.Cut(id, ".")
@@ -76,6 +83,9 @@ func redfishMessage(id string, args ...string) map[string]any {
 	}
 	if len(args) > 0 {
 		message["MessageArgs"] = args
+	}
+	if i, ok := redfishProperty[name]; ok && i < len(args) && args[i] != "" {
+		message["RelatedProperties"] = []string{"#/" + args[i]}
 	}
 	return message
 }

@@ -25,7 +25,6 @@ type redfishSystem struct {
 	uri     string           // HttpBootUri
 	pending *redfishOverride // for the next start
 	job     *redfishTaskRun  // that waits for it
-	located bool             // its light
 	entries []redfishEntry
 	nextLog int
 	drives  []*redfishDrive
