@@ -291,6 +291,9 @@ func (s *Server) question(p arrival, q *question) string {
 	}
 	q.network, q.onLink = q.cfg.network(r, local, q.unicast)
 	if q.network == nil {
+		if r.giaddr.IsValid() && r.link.IsValid() && r.six == nil {
+			return silenceSelected
+		}
 		return "no Network here"
 	}
 	r.client.Network = q.network.Name

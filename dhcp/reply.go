@@ -108,6 +108,7 @@ const (
 	silenceIgnored   = "unknown machine"
 	silenceExhausted = "no free address"
 	silenceUnloaded  = "leases not read yet"
+	silenceSelected  = "no Network on the link that its relay selects"
 )
 
 // reply decides the answer to one packet (RFC 2131 §4.3). It reads the lease

@@ -137,6 +137,9 @@ func (s *Server) sawSilence(r *request, network, why string) {
 	}
 	o := seen(inventory.SawUnanswered, r, network)
 	o.Detail, o.Error = r.kindText(), why
+	if why == silenceSelected {
+		o.Detail += " for " + r.link.String()
+	}
 	s.observe(o)
 }
 

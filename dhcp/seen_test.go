@@ -115,3 +115,16 @@ func TestADiscoverThatWaitedTooLongIsToldWithItsNetworkAndClient(t *testing.T) {
 		t.Errorf("told %+v, want %+v", r.seen, want)
 	}
 }
+
+// The relay's own address lies in a Network: what it selects is what nobody declared.
+func TestLinkThatARelaySelectsIsNamedWhereNobodyDeclaredIt(t *testing.T) {
+	r := newRig(t, rack())
+	if why := r.silence(message(DISCOVER, macDeclared, giaddr("10.20.0.254"), option(82, 5, 4, 172, 16, 0, 0))); why != silenceSelected {
+		t.Errorf("silent for %q", why)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if o := r.seen[len(r.seen)-1]; o.Error != silenceSelected || o.Detail != "DISCOVER for 172.16.0.0" || o.Relay.String() != "10.20.0.254" {
+		t.Errorf("told %+v", o)
+	}
+}

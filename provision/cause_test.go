@@ -110,6 +110,8 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "just switched on", step: StepBooting, change: func(q *suspects) { q.Timeline[len(q.Timeline)-2].Time = t0.Add(100 * time.Second) }, missing: "nothing was heard", code: "on-its-way", next: "ask again", also: "no-discover"},
 		{name: "its relay is in no Network", step: StepBooting, seen: []TimelineEntry{saw(inventory.SawUnanswered, detail("DISCOVER"), bad("no Network here"), through("10.9.0.1"))},
 			missing: "got no answer: no Network here", code: "relay-without-network", next: "declare a Network whose subnet holds 10.9.0.1"},
+		{name: "link selection of a subnet nobody declared", step: StepBooting, seen: []TimelineEntry{saw(inventory.SawUnanswered, detail("DISCOVER for 172.16.0.0"), bad("no Network on the link that its relay selects"), through("10.20.0.254"))},
+			missing: "(DISCOVER for 172.16.0.0) and got no answer", code: "relay-without-network", next: "link selection"},
 		{name: "it asks on another link", step: StepBooting, seen: []TimelineEntry{saw(inventory.SawUnanswered, detail("DISCOVER"), bad("no Network here"))}, missing: "no answer", code: "other-link"},
 		{name: "another server keeps us silent", step: StepBooting, seen: []TimelineEntry{saw(inventory.SawUnanswered, detail("DISCOVER"), bad("another DHCP server"))},
 			change: func(q *suspects) { q.Findings = []string{foreign} }, missing: "no answer: another DHCP server", code: "other-server", next: "stop it"},

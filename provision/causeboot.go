@@ -155,6 +155,9 @@ func (d *diagnosis) unanswered(o *inventory.Observation) {
 	switch {
 	case o.Relay.IsValid() && o.Error == "no Network here":
 		d.cause("relay-without-network", fmt.Sprintf("declare a Network whose subnet holds %s, and apply", o.Relay), "its packets come through relay %s, which lies in no Network with dhcp: authoritative or proxy", o.Relay)
+	case o.Error == "no Network on the link that its relay selects":
+		d.cause("relay-without-network", "declare a Network whose subnet holds that address, and apply, or correct link selection on the relay",
+			"its relay %s selects a link (option 82, sub-option 5) that lies in no Network with dhcp: authoritative or proxy", o.Relay)
 	case o.Error == "no Network here":
 		d.cause("other-link", "give the server an address in network "+d.network()+", or listen: its interface", "it asks on a link where no Network is served")
 	case o.Error == "another DHCP server":
