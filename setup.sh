@@ -27,6 +27,7 @@ xz-utils            packs images in the tests
 cpio                reads the ramdisk in the tests
 ipmitool            judges the virtual BMC
 freeipmi-tools      judges it too
+ipmiutil            so does this
 openipmi            ipmi_sim: a BMC that is not ours
 python3-sushy       judges the virtual Redfish service
 redfishtool         judges it too

@@ -15,6 +15,8 @@ type BMCFaults struct {
 	IgnoreShutdown bool
 	// PowerLag tells the old power state for so long after each change.
 	PowerLag time.Duration
+	// StaleReads tells it so often after each change.
+	StaleReads int
 	// IgnoreBoot accepts every boot override and keeps the old one.
 	IgnoreBoot bool
 	// LoseBoot keeps an override until the next start, which then does not see it.
@@ -23,15 +25,23 @@ type BMCFaults struct {
 	KeepBoot bool
 	// FlipMode stores the other firmware mode than the one asked for.
 	FlipMode bool
-	// BootExpiry ends an override that no power command follows in time, as IPMI
-	// BMCs do after 60 s unless parameter 3 says otherwise; 0 never.
+	// IgnoreEFI stores every override as one for BIOS.
+	IgnoreEFI bool
+	// RevertBoot keeps an override for one look at it, and has none from then on.
+	RevertBoot bool
+	// BootExpiry ends an override that no power command follows in time, unless
+	// parameter 3 says otherwise; 0 is 60 s on IPMI and never on Redfish.
 	BootExpiry time.Duration
+	// CycleWhenOff is what becomes of a power cycle then (IPMI).
+	CycleWhenOff CycleWhenOff
 	// RejectParam3 refuses that parameter (IPMI).
 	RejectParam3 bool
 	// RefuseAuth answers every login as if the password were wrong.
 	RefuseAuth bool
-	// LockAfter refuses every login after so many failed ones; 0 never.
+	// LockAfter refuses every login after so many failed ones, for LockFor or,
+	// where that is 0, until the BMC restarts; 0 never.
 	LockAfter int
+	LockFor   time.Duration
 	// Hang answers nothing.
 	Hang bool
 	// Busy answers 503 (Redfish) or node busy (IPMI), after the login.
@@ -40,6 +50,15 @@ type BMCFaults struct {
 	CutShort bool
 	// LoseReply executes a power command and never answers it.
 	LoseReply bool
+	// LoseEveryReply does so with all that changes something (IPMI).
+	LoseEveryReply bool
+	// LoseIn and LoseOut are the probabilities with which a packet to the BMC and
+	// one from it is lost (IPMI).
+	LoseIn, LoseOut float64
+	// Away is how long a restart of the BMC takes (IPMI, 0: half a second), and
+	// ForgetBoot makes it drop the override.
+	Away       time.Duration
+	ForgetBoot bool
 	// RejectAfter executes a change and then answers that it was refused (Redfish).
 	RejectAfter bool
 	// NeedETag refuses a PATCH without If-Match (428, Redfish).
@@ -56,11 +75,12 @@ type BMCRequest struct {
 	At  time.Time
 	// Verb is login, logout, power-on, power-off, shutdown, reset, cycle,
 	// set-boot, nmi, insert, eject, set-account, set-certificate, set-service,
-	// subscribe, clear-log, restart-bmc, or read for everything that changes nothing.
+	// subscribe, add-log, clear-log, set-clock, identify, console, restart-bmc, or
+	// read for everything that changes nothing.
 	Verb string
 	// Detail is the path, the command's name, the override or the user.
 	Detail string
-	// Done says that the machine was really told to.
+	// Done says that it was executed.
 	Done bool
 }
 
@@ -73,8 +93,8 @@ type bmcFront struct {
 	faults BMCFaults
 	log    []BMCRequest
 	seq    int
-	failed int // logins since the last good one
-	locked time.Time
+	failed int       // logins since the last good one
+	locked time.Time // since when there were too many
 	closed chan struct{}
 }
 
@@ -85,11 +105,14 @@ type bmcSystem struct {
 	name    string // in the log; "" where the BMC has only one
 	machine Machine
 
+	expiry  time.Duration // of an override, where the faults do not say
 	set     time.Time
 	keep    bool     // the override does not expire
+	looks   int      // at the override, since it was set
 	again   BootOnce // armed again after each start
 	always  bool     // because it is "continuous"
 	was     bool     // powered, before the last change
+	stale   int      // how often that is still told
 	changed time.Time
 	started time.Time
 }
@@ -114,11 +137,11 @@ func (s *bmcSystem) noted(c MachineChange) {
 	now := time.Now()
 	switch c {
 	case MachineOn:
-		s.was, s.changed, s.started = false, now, now
+		s.was, s.changed, s.started, s.stale = false, now, now, s.front.faults.StaleReads
 	case MachineReset:
 		s.started = now
 	case MachineOff:
-		s.was, s.changed = true, now
+		s.was, s.changed, s.stale = true, now, s.front.faults.StaleReads
 	}
 	again := s.again
 	s.front.mu.Unlock()
@@ -133,6 +156,10 @@ func (s *bmcSystem) powered() bool {
 	s.front.mu.Lock()
 	defer s.front.mu.Unlock()
 	if lag := s.front.faults.PowerLag; lag > 0 && !s.changed.IsZero() && time.Since(s.changed) < lag {
+		return s.was
+	}
+	if s.stale > 0 {
+		s.stale--
 		return s.was
 	}
 	return now
@@ -199,13 +226,26 @@ func (f *bmcFront) login(user string) bool {
 	f.record("login", user, false)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	allowed := !f.faults.RefuseAuth && (f.faults.LockAfter == 0 || f.failed < f.faults.LockAfter)
-	f.failed++
+	lock := f.faults.LockAfter
+	if lock > 0 && f.failed >= lock && f.faults.LockFor > 0 && time.Since(f.locked) >= f.faults.LockFor {
+		f.failed = 0
+	}
+	allowed := !f.faults.RefuseAuth && (lock == 0 || f.failed < lock)
+	if f.failed++; f.failed == lock {
+		f.locked = time.Now()
+	}
 	return allowed
 }
 
 // loggedIn ends a row of failed logins.
 func (f *bmcFront) loggedIn() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.failed = 0
+}
+
+// forget is what a restart of the BMC does to the lock.
+func (f *bmcFront) forget() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.failed = 0
@@ -241,6 +281,11 @@ func (s *bmcSystem) power(ctx context.Context, verb string, do func(context.Cont
 		}
 	}
 	s.front.record(verb, s.name, true)
+	s.front.mu.Lock()
+	if !s.set.IsZero() {
+		s.set = time.Now() // each power command begins the time anew (IPMI 2.0, 28.14)
+	}
+	s.front.mu.Unlock()
 	return do(ctx)
 }
 
@@ -248,19 +293,44 @@ func (s *bmcSystem) power(ctx context.Context, verb string, do func(context.Cont
 func (s *bmcSystem) expire() {
 	s.front.mu.Lock()
 	expiry := s.front.faults.BootExpiry
-	over := expiry > 0 && !s.keep && !s.set.IsZero() && time.Since(s.set) > expiry
-	if over {
-		s.set, s.again, s.always = time.Time{}, BootOnce{}, false
+	if expiry == 0 {
+		expiry = s.expiry
 	}
+	over := expiry > 0 && !s.keep && !s.set.IsZero() && time.Since(s.set) > expiry ||
+		s.front.faults.RevertBoot && s.looks > 0
 	s.front.mu.Unlock()
 	if over {
-		_ = s.machine.SetBootOnce(BootOnce{})
+		s.clearBoot()
 	}
 }
 
+func (s *bmcSystem) clearBoot() {
+	s.front.mu.Lock()
+	s.set, s.again, s.always = time.Time{}, BootOnce{}, false
+	s.front.mu.Unlock()
+	_ = s.machine.SetBootOnce(BootOnce{})
+}
+
+// keepBoot decides whether an override expires.
+func (s *bmcSystem) keepBoot(keep bool) {
+	s.front.mu.Lock()
+	defer s.front.mu.Unlock()
+	s.keep = keep
+}
+
 func (s *bmcSystem) boot() BootOnce {
+	once, _ := s.bootFor()
+	return once
+}
+
+// bootFor is the override, and whether it is one for all starts that come.
+func (s *bmcSystem) bootFor() (once BootOnce, continuous bool) {
 	s.expire()
-	return s.machine.BootOnce()
+	s.front.mu.Lock()
+	s.looks++
+	continuous = s.always
+	s.front.mu.Unlock()
+	return s.machine.BootOnce(), continuous
 }
 
 func (s *bmcSystem) setBoot(once BootOnce) error { return s.setBootFor(once, false) }
@@ -279,11 +349,11 @@ func (s *bmcSystem) setBootFor(once BootOnce, continuous bool) error {
 	if faults.IgnoreBoot {
 		return nil
 	}
-	if faults.FlipMode && once.Device != BootNone {
-		once.UEFI = !once.UEFI
+	if once.Device != BootNone {
+		once.UEFI = once.UEFI != faults.FlipMode && !faults.IgnoreEFI
 	}
 	s.front.mu.Lock()
-	s.set, s.again, s.always = time.Now(), BootOnce{}, continuous
+	s.set, s.looks, s.again, s.always = time.Now(), 0, BootOnce{}, continuous
 	if continuous || faults.KeepBoot {
 		s.again = once
 	}

@@ -2,17 +2,19 @@ package testenv
 
 import (
 	"context"
-	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
+	"strings"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/bougou/go-ipmi/pkg/bmc"
 	"github.com/bougou/go-ipmi/pkg/clock"
 	"github.com/bougou/go-ipmi/pkg/crypto"
-	"github.com/bougou/go-ipmi/pkg/hal"
 	"github.com/bougou/go-ipmi/pkg/handlers"
 	"github.com/bougou/go-ipmi/pkg/server"
 	"github.com/bougou/go-ipmi/pkg/types"
@@ -24,27 +26,44 @@ type IPMIOptions struct {
 	// BMC closes it. Nil listens on Addr, default 127.0.0.1:0.
 	Conn net.PacketConn
 	Addr string
-	// User and Password of the one account, an administrator.
+	// User and Password of the first account, an administrator. More are made over
+	// the wire; all last as long as the process does, resets of the BMC included.
 	User, Password string
 	// Suites are the RMCP+ cipher suites on offer; default 3 and 17.
 	Suites []int
 	// Sessions at once; default 4, the least that the specification demands.
 	Sessions int
-	Machine  Machine
-	Faults   BMCFaults
+	// Idle ends a session that sent nothing for so long; default 60 s.
+	Idle time.Duration
+	// UUID and Serial are what the device's GUID and the FRU inventory say; a
+	// random one and none by default.
+	UUID, Serial string
+	// Anonymous lets the user without name and password in as administrator, and
+	// V15 lets IPMI 1.5 in: findings for who scans. So is a suite 0.
+	Anonymous, V15 bool
+	Machine        Machine
+	Faults         BMCFaults
 }
+
+// ipmiChannel is the number of the LAN channel.
+const ipmiChannel = 1
 
 // IPMIBMC is a BMC that speaks IPMI 2.0 over RMCP+ and switches a Machine.
 type IPMIBMC struct {
 	*bmcFront
-	addr   string
-	user   string
-	pass   string
-	bmc    *bmc.BMC
-	server *server.Server
-	done   chan struct{}
-	once   sync.Once
+	addr    string
+	bmc     *bmc.BMC
+	server  *server.Server
+	conn    *ipmiConn
+	options ipmiBootOptions
+	sel     ipmiSEL
+	led     ipmiLED
+	done    chan struct{}
+	once    sync.Once
 }
+
+// ipmiUsers is how many accounts it has room for, as real ones: 10 to 16.
+const ipmiUsers = 16
 
 // NewIPMI starts it; Close ends it.
 func NewIPMI(o IPMIOptions) (*IPMIBMC, error) {
@@ -74,39 +93,54 @@ func NewIPMI(o IPMIOptions) (*IPMIBMC, error) {
 		}
 		o.Conn = conn
 	}
+	guid, err := ipmiGUID(o.UUID)
+	if err != nil {
+		_ = o.Conn.Close()
+		return nil, fmt.Errorf("start IPMI BMC: %w", err)
+	}
+	if o.Idle == 0 {
+		o.Idle = bmc.DefaultInactivityTimeout
+	}
 	b := &IPMIBMC{
 		bmcFront: newBMCFront(o.Machine, o.Faults),
 		addr:     o.Conn.LocalAddr().String(),
-		user:     o.User,
-		pass:     o.Password,
 		done:     make(chan struct{}),
 	}
+	b.expiry = ipmiBootExpiry
+	b.watch()
 	info := bmc.DeviceInfo{
-		DeviceID: 32, DeviceRevision: 1, FirmwareMajor: 1, IPMIVersion: 0x20,
+		DeviceID: 32, DeviceRevision: 1, FirmwareMajor: 1, IPMIVersion: 0x02, // 2.0: the digits stand the other way round (20.1)
+
 		ManufacturerID: 0x000157, ProductID: 1,
-		AdditionalDeviceSupport: 0x80, // chassis device
+		AdditionalDeviceSupport: 0x80 | 0x04 | 0x01, // chassis, SEL, sensors
 	}
-	var guid [16]byte
-	copy(guid[:], crypto.RandomBytes(16))
-	b.bmc = bmc.New(info, guid, ipmiHAL{b}, bmc.WithCipherSuites(suites), bmc.WithV15Disabled())
-	if o.Sessions > 0 {
-		b.bmc.Sessions = bmc.NewSessionStoreWithOptions(clock.Real, bmc.WithMaxSessions(o.Sessions))
-		b.bmc.Sessions.SetOnRemove(b.bmc.SOL.DeactivateBySession)
-	}
-	user, err := b.bmc.Users.Add(2, o.User)
+	hardware, err := newIPMIHAL(b, o.Serial)
 	if err != nil {
+		_ = o.Conn.Close()
+		return nil, fmt.Errorf("start IPMI BMC: %w", err)
+	}
+	protocol := bmc.WithV15Disabled()
+	if o.V15 {
+		protocol = bmc.WithV15AuthTypes(nil)
+	}
+	b.bmc = bmc.New(info, guid, hardware, bmc.WithCipherSuites(suites), protocol)
+	// The socket ends idle sessions, to the moment.
+	limits := []bmc.SessionStoreOption{bmc.WithInactivityTimeout(o.Idle)}
+	if o.Sessions > 0 {
+		limits = append(limits, bmc.WithMaxSessions(o.Sessions))
+	}
+	b.bmc.Sessions = bmc.NewSessionStoreWithOptions(clock.Real, limits...)
+	b.bmc.Sessions.SetOnRemove(b.bmc.SOL.DeactivateBySession)
+	if err := b.addUsers(o); err != nil {
 		_ = o.Conn.Close()
 		return nil, fmt.Errorf("start IPMI BMC: add user %q: %w", o.User, err)
 	}
-	user.SetPassword([]byte(o.Password))
-	user.Enabled = true
-	user.ChannelAccess[1] = bmc.UserChannelAccess{MaxPrivilege: bmc.PrivilegeLevelAdministrator, Enabled: true}
-
-	conn := &ipmiConn{PacketConn: o.Conn, front: b}
+	b.conn = newIPMIConn(o.Conn, b, o.Idle)
 	registry := handlers.NewRegistry()
-	registry.Use(func(next handlers.Handler) handlers.Handler { return ipmiMiddleware{b, conn, next} })
+	registry.Use(func(next handlers.Handler) handlers.Handler { return ipmiMiddleware{b, next} })
 	handlers.RegisterAllHandlers(registry)
-	b.server = server.NewServer(b.bmc, conn, server.WithHandlerRegistry(registry))
+	b.register(registry)
+	b.server = server.NewServer(b.bmc, b.conn, server.WithHandlerRegistry(registry))
 	go func() {
 		defer close(b.done)
 		_ = b.server.Serve(context.Background())
@@ -131,223 +165,38 @@ func (b *IPMIBMC) Close() error {
 	return err
 }
 
-// admit sets the account's password to one that nobody knows while logins are
-// to be refused: the client then fails as with a wrong password.
-func (b *IPMIBMC) admit(allowed bool) {
-	password := []byte(b.pass)
-	if !allowed {
-		password = crypto.RandomBytes(16)
+// addUsers makes the table of accounts, where the first is the nameless one of
+// the specification (22.28): without a right here, unless asked for.
+func (b *IPMIBMC) addUsers(o IPMIOptions) error {
+	b.bmc.Users = bmc.NewUserStore(bmc.WithMaxUsers(ipmiUsers))
+	administrator := map[uint8]bmc.UserChannelAccess{ipmiChannel: {MaxPrivilege: bmc.PrivilegeLevelAdministrator, Enabled: true}}
+	if err := b.bmc.Users.Update(1, func(u *bmc.User) error {
+		u.Enabled = o.Anonymous
+		if o.Anonymous {
+			u.ChannelAccess = maps.Clone(administrator)
+		}
+		return nil
+	}); err != nil {
+		return err
 	}
-	_ = b.bmc.Users.Update(2, func(u *bmc.User) error {
-		u.SetPassword(password)
+	return b.bmc.Users.Upsert(2, func(u *bmc.User) error {
+		u.Name, u.Enabled, u.ChannelAccess = o.User, true, administrator
+		u.SetPassword([]byte(o.Password))
 		return nil
 	})
 }
 
-// ipmiConn is the BMC's socket: it sees logins, and loses packets on demand.
-type ipmiConn struct {
-	net.PacketConn
-	front *IPMIBMC
-	lose  atomic.Bool // the next answer
-}
-
-func (c *ipmiConn) ReadFrom(p []byte) (int, net.Addr, error) {
-	for {
-		n, addr, err := c.PacketConn.ReadFrom(p)
-		if err != nil {
-			return n, addr, err
-		}
-		if c.front.now().Hang {
-			c.front.record("read", "packet not answered", false)
-			continue
-		}
-		if user, ok := ipmiLogin(p[:n]); ok {
-			c.front.admit(c.front.login(user))
-		}
-		return n, addr, nil
+// ipmiGUID is a UUID as IPMI sends it, the last byte first (20.8).
+func ipmiGUID(uuid string) (guid [16]byte, err error) {
+	if uuid == "" {
+		copy(guid[:], crypto.RandomBytes(16))
+		return guid, nil
 	}
-}
-
-func (c *ipmiConn) WriteTo(p []byte, addr net.Addr) (int, error) {
-	if c.lose.Swap(false) || c.front.now().Hang {
-		return len(p), nil
+	raw, err := hex.DecodeString(strings.ReplaceAll(uuid, "-", ""))
+	if err != nil || len(raw) != len(guid) {
+		return guid, fmt.Errorf("UUID %q: want 32 hexadecimal digits", uuid)
 	}
-	return c.PacketConn.WriteTo(p, addr)
-}
-
-// ipmiLogin recognises RAKP message 1 (IPMI 2.0, 13.20), by which the user is
-// named and after which a wrong password shows.
-func ipmiLogin(p []byte) (user string, ok bool) {
-	const header = 16
-	if len(p) < header+28 || p[4] != 0x06 || p[5]&0x3f != byte(types.PayloadTypeRAKPMessage1) {
-		return "", false
-	}
-	if int(binary.LittleEndian.Uint16(p[14:16])) != len(p)-header {
-		return "", false
-	}
-	body := p[header:]
-	name := int(body[27])
-	if len(body) < 28+name {
-		return "", false
-	}
-	return string(body[28 : 28+name]), true
-}
-
-// ipmiMiddleware logs every command and applies the faults.
-type ipmiMiddleware struct {
-	bmc  *IPMIBMC
-	conn *ipmiConn
-	next handlers.Handler
-}
-
-func (m ipmiMiddleware) Handle(ctx context.Context, h *handlers.HandlerContext, data []byte) ([]byte, types.CompletionCode, error) {
-	b := m.bmc
-	if h.Session == nil {
-		b.record("read", h.Command.Name, false)
-		return m.next.Handle(ctx, h, data)
-	}
-	b.loggedIn()
-	faults := b.now()
-	if !b.wait(faults.Delay) {
-		return nil, types.CodeNodeBusy, nil
-	}
-	command := h.Command
-	switch {
-	case command.NetFn == types.CommandCloseSession.NetFn && command.ID == types.CommandCloseSession.ID:
-		b.record("logout", "", true)
-	case command.NetFn == types.CommandSetSessionPrivilegeLevel.NetFn && command.ID == types.CommandSetSessionPrivilegeLevel.ID:
-	case faults.Busy:
-		b.record("read", command.Name+": busy", false)
-		return nil, types.CodeNodeBusy, nil
-	case faults.CutShort:
-		b.record("read", command.Name+": cut short", false)
-		return []byte{1}, types.CodeOK, nil
-	case command.NetFn == types.CommandSetSystemBootOptions.NetFn && command.ID == types.CommandSetSystemBootOptions.ID:
-		if code, done := m.setParameter(data, faults); done {
-			return nil, code, nil
-		}
-	case command.NetFn == types.CommandChassisControl.NetFn && command.ID == types.CommandChassisControl.ID:
-		if faults.LoseReply {
-			defer m.conn.lose.Store(true)
-		}
-	default:
-		b.record("read", command.Name, false)
-	}
-	return m.next.Handle(ctx, h, data)
-}
-
-// setParameter answers what go-ipmi's server only nods at: parameter 0, whether
-// a change is in progress, which nobody needs here but ipmitool sends, and
-// parameter 3, by which the override is kept from expiring.
-func (m ipmiMiddleware) setParameter(data []byte, faults BMCFaults) (types.CompletionCode, bool) {
-	if len(data) < 2 {
-		return 0, false
-	}
-	switch data[0] & 0x7f {
-	case 0:
-		return types.CodeOK, true
-	case 3:
-		if faults.RejectParam3 {
-			return types.CodeParameterNotSupported, true
-		}
-		m.bmc.mu.Lock()
-		m.bmc.keep = data[1]&0x08 != 0
-		m.bmc.mu.Unlock()
-		return types.CodeOK, true
-	}
-	return 0, false
-}
-
-// ipmiHAL is the hardware as go-ipmi's server sees it: a chassis.
-type ipmiHAL struct{ bmc *IPMIBMC }
-
-func (h ipmiHAL) Chassis() hal.ChassisHAL { return ipmiChassis(h) }
-func (ipmiHAL) Sensors() hal.SensorHAL    { return nil }
-func (ipmiHAL) Storage() hal.StorageHAL   { return nil }
-func (ipmiHAL) Network() hal.NetworkHAL   { return nil }
-func (ipmiHAL) GPIO() hal.GPIOHAL         { return nil }
-func (ipmiHAL) I2C() hal.I2CHAL           { return nil }
-func (ipmiHAL) Console() hal.ConsoleHAL   { return nil }
-func (ipmiHAL) Close() error              { return nil }
-
-type ipmiChassis struct{ bmc *IPMIBMC }
-
-func (c ipmiChassis) PowerState(context.Context) (bool, error) { return c.bmc.powered(), nil }
-
-func (c ipmiChassis) SetPower(ctx context.Context, on bool) error {
-	if on {
-		return c.bmc.power(ctx, "power-on", c.bmc.machine.PowerOn)
-	}
-	return c.bmc.power(ctx, "power-off", c.bmc.machine.PowerOff)
-}
-
-// PowerCycle of a machine that is off is refused, as the specification
-// recommends (28.3).
-func (c ipmiChassis) PowerCycle(ctx context.Context) error {
-	if !c.bmc.machine.Powered() {
-		return types.CodeNotSupported
-	}
-	return c.bmc.power(ctx, "cycle", func(ctx context.Context) error {
-		if err := c.bmc.machine.PowerOff(ctx); err != nil {
-			return err
-		}
-		return c.bmc.machine.PowerOn(ctx)
-	})
-}
-
-func (c ipmiChassis) ColdReset(ctx context.Context) error {
-	if !c.bmc.machine.Powered() {
-		return types.CodeNotSupported
-	}
-	return c.bmc.power(ctx, "reset", c.bmc.machine.Reset)
-}
-
-// WarmReset is what go-ipmi calls for a soft shutdown.
-func (c ipmiChassis) WarmReset(ctx context.Context) error {
-	return c.bmc.power(ctx, "shutdown", c.bmc.machine.Shutdown)
-}
-
-func (c ipmiChassis) Identify(context.Context, uint8) error { return nil }
-
-func (c ipmiChassis) IntrusionState(context.Context) (bool, error) { return false, hal.ErrNotSupported }
-
-func (c ipmiChassis) SetBootFlags(_ context.Context, flags *types.BootOptionParam_BootFlags) error {
-	if flags.Persist && flags.BootFlagsValid {
-		return types.CodeRequestDataFieldInvalid // one boot only
-	}
-	once := BootOnce{UEFI: bool(flags.BIOSBootType)}
-	switch {
-	case !flags.BootFlagsValid, flags.BootDeviceSelector == types.BootDeviceSelectorNoOverride:
-		once = BootOnce{}
-	case flags.BootDeviceSelector == types.BootDeviceSelectorForcePXE:
-		once.Device = BootPXE
-	case flags.BootDeviceSelector == types.BootDeviceSelectorForceHardDrive:
-		once.Device = BootDisk
-	default:
-		return types.CodeRequestDataFieldInvalid
-	}
-	return c.bmc.setBoot(once)
-}
-
-func (c ipmiChassis) GetBootFlags(context.Context) (*types.BootOptionParam_BootFlags, error) {
-	once := c.bmc.boot()
-	flags := &types.BootOptionParam_BootFlags{}
-	switch once.Device {
-	case BootPXE:
-		flags.BootDeviceSelector = types.BootDeviceSelectorForcePXE
-	case BootDisk:
-		flags.BootDeviceSelector = types.BootDeviceSelectorForceHardDrive
-	default:
-		return flags, nil
-	}
-	flags.BootFlagsValid, flags.BIOSBootType = true, types.BIOSBootType(once.UEFI)
-	return flags, nil
-}
-
-func (c ipmiChassis) SetBootInfoAcknowledge(context.Context, *types.BootOptionParam_BootInfoAcknowledge) error {
-	return nil
-}
-
-func (c ipmiChassis) GetBootInfoAcknowledge(context.Context) (*types.BootOptionParam_BootInfoAcknowledge, error) {
-	return nil, hal.ErrNotSupported
+	slices.Reverse(raw)
+	copy(guid[:], raw)
+	return guid, nil
 }

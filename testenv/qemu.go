@@ -148,6 +148,11 @@ func (m *QEMU) DialConsole(ctx context.Context) (net.Conn, error) {
 	return DialConsole(ctx, m.Dir)
 }
 
+// Console implements Consoled.
+func (m *QEMU) Console(ctx context.Context) (io.ReadWriteCloser, error) {
+	return m.DialConsole(ctx)
+}
+
 // DialConsole is QEMU.DialConsole for a machine that another process runs.
 func DialConsole(ctx context.Context, dir string) (net.Conn, error) {
 	f, err := os.Open(dir)

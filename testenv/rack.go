@@ -255,7 +255,7 @@ func (r *Rack) addBMC(i int, node *RackNode) error {
 			return err
 		}
 		node.IPMI, err = NewIPMI(IPMIOptions{Conn: conn, User: r.BMCUser, Password: r.BMCPassword,
-			Machine: node.QEMU, Faults: node.Spec.Faults})
+			UUID: node.UUID, Serial: node.Serial, Machine: node.QEMU, Faults: node.Spec.Faults})
 		return err
 	case BMCRedfish:
 		var l net.Listener

@@ -102,7 +102,8 @@ func NewSimulated(o SimulatedOptions) (*Simulated, error) {
 	var err error
 	switch o.BMC {
 	case BMCIPMI:
-		s.IPMI, err = NewIPMI(IPMIOptions{Sessions: o.Sessions, User: o.User, Password: o.Password, Machine: s, Faults: o.Faults})
+		s.IPMI, err = NewIPMI(IPMIOptions{Sessions: o.Sessions, User: o.User, Password: o.Password,
+			UUID: o.UUID, Serial: o.Serial, Machine: s, Faults: o.Faults})
 	case BMCRedfish:
 		s.Redfish, err = NewRedfish(RedfishOptions{Sessions: o.Sessions, User: o.User, Password: o.Password, UUID: o.UUID, Serial: o.Serial, Machine: s, Faults: o.Faults})
 	}
@@ -295,6 +296,7 @@ func (s *Simulated) off(b *simBoot) {
 func (s *Simulated) note(b *simBoot, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	s.Options.Log("%s: start %d: %s", s.Options.Name, b.number, text)
+	s.Port.Say(text + "\r\n")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rec := &s.boots[b.number-1]

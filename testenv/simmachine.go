@@ -10,6 +10,8 @@ import (
 type SimMachine struct {
 	// Firmware is true for UEFI. Set it before use.
 	Firmware bool
+	// Port is its serial port.
+	Port SerialPort
 
 	mu         sync.Mutex
 	on         bool
