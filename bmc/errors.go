@@ -276,7 +276,6 @@ var textReasons = []struct {
 	{"RMCP+ status 0x07", ErrUnsupported},
 	{"RMCP+ status 0x10", ErrUnsupported},
 	{"RMCP+ status 0x11", ErrUnsupported},
-	{"is not supported by this service", ErrUnsupported},
 	{"connection refused", ErrUnreachable},
 	{"no route to host", ErrUnreachable},
 	{"network is unreachable", ErrUnreachable},

@@ -46,7 +46,6 @@ func TestReasonOf(t *testing.T) {
 		{io.EOF, ErrTimeout},
 		{syscall.ECONNRESET, ErrTimeout},
 		{fmt.Errorf("x: %w", &PinError{}), ErrPin},
-		{errors.New("reset type 'On' is not supported by this service"), ErrUnsupported},
 		{fmt.Errorf("connect20 failed, errs: %v", errRepeated), ErrTimeout},
 		{errors.New("anything else"), ErrRejected},
 	} {
@@ -185,6 +184,30 @@ func TestPowerStateWordsOfVendors(t *testing.T) {
 	} {
 		if got := powerState(text); got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestChooseReset(t *testing.T) {
+	for _, c := range []struct {
+		state   string
+		allowed string
+		want    string
+	}{
+		{"on", "", "On"},
+		{"off", "", "ForceOff"},
+		{"soft", "", "GracefulShutdown"},
+		{"on", "PushPowerButton ForceOn On", "On"},
+		{"on", "PushPowerButton ForceOn", "ForceOn"},
+		{"on", "PushPowerButton ForceOff", "PushPowerButton"},
+		{"soft", "ForceOff PushPowerButton", "PushPowerButton"},
+		{"off", "ForceOff GracefulShutdown", "ForceOff"},
+		{"off", "PushPowerButton GracefulShutdown", ""}, // neither cuts power
+		{"soft", "ForceOff On", ""},
+	} {
+		got, err := chooseReset(c.state, strings.Fields(c.allowed))
+		if got != c.want || (err == nil) != (c.want != "") || err != nil && !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%s of %q: %q, %v; want %q", c.state, c.allowed, got, err, c.want)
 		}
 	}
 }

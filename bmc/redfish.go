@@ -18,9 +18,11 @@ import (
 	"github.com/go-logr/logr"
 )
 
-// redfishDriver is bmclib's Redfish provider over our transport. Sessions and
-// power are bmclib's; the boot override is ours, because bmclib writes back
-// the whole Boot object and reports success when the mode was refused.
+// redfishDriver is bmclib's Redfish provider over our transport. Sessions are
+// bmclib's. The boot override is ours, because bmclib writes back the whole Boot
+// object and reports success when the mode was refused; so is power, because
+// bmclib reads all systems to find one, by a name that is not unique on blades, and
+// reports success of a reset that did not happen.
 type redfishDriver struct {
 	*redfish.Conn
 	address   address
@@ -130,28 +132,6 @@ func (d *redfishDriver) again(ctx context.Context, do func() error) error {
 	return d.transport.failed(do())
 }
 
-func (d *redfishDriver) PowerStateGet(ctx context.Context) (state string, err error) {
-	err = d.again(ctx, func() error {
-		state, err = d.Conn.PowerStateGet(ctx)
-		return err
-	})
-	return state, err
-}
-
-// PowerSet knows on, off and soft. bmclib's "reset" reports success when
-// nothing happened and its "cycle" fails on a machine that is off.
-func (d *redfishDriver) PowerSet(ctx context.Context, state string) (bool, error) {
-	if state != "on" && state != "off" && state != "soft" {
-		return false, fmt.Errorf("%w: power action %q", ErrUnsupported, state)
-	}
-	err := d.again(ctx, func() error {
-		_, err := d.Conn.PowerSet(ctx, state)
-		return err
-	})
-	// bmclib 2.3.5 says (false, nil) after a graceful shutdown that went well.
-	return err == nil, err
-}
-
 type redfishLink struct {
 	ID string `json:"@odata.id"`
 }
@@ -188,7 +168,7 @@ func (d *redfishDriver) find(ctx context.Context) error {
 	}
 	d.transport.mu.Lock()
 	defer d.transport.mu.Unlock()
-	d.transport.systems, d.transport.system = strings.TrimSuffix(service.Systems.ID, "/"), system
+	d.transport.system = strings.TrimSuffix(system, "/")
 	return nil
 }
 
