@@ -21,7 +21,9 @@ type BootDevice string
 
 const (
 	BootNetwork BootDevice = "network"
+	BootHTTP    BootDevice = "http" // UEFI HTTP Boot
 	BootDisk    BootDevice = "disk"
+	BootCD      BootDevice = "cd"      // a virtual one, too
 	BootDefault BootDevice = "default" // no override
 )
 
@@ -29,6 +31,8 @@ const (
 type NextBoot struct {
 	Device BootDevice
 	UEFI   bool // the firmware's real mode; meaningless for BootDefault
+	// URI that BootHTTP loads, http or https; empty is the one that DHCP gives.
+	URI string
 }
 
 // Client is one BMC. Calls are serialised by the implementation; a call ends
@@ -43,7 +47,8 @@ type Client interface {
 	Off(ctx context.Context, hard bool) error
 	// NextBoot reads the override.
 	NextBoot(ctx context.Context) (NextBoot, error)
-	// SetNextBoot sets it once, or clears it with BootDefault.
+	// SetNextBoot sets it once, or clears it with BootDefault. A device, mode or
+	// URI that the BMC does not offer is ErrUnsupported.
 	SetNextBoot(ctx context.Context, next NextBoot) error
 	Close(ctx context.Context) error
 }

@@ -26,8 +26,6 @@ const (
 	// answered: it may never have arrived. The caller then asks again, and the
 	// state is read before anything is sent.
 	unknownTimeout = 15 * time.Second
-	// bootTimeout is how long a boot override is awaited, which shows at once or never.
-	bootTimeout = 5 * time.Second
 	// closeTimeout bounds the logout: a silent BMC must not hold up its caller.
 	closeTimeout = time.Second
 	// pollFirst doubles up to pollMost between two looks at the power state.
@@ -44,8 +42,10 @@ type driver interface {
 	bmclibbmc.Closer
 	bmclibbmc.PowerStateGetter
 	bmclibbmc.PowerSetter
-	bmclibbmc.BootDeviceSetter
-	bmclibbmc.BootDeviceOverrideGetter
+	// nextBoot reads what is armed; setNextBoot writes it and leaves it to its
+	// caller to look. bmclib has no door for either: its boot device knows no URI.
+	nextBoot(context.Context) (NextBoot, error)
+	setNextBoot(context.Context, NextBoot) error
 }
 
 // witness passes every call on and keeps the driver's own error: bmclib
@@ -68,16 +68,6 @@ func (w *witness) PowerStateGet(ctx context.Context) (state string, err error) {
 func (w *witness) PowerSet(ctx context.Context, state string) (ok bool, err error) {
 	ok, w.err = w.driver.PowerSet(ctx, state)
 	return ok, w.err
-}
-
-func (w *witness) BootDeviceSet(ctx context.Context, device string, persistent, efi bool) (ok bool, err error) {
-	ok, w.err = w.driver.BootDeviceSet(ctx, device, persistent, efi)
-	return ok, w.err
-}
-
-func (w *witness) BootDeviceOverrideGet(ctx context.Context) (o bmclibbmc.BootDeviceOverride, err error) {
-	o, w.err = w.driver.BootDeviceOverrideGet(ctx)
-	return o, w.err
 }
 
 // session is a Client over bmclib with exactly one driver. bmclib's own
@@ -371,116 +361,6 @@ func (s *session) await(ctx context.Context, verb string, want PowerState, actEr
 			return ended(watch, verb)
 		}
 		return fmt.Errorf("%s: %w: the machine is %s", verb, ErrUnverified, last)
-	}
-}
-
-// bootNames are bmclib's words for the devices.
-var bootNames = map[BootDevice]bmclibbmc.BootDeviceType{
-	BootNetwork: bmclibbmc.BootDeviceTypePXE,
-	BootDisk:    bmclibbmc.BootDeviceTypeDisk,
-	BootDefault: bmclibbmc.BootDeviceTypeNone,
-}
-
-func (n NextBoot) validate() error {
-	if _, ok := bootNames[n.Device]; !ok {
-		return fmt.Errorf("set next boot: unknown device %q: want network, disk or default", n.Device)
-	}
-	return nil
-}
-
-// String is "network (UEFI)", for messages.
-func (n NextBoot) String() string {
-	switch {
-	case n.Device == BootDefault || n.Device == "":
-		return "default"
-	case n.UEFI:
-		return string(n.Device) + " (UEFI)"
-	}
-	return string(n.Device) + " (BIOS)"
-}
-
-// same ignores the mode where there is no override.
-func (n NextBoot) same(o NextBoot) bool {
-	return n.Device == o.Device && (n.Device == BootDefault || n.UEFI == o.UEFI)
-}
-
-func (s *session) NextBoot(ctx context.Context) (NextBoot, error) {
-	next := NextBoot{Device: BootDefault}
-	err := s.call(ctx, "read next boot", func(ctx context.Context) error {
-		override, err := s.lib.GetBootDeviceOverride(ctx)
-		if err = s.cause(err); err != nil {
-			return err
-		}
-		for device, name := range bootNames {
-			if name == override.Device && device != BootDefault {
-				next = NextBoot{Device: device, UEFI: override.IsEFIBoot}
-				return nil
-			}
-		}
-		if override.Device != bmclibbmc.BootDeviceTypeNone {
-			// Somebody armed a CD or the setup: neither ours nor "no override".
-			next = NextBoot{Device: BootDevice(override.Device), UEFI: override.IsEFIBoot}
-		}
-		return nil
-	})
-	return next, err
-}
-
-func (s *session) SetNextBoot(ctx context.Context, next NextBoot) error {
-	if err := next.validate(); err != nil {
-		return err
-	}
-	verb := "set next boot to " + next.String()
-	if next.Device == BootDefault {
-		now, err := s.NextBoot(ctx)
-		if err != nil {
-			return fmt.Errorf("%s: %w", verb, err)
-		}
-		if now.Device == BootDefault {
-			return nil
-		}
-	}
-	setErr := s.call(ctx, verb, func(ctx context.Context) error {
-		_, err := s.lib.SetBootDevice(ctx, string(bootNames[next.Device]), false, next.UEFI)
-		return s.cause(err)
-	})
-	if errors.Is(setErr, context.Canceled) || final(setErr) {
-		return setErr
-	}
-	// iDRAC 13G answers 400 and has changed it; others answer 200 and have not.
-	// Only what is read back counts, after an error too.
-	watch, cancel := context.WithTimeout(ctx, s.wait(bootTimeout))
-	defer cancel()
-	var seen NextBoot
-	var seenErr error
-	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
-		now, err := s.NextBoot(watch)
-		if err == nil && now.same(next) {
-			return nil
-		}
-		if watch.Err() == nil || seen.Device == "" {
-			seen, seenErr = now, err
-		}
-		// A refusal is believed after one look: nothing is on its way.
-		if setErr != nil && !errors.Is(setErr, ErrTimeout) && !errors.Is(setErr, ErrUnreachable) {
-			return setErr
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-			continue
-		case <-watch.Done():
-			timer.Stop()
-		}
-		switch {
-		case errors.Is(ctx.Err(), context.Canceled):
-			return ended(ctx, verb)
-		case setErr != nil:
-			return setErr
-		case seenErr != nil:
-			return fmt.Errorf("%s: %w", verb, seenErr)
-		}
-		return fmt.Errorf("%s: %w: it reads back as %s", verb, ErrUnverified, seen)
 	}
 }
 

@@ -212,28 +212,6 @@ func TestChooseReset(t *testing.T) {
 	}
 }
 
-func TestBootPatches(t *testing.T) {
-	pxe := redfishBoot{Target: "Pxe", Enabled: "Once", Mode: "UEFI"}
-	short := redfishBoot{Target: "Pxe", Enabled: "Once"}
-	for _, c := range []struct {
-		name   string
-		now    redfishBoot
-		target string
-		efi    bool
-		want   []redfishBoot
-	}{
-		{"mode right: may be left out", redfishBoot{Mode: "UEFI"}, "Pxe", true, []redfishBoot{pxe, short}},
-		{"mode unknown: may be left out", redfishBoot{}, "Pxe", true, []redfishBoot{pxe, short}},
-		{"mode wrong: never left out", redfishBoot{Mode: "Legacy"}, "Pxe", true, []redfishBoot{pxe}},
-		{"clear", redfishBoot{Mode: "UEFI"}, "None", false, []redfishBoot{{Target: "None", Enabled: "Disabled"}, {Enabled: "Disabled"}}},
-	} {
-		got := bootPatches(c.now, c.target, false, c.efi)
-		if fmt.Sprint(got) != fmt.Sprint(c.want) {
-			t.Errorf("%s: %v, want %v", c.name, got, c.want)
-		}
-	}
-}
-
 func FuzzExtendedInfo(f *testing.F) {
 	f.Add([]byte(`{"error":{"code":"Base.1.8.GeneralError","message":"m","@Message.ExtendedInfo":[{"MessageId":"Base.1.8.X"}]}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {

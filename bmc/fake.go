@@ -3,6 +3,7 @@ package bmc
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,8 @@ const (
 	// FaultLoseBoot keeps the override until the next On and then boots the
 	// default, as a BMC does whose flag expired in between.
 	FaultLoseBoot Fault = "lose-boot"
+	// FaultIgnoreMedia accepts InsertMedia and EjectMedia and does nothing: ErrUnverified.
+	FaultIgnoreMedia Fault = "ignore-media"
 	// FaultHang answers nothing until the caller's context ends: ErrTimeout.
 	FaultHang Fault = "hang"
 	// FaultBusy answers ErrBusy.
@@ -36,7 +39,7 @@ const (
 
 // FakeCall is one call that a Fake received.
 type FakeCall struct {
-	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, close
+	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, close
 	Next NextBoot
 	Err  error
 }
@@ -46,7 +49,15 @@ type FakeCall struct {
 // call. The zero value is a machine that is off. It is a Client by itself, whose
 // Close only leaves a record, and Dial stands in for the package's Dial.
 type Fake struct {
+	// Told is what Identity and Inventory tell.
+	Told Inventory
+	// Lacks are boot devices that SetNextBoot answers ErrUnsupported to.
+	Lacks []BootDevice
+	// NoMedia has no virtual drive: ErrUnsupported, as over IPMI.
+	NoMedia bool
+
 	mu       sync.Mutex
+	medium   string
 	on       bool
 	next     NextBoot
 	fault    Fault
@@ -327,6 +338,9 @@ func (f *Fake) SetNextBoot(ctx context.Context, next NextBoot) error {
 		return err
 	}
 	return f.call(ctx, "set-next-boot", next, func(fault Fault) (func(), error) {
+		if slices.Contains(f.Lacks, next.Device) {
+			return nil, fmt.Errorf("set next boot to %s: %w", next, ErrUnsupported)
+		}
 		if fault == FaultIgnoreBoot {
 			return nil, fmt.Errorf("set next boot to %s: %w: it reads back as default", next, ErrUnverified)
 		}

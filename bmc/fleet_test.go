@@ -11,8 +11,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	bmclibbmc "github.com/bmc-toolbox/bmclib/v2/bmc"
 )
 
 // site counts what reaches its BMCs: the calls in flight, in all and at each.
@@ -118,12 +116,12 @@ func (d *siteDriver) PowerSet(ctx context.Context, state string) (bool, error) {
 	return true, d.call(ctx, "set", nil)
 }
 
-func (d *siteDriver) BootDeviceSet(ctx context.Context, _ string, _, _ bool) (bool, error) {
-	return true, d.call(ctx, "boot", nil)
+func (d *siteDriver) setNextBoot(ctx context.Context, _ NextBoot) error {
+	return d.call(ctx, "boot", nil)
 }
 
-func (d *siteDriver) BootDeviceOverrideGet(ctx context.Context) (bmclibbmc.BootDeviceOverride, error) {
-	return bmclibbmc.BootDeviceOverride{Device: bmclibbmc.BootDeviceTypeNone}, d.call(ctx, "override", nil)
+func (d *siteDriver) nextBoot(ctx context.Context) (NextBoot, error) {
+	return NextBoot{Device: BootDefault}, d.call(ctx, "override", nil)
 }
 
 func power(ctx context.Context, c Client) error {

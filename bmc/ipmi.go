@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	bmclibbmc "github.com/bmc-toolbox/bmclib/v2/bmc"
 	"github.com/bougou/go-ipmi/pkg/client"
 	"github.com/bougou/go-ipmi/pkg/command/chassis"
 	"github.com/bougou/go-ipmi/pkg/types"
@@ -45,14 +44,13 @@ type ipmiDriver struct {
 	log      *slog.Logger
 	timeout  time.Duration // of one exchange
 	board    *board
+	facts    memory
+	about    *ipmiDevice // nil: not asked yet; under the caller's turn
 
 	mu     sync.Mutex
 	lib    *client.Client
 	opened time.Time
 	expiry *time.Timer
-	// selectorOnly: this BMC drops the valid bit of the boot flags at once and
-	// keeps the selector, so the selector alone says whether one is armed.
-	selectorOnly bool
 }
 
 var _ driver = (*ipmiDriver)(nil)
@@ -72,7 +70,8 @@ func newIPMI(a address, t Target) (*ipmiDriver, error) {
 	if len(t.Password) > ipmiPasswordMost {
 		return nil, fmt.Errorf("log in to %s: an IPMI password has at most %d bytes", t.URL, ipmiPasswordMost)
 	}
-	return &ipmiDriver{address: a, user: t.User, password: t.Password, suite: suite, bad: t.Bad, log: t.Log, timeout: t.wait(ipmiTimeout), board: t.board}, nil
+	return &ipmiDriver{address: a, user: t.User, password: t.Password, suite: suite, bad: t.Bad, log: t.Log, timeout: t.wait(ipmiTimeout), board: t.board,
+		facts: memory{facts: t.Facts}}, nil
 }
 
 // Name is that of bmclib's own coming provider.
@@ -230,82 +229,6 @@ func (d *ipmiDriver) PowerSet(ctx context.Context, state string) (bool, error) {
 		return err
 	})
 	return err == nil, err
-}
-
-// ipmiSelectors are the boot device selectors of IPMI 2.0, table 28-14.
-var ipmiSelectors = map[bmclibbmc.BootDeviceType]types.BootDeviceSelector{
-	bmclibbmc.BootDeviceTypeNone:  types.BootDeviceSelectorNoOverride,
-	bmclibbmc.BootDeviceTypePXE:   types.BootDeviceSelectorForcePXE,
-	bmclibbmc.BootDeviceTypeDisk:  types.BootDeviceSelectorForceHardDrive,
-	bmclibbmc.BootDeviceTypeCDROM: types.BootDeviceSelectorForceCDROM,
-	bmclibbmc.BootDeviceTypeBIOS:  types.BootDeviceSelectorForceBIOSSetup,
-}
-
-func (d *ipmiDriver) BootDeviceSet(ctx context.Context, device string, persistent, efi bool) (bool, error) {
-	selector, ok := ipmiSelectors[bmclibbmc.BootDeviceType(device)]
-	if !ok {
-		return false, fmt.Errorf("%w: boot device %q", ErrUnsupported, device)
-	}
-	armed := selector != types.BootDeviceSelectorNoOverride
-	flags := types.BootOptionParam_BootFlags{
-		// No override with the valid bit set is an override of its own.
-		BootFlagsValid:     armed,
-		Persist:            persistent,
-		BIOSBootType:       types.BIOSBootType(efi && armed),
-		BootDeviceSelector: selector,
-	}
-	err := d.with(ctx, ipmiRetries, func(lib *client.Client) error {
-		if armed {
-			// A BMC clears the valid bit 60 s after it was set unless told not to
-			// (IPMI 2.0, 28.12, parameter 3 bit 3). Some reject the parameter.
-			keep := types.BootOptionParam_BMCBootFlagValidBitClear{DontClearOnCommandReceivedTimeout: true}
-			err := lib.SetSystemBootOptionsParamFor(ctx, &keep)
-			var refused *types.ResponseError
-			if err != nil && !errors.As(err, &refused) {
-				return err
-			}
-		}
-		return lib.SetSystemBootOptionsParamFor(ctx, &flags)
-	})
-	if err != nil || !armed {
-		return err == nil, err
-	}
-	// Learn here, where the flag is fresh, whether this BMC keeps the valid bit:
-	// later, a missing one means that the flag expired.
-	now, err := d.bootFlags(ctx)
-	if err == nil && !now.BootFlagsValid && now.BootDeviceSelector == selector && !d.selectorOnly {
-		d.selectorOnly = true
-		d.log.Warn("the BMC does not keep the valid bit of its boot flags; going by the device alone")
-	}
-	return true, nil
-}
-
-func (d *ipmiDriver) bootFlags(ctx context.Context) (flags types.BootOptionParam_BootFlags, err error) {
-	err = d.with(ctx, ipmiRetries, func(lib *client.Client) error {
-		return lib.GetSystemBootOptionsParamFor(ctx, &flags)
-	})
-	return flags, err
-}
-
-func (d *ipmiDriver) BootDeviceOverrideGet(ctx context.Context) (bmclibbmc.BootDeviceOverride, error) {
-	none := bmclibbmc.BootDeviceOverride{Device: bmclibbmc.BootDeviceTypeNone}
-	flags, err := d.bootFlags(ctx)
-	if err != nil {
-		return none, err
-	}
-	if !flags.BootFlagsValid && !d.selectorOnly {
-		return none, nil
-	}
-	for device, selector := range ipmiSelectors {
-		if selector == flags.BootDeviceSelector {
-			return bmclibbmc.BootDeviceOverride{
-				Device:       device,
-				IsPersistent: flags.Persist,
-				IsEFIBoot:    bool(flags.BIOSBootType),
-			}, nil
-		}
-	}
-	return bmclibbmc.BootDeviceOverride{Device: bmclibbmc.BootDeviceType(fmt.Sprintf("ipmi-%#02x", uint8(flags.BootDeviceSelector)))}, nil
 }
 
 // ipmiDialer hands go-ipmi a guarded socket. It brackets IPv6 hosts, which

@@ -6,14 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 
-	bmclibbmc "github.com/bmc-toolbox/bmclib/v2/bmc"
 	"github.com/bmc-toolbox/bmclib/v2/providers/redfish"
 	"github.com/go-logr/logr"
 )
@@ -30,12 +27,14 @@ type redfishDriver struct {
 	transport *redfishTransport
 	http      *http.Client
 	opened    bool
+	facts     memory
+	noBoot    string // a settings object without a Boot
 }
 
 var _ driver = (*redfishDriver)(nil)
 
 func newRedfish(a address, t Target) (*redfishDriver, error) {
-	d := &redfishDriver{address: a, target: t, transport: newRedfishTransport(a, t)}
+	d := &redfishDriver{address: a, target: t, transport: newRedfishTransport(a, t), facts: memory{facts: t.Facts}}
 	d.http = &http.Client{Transport: d.transport, CheckRedirect: sameHost}
 	d.connect(false)
 	return d, nil
@@ -136,14 +135,6 @@ type redfishLink struct {
 	ID string `json:"@odata.id"`
 }
 
-// redfishBoot is the part of ComputerSystem.Boot that we read and write.
-type redfishBoot struct {
-	Target  string   `json:"BootSourceOverrideTarget,omitempty"`
-	Enabled string   `json:"BootSourceOverrideEnabled,omitempty"`
-	Mode    string   `json:"BootSourceOverrideMode,omitempty"`
-	Allowed []string `json:"BootSourceOverrideTarget@Redfish.AllowableValues,omitempty"`
-}
-
 // find resolves the one system of the target.
 func (d *redfishDriver) find(ctx context.Context) error {
 	const root = "/redfish/v1"
@@ -193,108 +184,6 @@ func chooseSystem(want string, members []redfishLink) (string, error) {
 	return members[0].ID, nil
 }
 
-// bootTargets are the Redfish words for bmclib's.
-var bootTargets = map[bmclibbmc.BootDeviceType]string{
-	bmclibbmc.BootDeviceTypeNone: "None",
-	bmclibbmc.BootDeviceTypePXE:  "Pxe",
-	bmclibbmc.BootDeviceTypeDisk: "Hdd",
-}
-
-func (d *redfishDriver) boot(ctx context.Context) (boot redfishBoot, etag string, err error) {
-	var system struct {
-		Boot *redfishBoot `json:"Boot"`
-	}
-	header, err := d.get(ctx, d.transport.system, &system)
-	if err != nil {
-		return redfishBoot{}, "", err
-	}
-	if system.Boot == nil {
-		return redfishBoot{}, "", fmt.Errorf("%w: the system has no boot override", ErrUnsupported)
-	}
-	return *system.Boot, header.Get("ETag"), nil
-}
-
-// BootDeviceOverrideGet is "none" unless an override is enabled.
-func (d *redfishDriver) BootDeviceOverrideGet(ctx context.Context) (o bmclibbmc.BootDeviceOverride, err error) {
-	err = d.again(ctx, func() error {
-		boot, _, err := d.boot(ctx)
-		o = override(boot)
-		return err
-	})
-	return o, err
-}
-
-// override reads what a Boot object arms.
-func override(boot redfishBoot) bmclibbmc.BootDeviceOverride {
-	o := bmclibbmc.BootDeviceOverride{
-		Device:       bmclibbmc.BootDeviceTypeNone,
-		IsPersistent: boot.Enabled == "Continuous",
-		IsEFIBoot:    boot.Mode == "UEFI",
-	}
-	if boot.Enabled != "Once" && boot.Enabled != "Continuous" || boot.Target == "" {
-		return o
-	}
-	for device, target := range bootTargets {
-		if target == boot.Target {
-			o.Device = device
-			return o
-		}
-	}
-	o.Device = bmclibbmc.BootDeviceType(strings.ToLower(boot.Target))
-	return o
-}
-
-// BootDeviceSet patches the override and nothing else.
-func (d *redfishDriver) BootDeviceSet(ctx context.Context, device string, persistent, efi bool) (bool, error) {
-	target, ok := bootTargets[bmclibbmc.BootDeviceType(device)]
-	if !ok {
-		return false, fmt.Errorf("%w: boot device %q", ErrUnsupported, device)
-	}
-	err := d.again(ctx, func() error {
-		now, etag, err := d.boot(ctx)
-		if err != nil {
-			return err
-		}
-		if len(now.Allowed) > 0 && !slices.Contains(now.Allowed, target) {
-			return fmt.Errorf("%w: boot target %s, only %s", ErrUnsupported, target, strings.Join(now.Allowed, ", "))
-		}
-		for _, want := range bootPatches(now, target, persistent, efi) {
-			err = d.patch(ctx, d.transport.system, etag, map[string]any{"Boot": want})
-			if err == nil || d.transport.lastStatus() != http.StatusBadRequest {
-				return err
-			}
-		}
-		return err
-	})
-	return err == nil, err
-}
-
-// bootPatches are the forms to try, the next only after a 400. All three
-// fields come first: AMI and ASRockRack want them together, and Supermicro
-// flips the mode to Legacy when it is left out. The mode is left out only where
-// it is right already (HPE DL160 rejects it); what is read back decides.
-func bootPatches(now redfishBoot, target string, persistent, efi bool) []redfishBoot {
-	if target == "None" {
-		return []redfishBoot{{Target: "None", Enabled: "Disabled"}, {Enabled: "Disabled"}}
-	}
-	full := redfishBoot{Target: target, Enabled: "Once", Mode: "Legacy"}
-	if persistent {
-		full.Enabled = "Continuous"
-	}
-	if efi {
-		full.Mode = "UEFI"
-	}
-	short := full
-	short.Mode = ""
-	switch now.Mode {
-	case "":
-		return []redfishBoot{full, short}
-	case full.Mode:
-		return []redfishBoot{full, short}
-	}
-	return []redfishBoot{full}
-}
-
 // get reads one resource into v.
 func (d *redfishDriver) get(ctx context.Context, uri string, v any) (http.Header, error) {
 	response, err := d.do(ctx, http.MethodGet, uri, "", nil)
@@ -306,24 +195,6 @@ func (d *redfishDriver) get(ctx context.Context, uri string, v any) (http.Header
 		return nil, fmt.Errorf("%w: read %s: %s", badShape, uri, oneLine(err))
 	}
 	return response.Header, nil
-}
-
-// patch sends If-Match only to a BMC that demands it (412, 428): others refuse
-// the ETag that they gave out themselves.
-func (d *redfishDriver) patch(ctx context.Context, uri, etag string, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	response, err := d.do(ctx, http.MethodPatch, uri, "", body)
-	if status := d.transport.lastStatus(); err != nil && etag != "" && (status == http.StatusPreconditionFailed || status == http.StatusPreconditionRequired) {
-		response, err = d.do(ctx, http.MethodPatch, uri, etag, body)
-	}
-	if err != nil {
-		return err
-	}
-	_, _ = io.Copy(io.Discard, response.Body)
-	return response.Body.Close()
 }
 
 // do is one request of ours, in the session that bmclib opened.

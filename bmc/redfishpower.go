@@ -2,9 +2,7 @@ package bmc
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -68,16 +66,7 @@ func (d *redfishDriver) PowerSet(ctx context.Context, state string) (bool, error
 		if reset.Target == "" {
 			reset.Target = d.transport.system + "/Actions/ComputerSystem.Reset"
 		}
-		body, err := json.Marshal(map[string]string{"ResetType": kind})
-		if err != nil {
-			return err
-		}
-		response, err := d.do(ctx, http.MethodPost, reset.Target, "", body)
-		if err != nil {
-			return err
-		}
-		_, _ = io.Copy(io.Discard, response.Body)
-		return response.Body.Close()
+		return d.write(ctx, http.MethodPost, reset.Target, "", map[string]string{"ResetType": kind})
 	})
 	return err == nil, err
 }

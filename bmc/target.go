@@ -42,6 +42,8 @@ type Target struct {
 	// Credential tells which user and password these are, e.g. name and version of
 	// the secret: setting the same ones again is a reason to try them again.
 	Credential string
+	// Facts learned of this BMC before; the zero value is none.
+	Facts Facts
 	// Bad counts the answers that are not believed; nil counts none.
 	Bad *BadAnswers
 	// Log gets requests at debug level; nil discards.

@@ -1,0 +1,62 @@
+package bmc
+
+import (
+	"encoding/json"
+	"strconv"
+	"strings"
+)
+
+// text is a property that should be a string. Some BMCs send a number, null or
+// an object: an odd property must not cost the whole resource.
+type text string
+
+func (t *text) UnmarshalJSON(raw []byte) error {
+	var v any
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	switch v := v.(type) {
+	case string:
+		*t = text(plainText(v))
+	case float64, bool:
+		*t = text(strings.TrimSpace(string(raw)))
+	}
+	return nil
+}
+
+// number is a property that should be a number. Some BMCs send "16", "16 GiB" or null.
+type number float64
+
+func (n *number) UnmarshalJSON(raw []byte) error {
+	var v any
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	switch v := v.(type) {
+	case float64:
+		*n = number(v)
+	case string:
+		fields := strings.Fields(v)
+		if len(fields) > 0 {
+			if f, err := strconv.ParseFloat(fields[0], 64); err == nil {
+				*n = number(f)
+			}
+		}
+	}
+	return nil
+}
+
+// plainText is a text of a BMC on one line, without what vendors leave where
+// nobody filled something in.
+func plainText(s string) string {
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }), " ")
+	switch strings.ToLower(s) {
+	case "not specified", "to be filled by o.e.m.", "default string", "none", "system serial number", "n/a", "na", "unknown", "null", "empty":
+		return ""
+	}
+	const most = 200
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "")
+	}
+	return s
+}
