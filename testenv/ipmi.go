@@ -41,8 +41,10 @@ type IPMIOptions struct {
 	// Anonymous lets the user without name and password in as administrator, and
 	// V15 lets IPMI 1.5 in: findings for who scans. So is a suite 0.
 	Anonymous, V15 bool
-	Machine        Machine
-	Faults         BMCFaults
+	// Seed decides which packets LoseIn and LoseOut take.
+	Seed    uint64
+	Machine Machine
+	Faults  BMCFaults
 }
 
 // ipmiChannel is the number of the LAN channel.
@@ -135,7 +137,7 @@ func NewIPMI(o IPMIOptions) (*IPMIBMC, error) {
 		_ = o.Conn.Close()
 		return nil, fmt.Errorf("start IPMI BMC: add user %q: %w", o.User, err)
 	}
-	b.conn = newIPMIConn(o.Conn, b, o.Idle)
+	b.conn = newIPMIConn(o.Conn, b, o.Idle, o.Seed)
 	registry := handlers.NewRegistry()
 	registry.Use(func(next handlers.Handler) handlers.Handler { return ipmiMiddleware{b, next} })
 	handlers.RegisterAllHandlers(registry)

@@ -47,9 +47,9 @@ type ipmiAfter struct {
 	then func() // when it is sent or lost
 }
 
-func newIPMIConn(conn net.PacketConn, b *IPMIBMC, idle time.Duration) *ipmiConn {
+func newIPMIConn(conn net.PacketConn, b *IPMIBMC, idle time.Duration, seed uint64) *ipmiConn {
 	return &ipmiConn{PacketConn: conn, bmc: b, idle: idle,
-		dice:     rand.New(rand.NewPCG(1, 2)), // the same losses in each run
+		dice:     rand.New(rand.NewPCG(seed, seed)), // the same losses in each run
 		sessions: map[uint32]*ipmiSession{}, refused: map[ipmiPeer]bool{}, after: map[ipmiPeer]ipmiAfter{}}
 }
 
