@@ -3,6 +3,8 @@ package bmc_test
 import (
 	"context"
 	"errors"
+	"path"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +22,11 @@ type subject struct {
 	uefi bool // the override remembers the firmware mode
 	once bool // a start consumes the override
 	soft bool // a shutdown reaches an operating system
+	// What else it offers.
+	http   bool
+	cd     bool
+	medium func() string // in the machine's drive; nil: the BMC has no virtual media
+	serial string        // that it tells
 }
 
 func TestContract(t *testing.T) {
@@ -42,6 +49,9 @@ func TestContract(t *testing.T) {
 				{"a shutdown asks the operating system", contractSoft},
 				{"calls from many goroutines are all answered", contractConcurrent},
 				{"a call ends with its context", contractContext},
+				{"HTTP Boot is done or unsupported", contractHTTPBoot},
+				{"a medium is inserted, replaced and ejected, or unsupported", contractMedia},
+				{"it says who it is", contractIdentity},
 				{"nonsense is refused", contractNonsense},
 				{"a closed client stays closed", contractClose},
 			} {
@@ -98,9 +108,13 @@ func contractNextBoot(t *testing.T, ctx context.Context, s subject) {
 		{Device: bmc.BootNetwork, UEFI: s.uefi},
 		{Device: bmc.BootDisk, UEFI: s.uefi},
 		{Device: bmc.BootNetwork},
+		{Device: bmc.BootCD, UEFI: s.uefi},
 		{Device: bmc.BootDefault},
 		{Device: bmc.BootDefault},
 	} {
+		if next.Device == bmc.BootCD && !s.cd {
+			continue
+		}
 		if err := s.client.SetNextBoot(ctx, next); err != nil {
 			t.Fatalf("set %v: %v", next, err)
 		}
@@ -186,6 +200,61 @@ func contractContext(t *testing.T, ctx context.Context, s subject) {
 	}
 }
 
+func contractHTTPBoot(t *testing.T, ctx context.Context, s subject) {
+	next := bmc.NextBoot{Device: bmc.BootHTTP, UEFI: true, URI: "http://192.0.2.1/boot.efi"}
+	err := s.client.SetNextBoot(ctx, next)
+	now, readErr := s.client.NextBoot(ctx)
+	switch {
+	case readErr != nil:
+		t.Error(readErr)
+	case s.http && (err != nil || now != next):
+		t.Errorf("%v, it reads back as %+v", err, now)
+	case !s.http && (!errors.Is(err, bmc.ErrUnsupported) || now.Device != bmc.BootDefault):
+		t.Errorf("%v, it reads back as %+v; want ErrUnsupported and no override", err, now)
+	}
+}
+
+func contractMedia(t *testing.T, ctx context.Context, s subject) {
+	media := s.client.(bmc.Media)
+	uri := image(t)
+	if s.medium == nil {
+		if err := media.InsertMedia(ctx, uri); !errors.Is(err, bmc.ErrUnsupported) {
+			t.Errorf("%v; want ErrUnsupported", err)
+		}
+		return
+	}
+	for _, name := range []string{"m.iso", "m.iso", "n.iso", "", ""} {
+		var err error
+		if name == "" {
+			err = media.EjectMedia(ctx)
+		} else {
+			err = media.InsertMedia(ctx, strings.Replace(uri, "m.iso", name, 1))
+		}
+		if err != nil || s.medium() != name {
+			t.Fatalf("want %q in the drive: %v, it holds %q", name, err, s.medium())
+		}
+		drives, err := media.Media(ctx)
+		if err != nil || len(drives) == 0 || drives[0].Inserted != (name != "") || path.Base(drives[0].Image) != name && name != "" {
+			t.Errorf("want %q: %+v, %v", name, drives, err)
+		}
+	}
+	if err := media.InsertMedia(ctx, "nfs://192.0.2.1/m.iso"); err == nil || s.medium() != "" {
+		t.Errorf("not HTTP: %v, %q", err, s.medium())
+	}
+}
+
+func contractIdentity(t *testing.T, ctx context.Context, s subject) {
+	d := s.client.(bmc.Describer)
+	id, err := d.Identity(ctx)
+	if err != nil || id.Serial != s.serial || s.serial != "" && id.UUID != machineUUID {
+		t.Errorf("identity %+v, %v; want the serial number %q", id, err, s.serial)
+	}
+	all, err := d.Inventory(ctx)
+	if err != nil || all.Identity != id {
+		t.Errorf("inventory %+v, %v; want the same identity", all, err)
+	}
+}
+
 func contractNonsense(t *testing.T, ctx context.Context, s subject) {
 	for _, device := range []bmc.BootDevice{"", "cdrom"} {
 		if err := s.client.SetNextBoot(ctx, bmc.NextBoot{Device: device}); err == nil {
@@ -211,29 +280,45 @@ func contractClose(t *testing.T, ctx context.Context, s subject) {
 // Each start* makes a fresh machine that is off, and a client for it.
 
 func startFake(t *testing.T) subject {
-	f := &bmc.Fake{}
+	f := &bmc.Fake{Told: bmc.Inventory{Identity: bmc.Identity{Serial: "SN42", UUID: machineUUID}}}
 	c, err := f.Dial(t.Context(), bmc.Target{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return subject{client: c, powered: f.Powered, uefi: true, once: true, soft: true}
+	medium := func() string {
+		if f.Medium() == "" {
+			return ""
+		}
+		return path.Base(f.Medium())
+	}
+	return subject{client: c, powered: f.Powered, uefi: true, once: true, soft: true, http: true, cd: true, medium: medium, serial: "SN42"}
 }
 
 func startRedfish(t *testing.T) subject {
 	machine := &testenv.SimMachine{Firmware: true}
-	b := newRedfish(t, testenv.RedfishOptions{Machine: machine})
-	return subject{client: dial(t, redfishTarget(b)), powered: machine.Powered, uefi: true, once: true, soft: true}
+	b := newRedfish(t, testenv.RedfishOptions{Machine: machine, UUID: machineUUID, Serial: "SN42"})
+	medium := func() string {
+		if m := machine.Medium(); m != nil {
+			return m.Name()
+		}
+		return ""
+	}
+	return subject{client: dial(t, redfishTarget(b)), powered: machine.Powered, uefi: true, once: true, soft: true,
+		http: true, cd: true, medium: medium, serial: "SN42"}
 }
 
 func startIPMI(t *testing.T, suite int) subject {
 	machine := &testenv.SimMachine{Firmware: true}
-	b := newIPMI(t, testenv.IPMIOptions{Machine: machine, Suites: []int{suite}})
+	b := newIPMI(t, testenv.IPMIOptions{Machine: machine, Suites: []int{suite}, UUID: machineUUID, Serial: "SN42"})
 	target := ipmiTarget(b)
 	target.CipherSuite = suite
-	return subject{client: dial(t, target), powered: machine.Powered, uefi: true, once: true, soft: true}
+	return subject{client: dial(t, target), powered: machine.Powered, uefi: true, once: true, soft: true, cd: true, serial: "SN42"}
 }
 
-const user, password = "admin", "secret"
+const (
+	user, password = "admin", "secret"
+	machineUUID    = "12345678-9abc-4def-8123-456789abcdef"
+)
 
 func newRedfish(t *testing.T, o testenv.RedfishOptions) *testenv.RedfishBMC {
 	t.Helper()

@@ -79,16 +79,16 @@ func unlessAnswered(err error) error {
 	return err
 }
 
-// guidText reads a System GUID. The specification wants its bytes reversed as a
-// whole (20.8); most BMCs send them as SMBIOS stores them, some as RFC 9562 writes
-// them. The version digit tells which, as far as anything does.
+// guidText reads a System GUID. Most BMCs send its bytes as SMBIOS stores them, the
+// specification wants them reversed as a whole (20.8), some write them as RFC 9562
+// does. The version digit tells which, as far as anything does.
 func guidText(guid [16]byte) string {
 	if guid == ([16]byte{}) || strings.Trim(hex.EncodeToString(guid[:]), "f") == "" {
 		return ""
 	}
-	for _, mode := range []types.GUIDMode{types.GUIDModeSMBIOS, types.GUIDModeRFC4122, types.GUIDModeIPMI} {
+	for _, mode := range []types.GUIDMode{types.GUIDModeSMBIOS, types.GUIDModeIPMI, types.GUIDModeRFC4122} {
 		id, err := types.ParseGUID(guid[:], mode)
-		if err == nil && id.Version() >= 1 && id.Version() <= 8 && id[8]&0xc0 == 0x80 {
+		if err == nil && id.Version() >= 1 && id.Version() <= 5 && id[8]&0xc0 == 0x80 {
 			return id.String()
 		}
 	}

@@ -362,6 +362,76 @@ func TestImageThatIsNotThereIsTriedOnce(t *testing.T) {
 	}
 }
 
+func TestUEFIDiskOfSupermicroIsItsOwnSelector(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		vendor uint32
+		next   bmc.NextBoot
+		asked  int // GetDeviceID
+	}{
+		{"Supermicro", testenv.SupermicroIANA, bmc.NextBoot{Device: bmc.BootDisk, UEFI: true}, 1},
+		{"Supermicro, BIOS", testenv.SupermicroIANA, bmc.NextBoot{Device: bmc.BootDisk}, 0},
+		{"another", 0, bmc.NextBoot{Device: bmc.BootDisk, UEFI: true}, 1},
+		{"network", testenv.SupermicroIANA, bmc.NextBoot{Device: bmc.BootNetwork, UEFI: true}, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			machine := &testenv.SimMachine{Firmware: c.next.UEFI}
+			b := newIPMI(t, testenv.IPMIOptions{Machine: machine, Manufacturer: c.vendor})
+			client := dial(t, ipmiTarget(b))
+			if err := client.SetNextBoot(within(t, 20*time.Second), c.next); err != nil {
+				t.Fatal(err)
+			}
+			asked := 0
+			for _, r := range b.Requests() {
+				if strings.Contains(r.Detail, "Get Device ID") {
+					asked++
+				}
+			}
+			// Another process has not armed it and reads it all the same.
+			if now, err := dial(t, ipmiTarget(b)).NextBoot(within(t, 20*time.Second)); err != nil || now != c.next {
+				t.Errorf("%v, %v", now, err)
+			}
+			if asked != c.asked {
+				t.Errorf("asked %d times for the vendor, want %d", asked, c.asked)
+			}
+			devices := map[bmc.BootDevice]testenv.BootDevice{bmc.BootDisk: testenv.BootDisk, bmc.BootNetwork: testenv.BootPXE}
+			if got := machine.BootOnce(); got.Device != devices[c.next.Device] || got.UEFI != c.next.UEFI {
+				t.Errorf("the machine has %v", got)
+			}
+		})
+	}
+}
+
+func TestIgnoredEFIBitIsUnverified(t *testing.T) {
+	t.Parallel()
+	b := newIPMI(t, testenv.IPMIOptions{Machine: &testenv.SimMachine{Firmware: true}, Faults: testenv.BMCFaults{IgnoreEFI: true}})
+	for _, device := range []bmc.BootDevice{bmc.BootNetwork, bmc.BootDisk, bmc.BootCD} {
+		err := dial(t, ipmiTarget(b)).SetNextBoot(within(t, time.Second), bmc.NextBoot{Device: device, UEFI: true})
+		if !errors.Is(err, bmc.ErrUnverified) {
+			t.Errorf("%s: %v; want ErrUnverified", device, err)
+		}
+	}
+}
+
+func TestTaskDecidesOfPower(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		fault testenv.RedfishTask
+		want  error
+	}{{"ok", testenv.TaskOK, nil}, {"fails", testenv.TaskFail, bmc.ErrRejected}, {"hangs", testenv.TaskStuck, bmc.ErrTimeout}} {
+		t.Run(c.name, func(t *testing.T) {
+			machine := &testenv.SimMachine{}
+			b := newRedfish(t, testenv.RedfishOptions{Machine: machine})
+			b.SetFaults(func(f *testenv.BMCFaults) { f.Redfish.Task, f.Redfish.TaskTakes = c.fault, 20*time.Millisecond })
+			if err := dial(t, redfishTarget(b)).On(within(t, time.Second)); !errors.Is(err, c.want) || machine.Powered() != (c.want == nil) {
+				t.Errorf("%v, powered %v; want %v", err, machine.Powered(), c.want)
+			}
+		})
+	}
+}
+
 func TestIPMIHasNoVirtualMedia(t *testing.T) {
 	t.Parallel()
 	b := newIPMI(t, testenv.IPMIOptions{Machine: &testenv.SimMachine{}})

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -38,6 +39,9 @@ type IPMIOptions struct {
 	// UUID and Serial are what the device's GUID and the FRU inventory say; a
 	// random one and none by default.
 	UUID, Serial string
+	// Manufacturer is the IANA number of the vendor; default 343, Intel. The disk of
+	// a UEFI machine of SupermicroIANA is the boot device 9 instead of 2.
+	Manufacturer uint32
 	// Anonymous lets the user without name and password in as administrator, and
 	// V15 lets IPMI 1.5 in: findings for who scans. So is a suite 0.
 	Anonymous, V15 bool
@@ -113,7 +117,7 @@ func NewIPMI(o IPMIOptions) (*IPMIBMC, error) {
 	info := bmc.DeviceInfo{
 		DeviceID: 32, DeviceRevision: 1, FirmwareMajor: 1, IPMIVersion: 0x02, // 2.0: the digits stand the other way round (20.1)
 
-		ManufacturerID: 0x000157, ProductID: 1,
+		ManufacturerID: cmp.Or(o.Manufacturer, 343), ProductID: 1,
 		AdditionalDeviceSupport: 0x80 | 0x04 | 0x01, // chassis, SEL, sensors
 	}
 	hardware, err := newIPMIHAL(b, o.Serial)

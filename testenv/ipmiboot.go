@@ -34,6 +34,17 @@ func (o *ipmiBootOptions) reset() {
 // ipmiDevices are the boot device selectors (28.14, parameter 5).
 var ipmiDevices = map[BootDevice]byte{BootPXE: 0x1, BootDisk: 0x2, BootCD: 0x5}
 
+// SupermicroIANA is the enterprise number of Supermicro.
+const SupermicroIANA = 10876
+
+// bootSelector is the selector of a device on this BMC.
+func (b *IPMIBMC) bootSelector(once BootOnce) byte {
+	if b.bmc.Info.ManufacturerID == SupermicroIANA && once.UEFI && once.Device == BootDisk {
+		return 0x9 // as Ironic's clients send it
+	}
+	return ipmiDevices[once.Device]
+}
+
 const (
 	ipmiFlagValid      = 0x80
 	ipmiFlagPersistent = 0x40
@@ -94,8 +105,8 @@ func (b *IPMIBMC) setBootFlags(data []byte) types.CompletionCode {
 	if data[0]&ipmiFlagValid == 0 || selector == 0 {
 		once = BootOnce{}
 	} else {
-		for device, s := range ipmiDevices {
-			if s == selector {
+		for device := range ipmiDevices {
+			if b.bootSelector(BootOnce{Device: device, UEFI: once.UEFI}) == selector {
 				once.Device = device
 			}
 		}
@@ -161,6 +172,6 @@ func (b *IPMIBMC) bootFlags() []byte {
 	if once.UEFI {
 		flags[0] |= ipmiFlagEFI
 	}
-	flags[1] = flags[1]&^0x3c | ipmiDevices[once.Device]<<2
+	flags[1] = flags[1]&^0x3c | b.bootSelector(once)<<2
 	return flags
 }
