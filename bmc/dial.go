@@ -93,8 +93,8 @@ type session struct {
 	closed  bool
 }
 
-// Dial logs in and proves it by reading the power state. A refused password
-// costs the BMC exactly one login. The Client must be closed.
+// Dial logs in, and with basic authentication proves it by reading the systems. A
+// refused password costs the BMC exactly one login. The Client must be closed.
 func Dial(ctx context.Context, t Target) (Client, error) {
 	a, err := parseURL(t.URL)
 	if err != nil {
@@ -135,10 +135,6 @@ func dialWith(ctx context.Context, a address, t Target, d driver) (Client, error
 		return nil
 	}
 	if err := s.call(ctx, "log in to "+t.URL, open); err != nil {
-		return nil, errors.Join(err, s.release())
-	}
-	// With basic authentication nothing was checked yet.
-	if _, err := s.Power(ctx); err != nil {
 		return nil, errors.Join(err, s.release())
 	}
 	return s, nil
@@ -221,6 +217,13 @@ func (s *session) refusal() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.refused
+}
+
+// rest gives back what a session does not need while nobody talks.
+func (s *session) rest() {
+	if d, ok := s.seen.driver.(interface{ rest() }); ok {
+		d.rest()
+	}
 }
 
 // protect turns a panic in the libraries into an error: both decode what the

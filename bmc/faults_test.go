@@ -502,7 +502,7 @@ func lossyPipe(t *testing.T, to string, lose func(answer bool, p []byte) bool) s
 }
 
 func TestOneLostPacketNeitherSwitchesTwiceNorLooksLikeAWrongPassword(t *testing.T) {
-	// A login, a power on and a power off are 24 datagrams; each one is lost once.
+	// A login, a look, a power on and a power off are 24 datagrams; each one is lost once.
 	for lost := int64(1); lost <= 24; lost++ {
 		t.Run(fmt.Sprint(lost), func(t *testing.T) {
 			t.Parallel()
@@ -514,6 +514,7 @@ func TestOneLostPacketNeitherSwitchesTwiceNorLooksLikeAWrongPassword(t *testing.
 			c := dial(t, target)
 			ctx := within(t, 30*time.Second)
 			for _, do := range []func() error{
+				func() error { _, err := c.Power(ctx); return err },
 				func() error { return c.On(ctx) },
 				func() error { return c.Off(ctx, true) },
 			} {

@@ -33,7 +33,8 @@ var errFleetClosed = errors.New("the server is stopping: no BMC is asked any mor
 type Fleet struct {
 	// Dial opens a Client; nil means the package's Dial.
 	Dial func(context.Context, Target) (Client, error)
-	// Calls in flight at once, over all BMCs; 0 means 64.
+	// Calls in flight at once, over all BMCs; 0 means 64. Half as many again conversations
+	// are held at once: each of them holds a connection and some 70 KB.
 	Calls int
 	// Rate of calls a second that begin in one subnet (/24, /64), which is often one
 	// management switch; 0 means 200, negative any.
@@ -47,6 +48,7 @@ type Fleet struct {
 
 	once    sync.Once
 	pool    chan struct{} // one token per call in flight
+	held    chan struct{} // one token per conversation
 	mu      sync.Mutex
 	boards  map[string]*board // by host:port
 	subnets map[string]*pace
@@ -137,7 +139,7 @@ func (f *Fleet) init() {
 		if f.Log == nil {
 			f.Log = slog.New(slog.DiscardHandler)
 		}
-		f.pool = make(chan struct{}, f.Calls)
+		f.pool, f.held = make(chan struct{}, f.Calls), make(chan struct{}, f.Calls+f.Calls/2)
 		f.boards, f.subnets = map[string]*board{}, map[string]*pace{}
 	})
 }
@@ -177,6 +179,15 @@ func (f *Fleet) Do(ctx context.Context, t Target, do func(context.Context, Clien
 		return err
 	}
 	defer f.talks.Done()
+	if err := b.refusal(t.login().credential); err != nil {
+		return err
+	}
+	select {
+	case f.held <- struct{}{}:
+		defer func() { <-f.held }()
+	case <-ctx.Done():
+		return queued(ctx, "talk to "+t.URL)
+	}
 	l, k, err := b.open(ctx, t)
 	if err != nil {
 		return err
@@ -294,6 +305,9 @@ func (b *board) release(l *line, k *kept, useless bool) {
 	k.gone = k.gone || useless
 	if k.users == 0 && !k.gone {
 		k.idle.Reset(b.fleet.Keep)
+		if s, ok := k.client.(*session); ok {
+			s.rest()
+		}
 	}
 	b.mu.Unlock()
 	if last {

@@ -433,7 +433,7 @@ func TestCallsInOneSubnetAreSpread(t *testing.T) {
 		var callers sync.WaitGroup
 		for n := range 400 { // two subnets of 200, two calls each
 			callers.Go(func() {
-				if err := f.Do(t.Context(), at(n), func(ctx context.Context, c Client) error { return nil }); err != nil {
+				if err := f.Do(t.Context(), at(n), power); err != nil {
 					t.Error(err)
 				}
 			})

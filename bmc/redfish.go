@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"path"
 	"strconv"
@@ -79,6 +80,10 @@ func (d *redfishDriver) Open(ctx context.Context) error {
 	d.transport.begin(ctx)
 	return d.find(ctx)
 }
+
+// rest closes the connection; the session is the BMC's and stays. Some BMCs have
+// no more than a few connections for all of their clients.
+func (d *redfishDriver) rest() { d.transport.base.CloseIdleConnections() }
 
 func (d *redfishDriver) login(ctx context.Context) error {
 	err := d.Conn.Open(ctx)
@@ -191,7 +196,11 @@ func (d *redfishDriver) get(ctx context.Context, uri string, v any) (http.Header
 		return nil, err
 	}
 	defer response.Body.Close()
-	if err := json.NewDecoder(response.Body).Decode(v); err != nil {
+	body := make([]byte, response.ContentLength) // the transport has read it
+	if _, err := io.ReadFull(response.Body, body); err != nil {
+		return nil, fmt.Errorf("read %s: %w", uri, err)
+	}
+	if err := json.Unmarshal(body, v); err != nil {
 		return nil, fmt.Errorf("%w: read %s: %s", badShape, uri, oneLine(err))
 	}
 	return response.Header, nil

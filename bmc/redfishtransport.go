@@ -194,7 +194,14 @@ func (r *redfishTransport) fail(status int, reason, cause error) {
 
 // readAll replaces the body by bytes in memory.
 func (r *redfishTransport) readAll(response *http.Response) error {
-	body, err := io.ReadAll(io.LimitReader(response.Body, answerMost+1))
+	var body []byte
+	var err error
+	if n := response.ContentLength; n >= 0 && n <= answerMost {
+		body = make([]byte, n)
+		_, err = io.ReadFull(response.Body, body)
+	} else {
+		body, err = io.ReadAll(io.LimitReader(response.Body, answerMost+1))
+	}
 	_ = response.Body.Close()
 	if err != nil {
 		return fmt.Errorf("read answer: %w", err)
