@@ -160,12 +160,12 @@ func TestFreeIPMISwitchesTheMachine(t *testing.T) {
 func FuzzIPMILogin(f *testing.F) {
 	f.Add([]byte{6, 0, 0xff, 7, 6, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 28, 0})
 	f.Add([]byte{6, 0, 0xff, 7, 6, 0x11, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0, 4, 0, 1, 2, 3, 4, 5, 6, 7, 8})
+	b, err := NewIPMI(IPMIOptions{Machine: &SimMachine{}, User: "admin", Password: "secret"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer b.Close()
 	f.Fuzz(func(t *testing.T, p []byte) {
-		b, err := NewIPMI(IPMIOptions{Machine: &SimMachine{}, User: "admin", Password: "secret"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer b.Close()
 		b.conn.hear(p)
 		b.conn.say(p, "somebody")
 		b.conn.hear(p)

@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -110,7 +111,7 @@ func (b *IPMIBMC) setBootFlags(data []byte) types.CompletionCode {
 				once.Device = device
 			}
 		}
-		if _, drive := b.machine.(MediaDrive); once.Device == BootCD && !drive {
+		if once.Device == BootCD && !b.hasDrive() {
 			once.Device = BootNone
 		}
 		if once.Device == BootNone {
@@ -125,6 +126,11 @@ func (b *IPMIBMC) setBootFlags(data []byte) types.CompletionCode {
 	defer b.options.mu.Unlock()
 	copy(b.options.rest[:], data[1:5])
 	return types.CodeOK
+}
+
+func (b *IPMIBMC) hasDrive() bool {
+	m, ok := b.machine.(BootDevices)
+	return ok && slices.Contains(m.BootDevices(), BootCD)
 }
 
 // getBootOption implements Get System Boot Options (28.13).

@@ -265,10 +265,12 @@ func (p *typist) Write(b []byte) (int, error) {
 	return p.out.Write(b)
 }
 
-func (p *typist) sees(text string) bool {
+func (p *typist) sees(text string) bool { return p.times(text) > 0 }
+
+func (p *typist) times(text string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return strings.Contains(p.out.String(), text)
+	return strings.Count(p.out.String(), text)
 }
 
 func (p *typist) types(t *testing.T, text string) {
@@ -278,14 +280,15 @@ func (p *typist) types(t *testing.T, text string) {
 	}
 }
 
-// atTerminal starts a program that wants one; it ends with the test.
-func atTerminal(t *testing.T, command string) (*typist, *exec.Cmd) {
+// atTerminal starts a program that wants one; it ends with the test, and after
+// most at the latest. What it showed is told of a test that failed.
+func atTerminal(t *testing.T, command string, most time.Duration) (*typist, *exec.Cmd) {
 	t.Helper()
 	script, err := exec.LookPath("script")
 	if err != nil {
 		t.Skip("needs script (apt-get install bsdutils)")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), most)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, script, "-qec", "stty -echo; exec "+command, "/dev/null")
 	in, err := cmd.StdinPipe()
@@ -297,6 +300,12 @@ func atTerminal(t *testing.T, command string) (*typist, *exec.Cmd) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if p.mu.Lock(); t.Failed() {
+			t.Logf("the terminal shows %q", p.out.String())
+		}
+		p.mu.Unlock()
+	})
 	return p, cmd
 }
 
@@ -326,12 +335,7 @@ func TestSerialOverLAN(t *testing.T) {
 			machine := &SimMachine{}
 			b := ipmiBMC(t, machine, IPMIOptions{Conn: lowPort(t)})
 			host, port, _ := net.SplitHostPort(b.Addr())
-			p, cmd := atTerminal(t, strings.NewReplacer("HOST", host, "PORT", port).Replace(c.command))
-			t.Cleanup(func() {
-				if t.Failed() {
-					t.Logf("the terminal shows %q", p.out.String())
-				}
-			})
+			p, cmd := atTerminal(t, strings.NewReplacer("HOST", host, "PORT", port).Replace(c.command), time.Minute)
 			within(t, 20*time.Second, "the console is open", func() bool { return p.sees(c.ready) })
 			within(t, 10*time.Second, "the machine is heard", func() bool {
 				machine.Port.Say("GRUB loading\r\n")
