@@ -162,7 +162,7 @@ func clean(s string, most int) string {
 	}
 	out := strings.Join(strings.Fields(b.String()), " ")
 	if len(out) > most {
-		out = strings.ToValidUTF8(out[:most], "")
+		out = strings.TrimRight(strings.ToValidUTF8(out[:most], ""), " ") // the cut may be behind a word
 	}
 	return out
 }
