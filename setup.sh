@@ -8,6 +8,7 @@ cd "$(dirname "$0")"
 # One package a line, with what needs it.
 packages='
 qemu-system-x86     the machines of the lab
+qemu-utils          qemu-img, which judges how they read virtual media
 seabios             their BIOS
 sbsigntool          signs loaders for Secure Boot
 systemd-boot-efi    the stub of the unified ramdisk

@@ -74,6 +74,7 @@ type QEMU struct {
 	CPUs       int // 0: 1
 	Disks      []QEMUDisk
 	NICs       []QEMUNIC
+	Drive      bool   // a CD drive, empty at first, for virtual media
 	UUID       string // SMBIOS
 	Serial     string // SMBIOS
 	// Dir holds the console's log and socket, the firmware's variables and
@@ -86,6 +87,10 @@ type QEMU struct {
 	run  *qemuRun   // nil before the first start; may have ended
 	once BootOnce
 	past []BlockStats // of ended runs
+
+	medium   Medium // in the drive; nil for none
+	nbd      *nbdServer
+	watchers []func(MachineChange)
 }
 
 // QEMUFirmware is what the machine starts with.
@@ -133,7 +138,13 @@ func (r *qemuRun) ended() bool {
 	}
 }
 
-var _ Machine = (*QEMU)(nil)
+var (
+	_ Machine     = (*QEMU)(nil)
+	_ Watched     = (*QEMU)(nil)
+	_ Interrupter = (*QEMU)(nil)
+	_ MediaDrive  = (*QEMU)(nil)
+	_ BootDevices = (*QEMU)(nil)
+)
 
 // ConsoleLog is the file with everything the machine said on its first serial
 // port since it was made.
@@ -182,28 +193,36 @@ func (m *QEMU) on() bool { return m.run != nil && !m.run.off && !m.run.ended() }
 
 // PowerOn implements Machine.
 func (m *QEMU) PowerOn(ctx context.Context) error {
+	started, err := m.powerOn(ctx)
+	if started {
+		m.changed(MachineOn)
+	}
+	return err
+}
+
+func (m *QEMU) powerOn(ctx context.Context) (started bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.on() {
-		return nil
+		return false, nil
 	}
 	if err := m.waitGone(ctx); err != nil {
-		return err
+		return false, err
 	}
 	obey := m.obeyed()
 	run, err := m.start(ctx, obey)
 	if err != nil {
-		return fmt.Errorf("power %q on: %w", m.Name, err)
+		return false, fmt.Errorf("power %q on: %w", m.Name, err)
 	}
 	m.run, m.once = run, BootOnce{}
 	if obey != BootNone {
 		// The firmware's copy of the order was made when QEMU started; what is set
 		// from here on is for the start after this one.
 		if err := m.setBootIndexes(ctx, run, BootNone); err != nil {
-			return fmt.Errorf("power %q on: %w", m.Name, err)
+			return true, fmt.Errorf("power %q on: %w", m.Name, err)
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // waitGone waits for a process whose machine went off by itself.
@@ -275,6 +294,7 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 	for i := range m.NICs {
 		run.index[qemuNICID(i)] = qemuNICIndex(i, boot)
 	}
+	run.index[qemuCDID] = qemuCDIndex(boot)
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	run.qmp, err = newQMP(ctx, conn, func(e QMPEvent) {
@@ -287,7 +307,7 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 		_ = cmd.Wait()
 		return nil, fmt.Errorf("%w: %s", err, qemuLastLine(log.Name()))
 	}
-	if err := m.unplug(ctx, run); err != nil {
+	if err := m.prepare(ctx, run); err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		return nil, err
@@ -296,9 +316,9 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 	return run, nil
 }
 
-// unplug pulls the cables of the cards that are down and lets the machine run,
-// which waits for that: firmware looks for a link once.
-func (m *QEMU) unplug(ctx context.Context, run *qemuRun) error {
+// prepare pulls the cables of the cards that are down, puts the medium into the
+// drive and lets the machine run, which waits for that: firmware looks once.
+func (m *QEMU) prepare(ctx context.Context, run *qemuRun) error {
 	for i, n := range m.NICs {
 		if !n.Down {
 			continue
@@ -307,11 +327,19 @@ func (m *QEMU) unplug(ctx context.Context, run *qemuRun) error {
 			return err
 		}
 	}
-	if !m.unplugged() {
+	if m.medium != nil {
+		if err := m.load(ctx, run); err != nil {
+			return err
+		}
+	}
+	if !m.waits() {
 		return nil
 	}
 	return run.qmp.execute(ctx, "cont", nil, nil)
 }
+
+// waits tells whether the machine starts only after prepare.
+func (m *QEMU) waits() bool { return m.unplugged() || m.medium != nil }
 
 // unplugged tells whether a card of the machine is down.
 func (m *QEMU) unplugged() bool {
@@ -357,6 +385,14 @@ func (m *QEMU) watch(run *qemuRun) {
 }
 
 func (m *QEMU) handle(run *qemuRun, e QMPEvent) {
+	if change := m.follow(run, e); change != "" {
+		m.changed(change)
+	}
+}
+
+// follow is what an event means; it returns a change of the power that nobody
+// outside has made.
+func (m *QEMU) follow(run *qemuRun, e QMPEvent) MachineChange {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	m.mu.Lock()
@@ -368,7 +404,7 @@ func (m *QEMU) handle(run *qemuRun, e QMPEvent) {
 		}
 		_ = json.Unmarshal(e.Data, &cause) // false for what cannot be read
 		if cause.Guest && e.Time().Sub(run.started) < qemuResetAgain {
-			return
+			return ""
 		}
 		m.logger().Info("machine starts again", "machine", m.Name)
 		run.started = e.Time()
@@ -381,13 +417,16 @@ func (m *QEMU) handle(run *qemuRun, e QMPEvent) {
 		}
 		close(run.reset)
 		run.reset = make(chan struct{})
+		return MachineReset
 	case "SHUTDOWN":
 		// -no-shutdown keeps the process for its counters.
 		m.logger().Info("machine went off", "machine", m.Name)
 		run.off = true
 		m.keepStats(ctx, run)
 		_ = run.cmd.Process.Kill()
+		return MachineOff
 	}
+	return ""
 }
 
 // PowerOff implements Machine.
@@ -398,7 +437,8 @@ func (m *QEMU) PowerOff(ctx context.Context) error {
 		m.mu.Unlock()
 		return nil
 	}
-	if !run.off {
+	was := !run.off
+	if was {
 		run.off = true
 		// The counters die with the process. Stopping the processor first makes
 		// them final; a QEMU that does not answer is killed all the same.
@@ -409,6 +449,9 @@ func (m *QEMU) PowerOff(ctx context.Context) error {
 	}
 	_ = run.cmd.Process.Kill()
 	m.mu.Unlock()
+	if was {
+		m.changed(MachineOff)
+	}
 	select {
 	case <-run.done:
 		m.logger().Info("machine was switched off", "machine", m.Name)

@@ -80,8 +80,8 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 		// these, as servers' firmware does of their own.
 		args = append(args, "-device", "virtio-rng-pci")
 	}
-	if m.unplugged() {
-		args = append(args, "-S") // until unplug
+	if m.waits() {
+		args = append(args, "-S") // until prepare
 	}
 	for i, d := range m.Disks {
 		disk, err := qemuDiskArgs(i, d, qemuDiskIndex(i, boot))
@@ -89,6 +89,14 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 			return nil, err
 		}
 		args = append(args, disk...)
+	}
+	if m.Drive {
+		drive := "ide-cd,bus=ide.5" // the last port, so that up to five disks have theirs
+		if m.Arch == inventory.ARM64 {
+			args = append(args, "-device", "virtio-scsi-pci,id=cdbus")
+			drive = "scsi-cd,bus=cdbus.0"
+		}
+		args = append(args, "-device", fmt.Sprintf("%s,id=%s,bootindex=%d", drive, qemuCDID, qemuCDIndex(boot)))
 	}
 	for i, n := range m.NICs {
 		nic, err := qemuNICArgs(i, n, qemuNICIndex(i, boot), m.UEFI())

@@ -55,6 +55,18 @@ func TestQEMUArguments(t *testing.T) {
 			want:    []string{"name=opt/org.tianocore/IPv4PXESupport,string=n", "name=opt/org.tianocore/IPv6PXESupport,string=n", "-S"},
 		},
 		{
+			name:    "a drive with a medium",
+			machine: &QEMU{Drive: true, medium: bytesMedium{}},
+			boot:    BootCD,
+			want:    []string{"ide-cd,bus=ide.5,id=cd0,bootindex=10", "-S"},
+		},
+		{
+			name:    "an empty drive on arm64",
+			machine: &QEMU{Drive: true, Firmware: FirmwareUEFI, Arch: inventory.ARM64},
+			want:    []string{"virtio-scsi-pci,id=cdbus", "scsi-cd,bus=cdbus.0,id=cd0,bootindex=200"},
+			not:     []string{"-S"},
+		},
+		{
 			name:    "PXE over IPv6",
 			machine: &QEMU{Firmware: FirmwareUEFI, NetBoot: NetBootPXE6},
 			want:    []string{"name=opt/org.tianocore/IPv4PXESupport,string=n"},

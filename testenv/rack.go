@@ -46,6 +46,8 @@ type RackMachine struct {
 	NetBoot  QEMUNetBoot
 	// SecureBoot: with Microsoft's keys.
 	SecureBoot bool
+	// Drive is a virtual CD drive, which a Redfish BMC offers.
+	Drive bool
 	// Faults of the BMC from the start; SetFaults changes them later.
 	Faults BMCFaults
 }
@@ -201,7 +203,7 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 		MAC:  inventory.MAC(fmt.Sprintf("52:54:00:77:00:%02x", 0x0b+i)),
 		IP:   rackAddr(rackFirst, i),
 		QEMU: &QEMU{
-			Name: m.Name, Firmware: m.Firmware, Arch: m.Arch, NetBoot: m.NetBoot, SecureBoot: m.SecureBoot, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
+			Name: m.Name, Firmware: m.Firmware, Arch: m.Arch, NetBoot: m.NetBoot, SecureBoot: m.SecureBoot, Drive: m.Drive, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
 			UUID: fmt.Sprintf("7265636a-7374-4c61-8b00-0000000000%02x", i+1), Serial: fmt.Sprintf("LAB%04d", i+1),
 			Log: r.Options.Log,
 		},

@@ -206,6 +206,7 @@ func (b *RedfishBMC) Close() error {
 		err = b.server.Close()
 		<-b.done
 		b.work.Wait()
+		b.ejectAll()
 		b.outside.CloseIdleConnections()
 	})
 	return err

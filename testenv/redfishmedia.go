@@ -33,10 +33,18 @@ type redfishDriveWords struct {
 	inserted              bool
 }
 
+// ejectAll takes out what a BMC that ends has put in: it reads it no more.
+func (b *RedfishBMC) ejectAll() {
+	for _, d := range b.allDrives() {
+		if d.real {
+			_ = d.system.machine.(MediaDrive).EjectMedium(context.Background())
+		}
+	}
+}
+
 // addDrives gives a system its drives: a CD, and a second one where asked for.
 func (s *redfishSystem) addDrives() {
-	_, real := s.machine.(MediaDrive)
-	if !real {
+	if _, ok := s.machine.(MediaDrive); !ok || !slices.Contains(s.devices, BootCD) {
 		return
 	}
 	for i, id := range s.bmc.options.Drives {

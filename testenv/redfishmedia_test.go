@@ -8,6 +8,8 @@ import (
 	"net/http/httptest"
 	"testing"
 	"time"
+
+	"recast/inventory"
 )
 
 // redfishImageServer serves one image, with ranges.
@@ -157,5 +159,51 @@ func TestMediumThatChangesIsNotMixed(t *testing.T) {
 	tag = `"2"`
 	if _, err := m.ReadAt(make([]byte, 8), 8); err == nil {
 		t.Error("bytes of another image were read")
+	}
+}
+
+func TestSimulatedMachineStartsWhatTheBMCNames(t *testing.T) {
+	image := redfishImageServer(t, cdThatSays("x"))
+	plain := redfishImageServer(t, make([]byte, 40<<10))
+	loaders := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/loader.efi":
+			_, _ = w.Write([]byte("MZ and so on"))
+		case "/boot/script":
+			_, _ = w.Write([]byte("#!ipxe\nexit\n"))
+		default:
+			_, _ = w.Write([]byte("no program"))
+		}
+	}))
+	defer loaders.Close()
+	for name, c := range map[string]struct {
+		target, uri, image string
+		want               string // stage of the start
+	}{
+		"a CD":                {target: "Cd", image: image, want: "cd: boot.iso"},
+		"a CD without loader": {target: "Cd", image: plain, want: "cd: boot.iso does not boot"},
+		"no CD":               {target: "Cd", want: "cd: the drive is empty"},
+		"HTTP Boot":           {target: "UefiHttp", uri: loaders.URL + "/loader.efi", want: "http: " + loaders.URL + "/loader.efi"},
+		"HTTP Boot of a page": {target: "UefiHttp", uri: loaders.URL + "/page", want: "http: load " + loaders.URL + "/page: not a program of UEFI"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := NewSimulated(SimulatedOptions{Name: "m", Dir: t.TempDir(), MAC: "52:54:00:00:00:01", UEFI: true,
+				Disks: []inventory.DiskID{{Serial: "d", Size: 1 << 20}}, Server: loaders.Listener.Addr().String(),
+				BMC: BMCRedfish, User: "admin", Password: "secret"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if c.image != "" {
+				redfishInsertStep(c.image, "", 204).run(t, s.Redfish)
+			}
+			uri := ""
+			if c.uri != "" {
+				uri = `,"HttpBootUri":"` + c.uri + `"`
+			}
+			patch(redfishTestSystem, `{"Boot":{"BootSourceOverrideTarget":"`+c.target+`","BootSourceOverrideEnabled":"Once","BootSourceOverrideMode":"UEFI"`+uri+`}}`, 204, "").run(t, s.Redfish)
+			reset("On", 204).run(t, s.Redfish)
+			eventually(t, func() bool { return simHas(s.Boots()[0].Path, c.want) })
+		})
 	}
 }

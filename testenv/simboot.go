@@ -68,10 +68,76 @@ func (s *Simulated) run(b *simBoot) {
 			if s.netboot(b) {
 				return
 			}
+		case BootHTTP:
+			// Firmware that cannot load it goes on with the next entry.
+			if err := s.httpboot(b); err != nil {
+				s.note(b, "http: %v", err)
+				continue
+			}
+			asked = true
+			if s.netboot(b) {
+				return
+			}
+		case BootCD:
+			if s.cdboot(b) {
+				<-b.ctx.Done()
+				return
+			}
 		}
 	}
 	s.note(b, simNothing)
 	<-b.ctx.Done()
+}
+
+// httpboot loads what the override names, which must be a program of UEFI. It is
+// a loader, as recast offers one: what it does next is netboot.
+func (s *Simulated) httpboot(b *simBoot) error {
+	if b.once.URI == "" {
+		return nil // DHCP names it
+	}
+	req, err := http.NewRequestWithContext(b.ctx, http.MethodGet, b.once.URI, nil)
+	if err != nil {
+		return err
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("load %s: %s", b.once.URI, resp.Status)
+	}
+	head := make([]byte, 2)
+	if _, err := io.ReadFull(resp.Body, head); err != nil || string(head) != "MZ" {
+		return fmt.Errorf("load %s: not a program of UEFI", b.once.URI)
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		return fmt.Errorf("load %s: %w", b.once.URI, err)
+	}
+	s.note(b, "http: %s", b.once.URI)
+	return nil
+}
+
+// cdboot reads the boot record of what is in the drive (El Torito); false: there
+// is nothing to start.
+func (s *Simulated) cdboot(b *simBoot) bool {
+	medium := s.Medium()
+	if medium == nil {
+		s.note(b, "cd: the drive is empty")
+		return false
+	}
+	record := make([]byte, 64)
+	if _, err := medium.ReadAt(record, 17*2048); err != nil {
+		s.note(b, "cd: %v", err)
+		return false
+	}
+	if string(record[1:6]) != "CD001" || !strings.HasPrefix(string(record[7:]), "EL TORITO SPECIFICATION") {
+		s.note(b, "cd: %s does not boot", medium.Name())
+		return false
+	}
+	s.note(b, "cd: %s", medium.Name())
+	return true
 }
 
 // bootableDisk is the first that firmware would start.
