@@ -23,6 +23,7 @@ type bootRow struct {
 	quick   bool // in every run; the others where RECAST_LONG is set
 	machine RackMachine
 	network bootNetwork
+	once    BootOnce // zero: PXE
 	// declared machines are told to be inspected; what follows is their spec's.
 	declared string
 	// prepare, when the server runs, gives more of that.
@@ -174,6 +175,17 @@ var bootRows = []bootRow{
 				return !d.YourIPAddr.IsUnspecified() && d.ClassIdentifier() == "HTTPClient" && d.BootFileName == "http://10.77.0.1:8080/boot/loader/snponly.efi"
 			})
 			b.files(t, nil, []string{"HEAD /boot/loader/snponly.efi", "GET /boot/loader/snponly.efi", "GET /boot/script", "GET /boot/ramdisk/vmlinuz", "GET /boot/ramdisk/initrd.img"})
+		},
+	},
+	{
+		// What HttpBootUri says, whatever DHCP would name.
+		name:    "OVMF by HTTP Boot from the BMC's address",
+		machine: RackMachine{Firmware: FirmwareUEFI},
+		network: bootDirect,
+		once:    BootOnce{Device: BootHTTP, UEFI: true, URI: "http://10.77.0.1:8080/boot/loader/ipxe-amd64.efi"},
+		expect: func(t *testing.T, b bootSeen) {
+			b.asked(t, "HTTP Boot", func(d *dhcpv4.DHCPv4) bool { return bootArch(d) == 16 })
+			b.files(t, nil, []string{"GET /boot/loader/ipxe-amd64.efi", "GET /boot/script", "GET /boot/ramdisk/vmlinuz", "GET /boot/ramdisk/initrd.img"})
 		},
 	},
 	{
@@ -393,7 +405,10 @@ func bootTo(t *testing.T, row bootRow) {
 	if row.declared != "" {
 		s.recast("inspect", "m1")
 	}
-	s.must(n.SetBootOnce(BootOnce{Device: BootPXE, UEFI: n.UEFI()}))
+	if row.once.Device == BootNone {
+		row.once = BootOnce{Device: BootPXE, UEFI: n.UEFI()}
+	}
+	s.must(n.SetBootOnce(row.once))
 	start := time.Now()
 	s.must(n.PowerOn(t.Context()))
 	var found []struct {

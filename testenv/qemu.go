@@ -288,13 +288,14 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 		reset:  make(chan struct{}),
 		index:  map[string]int{},
 	}
+	order := m.order(boot)
 	for i := range m.Disks {
-		run.index[qemuDiskID(i)] = qemuDiskIndex(i, boot)
+		run.index[qemuDiskID(i)] = qemuDiskIndex(i, order)
 	}
 	for i := range m.NICs {
-		run.index[qemuNICID(i)] = qemuNICIndex(i, boot)
+		run.index[qemuNICID(i)] = qemuNICIndex(i, order)
 	}
-	run.index[qemuCDID] = qemuCDIndex(boot)
+	run.index[qemuCDID] = qemuCDIndex(order)
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	run.qmp, err = newQMP(ctx, conn, func(e QMPEvent) {
@@ -431,14 +432,21 @@ func (m *QEMU) follow(run *qemuRun, e QMPEvent) MachineChange {
 
 // PowerOff implements Machine.
 func (m *QEMU) PowerOff(ctx context.Context) error {
+	was, err := m.powerOff(ctx)
+	if was {
+		m.changed(MachineOff)
+	}
+	return err
+}
+
+func (m *QEMU) powerOff(ctx context.Context) (was bool, err error) {
 	m.mu.Lock()
 	run := m.run
 	if run == nil || run.ended() {
 		m.mu.Unlock()
-		return nil
+		return false, nil
 	}
-	was := !run.off
-	if was {
+	if was = !run.off; was {
 		run.off = true
 		// The counters die with the process. Stopping the processor first makes
 		// them final; a QEMU that does not answer is killed all the same.
@@ -449,15 +457,12 @@ func (m *QEMU) PowerOff(ctx context.Context) error {
 	}
 	_ = run.cmd.Process.Kill()
 	m.mu.Unlock()
-	if was {
-		m.changed(MachineOff)
-	}
 	select {
 	case <-run.done:
 		m.logger().Info("machine was switched off", "machine", m.Name)
-		return nil
+		return was, nil
 	case <-ctx.Done():
-		return fmt.Errorf("power %q off: %w", m.Name, context.Cause(ctx))
+		return was, fmt.Errorf("power %q off: %w", m.Name, context.Cause(ctx))
 	}
 }
 
@@ -480,6 +485,10 @@ func (m *QEMU) Reset(ctx context.Context) error {
 	if !m.on() {
 		m.mu.Unlock()
 		return fmt.Errorf("reset %q: the machine is off", m.Name)
+	}
+	if m.obeyed() == BootHTTP {
+		m.mu.Unlock()
+		return m.restart(ctx)
 	}
 	run, seen := m.run, m.run.reset
 	if run.restore != nil {

@@ -65,13 +65,20 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+code,
 			"-drive", "if=pflash,unit=1,format=raw,file=vars.fd",
 		)
+		netBoot := m.NetBoot
+		if boot == BootHTTP {
+			netBoot = NetBootHTTP // every card would try PXE first
+			if err := m.armHTTP(vars); err != nil {
+				return nil, err
+			}
+		}
 		if m.SecureBoot {
 			args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1")
 		}
-		if m.NetBoot != NetBootPXE {
+		if netBoot != NetBootPXE {
 			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n")
 		}
-		if m.NetBoot != NetBootPXE && m.NetBoot != NetBootPXE6 {
+		if netBoot != NetBootPXE && netBoot != NetBootPXE6 {
 			args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
 		}
 	}
@@ -83,6 +90,7 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 	if m.waits() {
 		args = append(args, "-S") // until prepare
 	}
+	boot = m.order(boot)
 	for i, d := range m.Disks {
 		disk, err := qemuDiskArgs(i, d, qemuDiskIndex(i, boot))
 		if err != nil {

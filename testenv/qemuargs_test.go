@@ -55,6 +55,12 @@ func TestQEMUArguments(t *testing.T) {
 			want:    []string{"name=opt/org.tianocore/IPv4PXESupport,string=n", "name=opt/org.tianocore/IPv6PXESupport,string=n", "-S"},
 		},
 		{
+			name:    "HTTP Boot once, from where DHCP says",
+			machine: &QEMU{Firmware: FirmwareUEFI, NICs: []QEMUNIC{{}}},
+			boot:    BootHTTP,
+			want:    []string{"name=opt/org.tianocore/IPv4PXESupport,string=n", "virtio-net-pci,id=nic0,netdev=net0,mac=,bootindex=1,romfile="},
+		},
+		{
 			name:    "a drive with a medium",
 			machine: &QEMU{Drive: true, medium: bytesMedium{}},
 			boot:    BootCD,

@@ -57,7 +57,11 @@ func (m *QEMU) SetBootOnce(once BootOnce) error {
 		return fmt.Errorf("set boot override of %q: %w", m.Name, err)
 	}
 	m.run.armedAt = at
-	if err := m.setBootIndexes(ctx, m.run, m.obeyed()); err != nil {
+	boot := m.obeyed()
+	if boot == BootHTTP {
+		boot = BootNone // restart sees to it
+	}
+	if err := m.setBootIndexes(ctx, m.run, boot); err != nil {
 		return fmt.Errorf("set boot override of %q: %w", m.Name, err)
 	}
 	return nil
@@ -100,6 +104,11 @@ func (m *QEMU) setBootIndexes(ctx context.Context, run *qemuRun, boot BootDevice
 			return err
 		}
 	}
+	if m.Drive {
+		if err := set(qemuCDID, qemuCDIndex(boot)); err != nil {
+			return err
+		}
+	}
 	run.armed = boot != BootNone
 	return nil
 }
@@ -112,7 +121,7 @@ func qemuDiskIndex(i int, boot BootDevice) int {
 }
 
 func qemuNICIndex(i int, boot BootDevice) int {
-	if boot == BootPXE {
+	if boot == BootPXE || boot == BootHTTP {
 		return 1 + i
 	}
 	return 100 + i

@@ -23,14 +23,6 @@ func qemuCDIndex(boot BootDevice) int {
 	return 200
 }
 
-// BootDevices implements BootDevices.
-func (m *QEMU) BootDevices() []BootDevice {
-	if m.Drive {
-		return []BootDevice{BootCD}
-	}
-	return nil
-}
-
 // Watch implements Watched.
 func (m *QEMU) Watch(fn func(MachineChange)) {
 	m.mu.Lock()
