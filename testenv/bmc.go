@@ -55,7 +55,7 @@ type BMCFaults struct {
 	// LoseIn and LoseOut are the probabilities with which a packet to the BMC and
 	// one from it is lost (IPMI).
 	LoseIn, LoseOut float64
-	// Away is how long a restart of the BMC takes (IPMI, 0: half a second), and
+	// Away is how long a restart of the BMC takes (0: half a second on IPMI), and
 	// ForgetBoot makes it drop the override.
 	Away       time.Duration
 	ForgetBoot bool

@@ -182,10 +182,15 @@ var bootRows = []bootRow{
 		name:    "OVMF by HTTP Boot from the BMC's address",
 		machine: RackMachine{Firmware: FirmwareUEFI},
 		network: bootDirect,
-		once:    BootOnce{Device: BootHTTP, UEFI: true, URI: "http://10.77.0.1:8080/boot/loader/ipxe-amd64.efi"},
+		once:    BootOnce{Device: BootHTTP, UEFI: true, URI: "http://10.77.0.1:8080/boot/loader/snponly.efi?from=bmc"},
 		expect: func(t *testing.T, b bootSeen) {
 			b.asked(t, "HTTP Boot", func(d *dhcpv4.DHCPv4) bool { return bootArch(d) == 16 })
-			b.files(t, nil, []string{"GET /boot/loader/ipxe-amd64.efi", "GET /boot/script", "GET /boot/ramdisk/vmlinuz", "GET /boot/ramdisk/initrd.img"})
+			b.files(t, nil, []string{"HEAD /boot/loader/snponly.efi", "GET /boot/loader/snponly.efi", "GET /boot/script", "GET /boot/ramdisk/vmlinuz", "GET /boot/ramdisk/initrd.img"})
+			for _, l := range b.wire {
+				if strings.Contains(l.HTTP, "/boot/loader/snponly.efi") && !strings.Contains(l.HTTP, "?from=bmc") {
+					t.Errorf("asked for what DHCP names: %s", l.HTTP)
+				}
+			}
 		},
 	},
 	{

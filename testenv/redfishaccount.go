@@ -90,7 +90,7 @@ func (b *RedfishBMC) accountService([]string) *redfishResource {
 				"AccountLockoutThreshold": faults.LockAfter,
 			}
 			if faults.LockAfter > 0 {
-				fields["AccountLockoutDuration"] = int(faults.Redfish.LockFor / time.Second)
+				fields["AccountLockoutDuration"] = int(faults.LockFor / time.Second)
 			}
 			return redfishNew(redfishAccountService, "#AccountService.v1_18_1.AccountService", "AccountService", "Account Service", fields)
 		},

@@ -64,7 +64,7 @@ func (b *RedfishBMC) managerReset([]string) *redfishResource {
 func (b *RedfishBMC) Restart() { b.restart(b.now()) }
 
 func (b *RedfishBMC) restart(faults BMCFaults) {
-	b.listener.rest(faults.Redfish.RestartTakes)
+	b.listener.rest(faults.Away)
 	b.DropSessions()
 	b.stateMu.Lock()
 	b.tasks = nil
@@ -72,9 +72,10 @@ func (b *RedfishBMC) restart(faults BMCFaults) {
 		s.pending, s.job = nil, nil
 	}
 	b.stateMu.Unlock()
-	if faults.Redfish.LoseBootAtRestart {
+	b.forget()
+	if faults.ForgetBoot {
 		for _, s := range b.systems {
-			_ = s.setBoot(BootOnce{})
+			s.clearBoot()
 		}
 	}
 	if faults.Redfish.NewCertificateAtRestart {

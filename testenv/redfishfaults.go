@@ -27,8 +27,6 @@ type RedfishFaults struct {
 	// ModeJob changes the firmware mode by a job that waits for the next start,
 	// and refuses a second one until then.
 	ModeJob bool
-	// LoseBootAtRestart forgets the override when the BMC restarts.
-	LoseBootAtRestart bool
 
 	// Resets are the reset types on offer; nil: all.
 	Resets []string
@@ -53,12 +51,8 @@ type RedfishFaults struct {
 
 	// LoginTakes is how long the check of a password lasts.
 	LoginTakes time.Duration
-	// LockFor ends the lock of LockAfter; 0: never by itself.
-	LockFor time.Duration
 	// Workers is how many requests are served at once, the others get 503; 0: all.
 	Workers int
-	// RestartTakes is how long nobody answers while the BMC restarts.
-	RestartTakes time.Duration
 	// NewCertificateAtRestart makes another one each time.
 	NewCertificateAtRestart bool
 	// RedirectTo answers 308 to every request but the root: the same path on that

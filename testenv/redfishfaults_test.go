@@ -99,7 +99,7 @@ func TestRedfishFaultsDoWhatTheySay(t *testing.T) {
 			steps: []redfishStep{patch(redfishTestSystem, `{"Boot":{"BootSourceOverrideTarget":"Pxe","BootSourceOverrideEnabled":"Once"}}`, 400, "PropertyMissing"), pxe}},
 		"what is so already is refused": {faults: BMCFaults{Redfish: RedfishFaults{RefuseUnchangedBoot: true}},
 			steps: []redfishStep{pxe, patch(redfishTestSystem, redfishTestPXE, 400, "PropertyValueConflict")}},
-		"the override is lost at a restart of the BMC": {faults: BMCFaults{Redfish: RedfishFaults{LoseBootAtRestart: true}},
+		"the override is lost at a restart of the BMC": {faults: BMCFaults{ForgetBoot: true},
 			steps: []redfishStep{pxe, {method: "restart"}, system(enabled, "Disabled")}},
 		"the override survives a restart of the BMC": {
 			steps: []redfishStep{pxe, {method: "restart"}, system(enabled, "Once")}},

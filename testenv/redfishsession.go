@@ -95,7 +95,6 @@ func (c *redfishCall) identified() bool {
 // checked is a login: the account, or nil.
 func (c *redfishCall) checked(user, password string) *redfishAccount {
 	b := c.b
-	b.unlock(c.faults.Redfish.LockFor)
 	allowed := b.login(user)
 	if !b.wait(c.faults.Redfish.LoginTakes) {
 		return nil
@@ -110,21 +109,6 @@ func (c *redfishCall) checked(user, password string) *redfishAccount {
 	}
 	b.loggedIn()
 	return account
-}
-
-// unlock ends a lock whose time is over.
-func (f *bmcFront) unlock(after time.Duration) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	locked := f.faults.LockAfter > 0 && f.failed >= f.faults.LockAfter
-	switch {
-	case !locked:
-		f.locked = time.Time{}
-	case f.locked.IsZero():
-		f.locked = time.Now()
-	case after > 0 && time.Since(f.locked) > after:
-		f.locked, f.failed = time.Time{}, 0
-	}
 }
 
 // openSession is the login.

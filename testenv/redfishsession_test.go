@@ -32,14 +32,13 @@ func TestRedfishIdleSessionEnds(t *testing.T) {
 }
 
 func TestRedfishLockEndsByItself(t *testing.T) {
-	b := redfishBMC(t, &SimMachine{}, RedfishOptions{Faults: BMCFaults{LockAfter: 2, Redfish: RedfishFaults{LockFor: time.Nanosecond}}})
+	b := redfishBMC(t, &SimMachine{}, RedfishOptions{Faults: BMCFaults{LockAfter: 2}})
 	wrong := `{"UserName":"admin","Password":"wrong"}`
-	b.SetFaults(func(f *BMCFaults) { f.Redfish.LockFor = 0 })
 	for range 2 {
 		redfishStep{method: "POST", path: redfishSessions, body: wrong, status: 401}.run(t, b)
 	}
 	redfishStep{method: "GET", path: redfishTestSystem, status: 401}.run(t, b) // the right one
-	b.SetFaults(func(f *BMCFaults) { f.Redfish.LockFor = time.Nanosecond })
+	b.SetFaults(func(f *BMCFaults) { f.LockFor = time.Nanosecond })
 	redfishStep{method: "GET", path: redfishTestSystem, status: 200}.run(t, b)
 }
 
