@@ -333,8 +333,6 @@ func (s *bmcSystem) bootFor() (once BootOnce, continuous bool) {
 	return s.machine.BootOnce(), continuous
 }
 
-func (s *bmcSystem) setBoot(once BootOnce) error { return s.setBootFor(once, false) }
-
 // setBootFor sets the override for one start or for all that come.
 func (s *bmcSystem) setBootFor(once BootOnce, continuous bool) error {
 	faults := s.front.now()
