@@ -27,6 +27,7 @@ type subject struct {
 	cd     bool
 	medium func() string // in the machine's drive; nil: the BMC has no virtual media
 	serial string        // that it tells
+	event  func()        // makes one in the log; nil: it has none to speak of
 }
 
 func TestContract(t *testing.T) {
@@ -52,6 +53,7 @@ func TestContract(t *testing.T) {
 				{"HTTP Boot is done or unsupported", contractHTTPBoot},
 				{"a medium is inserted, replaced and ejected, or unsupported", contractMedia},
 				{"it says who it is", contractIdentity},
+				{"events are told once, from a cursor on", contractEvents},
 				{"nonsense is refused", contractNonsense},
 				{"a closed client stays closed", contractClose},
 			} {
@@ -255,6 +257,37 @@ func contractIdentity(t *testing.T, ctx context.Context, s subject) {
 	}
 }
 
+func contractEvents(t *testing.T, ctx context.Context, s subject) {
+	if s.event == nil {
+		return
+	}
+	log := s.client.(bmc.EventLog)
+	all, err := log.Events(ctx, "") // whatever its start left
+	if err != nil || all.Lost || all.More {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	for range 2 {
+		s.event()
+		next, err := log.Events(ctx, all.Cursor)
+		if err != nil || len(next.Events) == 0 || next.Lost || next.More || next.Cursor == all.Cursor {
+			t.Fatalf("after an event: %+v, %v", next, err)
+		}
+		for _, e := range next.Events {
+			if e.Text == "" || e.ID == "" || time.Since(e.At) > time.Hour {
+				t.Errorf("event %+v", e)
+			}
+		}
+		again, err := log.Events(ctx, next.Cursor)
+		if err != nil || len(again.Events) != 0 || again.Lost || again.Cursor != next.Cursor {
+			t.Errorf("again: %+v, %v", again, err)
+		}
+		all = next
+	}
+	if _, err := log.Events(ctx, "nonsense"); err == nil {
+		t.Error("a cursor of nobody was taken")
+	}
+}
+
 func contractNonsense(t *testing.T, ctx context.Context, s subject) {
 	for _, device := range []bmc.BootDevice{"", "cdrom"} {
 		if err := s.client.SetNextBoot(ctx, bmc.NextBoot{Device: device}); err == nil {
@@ -291,7 +324,8 @@ func startFake(t *testing.T) subject {
 		}
 		return path.Base(f.Medium())
 	}
-	return subject{client: c, powered: f.Powered, uefi: true, once: true, soft: true, http: true, cd: true, medium: medium, serial: "SN42"}
+	return subject{client: c, powered: f.Powered, uefi: true, once: true, soft: true, http: true, cd: true, medium: medium, serial: "SN42",
+		event: func() { f.AddEvent(bmc.Event{At: time.Now(), Text: "fan 1 stands still"}) }}
 }
 
 func startRedfish(t *testing.T) subject {
@@ -304,7 +338,7 @@ func startRedfish(t *testing.T) subject {
 		return ""
 	}
 	return subject{client: dial(t, redfishTarget(b)), powered: machine.Powered, uefi: true, once: true, soft: true,
-		http: true, cd: true, medium: medium, serial: "SN42"}
+		http: true, cd: true, medium: medium, serial: "SN42", event: func() { b.AddLogEntry("Critical", "fan 1 stands still") }}
 }
 
 func startIPMI(t *testing.T, suite int) subject {
@@ -312,7 +346,11 @@ func startIPMI(t *testing.T, suite int) subject {
 	b := newIPMI(t, testenv.IPMIOptions{Machine: machine, Suites: []int{suite}, UUID: machineUUID, Serial: "SN42"})
 	target := ipmiTarget(b)
 	target.CipherSuite = suite
-	return subject{client: dial(t, target), powered: machine.Powered, uefi: true, once: true, soft: true, cd: true, serial: "SN42"}
+	return subject{client: dial(t, target), powered: machine.Powered, uefi: true, once: true, soft: true, cd: true, serial: "SN42",
+		event: func() {
+			_ = machine.PowerOn(context.Background())
+			_ = machine.Reset(context.Background())
+		}}
 }
 
 const (

@@ -39,7 +39,7 @@ const (
 
 // FakeCall is one call that a Fake received.
 type FakeCall struct {
-	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, close
+	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, events, close
 	Next NextBoot
 	Err  error
 }
@@ -58,6 +58,7 @@ type Fake struct {
 
 	mu       sync.Mutex
 	medium   string
+	log      []Event
 	on       bool
 	next     NextBoot
 	fault    Fault

@@ -3,6 +3,8 @@ package bmc
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strconv"
 )
 
 // Facts of a Fake are none: it has no ways of its own.
@@ -71,6 +73,44 @@ func (f *Fake) Inventory(ctx context.Context) (all Inventory, err error) {
 	return all, err
 }
 
+// AddEvent writes an entry into the event log.
+func (f *Fake) AddEvent(e Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e.ID = strconv.Itoa(len(f.log) + 1)
+	f.log = append(f.log, e)
+}
+
+// ClearLog empties the event log.
+func (f *Fake) ClearLog() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.log = nil
+}
+
+func (f *Fake) Events(ctx context.Context, cursor string) (found Events, err error) {
+	at, err := parseCursor(cursor)
+	if err != nil {
+		return found, err
+	}
+	err = f.call(ctx, "events", NextBoot{}, func(Fault) (func(), error) {
+		from := 0
+		if at.id != "" {
+			i := slices.IndexFunc(f.log, func(e Event) bool { return e.ID == at.id && sumOf(e.Text) == at.sum })
+			from, found.Lost = i+1, i < 0
+		}
+		found.Events = slices.Clone(f.log[from:])
+		if !found.Lost {
+			found.Cursor = cursor
+		}
+		if n := len(f.log); n > 0 {
+			found.Cursor = cursorAt{f.log[n-1].ID, sumOf(f.log[n-1].Text)}.String()
+		}
+		return nil, nil
+	})
+	return found, err
+}
+
 // A session of a Fake ends with its Close for these verbs too.
 
 func (s *fakeSession) Media(ctx context.Context) ([]Drive, error) {
@@ -106,4 +146,11 @@ func (s *fakeSession) Inventory(ctx context.Context) (Inventory, error) {
 		return Inventory{}, err
 	}
 	return s.Fake.Inventory(ctx)
+}
+
+func (s *fakeSession) Events(ctx context.Context, cursor string) (Events, error) {
+	if err := s.open(); err != nil {
+		return Events{}, err
+	}
+	return s.Fake.Events(ctx, cursor)
 }

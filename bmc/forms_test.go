@@ -305,3 +305,35 @@ func FuzzRedfishTask(f *testing.F) {
 		}
 	})
 }
+
+func TestSELRecordsBecomeEvents(t *testing.T) {
+	record := func(kind byte, rest ...byte) []byte {
+		r := make([]byte, 16)
+		r[0], r[1], r[2] = 0x34, 0x12, kind
+		copy(r[3:], rest)
+		return r
+	}
+	for _, c := range []struct {
+		name   string
+		record []byte
+		want   string
+	}{
+		{"a sensor", record(2, 0x00, 0x00, 0x00, 0x68, 0x20, 0, 4, 8, 0x51, 0x6f, 1, 0xff, 0xff), "0x1234 2025-04-16T19:07:44Z critical"},
+		{"since the BMC started", record(2, 9, 0, 0, 0, 0x20, 0, 4, 8, 0x51, 0x6f, 1, 0xff, 0xff), "0x1234 0001-01-01T00:00:00Z critical"},
+		{"a vendor's, without a time", record(0xe5, 0, 0, 0, 0x68, 1, 2, 3), "0x1234 0001-01-01T00:00:00Z "},
+	} {
+		e, id := selEvent(c.record)
+		if got := id + " " + e.At.Format("2006-01-02T15:04:05Z") + " " + e.Severity; got != c.want || e.Text == "" || e.ID != id {
+			t.Errorf("%s: %s: %q, want %s", c.name, got, e.Text, c.want)
+		}
+	}
+}
+
+func FuzzSELRecord(f *testing.F) {
+	f.Add([]byte{0x34, 0x12, 2, 0, 0, 0, 0x68, 0x20, 0, 4, 8, 0x51, 0x6f, 1, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, record []byte) {
+		if e, id := selEvent(record); e.Text == "" || id == "" || strings.Contains(e.Text, "\n") {
+			t.Errorf("% x: %+v", record, e)
+		}
+	})
+}

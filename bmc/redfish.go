@@ -30,6 +30,7 @@ type redfishDriver struct {
 	opened    bool
 	facts     memory
 	noBoot    string // a settings object without a Boot
+	log       string // the entries of the event log, once found
 }
 
 var _ driver = (*redfishDriver)(nil)

@@ -18,6 +18,7 @@ type redfishService struct {
 // redfishOwner is a System or a Manager, with the links between them.
 type redfishOwner struct {
 	Media        redfishLink  `json:"VirtualMedia"`
+	Logs         redfishLink  `json:"LogServices"`
 	UUID         text         `json:"UUID"`
 	Manufacturer text         `json:"Manufacturer"`
 	Model        text         `json:"Model"`

@@ -107,7 +107,7 @@ func refuse(w http.ResponseWriter, status int, id string, text ...string) {
 }
 
 func (s *tree) dial() bmc.Client {
-	return dial(s.t, bmc.InAHurry(bmc.Target{URL: "redfish://" + strings.TrimPrefix(s.server.URL, "https://"),
+	return dial(s.t, bmc.InGreatHurry(bmc.Target{URL: "redfish://" + strings.TrimPrefix(s.server.URL, "https://"),
 		User: user, Password: password, Pin: inventory.DigestOf(s.server.Certificate().Raw)}))
 }
 
@@ -230,7 +230,7 @@ func TestUnansweredInsertionIsLookedAtNeverRepeated(t *testing.T) {
 				}
 				panic(http.ErrAbortHandler)
 			}
-			err := s.dial().(bmc.Media).InsertMedia(within(t, time.Second), "http://192.0.2.1/m.iso")
+			err := s.dial().(bmc.Media).InsertMedia(within(t, 20*time.Second), "http://192.0.2.1/m.iso")
 			if want := map[bool]bmc.Outcome{true: bmc.Done, false: bmc.Unknown}[c.happen]; bmc.OutcomeOf(err) != want {
 				t.Errorf("%v: %s, want %s", err, bmc.OutcomeOf(err), want)
 			}
@@ -250,7 +250,7 @@ func TestAcceptedInsertionThatDoesNotShowIsNotTriedInAnotherForm(t *testing.T) {
 		}
 		return method == http.MethodPost
 	}
-	err := s.dial().(bmc.Media).InsertMedia(within(t, time.Second), "http://192.0.2.1/m.iso")
+	err := s.dial().(bmc.Media).InsertMedia(within(t, 20*time.Second), "http://192.0.2.1/m.iso")
 	if !errors.Is(err, bmc.ErrUnverified) || len(s.written()) != 1 {
 		t.Errorf("%v after %v", err, s.written())
 	}
