@@ -85,10 +85,21 @@ func boot(ctx context.Context, c *console) (Outcome, error) {
 
 	lldp := &listener{}
 	h := Hardware{LLDP: lldp.heard}
-	nic, err := network(ctx, h, mods, args, c.log)
+	nic, has, err := network(ctx, h, mods, args, c.log)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("bring up the network: %w", err)
 	}
+	ask := dhcp
+	if overIPv6(args.URL) {
+		ask = dhcp6
+	}
+	keeping, stop := context.WithCancel(ctx)
+	var keeper sync.WaitGroup
+	keeper.Go(func() {
+		has.keep(keeping, sleep, func(ctx context.Context) (held, error) { return ask(ctx, nic) }, c.log)
+	})
+	defer keeper.Wait()
+	defer stop()
 	lldp.listen(h.nics())
 	if args.MAC == "" {
 		args.MAC = h.nic(nic).MAC

@@ -27,9 +27,9 @@ const (
 )
 
 // network brings the machine onto its network, by the IP that the server is
-// reached by, and returns the interface. With a MAC it uses that interface, else
+// reached by, and returns the interface with what it got. With a MAC it uses that interface, else
 // the first with carrier that gets an address; with a VLAN the VLAN's of that one.
-func network(ctx context.Context, h Hardware, m *modules, args Args, log func(string, ...any)) (string, error) {
+func network(ctx context.Context, h Hardware, m *modules, args Args, log func(string, ...any)) (string, held, error) {
 	ask, name6 := dhcp, ""
 	if overIPv6(args.URL) {
 		ask, name6 = dhcp6, "v6"
@@ -39,7 +39,7 @@ func network(ctx context.Context, h Hardware, m *modules, args Args, log func(st
 	}
 	name, err := awaitNIC(ctx, h, m, args.MAC, log)
 	if err != nil {
-		return "", err
+		return "", held{}, err
 	}
 	for _, nic := range h.nics() {
 		if err := setUp(nic); err != nil {
@@ -72,9 +72,10 @@ func network(ctx context.Context, h Hardware, m *modules, args Args, log func(st
 				log("%s has a link; asking DHCP%s", nic, name6)
 				asked[nic] = true
 			}
-			if last = ask(ctx, nic); last == nil {
+			var has held
+			if has, last = ask(ctx, nic); last == nil {
 				log("%s has address %s", nic, address(nic, name6 != ""))
-				return nic, nil
+				return nic, has, nil
 			}
 			if ctx.Err() == nil {
 				log("%s: %v", nic, last)
@@ -82,11 +83,11 @@ func network(ctx context.Context, h Hardware, m *modules, args Args, log func(st
 		}
 		switch {
 		case ctx.Err() != nil && last != nil:
-			return "", fmt.Errorf("no address by DHCP%s in %s: %w; is the DHCP server on this network?", name6, dhcpDeadline, last)
+			return "", held{}, fmt.Errorf("no address by DHCP%s in %s: %w; is the DHCP server on this network?", name6, dhcpDeadline, last)
 		case !linked && time.Now().After(carrier):
-			return "", fmt.Errorf("no link on %s in %s; check cable and switch port", strings.Join(candidates, ", "), carrierDeadline)
+			return "", held{}, fmt.Errorf("no link on %s in %s; check cable and switch port", strings.Join(candidates, ", "), carrierDeadline)
 		case ctx.Err() != nil:
-			return "", ctx.Err()
+			return "", held{}, ctx.Err()
 		}
 		sleep(ctx, time.Second)
 	}
@@ -121,41 +122,69 @@ func awaitNIC(ctx context.Context, h Hardware, m *modules, mac inventory.MAC, lo
 }
 
 // dhcp gets an address for nic and sets it, with the default route.
-func dhcp(ctx context.Context, nic string) error {
-	i, err := net.InterfaceByName(nic)
+func dhcp(ctx context.Context, nic string) (held, error) {
+	client, err := client4(ctx, nic)
 	if err != nil {
-		return err
-	}
-	conn, err := broadcastConn(ctx, nic)
-	if err != nil {
-		return err
-	}
-	client, err := nclient4.NewWithConn(conn, i.HardwareAddr, nclient4.WithTimeout(4*time.Second), nclient4.WithRetry(3))
-	if err != nil {
-		conn.Close()
-		return fmt.Errorf("ask DHCP: %w", err)
+		return held{}, err
 	}
 	defer client.Close()
-	lease, err := client.Request(ctx, dhcpv4.WithBroadcast(true),
-		dhcpv4.WithOption(dhcpv4.OptClassIdentifier("recast-agent")),
+	lease, err := client.Request(ctx, dhcpv4.WithBroadcast(true), ourClass,
 		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer, dhcpv4.OptionClasslessStaticRoute))
 	if err != nil {
-		return fmt.Errorf("ask DHCP: %w", err)
+		return held{}, fmt.Errorf("ask DHCP: %w", err)
 	}
 	ack := lease.ACK
 	addr, mask, err := given(ack)
 	if err != nil {
-		return fmt.Errorf("ask DHCP: %w", err)
+		return held{}, fmt.Errorf("ask DHCP: %w", err)
 	}
 	if err := setAddress(nic, addr, mask); err != nil {
-		return fmt.Errorf("set address %s on %s: %w", addr, nic, err)
+		return held{}, fmt.Errorf("set address %s on %s: %w", addr, nic, err)
 	}
 	for _, r := range routes(ack) {
 		if err := setRoute(nic, r); err != nil {
-			return fmt.Errorf("set route to %s by %s on %s: %w", r.To, r.Via, nic, err)
+			return held{}, fmt.Errorf("set route to %s by %s on %s: %w", r.To, r.Via, nic, err)
 		}
 	}
-	return nil
+	return held4(nic, lease), nil
+}
+
+var ourClass = dhcpv4.WithOption(dhcpv4.OptClassIdentifier("recast-agent"))
+
+func client4(ctx context.Context, nic string) (*nclient4.Client, error) {
+	i, err := net.InterfaceByName(nic)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := broadcastConn(ctx, nic)
+	if err != nil {
+		return nil, err
+	}
+	client, err := nclient4.NewWithConn(conn, i.HardwareAddr, nclient4.WithTimeout(4*time.Second), nclient4.WithRetry(3))
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("ask DHCP: %w", err)
+	}
+	return client, nil
+}
+
+// held4 is a lease that is renewed by broadcast: any server that knows it may answer.
+func held4(nic string, lease *nclient4.Lease) held {
+	return held{life: lease.ACK.IPAddressLeaseTime(0), renew: func(ctx context.Context) (held, error) {
+		client, err := client4(ctx, nic)
+		if err != nil {
+			return held{}, err
+		}
+		defer client.Close()
+		next, err := client.Renew(ctx, lease, ourClass)
+		if nak := (*nclient4.ErrNak)(nil); errors.As(err, &nak) {
+			return held{}, fmt.Errorf("%w: %w", errRefused, err)
+		}
+		if err != nil {
+			return held{}, err
+		}
+		return held4(nic, next), nil
+	}}
 }
 
 // given is the address of a lease, and its link.

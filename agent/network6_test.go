@@ -15,8 +15,8 @@ import (
 const inNamespace = "RECAST_AGENT_NAMESPACE"
 
 // The ramdisk of a machine that came by IPv6 gets its address by DHCPv6, though
-// its link-local address is tentative at first.
-func TestDHCPv6GivesTheRamdiskItsAddress(t *testing.T) {
+// its link-local address is tentative at first. It renews that, and IPv4's.
+func TestDHCPGivesTheRamdiskItsAddressAndRenewsIt(t *testing.T) {
 	if os.Getenv(inNamespace) == "" {
 		if os.Geteuid() != 0 {
 			t.Skip("needs root")
@@ -52,6 +52,7 @@ func TestDHCPv6GivesTheRamdiskItsAddress(t *testing.T) {
 	for _, cmd := range []*exec.Cmd{
 		exec.Command("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire", "netns", pid),
 		there("ip", "addr", "add", "2001:db8:20::2/64", "dev", "wire", "nodad"),
+		there("ip", "addr", "add", "10.20.0.2/24", "dev", "wire"),
 		there("ip", "link", "set", "wire", "up"),
 	} {
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -63,22 +64,39 @@ func TestDHCPv6GivesTheRamdiskItsAddress(t *testing.T) {
 	}
 	var said bytes.Buffer
 	server := there("dnsmasq", "-k", "--port=0", "-C", "/dev/null", "--interface=wire", "--bind-interfaces", "--user=root", "--dhcp-authoritative",
-		"--dhcp-range=2001:db8:20::9:1,2001:db8:20::9:1,5m", "--leasefile-ro", "--log-facility=-", "--pid-file=")
+		"--dhcp-range=2001:db8:20::9:1,2001:db8:20::9:1,5m", "--dhcp-range=10.20.0.90,10.20.0.90,6m", "--leasefile-ro", "--log-facility=-", "--pid-file=")
 	server.Stdout, server.Stderr = &said, &said
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
-	err := dhcp6(ctx, "eth0")
-	_ = server.Process.Kill()
-	_ = server.Wait()
+	defer func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+		if t.Failed() {
+			t.Logf("dnsmasq said:\n%s", said.String())
+		}
+	}()
+	has, err := dhcp6(ctx, "eth0")
 	if err != nil {
-		t.Fatalf("%v\ndnsmasq said:\n%s", err, said.String())
+		t.Fatal(err)
 	}
 	if got := address("eth0", true).String(); got != "2001:db8:20::9:1" {
 		t.Errorf("the interface has %s", got)
 	}
 	if a := address("eth0", false); a.IsValid() {
 		t.Errorf("and %s", a)
+	}
+	has4, err := dhcp(ctx, "eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // what was renewed can be renewed
+		if has, err = has.renew(ctx); err != nil || has.life != 5*time.Minute {
+			t.Fatalf("DHCPv6 renews for %s: %v", has.life, err)
+		}
+		if has4, err = has4.renew(ctx); err != nil || has4.life != 6*time.Minute {
+			t.Fatalf("DHCP renews for %s: %v", has4.life, err)
+		}
 	}
 }
 

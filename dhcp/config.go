@@ -12,7 +12,7 @@ import (
 
 // config is the declared truth as DHCP looks things up in it.
 type config struct {
-	options   map[*inventory.Network]netOptions
+	options   map[*inventory.Network]*netOptions
 	networks  []*inventory.Network // all but those with dhcp: off, by name
 	byMAC     map[inventory.MAC]*declared
 	byUUID    map[string][]inventory.MAC // the interfaces of a machine that declares one
@@ -44,7 +44,7 @@ func compile(set *inventory.Set) *config {
 	if set != nil {
 		machines = len(set.Machines)
 	}
-	c := &config{options: map[*inventory.Network]netOptions{}, byMAC: make(map[inventory.MAC]*declared, machines), byUUID: map[string][]inventory.MAC{}, kept: map[string]uint64{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: make(map[netip.Addr]inventory.MAC, machines)}
+	c := &config{options: map[*inventory.Network]*netOptions{}, byMAC: make(map[inventory.MAC]*declared, machines), byUUID: map[string][]inventory.MAC{}, kept: map[string]uint64{}, plugs: map[circuit][]plug{}, plugByMAC: map[inventory.MAC]inventory.Port{}, reserved: make(map[netip.Addr]inventory.MAC, machines)}
 	if set == nil {
 		return c
 	}

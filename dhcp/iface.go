@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"recast/inventory"
 )
@@ -172,9 +171,9 @@ func Describe(set *inventory.Set, ifaces []Interface) []string {
 		case inventory.UnknownDiscover:
 			unknown = "undeclared machines get an address and boot the ramdisk"
 		}
-		lease := defaultLease
-		if n.LeaseTime > 0 {
-			lease = time.Duration(n.LeaseTime)
+		lease := leaseTime(n).String()
+		if short := strangersTime(n); short < leaseTime(n) && (n.Unknown == inventory.UnknownLocal || n.Unknown == inventory.UnknownDiscover) {
+			lease += fmt.Sprintf(" (undeclared machines %s)", short)
 		}
 		line := fmt.Sprintf("dhcp: network %q (%s) %s; %d reserved addresses, %s, leases of %s; %s", n.Name, n.Subnet, where, reserved, pool, lease, unknown)
 		if n.Force {

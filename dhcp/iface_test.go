@@ -92,7 +92,7 @@ func TestDescribeSaysWhatIsAnswered(t *testing.T) {
 		{"nothing", inventory.EmptySet(), []string{"dhcp: no Network with dhcp: authoritative or proxy is declared: nothing is answered"}},
 		{"a network that is off", rack(func(s *inventory.Set) { s.Networks[0].DHCP = inventory.DHCPOff }),
 			[]string{"dhcp: no Network with dhcp: authoritative or proxy is declared: nothing is answered"}},
-		{"a rack", rack(), []string{`dhcp: network "rack1" (10.20.0.0/24) on eth0 as 10.20.0.2; 1 reserved addresses, pool of 100 addresses (10.20.0.100-10.20.0.199), leases of 1h0m0s; undeclared machines get an address and boot the ramdisk`}},
+		{"a rack", rack(), []string{`dhcp: network "rack1" (10.20.0.0/24) on eth0 as 10.20.0.2; 1 reserved addresses, pool of 100 addresses (10.20.0.100-10.20.0.199), leases of 1h0m0s (undeclared machines 15m0s); undeclared machines get an address and boot the ramdisk`}},
 		{"strangers ignored, forced, elsewhere", rack(unknown(inventory.UnknownIgnore), func(s *inventory.Set) {
 			s.Networks[0].Subnet, s.Networks[0].Pool, s.Networks[0].Force = netip.MustParsePrefix("10.21.0.0/24"), nil, true
 		}), []string{`dhcp: network "rack1" (10.21.0.0/24) through relays only (no interface has an address in it); 0 reserved addresses, no pool, leases of 1h0m0s; undeclared machines get no answer; answers even beside another DHCP server (force)`}},

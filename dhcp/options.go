@@ -63,11 +63,19 @@ func (q *question) answer(kind dhcpv4.MessageType) *packet4 {
 }
 
 // netOptions of a Network, encoded once. Replies share them and change none.
-type netOptions struct{ lease, renew, rebind, mask, router, dns, broadcast, routes []byte }
+type netOptions struct {
+	declared, stranger                   leaseOptions
+	mask, router, dns, broadcast, routes []byte
+}
 
-func optionsOf(n *inventory.Network) netOptions {
-	d := leaseTime(n)
-	o := netOptions{lease: seconds(d), renew: seconds(d / 2), rebind: seconds(d / 8 * 7),
+type leaseOptions struct{ lease, renew, rebind []byte }
+
+func leaseOptionsOf(d time.Duration) leaseOptions {
+	return leaseOptions{seconds(d), seconds(d / 2), seconds(d / 8 * 7)}
+}
+
+func optionsOf(n *inventory.Network) *netOptions {
+	o := &netOptions{declared: leaseOptionsOf(leaseTime(n)), stranger: leaseOptionsOf(strangersTime(n)),
 		mask: net.CIDRMask(n.Subnet.Bits(), 32)}
 	if n.Gateway.Is4() {
 		o.router = ip4(n.Gateway)
@@ -86,7 +94,10 @@ func optionsOf(n *inventory.Network) netOptions {
 
 // addLease adds the times of an OFFER or ACK.
 func (q *question) addLease(p *packet4) {
-	o := q.cfg.options[q.network]
+	o := &q.cfg.options[q.network].declared
+	if _, known := q.own(); !known {
+		o = &q.cfg.options[q.network].stranger
+	}
 	p.Options.Put(dhcpv4.OptionIPAddressLeaseTime, o.lease)
 	p.Options.Put(dhcpv4.OptionRenewTimeValue, o.renew)
 	p.Options.Put(dhcpv4.OptionRebindingTimeValue, o.rebind)

@@ -259,7 +259,7 @@ func (s *Server) learn(ctx context.Context, q *question, at plug, holder learned
 
 // present reports whether the address behind a port may still be there.
 func (s *Server) present(q *question, r inventory.PortRecord) bool {
-	if q.now.Before(r.Since.Add(q.leaseTime())) {
+	if q.now.Before(r.Since.Add(leaseTime(q.network))) {
 		return true // it was found a moment ago, and is booting
 	}
 	s.table.mu.Lock()

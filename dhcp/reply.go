@@ -25,6 +25,10 @@ const (
 	quarantine = 10 * time.Minute
 	// defaultLease serves a Network that names none.
 	defaultLease = time.Hour
+	// strangersLease is the longest of a client that nobody declares: a machine whose
+	// kept address strangers had before it was declared waits no longer than that, and
+	// each of them renews every seven minutes, which is still nothing.
+	strangersLease = 15 * time.Minute
 	// fullPause is how long a pool that was searched in vain is not searched again.
 	fullPause = time.Second
 )
@@ -383,6 +387,9 @@ func (q *question) choose(t *table) (netip.Addr, string) {
 			}
 		}
 	}
+	if known && finding == "" {
+		finding = q.waits(t)
+	}
 	if finding == "" {
 		but := ""
 		if keep := q.cfg.kept[n.Name]; keep > 0 && !known {
@@ -391,6 +398,31 @@ func (q *question) choose(t *table) (netip.Addr, string) {
 		finding = fmt.Sprintf("network %q: every address of the pool %s-%s is taken%s; make it larger or leaseTime shorter", n.Name, n.Pool.First, n.Pool.Last, but)
 	}
 	return netip.Addr{}, finding
+}
+
+// waits is the finding of a declared machine whose kept address strangers still
+// have, from before it was declared; "" where none do.
+func (q *question) waits(t *table) string {
+	n, keep := q.network, q.cfg.kept[q.network.Name]
+	var first, last time.Time
+	for i := range keep {
+		r := t.byAddr[place{n.Name, slot(n.Pool, slots(n.Pool)-1-i)}]
+		if r == nil || r.Machine != "" || r.State != inventory.LeaseBound || !q.now.Before(r.Expires) || q.cfg.byMAC[r.MAC] != nil {
+			continue
+		}
+		if first.IsZero() || r.Expires.Before(first) {
+			first = r.Expires
+		}
+		if r.Expires.After(last) {
+			last = r.Expires
+		}
+	}
+	if first.IsZero() {
+		return ""
+	}
+	at := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+	return fmt.Sprintf("network %q: every address of the pool %s-%s is taken, those kept for declared machines by strangers from before; these cannot renew them: the first becomes free by %s, the last by %s; make the pool larger, or wait",
+		n.Name, n.Pool.First, n.Pool.Last, at(first), at(last))
 }
 
 // allowed reports whether the client may have the address now.
@@ -448,7 +480,15 @@ func (q *question) isOurs(id netip.Addr) bool { return id == q.req.override || q
 // weAre reports whether an address is this server's own.
 func (q *question) weAre(a netip.Addr) bool { return a == q.server || slices.Contains(q.ours, a) }
 
-func (q *question) leaseTime() time.Duration { return leaseTime(q.network) }
+// leaseTime is how long the client is promised an address.
+func (q *question) leaseTime() time.Duration {
+	if _, known := q.own(); !known {
+		return strangersTime(q.network)
+	}
+	return leaseTime(q.network)
+}
+
+func strangersTime(n *inventory.Network) time.Duration { return min(leaseTime(n), strangersLease) }
 
 func leaseTime(n *inventory.Network) time.Duration {
 	if d := time.Duration(n.LeaseTime); d > 0 {

@@ -27,7 +27,7 @@ type rawNetwork struct {
 	Gateway   text       `yaml:"gateway" form:"addr4" doc:"the default route; IPv6 routers announce themselves"`
 	Routes    []rawRoute `yaml:"routes" doc:"what is reached by another router than the gateway"`
 	DNS       []text     `yaml:"dns" form:"addr" doc:"name servers"`
-	LeaseTime text       `yaml:"leaseTime" form:"duration" doc:"how long an address is promised; default 1h"`
+	LeaseTime text       `yaml:"leaseTime" form:"duration" doc:"how long an address is promised; default 1h; undeclared machines get at most 15m of it"`
 	Force     boolean    `yaml:"force" doc:"answer although another DHCP server was seen"`
 	Listen    text       `yaml:"listen" doc:"the interface to serve on, where two have an address in the subnet"`
 	VLAN      number     `yaml:"vlan" doc:"the tag that frames have at the machines; left out where their switch ports take it off"`
