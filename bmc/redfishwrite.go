@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -78,14 +79,31 @@ func (d *redfishDriver) write(ctx context.Context, method, uri, match string, v 
 	}
 	response, err := d.do(ctx, method, uri, match, body)
 	if err != nil {
-		return err
+		return withoutURIs(err)
 	}
 	said, _ := io.ReadAll(response.Body) // in memory already
 	_ = response.Body.Close()
 	if response.StatusCode != http.StatusAccepted {
 		return nil
 	}
-	return d.settle(ctx, response.Header, said)
+	return withoutURIs(d.settle(ctx, response.Header, said))
+}
+
+var foreignURI = regexp.MustCompile(`(?i)https?:[^\s'"<>]*`)
+
+// withoutURIs takes out of a refusal what it repeats of the request: the URI of a
+// boot file or an image may hold a token, and errors are shown and kept.
+func withoutURIs(err error) error {
+	var answer *AnswerError
+	if errors.As(err, &answer) {
+		answer.Message = foreignURI.ReplaceAllStringFunc(answer.Message, func(uri string) string {
+			if strings.Contains(uri, "/redfish/v1/") {
+				return uri
+			}
+			return "(URI)"
+		})
+	}
+	return err
 }
 
 const (

@@ -256,6 +256,43 @@ func TestAcceptedInsertionThatDoesNotShowIsNotTriedInAnotherForm(t *testing.T) {
 	}
 }
 
+func TestRefusalDoesNotRepeatTheTokenOfAURI(t *testing.T) {
+	t.Parallel()
+	const uri = "http://192.0.2.1/boot/SECRET/m.iso"
+	s := newMediaTree(t, map[string]string{"/Systems/1": `{"PowerState":"Off","Boot":{"BootSourceOverrideTarget":"None","HttpBootUri":null,
+		"BootSourceOverrideTarget@Redfish.AllowableValues":["UefiHttp"]}}`})
+	asTask := false
+	s.on = func(w http.ResponseWriter, method, path string, body map[string]any) bool {
+		text := "The value '" + uri + strings.Repeat("/x", 200) + "' is not liked."
+		switch {
+		case strings.HasSuffix(path, "/Tasks/1"):
+			fmt.Fprintf(w, `{"TaskState":"Exception","Messages":[{"MessageId":"Base.1.8.PropertyValueFormatError","Message":%q}]}`, text)
+		case method == http.MethodGet:
+			return false
+		case asTask:
+			w.Header().Set("Location", "/redfish/v1/TaskService/Tasks/1")
+			w.WriteHeader(http.StatusAccepted)
+		default:
+			refuse(w, http.StatusBadRequest, "Base.1.8.PropertyValueFormatError", text)
+		}
+		return true
+	}
+	c := s.dial()
+	for range 2 {
+		for _, err := range []error{
+			c.SetNextBoot(within(t, 20*time.Second), bmc.NextBoot{Device: bmc.BootHTTP, UEFI: true, URI: uri}),
+			c.(bmc.Media).InsertMedia(within(t, 20*time.Second), uri),
+		} {
+			if !errors.Is(err, bmc.ErrRejected) || strings.Contains(err.Error(), "SECRET") || !strings.Contains(err.Error(), "(URI)") {
+				t.Errorf("as a task %v: %v", asTask, err)
+			}
+		}
+		s.mu.Lock()
+		asTask = true
+		s.mu.Unlock()
+	}
+}
+
 func TestTaskElsewhereIsNotFollowed(t *testing.T) {
 	t.Parallel()
 	s := newTree(t, map[string]string{"/Systems/1": `{"PowerState":"Off","Boot":{"BootSourceOverrideTarget":"None","BootSourceOverrideEnabled":"Disabled"}}`})
