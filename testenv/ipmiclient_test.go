@@ -213,7 +213,7 @@ func ipmiHold(t *testing.T, b *IPMIBMC) (end func()) {
 
 func TestSessionsAreFewAndEndWhenIdle(t *testing.T) {
 	t.Parallel()
-	b := ipmiBMC(t, &SimMachine{}, IPMIOptions{Sessions: 2, Idle: 4 * time.Second})
+	b := ipmiBMC(t, &SimMachine{}, IPMIOptions{Sessions: 2, Idle: 8 * time.Second})
 	ipmiSays(t, b, strings.Fields("power status"))
 	ipmiHold(t, b)()
 	ipmiHold(t, b)() // killed, both: their sessions stay
