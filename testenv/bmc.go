@@ -50,7 +50,8 @@ type BMCFaults struct {
 	CutShort bool
 	// LoseReply executes a power command and never answers it.
 	LoseReply bool
-	// LoseEveryReply does so with all that changes something (IPMI).
+	// LoseEveryReply does so with all that changes something (Redfish: a system, or
+	// a drive of it).
 	LoseEveryReply bool
 	// LoseIn and LoseOut are the probabilities with which a packet to the BMC and
 	// one from it is lost (IPMI).

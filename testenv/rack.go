@@ -274,6 +274,7 @@ func (r *Rack) addBMC(i int, node *RackNode) error {
 		}
 		node.Redfish, err = NewRedfish(RedfishOptions{Listener: l, Certificate: certificate, User: r.BMCUser, Password: r.BMCPassword,
 			UUID: node.UUID, Serial: node.Serial, Machine: node.QEMU, Faults: node.Spec.Faults,
+			Hardware: redfishHardwareOf(node.QEMU),
 			Dial: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 				err = r.Net.Do(func() error {
 					conn, err = (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, network, addr)

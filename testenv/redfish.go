@@ -46,6 +46,8 @@ type RedfishOptions struct {
 	OtherSystems []RedfishSystem
 	// UUID and Serial of the machine, as its SMBIOS tells them; may be empty.
 	UUID, Serial string
+	// Hardware of the machine, as its BMC tells it.
+	Hardware RedfishHardware
 	// What the vendor calls itself and its things; the defaults are ours.
 	Vendor, Product, Manufacturer, Model, Firmware string
 	// BaseRegistry is the version of the messages in errors; default Base.1.19. Some

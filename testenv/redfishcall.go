@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -106,11 +105,12 @@ func (c *redfishCall) dispatch(resource *redfishResource) {
 			return
 		case resource.get != nil:
 			c.log("")
-			if slices.ContainsFunc(strings.Split(c.r.URL.RawQuery, "&"), func(q string) bool { return strings.HasPrefix(q, "$") }) {
+			body, ok := c.page(resource.get())
+			if !ok {
 				c.fail(http.StatusNotImplemented, "QueryNotSupported")
 				return
 			}
-			c.reply(http.StatusOK, resource.get())
+			c.reply(http.StatusOK, body)
 			return
 		}
 	case http.MethodPatch:
@@ -144,6 +144,32 @@ func (c *redfishCall) dispatch(resource *redfishResource) {
 	c.log(": refused")
 	c.w.Header().Set("Allow", resource.allow())
 	c.fail(http.StatusMethodNotAllowed, "OperationNotAllowed")
+}
+
+// page is the part of a collection that was asked for by a link of ours; no other
+// query is known (false).
+func (c *redfishCall) page(body map[string]any) (map[string]any, bool) {
+	members, isCollection := body["Members"].([]any)
+	size, from := c.faults.Redfish.Page, 0
+	for name, values := range c.r.URL.Query() {
+		if !strings.HasPrefix(name, "$") {
+			continue // DSP0266, 7.3.1: to be ignored
+		}
+		n, err := strconv.Atoi(values[0])
+		if name != "$skip" || size == 0 || !isCollection || err != nil || n < 0 || n > len(members) {
+			return nil, false
+		}
+		from = n
+	}
+	if size == 0 || !isCollection {
+		return body, true
+	}
+	if end := from + size; end < len(members) {
+		members = members[:end]
+		body["Members@odata.nextLink"] = c.path + "?$skip=" + strconv.Itoa(end)
+	}
+	body["Members"] = members[from:]
+	return body, true
 }
 
 func (r *redfishResource) isPublic(method string) bool {

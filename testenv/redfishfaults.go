@@ -60,6 +60,9 @@ type RedfishFaults struct {
 	RedirectTo string
 	// RedirectSlash answers 308 to a path without a slash at its end.
 	RedirectSlash bool
+	// Page is how many members a collection tells at once, with a link to the
+	// next; 0: all.
+	Page int
 	// Holes are the properties left out of every resource.
 	Holes []string
 	// NumbersAsText writes every number as a string.

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -159,6 +160,11 @@ func TestRedfishFaultsDoWhatTheySay(t *testing.T) {
 			steps: []redfishStep{{method: "HEAD", path: redfishTestSystem, status: 308}, {method: "GET", path: redfishTestSystem + "/", status: 200}}},
 		"registries are compressed": {faults: BMCFaults{Redfish: RedfishFaults{Gzip: GzipDemand}},
 			steps: []redfishStep{{method: "GET", path: "/redfish/v1/Registries/Base", header: http.Header{"Accept-Encoding": {"identity"}}, status: 406}, get("/redfish/v1/Registries/Base", "Id", "Base")}},
+		"collections come in pages": {faults: BMCFaults{Redfish: RedfishFaults{Page: 2}}, steps: []redfishStep{
+			get("/redfish/v1/AccountService/Roles", "Members@odata.nextLink", "/redfish/v1/AccountService/Roles?$skip=2"),
+			get("/redfish/v1/AccountService/Roles?$skip=2", "Members", `[{"@odata.id":"/redfish/v1/AccountService/Roles/ReadOnly"}]`),
+			get("/redfish/v1/AccountService/Roles?$skip=2", "Members@odata.count", "3"),
+			{method: "GET", path: "/redfish/v1/AccountService/Roles?$skip=4", status: 501}}},
 		"queries are not known": {steps: []redfishStep{{method: "GET", path: "/redfish/v1/Systems?$expand=.", status: 501}}},
 		"another OData version": {steps: []redfishStep{{method: "GET", path: redfishTestSystem, header: http.Header{"Odata-Version": {"3.0"}}, status: 412}}},
 		"an empty account is none": {options: RedfishOptions{AccountSlots: 3}, steps: []redfishStep{
@@ -370,4 +376,22 @@ func TestRedfishUefiHttpIsHandedToTheMachine(t *testing.T) {
 	// BIOS firmware has none.
 	bios := redfishBMC(t, &SimMachine{}, RedfishOptions{})
 	patch(redfishTestSystem, `{"Boot":{"BootSourceOverrideTarget":"UefiHttp"}}`, 400, "PropertyValueNotInList").run(t, bios)
+}
+
+func TestRedfishLosesTheReplyToWhatItDid(t *testing.T) {
+	b := redfishBMC(t, &SimMachine{Firmware: true}, RedfishOptions{Faults: BMCFaults{LoseEveryReply: true}})
+	r, err := http.NewRequestWithContext(t.Context(), "PATCH", "https://"+b.Addr()+redfishTestSystem, strings.NewReader(redfishTestPXE))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetBasicAuth("admin", "secret")
+	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	if response, err := transport.RoundTrip(r); err == nil {
+		response.Body.Close()
+		t.Errorf("answered %s", response.Status)
+	}
+	get(redfishTestSystem, "Boot/BootSourceOverrideTarget", "Pxe").run(t, b)
+	if b.Done("set-boot") != 1 {
+		t.Errorf("log %v", b.Requests())
+	}
 }

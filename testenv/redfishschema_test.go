@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"recast/inventory"
 )
 
 // The schemas are DMTF's (DSP8010), reduced to what judges a resource and to the
@@ -442,7 +444,8 @@ func TestRedfishResourcesAreValidBySchema(t *testing.T) {
 		options RedfishOptions
 		least   int // resources
 	}{
-		"plain": {RedfishOptions{UUID: "8a1f0f52-0000-4000-8000-000000000005", Serial: "S1"}, 45},
+		"plain": {RedfishOptions{UUID: "8a1f0f52-0000-4000-8000-000000000005", Serial: "S1",
+			Hardware: RedfishHardware{MACs: []string{"52:54:00:00:00:01", "52:54:00:00:00:02"}, Cores: 2, MemoryMiB: 1536, Disks: []inventory.DiskID{{Serial: "D1", Size: 1 << 30}, {Size: 1 << 31}}}}, 54},
 		"with every variant": {RedfishOptions{MediaUnderSystem: true, AccountSlots: 4, OtherSystems: []RedfishSystem{{ID: "2"}},
 			Faults: BMCFaults{LockAfter: 3, Redfish: RedfishFaults{ActionInfo: true, Settings: SettingsObject, Task: TaskOK}}}, 54},
 		"with a decoy": {RedfishOptions{Faults: BMCFaults{Redfish: RedfishFaults{Settings: SettingsDecoy}}}, 46},

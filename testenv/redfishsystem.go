@@ -261,6 +261,7 @@ func (s *redfishSystem) resource() map[string]any {
 			"Chassis":   []any{redfishID(redfishChassis)},
 		},
 	}
+	s.hardware(fields)
 	if s.uuid != "" {
 		fields["UUID"] = s.uuid
 	}

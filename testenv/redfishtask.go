@@ -77,7 +77,7 @@ func (c *redfishCall) change(name string, power bool, do func() error) {
 		c.broken(err)
 		return
 	}
-	if power && faults.LoseReply {
+	if power && faults.LoseReply || faults.LoseEveryReply {
 		panic(http.ErrAbortHandler) // the connection ends without an answer
 	}
 	if faults.RejectAfter {

@@ -37,6 +37,13 @@ var redfishRoutes = []struct {
 	{"Systems/*/VirtualMedia", (*RedfishBMC).systemMediaCollection},
 	{"Systems/*/VirtualMedia/*", (*RedfishBMC).systemMediaAt},
 	{"Systems/*/VirtualMedia/*/Actions/*", (*RedfishBMC).systemMediaActionAt},
+	{"Systems/*/EthernetInterfaces", (*RedfishBMC).ethernetAt},
+	{"Systems/*/EthernetInterfaces/*", (*RedfishBMC).ethernetAt},
+	{"Systems/*/Processors", (*RedfishBMC).processorAt},
+	{"Systems/*/Processors/*", (*RedfishBMC).processorAt},
+	{"Systems/*/Storage", (*RedfishBMC).storageAt},
+	{"Systems/*/Storage/*", (*RedfishBMC).storageAt},
+	{"Systems/*/Storage/0/Drives/*", (*RedfishBMC).driveAt},
 	{"Managers", (*RedfishBMC).managerCollection},
 	{"Managers/1", (*RedfishBMC).managerResource},
 	{"Managers/1/Actions/Manager.Reset", (*RedfishBMC).managerReset},
@@ -165,7 +172,7 @@ func (b *RedfishBMC) odataResource([]string) *redfishResource {
 // redfishSchemas are the types of the tree and their versions, of DSP8010.
 var redfishSchemas = []string{
 	"AccountService.v1_18_1", "ActionInfo.v1_6_0", "Certificate.v1_11_0", "CertificateCollection", "CertificateLocations.v1_0_4",
-	"CertificateService.v1_2_2", "Chassis.v1_28_0", "ChassisCollection", "ComputerSystem.v1_28_0", "ComputerSystemCollection",
+	"CertificateService.v1_2_2", "Drive.v1_22_0", "EthernetInterface.v1_12_5", "EthernetInterfaceCollection", "Processor.v1_23_0", "ProcessorCollection", "Storage.v1_22_0", "StorageCollection", "Chassis.v1_28_0", "ChassisCollection", "ComputerSystem.v1_28_0", "ComputerSystemCollection",
 	"Event.v1_13_0", "EventDestination.v1_17_0", "EventDestinationCollection", "EventService.v1_12_0", "LogEntry.v1_21_0",
 	"LogEntryCollection", "LogService.v1_9_0", "LogServiceCollection", "Manager.v1_25_0", "ManagerAccount.v1_14_1",
 	"ManagerAccountCollection", "ManagerCollection", "ManagerNetworkProtocol.v1_13_0", "Message.v1_3_0", "MessageRegistryFile.v1_1_5",
