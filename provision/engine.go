@@ -44,6 +44,8 @@ type Config struct {
 	// SoftOff is how long an operating system may take to shut down before power
 	// is cut; 0 means 30 s, negative cuts at once.
 	SoftOff time.Duration
+	// WatchBMCs is how often each BMC is asked for its machine's power; 0 never.
+	WatchBMCs time.Duration
 	// Findings of the DHCP server, for Explain; nil none.
 	Findings func() []string
 	Log      *slog.Logger
@@ -128,10 +130,11 @@ type machine struct {
 	shown atomic.Pointer[State]
 	moves atomic.Uint64 // how often it was changed in a way that may let others start
 
-	bmcMu   sync.Mutex    // one conversation at a time about a machine's power
-	asked   bmcNow        // under bmcMu; void once we did something
-	booting atomic.Bool   // what it asked to boot is being recorded
-	orders  chan struct{} // closed and renewed when the agent's order may have changed
+	bmcMu    sync.Mutex    // one conversation at a time about a machine's power
+	boardDue time.Time     // under bmcMu: when to ask which board it is
+	asked    bmcNow        // under bmcMu; void once we did something
+	booting  atomic.Bool   // what it asked to boot is being recorded
+	orders   chan struct{} // closed and renewed when the agent's order may have changed
 }
 
 // Open reads everything into memory, so that the boot path never waits for the
@@ -395,6 +398,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.spawn(func() { e.watchPorts(ctx) })
 	e.resume(ctx)
 	e.sweepBMCs(ctx)
+	e.spawn(func() { e.watchBMCs(ctx) })
 	e.applyMu.Lock()
 	e.collect(ctx) // what a crash left
 	e.applyMu.Unlock()

@@ -30,6 +30,7 @@ type site struct {
 	images *image.Store
 	image  inventory.Digest
 	bmcs   map[string]*bmc.Fake // by host
+	watch  time.Duration
 	*Engine
 	stop func()
 }
@@ -103,7 +104,7 @@ func (s *site) open() {
 		OwnAddresses: func() []netip.Addr {
 			return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.9.9.9")}
 		},
-		AgentPort: 8443, BootPort: 8080, SoftOff: -1,
+		AgentPort: 8443, BootPort: 8080, SoftOff: -1, WatchBMCs: s.watch,
 		Ramdisk: func(inventory.Arch) RamdiskFiles { return RamdiskFiles{Kernel: "/r/vmlinuz", Initrd: "/r/initrd.img"} },
 		Dial: func(ctx context.Context, target bmc.Target) (bmc.Client, error) {
 			_, host, _ := strings.Cut(target.URL, "://")

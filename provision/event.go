@@ -3,6 +3,7 @@ package provision
 import (
 	"time"
 
+	"recast/bmc"
 	"recast/inventory"
 )
 
@@ -91,6 +92,12 @@ type Noticed struct {
 	About   string // what findings that it replaces begin with; "" none
 }
 
+// Looked: what a machine's BMC shows, while nothing is done to it.
+type Looked struct {
+	Power bmc.PowerState
+	Board *Board // nil: not asked
+}
+
 // Reverted: what is wanted again is what an untouched machine holds.
 type Reverted struct{}
 
@@ -111,6 +118,7 @@ func (Aborted) event()    {}
 func (Held) event()       {}
 func (Suspected) event()  {}
 func (Noticed) event()    {}
+func (Looked) event()     {}
 func (Reverted) event()   {}
 func (Mended) event()     {}
 

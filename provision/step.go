@@ -76,6 +76,8 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 		t.suspected(ev)
 	case Noticed:
 		t.noticed(ev)
+	case Looked:
+		t.looked(ev)
 	case Reverted:
 		t.reverted()
 	case Mended:
@@ -173,7 +175,7 @@ func (t *transition) started(ev Started) {
 	t.Status.FailedImage = ""
 	switch ev.Purpose {
 	case PurposeDeploy:
-		t.Status.Findings = nil // they are about what ends now; the timeline keeps them
+		t.Status.Findings, t.Status.Board = nil, nil // they are about what ends now; the timeline keeps them
 	case PurposeWipe:
 		t.Status.Findings = dropFindings(t.Status.Findings, notWiped)
 	}

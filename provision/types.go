@@ -138,6 +138,7 @@ type Status struct {
 	// BootOrder of the firmware, in hex, as the agent left it with the present disk.
 	BootOrder string `json:"bootOrder,omitempty"`
 	Power     string `json:"power,omitempty"`    // as last seen: on, off, unknown
+	Board     *Board `json:"board,omitempty"`    // that its BMC showed first, since the last write
 	Restarts  int    `json:"restarts,omitempty"` // of the ramdisk within this attempt
 }
 

@@ -311,6 +311,7 @@ func TestConfigurationIsStrict(t *testing.T) {
 		"boot: :80\nimages: {maxsise: 1}": `recast.yaml:2: images.maxsise: unknown field; did you mean "maxSize"?`,
 		"images: {maxSize: 64}":           `recast.yaml:1: images.maxSize: bad value "64"; want a size such as 64GiB`,
 		"softOff: 30":                     `recast.yaml:1: softOff: bad value "30"; want a duration such as 30s or 2m`,
+		"watchBMCs: 1s":                   `recast.yaml:1: watchBMCs: 1s is out of bounds; want 10s to 24h, or 0s for never`,
 		"softOff: 2h":                     `recast.yaml:1: softOff: 2h0m0s is out of bounds; want 0s to 1h`,
 		"boot: 8080":                      `recast.yaml:1: boot: address "8080": want [host]:port`,
 		"agent: :99999":                   `recast.yaml:1: agent: address ":99999": the port must be 1-65535`,

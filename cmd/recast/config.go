@@ -39,7 +39,9 @@ type config struct {
 	Turns int `yaml:"turns"`
 	// SoftOff is how long an operating system may take to shut down.
 	SoftOff time.Duration `yaml:"softOff"`
-	Log     struct {
+	// WatchBMCs is how often each BMC is asked for its machine's power; 0 never.
+	WatchBMCs time.Duration `yaml:"watchBMCs"`
+	Log       struct {
 		Level string `yaml:"level"` // debug, info, warn, error
 	} `yaml:"log"`
 }
@@ -55,6 +57,7 @@ func defaults() config {
 	c.Images.MaxSize = 64 << 30
 	c.Turns = 64
 	c.SoftOff = 30 * time.Second
+	c.WatchBMCs = 5 * time.Minute
 	c.Log.Level = "info"
 	return c
 }
@@ -209,6 +212,9 @@ func (p *configParser) check(c config) {
 	}
 	if c.SoftOff < 0 || c.SoftOff > time.Hour {
 		p.problem(p.lines["softOff"], "softOff", fmt.Sprintf("%s is out of bounds", c.SoftOff), "want 0s to 1h")
+	}
+	if c.WatchBMCs != 0 && (c.WatchBMCs < 10*time.Second || c.WatchBMCs > 24*time.Hour) {
+		p.problem(p.lines["watchBMCs"], "watchBMCs", fmt.Sprintf("%s is out of bounds", c.WatchBMCs), "want 10s to 24h, or 0s for never")
 	}
 	if _, err := logLevel(c.Log.Level); err != nil {
 		p.problem(p.lines["log.level"], "log.level", fmt.Sprintf("unknown level %q", c.Log.Level), "want debug, info, warn or error")

@@ -215,7 +215,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	}
 	if s.engine, err = provision.Open(ctx, provision.Config{Store: s.store, Images: s.images,
 		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, OwnAddresses: localAddrs, AgentPort: agentPort, BootPort: bootPort, SyslogPort: syslogPort,
-		Ramdisk: (&ramdiskFolder{dir: s.ramdiskDir()}).files, Loader: s.loaderProblem, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
+		Ramdisk: (&ramdiskFolder{dir: s.ramdiskDir()}).files, Loader: s.loaderProblem, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), WatchBMCs: s.WatchBMCs, Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
 	if s.token, err = readToken("operator", filepath.Join(s.Data, "operator.token"), func() error {
