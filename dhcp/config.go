@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
@@ -144,8 +145,9 @@ func (c *config) networkOf(a netip.Addr) *inventory.Network {
 	return nil
 }
 
-// network is the Network a client is on: the one the relay names, else for a
-// client that was unicast to us (its link may be behind a router) the one of
+// network is the Network a client is on: the one the relay selects, else the one
+// that the client does (RFC 3527 §3: the relay's word is the stronger), else the
+// relay's own; without a relay for a client that was unicast to us (its link may be behind a router) the one of
 // its own address, else the one of the interface. The second result says that
 // it is on the link the packet came in on.
 func (c *config) network(r *request, local []*inventory.Network, unicast bool) (*inventory.Network, bool) {
@@ -153,7 +155,14 @@ func (c *config) network(r *request, local []*inventory.Network, unicast bool) (
 		if r.link.IsValid() {
 			return c.networkOf(r.link), false
 		}
+		if r.subnet.IsValid() {
+			return c.networkOf(r.subnet), false
+		}
 		return c.networkOf(r.giaddr), false
+	}
+	if r.subnet.IsValid() {
+		n := c.networkOf(r.subnet)
+		return n, slices.Contains(local, n)
 	}
 	claimed := r.ciaddr
 	if r.six != nil {

@@ -294,6 +294,9 @@ func (s *Server) question(p arrival, q *question) string {
 		if r.giaddr.IsValid() && r.link.IsValid() && r.six == nil {
 			return silenceSelected
 		}
+		if r.subnet.IsValid() {
+			return silenceSubnet
+		}
 		return "no Network here"
 	}
 	r.client.Network = q.network.Name
@@ -301,7 +304,9 @@ func (s *Server) question(p arrival, q *question) string {
 		q.server = p.dst
 	}
 	for _, d := range at.duties {
-		if !q.onLink || d.site.network.Name != q.network.Name {
+		serves := q.onLink && d.site.network.Name == q.network.Name
+		// Whatever subnet a client selects, its own link may be another server's.
+		if !serves && (!r.subnet.IsValid() || r.giaddr.IsValid()) {
 			continue
 		}
 		switch d.state.Load() {
@@ -310,7 +315,9 @@ func (s *Server) question(p arrival, q *question) string {
 		case dutySilent:
 			return "another DHCP server"
 		}
-		q.server = d.site.server
+		if serves {
+			q.server = d.site.server
+		}
 	}
 	if addrs := at.iface.of(q.network); !q.server.IsValid() && len(addrs) > 0 {
 		q.server = addrs[0].Addr()

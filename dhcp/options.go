@@ -53,8 +53,9 @@ func (q *question) answer(kind dhcpv4.MessageType) *packet4 {
 	p.Options.Put(dhcpv4.OptionServerIdentifier, ip4(id))
 	// RFC 6842: a client identifier is sent back. The relay's option goes back
 	// byte for byte; the encoder puts it last (RFC 3046 §2.1). A switch that
-	// adds it without a giaddr waits for it too.
-	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation} {
+	// adds it without a giaddr waits for it too. Who selects a subnet discards an
+	// answer that does not repeat it (RFC 3011 §2).
+	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionSubnetSelection, dhcpv4.OptionRelayAgentInformation} {
 		if r.Options.Has(code) {
 			p.Options.Put(code, r.Options.Get(code))
 		}

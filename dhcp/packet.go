@@ -60,6 +60,7 @@ type request struct {
 	serverID  netip.Addr // option 54
 	port      inventory.Port
 	link      netip.Addr // option 82.5: the subnet, where giaddr is not in it
+	subnet    netip.Addr // option 118: the subnet that the client wants (RFC 3011)
 	override  netip.Addr // option 82.11: the server identifier the relay wants
 	ownPort   bool       // option 82.19: the relay is answered where it asked from
 	hostname  string
@@ -98,6 +99,7 @@ func (r *request) read() error {
 	r.ciaddr, r.giaddr = addr4(p.ClientIPAddr[:]), addr4(p.GatewayIPAddr[:])
 	r.requested = addr4(p.Options.Get(dhcpv4.OptionRequestedIPAddress))
 	r.serverID = addr4(p.Options.Get(dhcpv4.OptionServerIdentifier))
+	r.subnet = addr4(p.Options.Get(dhcpv4.OptionSubnetSelection))
 	r.hostname = hostname(p.Options.Get(dhcpv4.OptionHostName))
 	t := p.Options.Get(dhcpv4.OptionDHCPMessageType)
 	if len(t) != 1 {

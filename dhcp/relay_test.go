@@ -103,6 +103,51 @@ func TestLinkSelectionNamesTheSubnet(t *testing.T) {
 	}
 }
 
+// RFC 3011: a client may select the subnet, unless its relay does (RFC 3527 §3). It
+// discards what does not repeat its option.
+func TestSubnetSelectionNamesTheSubnetUnlessTheRelayDoes(t *testing.T) {
+	set := rack(func(s *inventory.Set) {
+		for i, subnet := range []string{"10.30.0", "10.40.0"} {
+			s.Networks = append(s.Networks, &inventory.Network{Name: fmt.Sprintf("rack%d", i+2), Subnet: netip.MustParsePrefix(subnet + ".0/24"),
+				DHCP: inventory.DHCPAuthoritative, Unknown: inventory.UnknownDiscover, LeaseTime: s.Networks[0].LeaseTime,
+				Pool: &inventory.AddrRange{First: netip.MustParseAddr(subnet + ".100"), Last: netip.MustParseAddr(subnet + ".199")}})
+		}
+	})
+	selects := func(b ...byte) func(*dhcpv4.DHCPv4) { return option(118, b...) }
+	for _, tt := range []struct {
+		name   string
+		packet *dhcpv4.DHCPv4
+		want   string
+	}{
+		{"on our link", message(DISCOVER, macStranger, wantsBroadcast, selects(10, 30, 0, 0)), "OFFER 10.30.0.173 to 255.255.255.255:68"},
+		{"request", message(REQUEST, macStranger, wantsBroadcast, requested("10.30.0.173"), serverID("10.20.0.2"), selects(10, 30, 0, 0)), "ACK 10.30.0.173 to 255.255.255.255:68; bound 10.30.0.173 for 15m0s"},
+		{"request of another's", message(REQUEST, macStranger, requested("10.30.0.9"), serverID("10.20.0.2"), selects(10, 30, 0, 0)), "NAK to 255.255.255.255:68"},
+		{"behind a relay", message(DISCOVER, macStranger, giaddr("10.20.0.254"), selects(10, 30, 0, 0)), "OFFER 10.30.0.173 to 10.20.0.254:67"},
+		{"behind a relay that selects too", message(DISCOVER, macStranger, giaddr("10.20.0.254"), selects(10, 30, 0, 0), option(82, 5, 4, 10, 40, 0, 0)), "OFFER 10.40.0.173 to 10.20.0.254:67"},
+		{"a subnet nobody declared", message(DISCOVER, macStranger, selects(10, 99, 0, 0)), "silent: no Network here"},
+		{"0.0.0.0 selects nothing", message(DISCOVER, macStranger, wantsBroadcast, selects(0, 0, 0, 0)), "OFFER 10.20.0.173 to 255.255.255.255:68"},
+		{"too short to mean one", message(DISCOVER, macStranger, wantsBroadcast, selects(10, 30)), "OFFER 10.20.0.173 to 255.255.255.255:68"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := ask(t, set, tt.packet, nil)
+			if brief(got) != tt.want {
+				t.Errorf("%s; want %s", brief(got), tt.want)
+			}
+			if got.packet != nil && !bytes.Equal(got.packet.Options[118], tt.packet.Options[118]) {
+				t.Errorf("118 comes back as %x", got.packet.Options[118])
+			}
+		})
+	}
+	r := newRig(t, set)
+	if why := r.silence(message(DISCOVER, macStranger, selects(10, 99, 0, 0))); why != silenceSubnet {
+		t.Errorf("silent for %q", why)
+	}
+	r.link.state.Load().duties[0].state.Store(dutySilent)
+	if why := r.silence(message(DISCOVER, macStranger, selects(10, 30, 0, 0))); why != "another DHCP server" {
+		t.Errorf("silent for %q", why)
+	}
+}
+
 // RFC 5107: the relay wants all the client's packets, renewals too, so the
 // client must take it for the server.
 func TestServerIdentifierOverrideMakesTheRelayTheServer(t *testing.T) {

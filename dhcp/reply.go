@@ -113,6 +113,7 @@ const (
 	silenceExhausted = "no free address"
 	silenceUnloaded  = "leases not read yet"
 	silenceSelected  = "no Network on the link that its relay selects"
+	silenceSubnet    = "no Network in the subnet that it selects"
 )
 
 // reply decides the answer to one packet (RFC 2131 §4.3). It reads the lease
