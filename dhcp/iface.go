@@ -69,8 +69,9 @@ type site struct {
 }
 
 // attach finds the interface of each served Network: the one whose own
-// address lies in its subnet. Two of them need the Network's listen.
-func attach(networks []*inventory.Network, ifaces []Interface) []site {
+// address lies in its subnet. Two of them need the Network's listen; one that is
+// served from one of them already (was) stays there until it is written.
+func attach(networks []*inventory.Network, ifaces []Interface, was []site) []site {
 	var sites []site
 	for _, n := range networks {
 		s := site{network: n}
@@ -87,15 +88,34 @@ func attach(networks []*inventory.Network, ifaces []Interface) []site {
 		}
 		switch {
 		case len(names) > 1:
-			s.iface, s.server = nil, netip.Addr{}
-			s.problem = fmt.Errorf("network %q: interfaces %s all have an address in %s: write listen: %s (or another of them) in its spec",
-				n.Name, strings.Join(names, ", "), n.Subnet, names[0])
+			first, now := names[0], ""
+			if s.iface, s.server = stays(n, ifaces, was); s.iface != nil {
+				first, now = s.iface.Name, fmt.Sprintf("it goes on on %s, until the next start; ", s.iface.Name)
+			}
+			s.problem = fmt.Errorf("network %q: interfaces %s all have an address in %s: %swrite listen: %s (or another of them) in its spec",
+				n.Name, strings.Join(names, ", "), n.Subnet, now, first)
 		case len(names) == 0 && n.Listen != "":
 			s.problem = fmt.Errorf("network %q: listen names the interface %q, which has no address in %s", n.Name, n.Listen, n.Subnet)
 		}
 		sites = append(sites, s)
 	}
 	return sites
+}
+
+// stays is the interface that a Network was served from, if it still has the address.
+func stays(n *inventory.Network, ifaces []Interface, was []site) (*Interface, netip.Addr) {
+	for _, s := range was {
+		if s.network.Name != n.Name || s.iface == nil || !n.Subnet.Contains(s.server) {
+			continue
+		}
+		for i := range ifaces {
+			f := &ifaces[i]
+			if f.Name == s.iface.Name && slices.ContainsFunc(f.of(n), func(p netip.Prefix) bool { return p.Addr() == s.server }) {
+				return f, s.server
+			}
+		}
+	}
+	return nil, netip.Addr{}
 }
 
 // listener is one interface to listen on and the Networks on its link.
@@ -137,7 +157,7 @@ func Describe(set *inventory.Set, ifaces []Interface) []string {
 		return []string{"dhcp: no Network with dhcp: authoritative or proxy is declared: nothing is answered"}
 	}
 	var out []string
-	for _, s := range attach(cfg.networks, ifaces) {
+	for _, s := range attach(cfg.networks, ifaces, nil) {
 		n := s.network
 		where := "through relays only (no interface has an address in it)"
 		if s.iface != nil {
@@ -187,7 +207,7 @@ func Describe(set *inventory.Set, ifaces []Interface) []string {
 // Problems joins what keeps a Network from being served on an interface.
 func Problems(set *inventory.Set, ifaces []Interface) error {
 	var errs []error
-	for _, s := range attach(compile(set).networks, ifaces) {
+	for _, s := range attach(compile(set).networks, ifaces, nil) {
 		errs = append(errs, s.problem)
 	}
 	return errors.Join(errs...)

@@ -58,7 +58,7 @@ func TestNetworkIsServedOnlyWhereOurAddressLies(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var got, on []string
-			sites := attach(tt.networks, tt.ifaces)
+			sites := attach(tt.networks, tt.ifaces, nil)
 			for _, s := range sites {
 				switch {
 				case s.problem != nil:
@@ -120,5 +120,38 @@ func TestPortOwnerNamesTheProcess(t *testing.T) {
 	got := portOwner(c.LocalAddr().(*net.UDPAddr).Port)
 	if want := fmt.Sprintf("(pid %d)", os.Getpid()); !strings.Contains(got, want) {
 		t.Errorf("portOwner = %q; want one with %s", got, want)
+	}
+}
+
+// An address that somebody adds elsewhere stops nobody's boot.
+func TestNetworkStaysOnItsInterfaceWhenAnotherGetsAnAddress(t *testing.T) {
+	ifaces := []Interface{iface(2, "eth1", "10.20.0.2/24")}
+	networks := compile(rack()).networks
+	was := attach(networks, ifaces, nil)
+	both := []Interface{iface(3, "eth0", "10.20.0.3/24"), ifaces[0]}
+	for _, tt := range []struct {
+		name   string
+		ifaces []Interface
+		want   string // interface as address
+	}{
+		{"another gets one", both, "eth1 as 10.20.0.2"},
+		{"and its own gets a second, before it", []Interface{both[0], iface(2, "eth1", "10.20.0.9/24", "10.20.0.2/24")}, "eth1 as 10.20.0.2"},
+		{"its own has gone", []Interface{both[0], iface(4, "eth2", "10.20.0.4/24")}, ""},
+		{"its own has another address", []Interface{both[0], iface(2, "eth1", "10.20.0.9/24")}, ""},
+	} {
+		got := ""
+		s := attach(networks, tt.ifaces, was)[0]
+		if s.iface != nil {
+			got = s.iface.Name + " as " + s.server.String()
+		}
+		if got != tt.want {
+			t.Errorf("%s: on %s, want %s", tt.name, got, tt.want)
+		}
+		if s.problem == nil || !strings.Contains(s.problem.Error(), "all have an address in 10.20.0.0/24") || tt.want != "" && !strings.Contains(s.problem.Error(), "it goes on on eth1, until the next start; write listen: eth1") {
+			t.Errorf("%s: problem %v", tt.name, s.problem)
+		}
+		if again := attach(networks, tt.ifaces, attach(networks, tt.ifaces, was))[0]; again.iface != s.iface {
+			t.Errorf("%s: then on %v", tt.name, again.iface)
+		}
 	}
 }

@@ -57,7 +57,7 @@ type Place struct {
 // Places of the Networks with DHCP among these interfaces.
 func Places(set *inventory.Set, ifaces []Interface) []Place {
 	var out []Place
-	for _, s := range attach(compile(set).networks, ifaces) {
+	for _, s := range attach(compile(set).networks, ifaces, nil) {
 		out = append(out, Place{s.network, s.iface, s.server, s.problem})
 	}
 	return out

@@ -68,8 +68,9 @@ type Server struct {
 	storeRetry atomic.Int64
 	badSeen    atomic.Int64
 
-	mu       sync.Mutex // declared, links, run
+	mu       sync.Mutex // declared, sites, links, run
 	declared *config
+	sites    []site           // as they were arranged last
 	links    map[string]*link // by interface
 	links6   map[string]*link
 	run      context.Context
@@ -222,7 +223,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 
 	s.mu.Lock()
-	s.run = nil
+	s.run, s.sites = nil, nil
 	for _, links := range []map[string]*link{s.links, s.links6} {
 		for name, l := range links {
 			l.stop()
@@ -248,7 +249,8 @@ func (s *Server) arrange() error {
 	if err != nil {
 		return err
 	}
-	sites := attach(cfg.networks, ifaces)
+	sites := attach(cfg.networks, ifaces, s.sites)
+	s.sites = sites
 	var errs []error
 	for _, t := range sites {
 		key := "attach/" + t.network.Name
