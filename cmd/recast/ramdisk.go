@@ -55,7 +55,7 @@ the same bytes. A server uses the new ramdisk at once.`,
 	build.Flags().StringVar(&deb, "kernel", "", "the linux-image package file, of amd64 or arm64")
 	build.Flags().StringVar(&agent, "agent", "", "the recast-agent binary for that architecture (default: beside this one)")
 	build.Flags().StringVar(&firmware, "firmware", "/lib/firmware", "where network cards' firmware is looked for")
-	build.Flags().StringVar(&out, "out", filepath.Join(defaultData, "ramdisk"), "folder to write to")
+	build.Flags().StringVar(&out, "out", filepath.Join(localData(), "ramdisk"), "folder to write to")
 	return parent(cmd, build, newRamdiskExport(), newRamdiskImport())
 }
 
@@ -131,6 +131,6 @@ get it from then on, and their firmware must trust its signature.`,
 }
 
 func ramdiskFlags(cmd *cobra.Command, dir, arch *string) {
-	cmd.Flags().StringVar(dir, "ramdisk", filepath.Join(defaultData, "ramdisk"), "folder of the ramdisk")
+	cmd.Flags().StringVar(dir, "ramdisk", filepath.Join(localData(), "ramdisk"), "folder of the ramdisk")
 	cmd.Flags().StringVar(arch, "arch", string(inventory.AMD64), "architecture: amd64 or arm64")
 }

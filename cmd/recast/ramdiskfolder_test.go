@@ -85,3 +85,16 @@ func BenchmarkRamdiskFiles(b *testing.B) {
 		f.files(inventory.AMD64)
 	}
 }
+
+func TestRamdiskIsMadeWhereTheServersDataAre(t *testing.T) {
+	t.Setenv("RECAST_DATA", "/srv/recast")
+	for name, flag := range map[string]string{"build": "out", "export": "ramdisk", "import": "ramdisk"} {
+		cmd, _, err := newRamdisk().Find([]string{name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := cmd.Flags().Lookup(flag).DefValue; got != "/srv/recast/ramdisk" {
+			t.Errorf("ramdisk %s: --%s is %s", name, flag, got)
+		}
+	}
+}
