@@ -232,7 +232,8 @@ func (e *Engine) Observe(o inventory.Observation) {
 	e.changes.send(name)
 	// Most of them change nothing: a machine that waits for its turn asks often.
 	if ev := bootEvent(o); ev != nil && e.stirs(m, ev) {
-		e.spawn(func() { e.booted(m, ev, o.Remote) })
+		before := m.committed().Intent
+		e.spawn(func() { e.booted(m, ev, o.Remote, before) })
 	}
 }
 
@@ -248,14 +249,20 @@ func (e *Engine) stirs(m *machine, ev Event) bool {
 
 // booted records that a machine asked what to boot. The answer to it, which may be
 // on its way still, waits for neither lease nor commit. One request of each machine
-// is recorded at a time, with those of others in the same moment.
-func (e *Engine) booted(m *machine, ev Event, remote netip.Addr) {
+// is recorded at a time, with those of others in the same moment. Where the machine
+// has claimed since, it is no news: behind the claim it would look like a restart.
+func (e *Engine) booted(m *machine, ev Event, remote netip.Addr, before *Intent) {
 	if !e.fromItself(m.name, remote) || !m.booting.CompareAndSwap(false, true) {
 		return
 	}
 	defer m.booting.Store(false)
 	e.moment.wait()
-	if err := e.handle(e.background(), m, ev); err != nil {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now := m.state.Intent; now == nil || before == nil || now.Fence != before.Fence || now.Boots != before.Boots {
+		return
+	}
+	if err := e.handleLocked(e.background(), m, ev); err != nil {
 		e.Log.Warn("boot not recorded", "machine", m.name, "err", err)
 	}
 }

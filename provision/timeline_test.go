@@ -285,6 +285,36 @@ func TestBootsOfOneMomentAreEachOnTheirOwn(t *testing.T) {
 	}
 }
 
+func TestABootThatItsClaimOvertakesIsNoRestart(t *testing.T) {
+	s := newSite(t, 1)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Deploying, StepBooting)
+	over := make(chan struct{})
+	s.moment.mu.Lock()
+	s.moment.over = over // a moment that lasts
+	s.moment.mu.Unlock()
+	s.Observe(inventory.Observation{Kind: inventory.SawScript, MAC: testMAC(1), Remote: testAddr(1), Detail: "ramdisk: deploy, attempt 1"})
+	m := s.list()[0]
+	for deadline := time.Now().Add(20 * time.Second); !m.booting.Load(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("its boot is not being recorded")
+		}
+	}
+	if _, _, err := s.boot(1, "b1", testUUID(1)); err != nil {
+		t.Fatal(err)
+	}
+	before := m.committed()
+	close(over)
+	for deadline := time.Now().Add(20 * time.Second); m.booting.Load(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("its boot is still being recorded")
+		}
+	}
+	if after := m.committed(); after.Intent.Asked || !after.Status.Deadline.Equal(before.Status.Deadline) {
+		t.Errorf("it claimed, and is taken for one that started again: asked %v, deadline %s later", after.Intent.Asked, after.Status.Deadline.Sub(before.Status.Deadline))
+	}
+}
+
 // TestAWatcherThatFallsBehindLooksOnce: what it missed is one look at everything,
 // and what comes after that stands behind it.
 func TestAWatcherThatFallsBehindLooksOnce(t *testing.T) {
