@@ -28,7 +28,9 @@ func TestIPMIBeforeARealMachine(t *testing.T) {
 	}
 	sees("SOL Session operational", 1)
 	ipmiSays(t, b, strings.Fields("power on"))
-	sees("SeaBIOS", 1)
+	// The first words of a machine that starts are gone before its port is held.
+	const firmware = "Booting from Hard Disk"
+	sees(firmware, 1)
 	sees("recast-tiny: machine=", 1)
 	ipmiSays(t, b, strings.Fields("power diag"))
 	sees("NMI received", 1)
@@ -39,9 +41,9 @@ func TestIPMIBeforeARealMachine(t *testing.T) {
 		return strings.Contains(ipmiSays(t, b, strings.Fields("power status")), "is off")
 	})
 	// The machine's port was gone with its process; the console goes on.
-	starts := p.times("SeaBIOS")
+	starts := p.times(firmware)
 	ipmiSays(t, b, strings.Fields("power on"))
-	sees("SeaBIOS", starts+1)
+	sees(firmware, starts+1)
 	ipmiSays(t, b, strings.Fields("power off"))
 	ipmiSays(t, b, strings.Fields("sel elist"), "1 |", "Initiated by power up", "2 |", "NMI", "3 |", "Initiated by hard reset", "Power off/down")
 	p.types(t, "~.")
