@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -109,6 +111,68 @@ func TestASharedFileThatBecomesShorterEndsTheAnswer(t *testing.T) {
 	if n, err := send(sharePiece, true); n != 0 || err == nil {
 		t.Errorf("%d bytes to a machine that is gone, %v", n, err)
 	}
+}
+
+// nice gives how many threads of this process have that priority.
+func nice(t *testing.T, priority int) (n int) {
+	t.Helper()
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks {
+		raw, err := os.ReadFile("/proc/self/task/" + task.Name() + "/stat")
+		if err != nil {
+			continue // it has ended
+		}
+		_, rest, _ := strings.Cut(string(raw), ") ")
+		if strings.Fields(rest)[16] == strconv.Itoa(priority) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestThreadsOfLowPriorityEndWithTheLastConnection(t *testing.T) {
+	raw, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := nice(t, shareNice)
+	l := Share(raw)
+	within := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !ok(); runtime.Gosched() {
+			if time.Now().After(end) {
+				t.Fatalf("%s: %d threads, %d before", what, nice(t, shareNice), before)
+			}
+		}
+	}
+	within("a listener", func() bool { return nice(t, shareNice) > before })
+	client, err := net.Dial("tcp", raw.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		l.Close()
+	}
+	f, err := os.Open("share_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if n, err := io.Copy(c, io.LimitReader(f, 100)); n != 100 || err != nil {
+		t.Errorf("a connection that outlives its listener sends %d bytes, %v", n, err)
+	}
+	for range 2 {
+		c.Close()
+	}
+	within("the last connection's end", func() bool { return nice(t, shareNice) <= before })
 }
 
 func TestFilesThatTheKernelDoesNotSendAreCopied(t *testing.T) {
