@@ -23,6 +23,7 @@ var floors = map[string][]string{
 	"tftp":    {"inventory"},
 	"syslog":  {"inventory"},
 	"capture": {"inventory"},
+	"console": {},
 	"image":   {"inventory", "pack"},
 	"bmc":     {"inventory"},
 	"target":  {"inventory"},
@@ -31,11 +32,11 @@ var floors = map[string][]string{
 	"dhcp":      {"ipxe", "store", "inventory"},
 	"provision": {"ipxe", "bmc", "image", "target", "store", "inventory"},
 	// floor 3: the one HTTP front
-	"web": {"provision", "dhcp", "ipxe", "image", "inventory"},
+	"web": {"provision", "dhcp", "ipxe", "image", "console", "inventory"},
 	// beside: virtual racks
 	"testenv": {"inventory", "store", "pack", "ipxe", "tftp", "image", "bmc", "target", "agent"},
 	// floor 4: wiring
-	"cmd/recast":       {"web", "dhcp", "provision", "ipxe", "tftp", "syslog", "capture", "image", "bmc", "target", "inventory", "store", "pack", "testenv"},
+	"cmd/recast":       {"web", "dhcp", "provision", "ipxe", "tftp", "syslog", "capture", "console", "image", "bmc", "target", "inventory", "store", "pack", "testenv"},
 	"cmd/recast-agent": {"agent", "inventory", "pack"},
 }
 

@@ -31,6 +31,8 @@ const (
 	badRepeated    badAnswer = "IPMI: a sequence number seen before"
 	badResponse    badAnswer = "IPMI: a response too short for its command"
 
+	badSOL badAnswer = "IPMI: a console packet that is too short"
+
 	badHTTP  badAnswer = "Redfish: neither TLS nor HTTP"
 	badLong  badAnswer = "Redfish: an answer larger than 4 MiB"
 	badEnd   badAnswer = "Redfish: an answer that ends early"

@@ -49,6 +49,7 @@ type ipmiDriver struct {
 
 	mu     sync.Mutex
 	lib    *client.Client
+	guard  *ipmiGuard // the socket of lib
 	opened time.Time
 	expiry *time.Timer
 }
@@ -121,7 +122,7 @@ func (d *ipmiDriver) handshake(ctx context.Context) (answered bool, err error) {
 		d.dropLocked(ipmiFarewell)
 		return answered, err
 	}
-	d.opened = time.Now()
+	d.opened, d.guard = time.Now(), dialer.guard
 	d.expiry = time.AfterFunc(ipmiSessionLife, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()

@@ -44,14 +44,14 @@ type ipmiGuard struct {
 	consoleID   uint32
 	consoleRand []byte
 	role        byte
-	keys        struct {
-		k1, k2    []byte
-		integrity types.IntegrityAlg
-	}
-	active bool
-	heard  bool
-	sent   [0x40]bool // by payload type, in this handshake
-	seen   map[uint32]bool
+	keys        ipmiKeys
+	bmcID       uint32 // the BMC's number of the session
+	sequence    uint32 // of the last packet that went out in it
+	left        bool   // go-ipmi has no part in the session any more
+	active      bool
+	heard       bool
+	sent        [0x40]bool // by payload type, in this handshake
+	seen        map[uint32]bool
 }
 
 // errRepeated ends a handshake in which a packet was lost. go-ipmi leaves only
@@ -64,10 +64,26 @@ const loginLost = "a packet of the login was lost"
 // answer that with a new random number or a status that reads like a wrong
 // password. The handshake is begun anew instead.
 func (g *ipmiGuard) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	left := g.left
+	g.mu.Unlock()
+	if left {
+		return 0, net.ErrClosed
+	}
 	if !g.follow(p) {
 		return 0, errRepeated
 	}
 	return g.Conn.Write(p)
+}
+
+// Close leaves the socket to whom the session was given.
+func (g *ipmiGuard) Close() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.left {
+		return nil
+	}
+	return g.Conn.Close()
 }
 
 // follow notes a request and reports whether it may go out.
@@ -79,6 +95,9 @@ func (g *ipmiGuard) follow(p []byte) bool {
 	}
 	kind := types.PayloadType(p[5] & 0x3f)
 	body := p[headerEnd:]
+	if g.active {
+		g.bmcID, g.sequence = binary.LittleEndian.Uint32(p[6:10]), binary.LittleEndian.Uint32(p[10:14])
+	}
 	switch kind {
 	case types.PayloadTypeRmcpOpenSessionRequest:
 		if len(body) < 32 {
@@ -197,23 +216,8 @@ func (g *ipmiGuard) judge(p []byte) (why error) {
 
 // judgeSealed checks a packet inside the session: whole, ours, new, encrypted.
 func (g *ipmiGuard) judgeSealed(p []byte, header *types.SessionHeader20, body []byte) error {
-	if p[5]&flagsSealed != flagsSealed {
-		return badClear
-	}
-	if header.SessionID != g.consoleID {
-		return fmt.Errorf("%w: %#x", badSession, header.SessionID)
-	}
-	size, ok := crypto.IntegrityAuthCodeLen(g.keys.integrity)
-	if !ok || size == 0 || len(p) < headerEnd+len(body)+size {
-		return badCode
-	}
-	end := len(p) - size
-	want, err := crypto.SessionIntegrityAuthCode(g.keys.integrity, p[rmcpSize:end], g.keys.k1, "")
-	if err != nil {
+	if err := g.keys.whole(p, header, body, g.consoleID); err != nil {
 		return err
-	}
-	if !crypto.Equal(want, p[end:]) {
-		return badCode
 	}
 	if header.Sequence != 0 && g.seen[header.Sequence] {
 		return fmt.Errorf("%w: %d", badRepeated, header.Sequence)

@@ -36,12 +36,26 @@ done
 // It knows suite 3 but not 17, drops the mode and the valid bit of the boot
 // flags, and its machine has no firmware that would consume them.
 func startIPMISim(t *testing.T) subject {
+	dir, port := runIPMISim(t, "")
+	c := dial(t, bmc.Target{URL: fmt.Sprintf("ipmi://127.0.0.1:%d", port), User: user, Password: password, CipherSuite: 3})
+	powered := func() bool {
+		text, err := os.ReadFile(filepath.Join(dir, "power"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(text)) == "1"
+	}
+	return subject{client: c, powered: powered, soft: true}
+}
+
+// runIPMISim starts it with one more line of its configuration.
+func runIPMISim(t *testing.T, more string) (dir string, port int) {
+	t.Helper()
 	sim, err := exec.LookPath("ipmi_sim")
 	if err != nil {
 		t.Skip("needs ipmi_sim (apt-get install openipmi)")
 	}
-	dir := t.TempDir()
-	port := freeUDPPort(t)
+	dir, port = t.TempDir(), freeUDPPort(t)
 	write := func(name, text string, mode os.FileMode) {
 		t.Helper()
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
@@ -65,8 +79,9 @@ set_working_mc 0x20
   endlan
   chassis_control "%s m0"
   startnow false
+  %s
   user 2 true "%s" "%s" admin 10 none md2 md5 straight
-`, port, filepath.Join(dir, "chassis.sh"), user, password), 0o644)
+`, port, filepath.Join(dir, "chassis.sh"), more, user, password), 0o644)
 	write("sim.emu", `mc_setbmc 0x20
 mc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02 persist_sdr
 sel_enable 0x20 1000 0x0a
@@ -89,16 +104,7 @@ mc_enable 0x20
 		}
 	})
 	awaitUDP(t, port)
-
-	c := dial(t, bmc.Target{URL: fmt.Sprintf("ipmi://127.0.0.1:%d", port), User: user, Password: password, CipherSuite: 3})
-	powered := func() bool {
-		text, err := os.ReadFile(filepath.Join(dir, "power"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.TrimSpace(string(text)) == "1"
-	}
-	return subject{client: c, powered: powered, soft: true}
+	return dir, port
 }
 
 func freeUDPPort(t *testing.T) int {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"recast/bmc"
+	"recast/inventory"
 	"recast/store"
 )
 
@@ -50,20 +51,49 @@ func (e *Engine) withBMC(ctx context.Context, name string, do func(context.Conte
 		return err
 	}
 	defer stop()
-	version, _ := e.secrets.Version(decl.BMC.Credentials) // before it is read: at worst a new one is tried twice
-	raw, err := e.secrets.Get(ctx, decl.BMC.Credentials)
+	target, err := e.bmcTarget(ctx, decl.BMC)
 	if err != nil {
-		return errors.Join(errNoCredentials, err)
+		return err
+	}
+	err = e.bmcs.Do(ctx, target, do)
+	e.noticeRefusal(ctx, name, err)
+	return err
+}
+
+// bmcTarget is a declared BMC with its credentials.
+func (e *Engine) bmcTarget(ctx context.Context, ref *inventory.BMCRef) (bmc.Target, error) {
+	version, _ := e.secrets.Version(ref.Credentials) // before it is read: at worst a new one is tried twice
+	raw, err := e.secrets.Get(ctx, ref.Credentials)
+	if err != nil {
+		return bmc.Target{}, errors.Join(errNoCredentials, err)
 	}
 	user, password, err := bmc.Split(strings.TrimRight(string(raw), "\n"))
 	if err != nil {
-		return fmt.Errorf("secret %q: %w", decl.BMC.Credentials, errors.Join(errNoCredentials, err))
+		return bmc.Target{}, fmt.Errorf("secret %q: %w", ref.Credentials, errors.Join(errNoCredentials, err))
 	}
-	err = e.bmcs.Do(ctx, bmc.Target{URL: decl.BMC.URL, User: user, Password: password,
-		Credential: fmt.Sprintf("%s@%d", decl.BMC.Credentials, version),
-		Pin:        decl.BMC.Pin, CipherSuite: decl.BMC.CipherSuite}, do)
+	return bmc.Target{URL: ref.URL, User: user, Password: password,
+		Credential: fmt.Sprintf("%s@%d", ref.Credentials, version),
+		Pin:        ref.Pin, CipherSuite: ref.CipherSuite}, nil
+}
+
+// Console opens a machine's serial console; evict puts out whoever has it.
+func (e *Engine) Console(ctx context.Context, name string, evict bool) (bmc.Console, error) {
+	decl := e.Set().Machine(name)
+	if decl == nil || decl.BMC == nil {
+		return nil, fmt.Errorf("%w: machine %q declares no bmc", bmc.ErrUnsupported, name)
+	}
+	dial, stop, err := e.whileHeld(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	target, err := e.bmcTarget(dial, decl.BMC)
+	if err != nil {
+		return nil, err
+	}
+	c, err := e.bmcs.Console(dial, target, bmc.ConsoleOptions{Evict: evict})
 	e.noticeRefusal(ctx, name, err)
-	return err
+	return c, err
 }
 
 // refusalPrefix begins the finding of noticeRefusal.

@@ -61,6 +61,7 @@ func (b *IPMIBMC) register(r *handlers.Registry) {
 	r.RegisterFunc(types.CommandSetSystemBootOptions, b.setBootOption)
 	r.RegisterFunc(types.CommandGetChannelAccess, b.getChannelAccess)
 	r.RegisterFunc(types.CommandGetSystemGUID, b.getSystemGUID)
+	r.RegisterFunc(types.CommandGetSessionInfo, b.getSessionInfo)
 	b.registerSEL(r)
 	b.registerSensors(r)
 }

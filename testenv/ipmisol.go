@@ -15,6 +15,11 @@ type Consoled interface {
 	Console(context.Context) (io.ReadWriteCloser, error)
 }
 
+// Breaker is a Machine whose serial port takes a break.
+type Breaker interface {
+	Break(context.Context) error
+}
+
 const (
 	// ipmiConsoleAgain is how often the port of a machine is looked for that has
 	// none now: serial over LAN outlives the machine's power.
@@ -146,7 +151,13 @@ func (s *ipmiSOL) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (*ipmiSOL) SendBreak(context.Context) error { return hal.ErrNotSupported }
+// SendBreak implements hal.ConsoleConn.
+func (s *ipmiSOL) SendBreak(ctx context.Context) error {
+	if m, ok := s.port.(Breaker); ok {
+		return m.Break(ctx)
+	}
+	return hal.ErrNotSupported
+}
 
 // Close lets the port go.
 func (s *ipmiSOL) Close() error {

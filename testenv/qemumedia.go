@@ -53,6 +53,19 @@ func (m *QEMU) NMI(ctx context.Context) error {
 	return nil
 }
 
+// Break implements Breaker.
+func (m *QEMU) Break(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.on() {
+		return fmt.Errorf("send a break to %q: the machine is off", m.Name)
+	}
+	if err := m.run.qmp.execute(ctx, "chardev-send-break", map[string]any{"id": "console"}, nil); err != nil {
+		return fmt.Errorf("send a break to %q: %w", m.Name, err)
+	}
+	return nil
+}
+
 // InsertMedium implements MediaDrive: QEMU reads it block by block from us, as
 // the machine asks.
 func (m *QEMU) InsertMedium(ctx context.Context, medium Medium) error {

@@ -13,8 +13,24 @@ type SerialPort struct {
 	// Typed is called with what somebody types; nil is a terminal that echoes.
 	Typed func([]byte)
 
-	mu   sync.Mutex
-	line *serialLine
+	mu     sync.Mutex
+	line   *serialLine
+	breaks int
+}
+
+// Breaks is how many it got.
+func (p *SerialPort) Breaks() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.breaks
+}
+
+// Break implements Breaker.
+func (m *SimMachine) Break(context.Context) error {
+	m.Port.mu.Lock()
+	defer m.Port.mu.Unlock()
+	m.Port.breaks++
+	return nil
 }
 
 // serialMost is what waits for a caller that does not read; more is lost.
