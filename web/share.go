@@ -43,7 +43,16 @@ type sharing struct {
 // send ends with its thread, which nobody else could use, when the last user has left.
 func (l *sharing) send() {
 	runtime.LockOSThread()
-	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), shareNice) // of this thread, on Linux
+	if unix.Gettid() == os.Getpid() { // its priority is what ps says of the process
+		defer runtime.UnlockOSThread()
+		go l.send() // which cannot get this thread
+		<-l.left
+		return
+	}
+	// On Linux this is of the thread; getpriority(2) says 20 less what setpriority takes.
+	if has, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 20-has+shareNice)
+	}
 	for {
 		select {
 		case piece := <-l.pieces:

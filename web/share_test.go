@@ -113,20 +113,28 @@ func TestASharedFileThatBecomesShorterEndsTheAnswer(t *testing.T) {
 	}
 }
 
-// nice gives how many threads of this process have that priority.
-func nice(t *testing.T, priority int) (n int) {
+// lowThreads gives how many threads of this process have a lower priority than its first.
+func lowThreads(t *testing.T) (n int) {
 	t.Helper()
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, task := range tasks {
-		raw, err := os.ReadFile("/proc/self/task/" + task.Name() + "/stat")
+	nice := func(stat string) int {
+		raw, err := os.ReadFile(stat)
 		if err != nil {
-			continue // it has ended
+			return -1 << 10 // it has ended
 		}
 		_, rest, _ := strings.Cut(string(raw), ") ")
-		if strings.Fields(rest)[16] == strconv.Itoa(priority) {
+		v, err := strconv.Atoi(strings.Fields(rest)[16])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	first := nice("/proc/self/stat")
+	for _, task := range tasks {
+		if nice("/proc/self/task/"+task.Name()+"/stat") > first {
 			n++
 		}
 	}
@@ -138,17 +146,17 @@ func TestThreadsOfLowPriorityEndWithTheLastConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := nice(t, shareNice)
+	before := lowThreads(t)
 	l := Share(raw)
 	within := func(what string, ok func() bool) {
 		t.Helper()
 		for end := time.Now().Add(10 * time.Second); !ok(); runtime.Gosched() {
 			if time.Now().After(end) {
-				t.Fatalf("%s: %d threads, %d before", what, nice(t, shareNice), before)
+				t.Fatalf("%s: %d threads, %d before", what, lowThreads(t), before)
 			}
 		}
 	}
-	within("a listener", func() bool { return nice(t, shareNice) > before })
+	within("a listener", func() bool { return lowThreads(t) > before })
 	client, err := net.Dial("tcp", raw.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +180,7 @@ func TestThreadsOfLowPriorityEndWithTheLastConnection(t *testing.T) {
 	for range 2 {
 		c.Close()
 	}
-	within("the last connection's end", func() bool { return nice(t, shareNice) <= before })
+	within("the last connection's end", func() bool { return lowThreads(t) <= before })
 }
 
 func TestFilesThatTheKernelDoesNotSendAreCopied(t *testing.T) {
