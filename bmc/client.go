@@ -56,13 +56,15 @@ type Client interface {
 // Reasons a call can end with; match with errors.Is. The text wrapped around
 // them holds what the BMC said.
 var (
-	ErrAuth        = errors.New("the BMC refused the user or password")
-	ErrLockedOut   = errors.New("the BMC has locked the account, or this server, out")
-	ErrPin         = errors.New("the BMC's certificate is not the pinned one")
-	ErrUnreachable = errors.New("the BMC does not answer")
-	ErrTimeout     = errors.New("the BMC did not answer in time")
-	ErrBusy        = errors.New("the BMC is busy")
-	ErrUnsupported = errors.New("the BMC does not offer this")
-	ErrRejected    = errors.New("the BMC rejected the request")
-	ErrUnverified  = errors.New("the BMC accepted the request but the change was not seen")
+	ErrAuth = errors.New("the BMC refused the user or password")
+	// ErrChangePassword: the password is right, and good for nothing but to be changed.
+	ErrChangePassword = errors.New("the BMC wants the password changed first")
+	ErrLockedOut      = errors.New("the BMC has locked the account, or this server, out")
+	ErrPin            = errors.New("the BMC's certificate is not the pinned one")
+	ErrUnreachable    = errors.New("the BMC does not answer")
+	ErrTimeout        = errors.New("the BMC did not answer in time")
+	ErrBusy           = errors.New("the BMC is busy")
+	ErrUnsupported    = errors.New("the BMC does not offer this")
+	ErrRejected       = errors.New("the BMC rejected the request")
+	ErrUnverified     = errors.New("the BMC accepted the request but the change was not seen")
 )

@@ -93,7 +93,7 @@ func retryAfter(header string, now time.Time) time.Duration {
 }
 
 // reasons are the sentinels, in the order in which an error is matched.
-var reasons = []error{ErrLockedOut, ErrAuth, ErrPin, ErrUnreachable, ErrTimeout, ErrBusy, ErrUnsupported, ErrRejected, ErrUnverified}
+var reasons = []error{ErrChangePassword, ErrLockedOut, ErrAuth, ErrPin, ErrUnreachable, ErrTimeout, ErrBusy, ErrUnsupported, ErrRejected, ErrUnverified}
 
 // ended is what a call returns whose context is over: the caller's own
 // cancellation stays that, a deadline is the BMC's slowness.
@@ -107,7 +107,7 @@ func ended(ctx context.Context, verb string) error {
 // final reports whether asking again cannot help, or does harm: each further
 // login with a refused password brings the account closer to its lock.
 func final(err error) bool {
-	return errors.Is(err, ErrAuth) || errors.Is(err, ErrLockedOut) || errors.Is(err, ErrPin)
+	return errors.Is(err, ErrAuth) || errors.Is(err, ErrLockedOut) || errors.Is(err, ErrPin) || errors.Is(err, ErrChangePassword)
 }
 
 // classified reports whether the error carries one of the reasons already.
@@ -150,7 +150,7 @@ var httpReasons = map[int]error{
 var messageReasons = map[string]error{
 	"Base.NoValidSession":                ErrAuth,
 	"Base.InsufficientPrivilege":         ErrAuth,
-	"Base.PasswordChangeRequired":        ErrAuth,
+	"Base.PasswordChangeRequired":        ErrChangePassword,
 	"Base.ServiceTemporarilyUnavailable": ErrBusy,
 	"Base.ServiceInUnknownState":         ErrBusy,
 	"Base.ServiceShuttingDown":           ErrBusy,

@@ -86,7 +86,7 @@ func TestHTTPReason(t *testing.T) {
 	}{
 		{401, "", "", ErrAuth},
 		{403, "", "", ErrAuth},
-		{403, "Base.1.8.PasswordChangeRequired", "", ErrAuth},
+		{403, "Base.1.8.PasswordChangeRequired", "", ErrChangePassword},
 		{400, "", "", ErrRejected},
 		{400, "Base.1.12.ActionNotSupported", "", ErrUnsupported},
 		{400, "iLO.2.14.UnableToModifyDuringSystemPOST", "", ErrBusy},

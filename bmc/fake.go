@@ -39,7 +39,7 @@ const (
 
 // FakeCall is one call that a Fake received.
 type FakeCall struct {
-	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, events, close
+	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, events, set-account, reset-bmc, sensors, close
 	Next NextBoot
 	Err  error
 }
@@ -55,6 +55,11 @@ type Fake struct {
 	Lacks []BootDevice
 	// NoMedia has no virtual drive: ErrUnsupported, as over IPMI.
 	NoMedia bool
+
+	// Passwords by user; nil: any is right.
+	Passwords map[string]string
+	// Readings are what Sensors tells.
+	Readings []Sensor
 
 	mu       sync.Mutex
 	medium   string
@@ -78,8 +83,8 @@ type fakeSession struct {
 }
 
 // Dial logs in to the Fake, whatever the target. It fails as the verbs do.
-func (f *Fake) Dial(ctx context.Context, _ Target) (Client, error) {
-	if err := f.call(ctx, "dial", NextBoot{}, func(Fault) (func(), error) { return nil, nil }); err != nil {
+func (f *Fake) Dial(ctx context.Context, t Target) (Client, error) {
+	if err := f.call(ctx, "dial", NextBoot{}, func(Fault) (func(), error) { return nil, f.knows(t) }); err != nil {
 		return nil, err
 	}
 	return &fakeSession{Fake: f}, nil

@@ -210,3 +210,29 @@ func TestDatagramsThatAreNotBelievedAreCountedByReason(t *testing.T) {
 		t.Errorf("counted (-want +got):\n%s", d)
 	}
 }
+
+// FuzzExposure: whatever comes instead of an answer is none, or says no more than
+// its bytes.
+func FuzzExposure(f *testing.F) {
+	const console = 0x01020304
+	answer := append([]byte{0x06, 0, 0xff, 0x07, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0x81, 0x1c, 0x63, 0x20, 0, 0x38, 0}, 1, 0x97, 7, 3, 0, 0, 0, 0, 0)
+	f.Add(answer)
+	f.Add(answer[:20])
+	f.Add(ipmiCapabilitiesRequest(true))
+	f.Add(ipmiOpen0Request(console))
+	open := ipmiOpen0Request(console)
+	open[5] = 0x11
+	f.Add(append(open, 0, 0, 0, 0))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		x, err := ipmiCapabilities(p)
+		if err != nil && x != (Exposure{}) {
+			t.Errorf("%+v beside %v", x, err)
+		}
+		if x.Open && !x.IPMI15 {
+			t.Errorf("%+v", x)
+		}
+		if open, err := ipmiOpen0(p, console); open && (err != nil || len(p) < 52) {
+			t.Errorf("%t, %v of %x", open, err, p)
+		}
+	})
+}

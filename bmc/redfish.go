@@ -44,7 +44,7 @@ func newRedfish(a address, t Target) (*redfishDriver, error) {
 
 func (d *redfishDriver) connect(basic bool) {
 	d.transport.mu.Lock()
-	d.transport.basic, d.transport.token, d.transport.session = basic, "", Session{}
+	d.transport.basic, d.transport.token, d.transport.session, d.transport.change = basic, "", Session{}, ""
 	d.transport.mu.Unlock()
 	d.Conn = redfish.New(d.address.bracketed(), d.target.User, d.target.Password.Reveal(),
 		logr.FromSlogHandler(d.target.Log.Handler()),
@@ -79,7 +79,10 @@ func (d *redfishDriver) Open(ctx context.Context) error {
 		}
 	}
 	d.transport.begin(ctx)
-	return d.find(ctx)
+	if err := d.find(ctx); !errors.Is(err, ErrChangePassword) {
+		return err
+	}
+	return nil // it is in, to do this one thing
 }
 
 // rest closes the connection; the session is the BMC's and stays. Some BMCs have
@@ -113,6 +116,14 @@ func (d *redfishDriver) Close(ctx context.Context) error {
 // again runs a call and, where the BMC has forgotten the session, logs in once
 // more and runs it again: a 401 was not executed.
 func (d *redfishDriver) again(ctx context.Context, do func() error) error {
+	if d.transport.mustChange() != "" {
+		return fmt.Errorf("%w: of %q", ErrChangePassword, d.target.User)
+	}
+	return d.inSession(ctx, do)
+}
+
+// inSession is again for what is done while the password has to be changed.
+func (d *redfishDriver) inSession(ctx context.Context, do func() error) error {
 	d.transport.begin(ctx)
 	err := d.transport.failed(do())
 	if err == nil || d.transport.lastStatus() != http.StatusUnauthorized {

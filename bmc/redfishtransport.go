@@ -43,6 +43,8 @@ type redfishTransport struct {
 	token   string // of the session, for our own requests
 	session Session
 	basic   bool // the service has no sessions, or none to spare
+	// change is the account whose password has to be changed before anything else.
+	change string
 
 	system string // the path of the one that is meant
 }
@@ -240,12 +242,43 @@ func (r *redfishTransport) note(request *http.Request, response *http.Response) 
 		return
 	}
 	id, text := extendedInfo(body)
+	r.noteChange(id, body)
 	r.fail(response.StatusCode, &AnswerError{
 		Reason: httpReason(response.StatusCode, id, text),
 		Code:   oneLine(errors.New(id)), Message: oneLine(errors.New(text)), Status: response.StatusCode,
 		After: retryAfter(response.Header.Get("Retry-After"), time.Now()),
 		what:  request.Method + " " + request.URL.Path,
 	}, nil)
+}
+
+// noteChange keeps the account that a PasswordChangeRequired names.
+func (r *redfishTransport) noteChange(id string, body []byte) {
+	if plainMessageID(id) != "Base.PasswordChangeRequired" {
+		return
+	}
+	var answer struct {
+		Error struct {
+			Info []struct {
+				MessageID string   `json:"MessageId"`
+				Args      []string `json:"MessageArgs"`
+			} `json:"@Message.ExtendedInfo"`
+		} `json:"error"`
+	}
+	_ = json.Unmarshal(body, &answer)
+	for _, i := range answer.Error.Info {
+		if plainMessageID(i.MessageID) == "Base.PasswordChangeRequired" && len(i.Args) > 0 && strings.HasPrefix(i.Args[0], "/redfish/v1/") {
+			r.mu.Lock()
+			r.change = i.Args[0]
+			r.mu.Unlock()
+		}
+	}
+}
+
+// mustChange is that account, "" none.
+func (r *redfishTransport) mustChange() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.change
 }
 
 // extendedInfo finds the message of a Redfish error body that says most: one

@@ -87,6 +87,13 @@ func (a address) bracketed() string {
 	return a.host
 }
 
+// Address is the driver that a Target's URL chooses, redfish or ipmi, and where the
+// BMC is: host and port.
+func Address(rawURL string) (driver, host string, port int, err error) {
+	a, err := parseURL(rawURL)
+	return a.scheme, a.host, a.port, err
+}
+
 // parseURL validates a Target's URL.
 func parseURL(raw string) (address, error) {
 	bad := func(why string) (address, error) {

@@ -60,6 +60,8 @@ type BMCFaults struct {
 	// ForgetBoot makes it drop the override.
 	Away       time.Duration
 	ForgetBoot bool
+	// IgnoreRestart accepts a restart of the BMC and goes on.
+	IgnoreRestart bool
 	// RejectAfter executes a change and then answers that it was refused (Redfish).
 	RejectAfter bool
 	// NeedETag refuses a PATCH without If-Match (428, Redfish).

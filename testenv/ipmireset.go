@@ -19,7 +19,9 @@ func (b *IPMIBMC) registerReset(r *handlers.Registry) {
 		if h.Session == nil {
 			return nil, types.CodeNotSupported, nil
 		}
-		b.conn.next(h.Session, ipmiAfter{then: b.Restart})
+		if !b.now().IgnoreRestart {
+			b.conn.next(h.Session, ipmiAfter{then: b.Restart})
+		}
 		return nil, types.CodeOK, nil
 	}
 	r.RegisterFunc(types.CommandColdReset, reset)

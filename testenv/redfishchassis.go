@@ -48,7 +48,11 @@ func (b *RedfishBMC) managerReset([]string) *redfishResource {
 			c.refuse(http.StatusBadRequest, "ActionParameterValueNotInList", *t, "ResetType", "Manager.Reset")
 			return
 		}
-		b.record("restart-bmc", "", true)
+		b.record("restart-bmc", "", !c.faults.IgnoreRestart)
+		if c.faults.IgnoreRestart {
+			c.w.WriteHeader(http.StatusNoContent)
+			return
+		}
 		c.w.Header().Set("Connection", "close")
 		c.w.WriteHeader(http.StatusNoContent)
 		_ = http.NewResponseController(c.w).Flush()
