@@ -88,7 +88,8 @@ fuzz-long: need-go ## each of those for an hour of CPU time; goes on where it wa
 bench: need-go ## benchmarks; as root those in network namespaces too
 	@$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchmem ./...; status=$$?; $(GIVE); exit $$status
 
-bench-dhcp: need-root need-go ## DHCP alone, five times, against dnsmasq, and Kea where kea-dhcp4-server is installed (sudo)
+bench-dhcp: need-root need-go ## DHCP alone, five times, against Kea and dnsmasq (sudo)
+	@./setup.sh packages peers
 	@$(AS_ROOT) $(GO) test -run '^$$' -bench 'Packet|Exchange|Storm|Start|Overload|Flood' -benchtime $(BENCHTIME) -count 5 ./dhcp; status=$$?; $(GIVE); exit $$status
 
 bench-bmc: need-go ## 500 BMCs by Redfish and IPMI, five times, against sushy and ipmitool where they are installed

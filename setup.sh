@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# setup.sh [packages] [loaders] [kernel] [arm64]: brings what the lab and the tests
-# need onto a Debian machine; all but arm64, the firmware boots of that, without an
-# argument. Safe to repeat, and quick when nothing is missing.
+# setup.sh [packages] [loaders] [kernel] [arm64] [peers]: brings what the lab and the
+# tests need onto a Debian machine: without an argument all but arm64, the firmware boots
+# of that, and peers, the servers of benchmarks. Safe to repeat, and quick when nothing
+# is missing.
 set -eu
 cd "$(dirname "$0")"
 
@@ -276,11 +277,19 @@ setup_arm64() {
 	say "kernel $name"
 }
 
+# What benchmarks hold recast against, where the tests do without.
+setup_peers() {
+	packages='
+	kea-dhcp4-server  DHCP
+	nginx-light       files over HTTP
+	' setup_packages
+}
+
 command -v apt-get >/dev/null || die "this needs Debian's apt-get"
 [ $# -gt 0 ] || set -- packages loaders kernel
 for part; do
 	case $part in
-	packages | loaders | kernel | arm64) "setup_$part" ;;
-	*) die "unknown part \"$part\": want packages, loaders, kernel or arm64" ;;
+	packages | loaders | kernel | arm64 | peers) "setup_$part" ;;
+	*) die "unknown part \"$part\": want packages, loaders, kernel, arm64 or peers" ;;
 	esac
 done

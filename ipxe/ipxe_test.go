@@ -118,6 +118,39 @@ func TestPickFirmwareTakesTheFirstThatCanBoot(t *testing.T) {
 	}
 }
 
+func TestALoaderIsLackedByWhoIsDeclaredToNeedIt(t *testing.T) {
+	with := func(names ...string) *Loaders {
+		l := &Loaders{memFS: memFS{}}
+		for _, n := range names {
+			l.memFS[n] = []byte("x")
+		}
+		return l
+	}
+	byGRUB := inventory.Boot{Local: inventory.LocalGRUB}
+	for _, tc := range []struct {
+		have *Loaders
+		m    inventory.Machine
+		want string
+	}{
+		{with(), inventory.Machine{}, ""},
+		{with(), inventory.Machine{Boot: byGRUB, Firmware: inventory.BIOS}, LoaderLocalBIOS},
+		{with(), inventory.Machine{Boot: byGRUB, Firmware: inventory.UEFI}, LoaderLocalAMD64},
+		{with(LoaderLocalBIOS), inventory.Machine{Boot: byGRUB}, LoaderLocalAMD64},
+		{with(LoaderLocalBIOS, LoaderLocalAMD64), inventory.Machine{Boot: byGRUB}, ""},
+		{with(LoaderShimAMD64), inventory.Machine{SecureBoot: true}, LoaderGRUBAMD64},
+		{with(LoaderShimAMD64, LoaderGRUBAMD64), inventory.Machine{SecureBoot: true, Boot: byGRUB}, ""}, // the signed one
+		{with(), inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: string(inventory.DigestOf(nil))}}, ""},
+	} {
+		got := tc.have.Lack(&tc.m)
+		if got != tc.want {
+			t.Errorf("%v lack %q for %+v, want %q", tc.have.Names(), got, tc.m, tc.want)
+		}
+		if got != "" && !strings.Contains(LoaderCure(got), "setup.sh loaders") {
+			t.Errorf("%s: %s", got, LoaderCure(got))
+		}
+	}
+}
+
 func TestLoadersPreferTheEmbeddedOnes(t *testing.T) {
 	l, err := openLoaders(
 		fstest.MapFS{"snponly.efi": {Data: []byte("embedded")}, "README": {Data: []byte("x")}},

@@ -8,6 +8,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"recast/inventory"
 )
 
 //go:embed all:loaders
@@ -41,6 +43,17 @@ const (
 const loaderCure = "run `sudo ./setup.sh loaders` and build again, or `apt-get install ipxe` on this machine; then restart recast serve"
 
 const signedCure = "run `sudo ./setup.sh loaders` and build again, or `apt-get install shim-signed grub-efi-amd64-signed` on this machine; then restart recast serve"
+
+// LoaderCure says how a missing loader of ours is had.
+func LoaderCure(name string) string {
+	switch name {
+	case LoaderShimAMD64, LoaderGRUBAMD64:
+		return signedCure
+	case LoaderLocalBIOS, LoaderLocalAMD64:
+		return "run `sudo ./setup.sh loaders` and build again; then restart recast serve"
+	}
+	return loaderCure
+}
 
 // Where Debian's packages put the loaders, for a binary that was built without.
 // Debian 12 has the full build as ipxe.efi, in /boot; newer suites name the
@@ -126,6 +139,30 @@ func (l *Loaders) Missing() error {
 		return nil
 	}
 	return fmt.Errorf("find loaders: missing %s: %s", strings.Join(lost, ", "), loaderCure)
+}
+
+// Lack names a loader of ours that is missing and without which this machine does not
+// do what it is declared to; "" for none.
+func (l *Loaders) Lack(m *inventory.Machine) string {
+	var need []string
+	_, imported := m.Boot.LoaderDigest()
+	switch {
+	case m.SecureBoot && !imported:
+		need = []string{LoaderShimAMD64, LoaderGRUBAMD64}
+	case m.SecureBoot || m.Boot.Local != inventory.LocalGRUB:
+	case m.Firmware == inventory.BIOS:
+		need = []string{LoaderLocalBIOS}
+	case m.Firmware == inventory.UEFI:
+		need = []string{LoaderLocalAMD64}
+	default: // which of them it has is seen at its first boot
+		need = []string{LoaderLocalBIOS, LoaderLocalAMD64}
+	}
+	for _, name := range need {
+		if !l.Have(name) {
+			return name
+		}
+	}
+	return ""
 }
 
 // Names lists what is there, sorted.

@@ -124,7 +124,8 @@ type surroundings struct {
 	freeErr   error
 	synced    bool
 	syncErr   error
-	loaders   error // those that are missing
+	loaders   error               // those that are missing
+	lacking   map[string][]string // machines that are declared to need a missing one, by its name
 	ramdisks  []image.Ramdisk
 	ramdisk   error // why there is none, or one cannot be used
 	version   string
@@ -184,7 +185,14 @@ func lookAround(ctx context.Context, c config, files []string, probe bool) surro
 	if l, err := ipxe.OpenLoaders(); err != nil {
 		f.loaders = err
 	} else {
-		f.loaders = l.Missing()
+		f.loaders, f.lacking = l.Missing(), map[string][]string{}
+		if f.set != nil {
+			for _, m := range f.set.Machines {
+				if name := l.Lack(m); name != "" && len(f.lacking[name]) < 3 { // enough to look at
+					f.lacking[name] = append(f.lacking[name], m.Name)
+				}
+			}
+		}
 	}
 	for _, arch := range []inventory.Arch{inventory.AMD64, inventory.ARM64} {
 		switch r, err := image.OpenRamdisk(c.ramdiskDir(), arch); {

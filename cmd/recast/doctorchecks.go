@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"recast/dhcp"
 	"recast/inventory"
+	"recast/ipxe"
 )
 
 // check is one line of doctor.
@@ -344,6 +346,13 @@ func (d *doctor) host() {
 		d.say("clock", stateWarn, "run an NTP client (systemd-timesyncd, chrony): machines set their clock by it", "%s, and not synchronised", dateClock(d.now))
 	default:
 		d.say("clock", stateOK, "", "%s, synchronised", dateClock(d.now))
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.lacking)) {
+		why := "to start their own disk by it (boot.local)"
+		if name == ipxe.LoaderShimAMD64 || name == ipxe.LoaderGRUBAMD64 {
+			why = "secureBoot"
+		}
+		d.say("loaders", stateFail, ipxe.LoaderCure(name), "%s is missing: machines that are declared %s: %s", name, why, strings.Join(d.lacking[name], ", "))
 	}
 	switch {
 	case d.loaders != nil:
