@@ -188,6 +188,11 @@ func httpReason(status int, messageID, text string) error {
 			}
 		}
 	}
+	// A missing licence answers 403 too (Supermicro's OemLicenseNotPassed): taken for
+	// a refused login it would end the session for what some resource costs extra.
+	if r == ErrAuth && status == http.StatusForbidden && strings.Contains(text, "licens") {
+		return ErrUnsupported
+	}
 	if known {
 		return r
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -109,6 +110,58 @@ func TestEventLogOfEachShape(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestEventLogIsTheOneOfTheHardware among those that recorded trees have.
+func TestEventLogIsTheOneOfTheHardware(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name            string
+		system, manager map[string]string // by name, the LogEntryType
+		want            string
+	}{
+		{"Dell, whose list of faults says SEL too", nil, map[string]string{"FaultList": "SEL", "Lclog": "OEM", "Sel": "SEL"}, "Sel"},
+		{"AMI, whose BIOS has a log", map[string]string{"BIOS": "SEL"}, map[string]string{"AuditLog": "Event", "EventLog": "Event", "SEL": "SEL"}, "SEL"},
+		{"HPE", map[string]string{"Event": "", "IML": "", "SL": ""}, map[string]string{"IEL": ""}, "IML"},
+		{"Supermicro, of whose two one says so", map[string]string{"Log1": "SEL"}, map[string]string{"Log1": "OEM"}, "Log1"},
+		{"Lenovo", map[string]string{"ActiveLog": "Multiple", "AuditLog": "Multiple", "PlatformLog": "Multiple"}, nil, "PlatformLog"},
+		{"OpenBMC", map[string]string{"Dump": "", "EventLog": "", "PostCodes": "", "SEL": ""}, map[string]string{"Journal": ""}, "SEL"},
+		{"only one of another name", map[string]string{"Mine": "SEL", "Log": ""}, nil, "Mine"},
+		{"none", map[string]string{"HostLogger": ""}, nil, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			resources := map[string]string{
+				"/Systems/1":  `{"PowerState":"Off","LogServices":{"@odata.id":"/redfish/v1/Systems/1/LogServices"}}`,
+				"/Managers":   `{"Members":[{"@odata.id":"/redfish/v1/Managers/1"}]}`,
+				"/Managers/1": `{"LogServices":{"@odata.id":"/redfish/v1/Managers/1/LogServices"}}`,
+			}
+			for at, logs := range map[string]map[string]string{"/Systems/1/LogServices": c.system, "/Managers/1/LogServices": c.manager} {
+				var members []string
+				for _, name := range slices.Sorted(maps.Keys(logs)) {
+					uri := "/redfish/v1" + at + "/" + name
+					members = append(members, `{"@odata.id":"`+uri+`"}`)
+					kind := ""
+					if logs[name] != "" {
+						kind = `"LogEntryType":"` + logs[name] + `",`
+					}
+					resources[at+"/"+name] = `{` + kind + `"Entries":{"@odata.id":"` + uri + `/Entries"}}`
+					resources[at+"/"+name+"/Entries"] = `{"Members":[{"@odata.id":"` + uri + `/Entries/1","Id":"1","Message":"` + logs[name] + " " + name + `"}]}`
+				}
+				resources[at] = `{"Members":[` + strings.Join(members, ",") + `]}`
+			}
+			found, err := newTree(t, resources).dial().(bmc.EventLog).Events(within(t, 20*time.Second), "")
+			switch {
+			case c.want == "" && !errors.Is(err, bmc.ErrUnsupported):
+				t.Errorf("%+v, %v; want ErrUnsupported", found, err)
+			case c.want != "" && (err != nil || len(found.Events) != 1 || !strings.HasSuffix(found.Events[0].Text, " "+c.want) && found.Events[0].Text != c.want):
+				t.Errorf("%+v, %v; want %s", found, err, c.want)
+			}
+			if c.want == "Log1" && err == nil && found.Events[0].Text != "SEL Log1" {
+				t.Errorf("%+v", found)
+			}
+		})
 	}
 }
 

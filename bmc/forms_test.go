@@ -59,6 +59,7 @@ func TestBootForms(t *testing.T) {
 func TestBootTargets(t *testing.T) {
 	all := []string{"None", "Pxe", "Cd", "UsbCd", "Hdd"}
 	cd := NextBoot{Device: BootCD, UEFI: true}
+	x10 := []string{"None", "Pxe", "Hdd", "CD/DVD", "UsbCd", "UefiCd", "UefiHdd", "UefiUsbCd"}
 	for _, c := range []struct {
 		name          string
 		vendor, model string
@@ -74,6 +75,11 @@ func TestBootTargets(t *testing.T) {
 		{"nothing is listed", "x", "y", redfishBoot{}, cd, "Cd"},
 		{"no CD", "x", "y", redfishBoot{Targets: []string{"Pxe"}}, cd, "!"},
 		{"no such mode", "x", "y", redfishBoot{Modes: []string{"UEFI"}}, NextBoot{Device: BootDisk}, "!"},
+		{"a target tells the mode", "Supermicro", "X10", redfishBoot{Targets: x10}, NextBoot{Device: BootDisk, UEFI: true}, "UefiHdd"},
+		{"a target tells the mode of a CD", "Supermicro", "X10", redfishBoot{Targets: x10}, cd, "UefiUsbCd"},
+		{"a target tells the mode, BIOS", "Supermicro", "X10", redfishBoot{Targets: x10}, NextBoot{Device: BootDisk}, "Hdd"},
+		{"a target without another for the mode", "Supermicro", "X10", redfishBoot{Targets: x10}, NextBoot{Device: BootNetwork, UEFI: true}, "Pxe"},
+		{"the mode is told beside the target", "Supermicro", "X11", redfishBoot{Targets: x10, Mode: "UEFI"}, NextBoot{Device: BootDisk, UEFI: true}, "Hdd"},
 		{"None need not be listed", "x", "y", redfishBoot{Targets: []string{"Pxe"}, Modes: []string{"UEFI"}}, NextBoot{Device: BootDefault}, "None"},
 	} {
 		got, err := c.boot.target(c.next, quirksOf(c.vendor, c.model, "").cd)
@@ -82,6 +88,53 @@ func TestBootTargets(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%s: %q (%v), want %q", c.name, got, err, c.want)
+		}
+	}
+}
+
+func TestArmedIsReadInEveryWord(t *testing.T) {
+	once := func(target, mode string) redfishBoot { return redfishBoot{Target: target, Enabled: "Once", Mode: mode} }
+	for _, c := range []struct {
+		boot  redfishBoot
+		asked bool
+		want  NextBoot
+	}{
+		{once("Pxe", "UEFI"), false, NextBoot{Device: BootNetwork, UEFI: true}},
+		{once("Pxe", "Legacy"), true, NextBoot{Device: BootNetwork}},
+		{once("Pxe", ""), true, NextBoot{Device: BootNetwork, UEFI: true}},
+		{once("Pxe", ""), false, NextBoot{Device: BootNetwork}},
+		{once("UefiHdd", ""), false, NextBoot{Device: BootDisk, UEFI: true}},
+		{once("UefiUsbCd", ""), false, NextBoot{Device: BootCD, UEFI: true}},
+		{once("CD/DVD", ""), false, NextBoot{Device: BootCD}},
+		{once("BiosSetup", "UEFI"), true, NextBoot{Device: "biossetup", UEFI: true}},
+		{redfishBoot{Target: "UefiHttp", Enabled: "Disabled", Mode: "UEFI"}, true, NextBoot{Device: BootDefault}},
+		{redfishBoot{}, true, NextBoot{Device: BootDefault}},
+	} {
+		if got := c.boot.armed(c.asked); got != c.want {
+			t.Errorf("%+v, asked %v: %v, want %v", c.boot, c.asked, got, c.want)
+		}
+	}
+}
+
+func TestDriveThatTakesAnImageIsChosen(t *testing.T) {
+	types := []string{"CD"}
+	inserted := true
+	slot, usb1, usb2 := redfishDrive{uri: "/slot", types: types}, redfishDrive{uri: "/usb1", types: types, insert: "/i"}, redfishDrive{uri: "/usb2", types: types, insert: "/i"}
+	full := redfishDrive{uri: "/full", types: types, inserted: &inserted, image: "http://x/y"}
+	for _, c := range []struct {
+		name    string
+		found   []redfishDrive
+		learned string
+		want    string
+	}{
+		{"the first with an action", []redfishDrive{slot, usb1, usb2}, "", "/usb1"},
+		{"the one that took one", []redfishDrive{slot, usb1, usb2}, "/usb2", "/usb2"},
+		{"the one that holds it", []redfishDrive{slot, usb1, full}, "/usb1", "/full"},
+		{"the first, where none has an action (Lenovo)", []redfishDrive{slot, {uri: "/ext2", types: types}}, "", "/slot"},
+		{"none", []redfishDrive{{uri: "/floppy", types: []string{"Floppy"}, insert: "/i"}}, "", ""},
+	} {
+		if got, _ := chooseDrive(c.found, "http://x/y", c.learned); got.uri != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got.uri, c.want)
 		}
 	}
 }
@@ -278,7 +331,7 @@ func FuzzRedfishBoot(f *testing.F) {
 		if json.Unmarshal(raw, &b) != nil {
 			return
 		}
-		now := b.armed()
+		now := b.armed(true)
 		for _, next := range []NextBoot{now, {Device: BootHTTP, UEFI: true, URI: "http://x/y"}, {Device: BootCD}} {
 			target, err := b.target(next, []string{"Cd"})
 			if err == nil && next.Device == BootHTTP && !slices.Contains(b.Targets, target) {

@@ -14,7 +14,7 @@ type Identity struct {
 	Manufacturer string `json:"manufacturer,omitempty"`
 	Model        string `json:"model,omitempty"`
 	Part         string `json:"part,omitempty"`  // SKU or part number
-	Board        string `json:"board,omitempty"` // serial number of the main board (IPMI)
+	Board        string `json:"board,omitempty"` // serial number of the main board (IPMI, Dell)
 	BIOS         string `json:"bios,omitempty"`  // version; IPMI does not tell it
 
 	BMC BMCIdentity `json:"bmc"`

@@ -215,7 +215,8 @@ func (d redfishDrive) cd() bool {
 }
 
 // chooseDrive prefers the CD drive that holds the image, then the one that took one before,
-// then the first, which is the system's own where it has some.
+// then the first that has an action for it, then the first, which is the system's own
+// where it has some.
 func chooseDrive(found []redfishDrive, uri, learned string) (redfishDrive, bool) {
 	best, rank := redfishDrive{}, 0
 	for _, d := range found {
@@ -224,8 +225,10 @@ func chooseDrive(found []redfishDrive, uri, learned string) (redfishDrive, bool)
 		case !d.cd():
 			r = 0
 		case d.holds(uri):
-			r = 3
+			r = 4
 		case d.uri == learned:
+			r = 3
+		case d.insert != "":
 			r = 2
 		}
 		if r > rank {

@@ -46,6 +46,9 @@ type quirks struct {
 	cd []string
 	// insert is the form of an insertion to begin with.
 	insert string
+	// tag: the serial number of the machine, as SMBIOS has it, is told as its SKU;
+	// SerialNumber is that of its board.
+	tag bool
 	// uefiDisk is the IPMI selector by which UEFI firmware boots its disk.
 	uefiDisk types.BootDeviceSelector
 }
@@ -63,6 +66,7 @@ type profile struct {
 // profiles are applied in their order: what a later row sets overrules.
 var profiles = []profile{
 	{quirks: quirks{cd: []string{"Cd", "UsbCd"}}, source: "DSP0268, ComputerSystem"},
+	{vendor: "dell", quirks: quirks{tag: true}, source: "its UUID spells the SKU, which is the service tag (recorded trees of R750)"},
 	{vendor: "supermicro", quirks: quirks{cd: []string{"UsbCd", "Cd"}, uefiDisk: types.BootDeviceSelectorForceRemoteMedia},
 		source: "sushy (UsbCd), Ironic's ipmitool driver (raw 0x24 for a disk under UEFI)"},
 	{vendor: "supermicro", model: "ARS-111GL-NHR", quirks: quirks{cd: []string{"Cd", "UsbCd"}}, source: "sushy"},
@@ -83,6 +87,7 @@ func quirksOf(vendor, model, firmware string) (q quirks) {
 		if p.quirks.insert != "" {
 			q.insert = p.quirks.insert
 		}
+		q.tag = q.tag || p.quirks.tag
 		if p.quirks.uefiDisk != 0 {
 			q.uefiDisk = p.quirks.uefiDisk
 		}

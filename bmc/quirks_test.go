@@ -40,6 +40,8 @@ var bootRows = []bootRow{
 	{name: "takes it in the settings object alone (Nokia, iDRAC10)", faults: testenv.BMCFaults{Redfish: testenv.RedfishFaults{Settings: testenv.SettingsObject}}},
 	{name: "names another place for it (AMI)", faults: testenv.BMCFaults{Redfish: testenv.RedfishFaults{Settings: testenv.SettingsFuture}}},
 	{name: "advertises a settings object without it", faults: testenv.BMCFaults{Redfish: testenv.RedfishFaults{Settings: testenv.SettingsDecoy}}},
+	{name: "advertises one with the boot order alone (Lenovo)", faults: testenv.BMCFaults{Redfish: testenv.RedfishFaults{Settings: testenv.SettingsOrder}}},
+	{name: "tells no mode (OpenBMC)", faults: testenv.BMCFaults{Redfish: testenv.RedfishFaults{Holes: []string{"BootSourceOverrideMode", "BootSourceOverrideMode@Redfish.AllowableValues"}}}},
 	{name: "answers 400 and has changed it (iDRAC 13G)", faults: testenv.BMCFaults{RejectAfter: true}},
 	{name: "answers 200 and has not", faults: testenv.BMCFaults{IgnoreBoot: true}, want: bmc.ErrUnverified},
 	{name: "flips the mode, and again when told (Supermicro)", faults: testenv.BMCFaults{FlipMode: true}, want: bmc.ErrUnverified},

@@ -30,6 +30,7 @@ type redfishDriver struct {
 	opened    bool
 	facts     memory
 	noBoot    string // a settings object without a Boot
+	bios      bool   // the mode that was asked for last, where the BMC tells none
 	log       string // the entries of the event log, once found
 }
 
@@ -53,14 +54,19 @@ func (d *redfishDriver) connect(basic bool) {
 		redfish.WithUseBasicAuth(basic))
 }
 
+// noSessionLink is what gofish says, and sends nothing, where the service root does
+// not tell where to log in.
+const noSessionLink = "no target provided"
+
 // Open logs in once and finds the system. Basic authentication does where there
-// are no sessions (404, 405 or 501 to the login) or none is free: a server that
-// was killed leaves its own behind, and BMCs forget them after minutes.
+// are no sessions (404, 405 or 501 to the login, or no link to them) or none is free:
+// a server that was killed leaves its own behind, and BMCs forget them after minutes.
 func (d *redfishDriver) Open(ctx context.Context) error {
 	d.transport.begin(ctx)
 	err := d.login(ctx)
 	reason := d.transport.failed(err)
-	if d.transport.lastStatus() != 0 && (errors.Is(reason, ErrUnsupported) || errors.Is(reason, ErrBusy)) {
+	if d.transport.lastStatus() != 0 && (errors.Is(reason, ErrUnsupported) || errors.Is(reason, ErrBusy)) ||
+		err != nil && strings.Contains(err.Error(), noSessionLink) {
 		d.connect(true)
 		d.transport.begin(ctx)
 		err = d.login(ctx)

@@ -41,19 +41,28 @@ func (b redfishBoot) uri() string {
 	return uri
 }
 
-// armed reads what a Boot object arms.
-func (b redfishBoot) armed() NextBoot {
+// overrides tells whether it is about an override at all: Lenovo's settings
+// object has a boot order in it and no more.
+func (b *redfishBoot) overrides() bool { return b != nil && (b.Target != "" || b.Enabled != "") }
+
+// armed reads what a Boot object arms. Where it tells no mode (OpenBMC on GB200,
+// Supermicro X10, an AMI with nothing armed) it is the one that was asked for.
+func (b redfishBoot) armed(asked bool) NextBoot {
 	if b.Enabled != "Once" && b.Enabled != "Continuous" || b.Target == "" || b.Target == "None" {
 		return NextBoot{Device: BootDefault}
 	}
-	n := NextBoot{UEFI: b.Mode == "UEFI"}
+	n := NextBoot{UEFI: b.Mode == "UEFI" || b.Mode == "" && asked}
 	switch b.Target {
 	case "Pxe":
 		n.Device = BootNetwork
 	case "Hdd":
 		n.Device = BootDisk
-	case "Cd", "UsbCd":
+	case "Cd", "UsbCd", "CD/DVD":
 		n.Device = BootCD
+	case "UefiHdd": // of Supermicro X10, whose targets tell the mode
+		n.Device, n.UEFI = BootDisk, true
+	case "UefiCd", "UefiUsbCd":
+		n.Device, n.UEFI = BootCD, true
 	case "UefiHttp":
 		n.Device, n.UEFI, n.URI = BootHTTP, true, b.uri() // there is no other mode for it
 	default: // somebody armed the setup: neither ours nor "no override"
@@ -73,6 +82,13 @@ func (b redfishBoot) target(next NextBoot, cd []string) (string, error) {
 	mode := redfishMode(next.UEFI)
 	if next.Device != BootDefault && len(b.Modes) > 0 && !slices.Contains(b.Modes, mode) {
 		return "", fmt.Errorf("%w: boot mode %s, only %s", ErrUnsupported, mode, strings.Join(b.Modes, ", "))
+	}
+	if b.Mode == "" && next.UEFI { // then the target may tell it
+		for _, name := range names {
+			if slices.Contains(b.Targets, "Uefi"+name) {
+				return "Uefi" + name, nil
+			}
+		}
 	}
 	for _, name := range names {
 		if slices.Contains(b.Targets, name) {
@@ -150,10 +166,10 @@ func (d *redfishDriver) nextBoot(ctx context.Context) (next NextBoot, err error)
 		if err != nil {
 			return err
 		}
-		next = system.boot.armed()
+		next = system.boot.armed(!d.bios)
 		// What waits in the settings object is what the next start will find.
-		if future != nil && future.boot.armed().Device != BootDefault {
-			next = future.boot.armed()
+		if future != nil && future.boot.armed(!d.bios).Device != BootDefault {
+			next = future.boot.armed(!d.bios)
 		}
 		return nil
 	})
@@ -161,6 +177,9 @@ func (d *redfishDriver) nextBoot(ctx context.Context) (next NextBoot, err error)
 }
 
 func (d *redfishDriver) setNextBoot(ctx context.Context, next NextBoot) error {
+	if next.Device != BootDefault {
+		d.bios = !next.UEFI
+	}
 	return d.again(ctx, func() error { return d.arm(ctx, next) })
 }
 
@@ -181,7 +200,7 @@ func (d *redfishDriver) boots(ctx context.Context) (system bootPlace, future *bo
 	if err != nil {
 		return system, nil, err
 	}
-	if s.Boot == nil {
+	if !s.Boot.overrides() {
 		return system, nil, fmt.Errorf("%w: the system has no boot override", ErrUnsupported)
 	}
 	d.facts.of(string(s.Manufacturer), string(s.Model), "")
@@ -210,7 +229,7 @@ func (d *redfishDriver) bootAt(ctx context.Context, uri string) (*bootPlace, err
 		Boot *redfishBoot `json:"Boot"`
 	}
 	header, err := d.get(ctx, uri, &s)
-	if err != nil || s.Boot == nil {
+	if err != nil || !s.Boot.overrides() {
 		return nil, err
 	}
 	return &bootPlace{uri: uri, etag: etagOf(header, s.ETag), boot: *s.Boot}, nil
@@ -271,7 +290,7 @@ func (d *redfishDriver) arm(ctx context.Context, next NextBoot) error {
 			return err
 		}
 		if now != nil {
-			if now.boot.armed().same(next) {
+			if now.boot.armed(!d.bios).same(next) {
 				return nil
 			}
 			at.etag = now.etag
@@ -290,7 +309,7 @@ func (d *redfishDriver) repair(ctx context.Context, uri string, next NextBoot) e
 	if err != nil || now == nil {
 		return nil // the write itself went well; the caller looks again
 	}
-	if armed := now.boot.armed(); armed.Device != next.Device || armed.UEFI == next.UEFI || now.boot.Mode == "" {
+	if armed := now.boot.armed(!d.bios); armed.Device != next.Device || armed.UEFI == next.UEFI || now.boot.Mode == "" {
 		return nil
 	}
 	d.target.Log.Warn("the BMC changed the boot mode that it was told; telling it once more", "mode", redfishMode(next.UEFI))

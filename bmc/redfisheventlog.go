@@ -11,9 +11,10 @@ import (
 	"time"
 )
 
-// redfishLogNames are the logs of hardware events where no log says that it is the
-// SEL: HPE's, Supermicro's and others.
-var redfishLogNames = []string{"sel", "iml", "log1", "eventlog", "log"}
+// redfishLogNames are the logs of hardware events, the best first: HPE's,
+// Supermicro's, Lenovo's and others. Saying that it is a SEL comes before a name:
+// but Dell's list of faults says so too, and the BIOS's log of AMI.
+var redfishLogNames = []string{"sel", "iml", "log1", "platformlog", "eventlog", "log"}
 
 // eventLog finds the one log of hardware events: under the system, or under its
 // manager. Others hold logins and jobs.
@@ -29,7 +30,7 @@ func (d *redfishDriver) eventLog(ctx context.Context) (string, error) {
 	for _, m := range managers {
 		places = append(places, m.Logs.ID)
 	}
-	best, rank := "", len(redfishLogNames)
+	best, rank := "", 2*len(redfishLogNames)+1
 	for _, at := range places {
 		uris, err := d.members(ctx, at)
 		if err != nil {
@@ -49,11 +50,16 @@ func (d *redfishDriver) eventLog(ctx context.Context) (string, error) {
 			if entries == "" {
 				continue
 			}
-			if log.Type == "SEL" {
-				d.log = entries
-				return entries, nil
+			r := slices.Index(redfishLogNames, strings.ToLower(path.Base(uri)))
+			switch {
+			case log.Type == "SEL" && r < 0:
+				r = len(redfishLogNames)
+			case r < 0:
+				continue
+			case log.Type != "SEL":
+				r += len(redfishLogNames) + 1
 			}
-			if r := slices.Index(redfishLogNames, strings.ToLower(path.Base(uri))); r >= 0 && r < rank {
+			if r < rank {
 				best, rank = entries, r
 			}
 		}

@@ -98,22 +98,34 @@ func (d *redfishDriver) readIdentity(ctx context.Context) (id Identity, err erro
 		return id, err
 	}
 	id = Identity{
-		UUID: strings.ToLower(string(system.UUID)), Serial: string(system.Serial),
+		UUID: plainUUID(system.UUID), Serial: string(system.Serial),
 		Manufacturer: string(system.Manufacturer), Model: string(system.Model),
 		Part: string(cmp.Or(system.SKU, system.Part)), BIOS: string(system.BIOS),
 		BMC: BMCIdentity{
-			UUID: strings.ToLower(string(service.UUID)), Vendor: string(cmp.Or(service.Vendor, system.Manufacturer)),
+			UUID: plainUUID(service.UUID), Vendor: string(cmp.Or(service.Vendor, system.Manufacturer)),
 			Model: string(service.Product),
 		},
+	}
+	if quirksOf(id.Manufacturer, id.Model, "").tag && system.SKU != "" {
+		id.Serial, id.Board, id.Part = string(system.SKU), string(system.Serial), string(system.Part)
 	}
 	for _, m := range managers {
 		if m.Firmware == "" {
 			continue // an enclosure's, or one that is updating
 		}
 		id.BMC.Firmware, id.BMC.Model = string(m.Firmware), string(cmp.Or(m.Model, service.Product))
-		id.BMC.UUID = cmp.Or(id.BMC.UUID, strings.ToLower(string(m.UUID)))
+		id.BMC.UUID = cmp.Or(id.BMC.UUID, plainUUID(m.UUID))
 		break
 	}
 	d.facts.of(id.Manufacturer, id.Model, id.BMC.Firmware)
 	return id, nil
+}
+
+// plainUUID is in lower case; one of zeros or of ones was never set.
+func plainUUID(t text) string {
+	uuid := strings.ToLower(string(t))
+	if strings.Trim(uuid, "0-") == "" || strings.Trim(uuid, "f-") == "" {
+		return ""
+	}
+	return uuid
 }

@@ -77,7 +77,7 @@ func each[T any](ctx context.Context, w *inventoryWalk, at redfishLink, take fun
 	var uris []string
 	err := w.session.call(ctx, "read inventory", func(ctx context.Context) error {
 		return w.driver.again(ctx, func() (err error) {
-			uris, err = w.driver.members(ctx, at.ID)
+			uris, err = w.driver.collection(ctx, at.ID)
 			return err
 		})
 	})
@@ -195,7 +195,7 @@ func (w *inventoryWalk) disks(ctx context.Context, system redfishOwner) {
 		ID     text          `json:"Id"`
 		Drives []redfishLink `json:"Drives"`
 	}) {
-		for _, link := range s.Drives {
+		for _, link := range s.Drives[:min(len(s.Drives), inventoryMost)] {
 			var d drive
 			if uri := w.driver.local(link.ID); uri != "" && w.read(ctx, uri, &d) {
 				add(d, text(either(s.Name, s.ID)))

@@ -246,8 +246,16 @@ func (d *redfishDriver) readParameters(ctx context.Context, drive *redfishDrive)
 
 // members are the links of a collection; none where there is no such collection.
 func (d *redfishDriver) members(ctx context.Context, at string) (uris []string, err error) {
+	if uris, err = d.collection(ctx, at); gone(err) {
+		err = nil
+	}
+	return uris, err
+}
+
+// collection is its links. One that lost its later pages meanwhile ends early.
+func (d *redfishDriver) collection(ctx context.Context, at string) (uris []string, err error) {
 	const pages = 32
-	for range pages {
+	for page := range pages {
 		if at = d.local(at); at == "" {
 			return uris, nil
 		}
@@ -255,7 +263,7 @@ func (d *redfishDriver) members(ctx context.Context, at string) (uris []string, 
 			Members []redfishLink `json:"Members"`
 			Next    string        `json:"Members@odata.nextLink"`
 		}
-		if _, err := d.get(ctx, at, &c); gone(err) {
+		if _, err := d.get(ctx, at, &c); gone(err) && page > 0 {
 			return uris, nil
 		} else if err != nil {
 			return uris, err

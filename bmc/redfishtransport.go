@@ -164,9 +164,10 @@ func (r *redfishTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		out.Header.Del("If-Match")
 	}
 	began := time.Now()
+	var body []byte
 	response, err := r.base.RoundTrip(out)
 	if err == nil {
-		err = r.readAll(response)
+		body, err = r.readAll(response)
 	}
 	if err != nil {
 		// Counted here: gofish may make light of it, and what it leaves of it is text.
@@ -180,7 +181,9 @@ func (r *redfishTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	r.log.Debug("redfish", "method", out.Method, "path", out.URL.Path, "status", response.StatusCode, "took", time.Since(began))
-	r.note(out, response)
+	if err := r.note(out, response, body); err != nil {
+		return nil, err
+	}
 	return response, nil
 }
 
@@ -195,9 +198,7 @@ func (r *redfishTransport) fail(status int, reason, cause error) {
 }
 
 // readAll replaces the body by bytes in memory.
-func (r *redfishTransport) readAll(response *http.Response) error {
-	var body []byte
-	var err error
+func (r *redfishTransport) readAll(response *http.Response) (body []byte, err error) {
 	if n := response.ContentLength; n >= 0 && n <= answerMost {
 		body = make([]byte, n)
 		_, err = io.ReadFull(response.Body, body)
@@ -206,17 +207,17 @@ func (r *redfishTransport) readAll(response *http.Response) error {
 	}
 	_ = response.Body.Close()
 	if err != nil {
-		return fmt.Errorf("read answer: %w", err)
+		return nil, fmt.Errorf("read answer: %w", err)
 	}
 	if len(body) > answerMost {
-		return badLong
+		return nil, badLong
 	}
 	if response.Request.Method == http.MethodGet && response.StatusCode == http.StatusOK && !isObject(body) {
-		return badJSON
+		return nil, badJSON
 	}
 	response.Body = io.NopCloser(bytes.NewReader(body))
 	response.ContentLength = int64(len(body))
-	return nil
+	return body, nil
 }
 
 // isObject reports whether the bytes are one JSON object, as every resource is.
@@ -225,30 +226,41 @@ func isObject(body []byte) bool {
 	return len(body) > 0 && body[0] == '{' && json.Valid(body)
 }
 
-// note records a failure and the token of a new session.
-func (r *redfishTransport) note(request *http.Request, response *http.Response) {
-	token := response.Header.Get("X-Auth-Token")
-	if token == "" && response.StatusCode < 400 {
-		return
-	}
-	body, _ := io.ReadAll(response.Body)
-	response.Body = io.NopCloser(bytes.NewReader(body))
-	if token != "" && request.Method == http.MethodPost {
+// isRefusal reports whether an object is nothing but an error. Those of changes that
+// went well are so on some BMCs, with a message that says so; a resource never is.
+func isRefusal(body []byte) bool {
+	body, object := bytes.CutPrefix(bytes.TrimSpace(body), []byte("{"))
+	return object && bytes.HasPrefix(bytes.TrimSpace(body), []byte(`"error"`))
+}
+
+// note records a failure and the token of a new session. Its error is a refusal that
+// came with status 200.
+func (r *redfishTransport) note(request *http.Request, response *http.Response, body []byte) error {
+	if token := response.Header.Get("X-Auth-Token"); token != "" && request.Method == http.MethodPost {
 		r.mu.Lock()
 		r.token, r.session = token, openedSession(response, body)
 		r.mu.Unlock()
 	}
-	if response.StatusCode < 400 {
-		return
+	hidden := response.StatusCode == http.StatusOK && request.Method == http.MethodGet && isRefusal(body)
+	if response.StatusCode < 400 && !hidden {
+		return nil
 	}
 	id, text := extendedInfo(body)
 	r.noteChange(id, body)
-	r.fail(response.StatusCode, &AnswerError{
+	if hidden && plainMessageID(id) == "Base.Success" { // the end of a task that had no more to say
+		return nil
+	}
+	answer := &AnswerError{
 		Reason: httpReason(response.StatusCode, id, text),
 		Code:   oneLine(errors.New(id)), Message: oneLine(errors.New(text)), Status: response.StatusCode,
 		After: retryAfter(response.Header.Get("Retry-After"), time.Now()),
 		what:  request.Method + " " + request.URL.Path,
-	}, nil)
+	}
+	r.fail(response.StatusCode, answer, nil)
+	if hidden {
+		return answer
+	}
+	return nil
 }
 
 // noteChange keeps the account that a PasswordChangeRequired names.

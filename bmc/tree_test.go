@@ -57,6 +57,9 @@ func newTree(t *testing.T, resources map[string]string) *tree {
 
 func (s *tree) serve(w http.ResponseWriter, r *http.Request) {
 	path := strings.TrimSuffix(r.URL.Path, "/")
+	if r.URL.RawQuery != "" {
+		path += "?" + r.URL.RawQuery
+	}
 	raw, _ := io.ReadAll(r.Body)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -106,10 +109,13 @@ func refuse(w http.ResponseWriter, status int, id string, text ...string) {
 		"@Message.ExtendedInfo": []any{map[string]any{"MessageId": id, "Message": strings.Join(text, " ")}}}})
 }
 
-func (s *tree) dial() bmc.Client {
-	return dial(s.t, bmc.InGreatHurry(bmc.Target{URL: "redfish://" + strings.TrimPrefix(s.server.URL, "https://"),
-		User: user, Password: password, Pin: inventory.DigestOf(s.server.Certificate().Raw)}))
+// target is the tree's BMC; "" is for its only system.
+func (s *tree) target(system string) bmc.Target {
+	return bmc.InGreatHurry(bmc.Target{URL: "redfish://" + strings.TrimPrefix(s.server.URL, "https://") + system,
+		User: user, Password: password, Pin: inventory.DigestOf(s.server.Certificate().Raw)})
 }
+
+func (s *tree) dial() bmc.Client { return dial(s.t, s.target("")) }
 
 func (s *tree) written() []string {
 	s.mu.Lock()
@@ -399,5 +405,60 @@ func TestInventoryEndsWhereTheBMCDoes(t *testing.T) {
 	}
 	if asked > 2 {
 		t.Errorf("asked %d times", asked)
+	}
+}
+
+func TestRefusalThatComesWithStatus200IsOne(t *testing.T) {
+	t.Parallel()
+	refusal := func(id, text string) string {
+		return fmt.Sprintf(` { "error":{"code":"Base.1.8.GeneralError","message":"see the details","@Message.ExtendedInfo":[{"MessageId":%q,"Message":%q}]}}`, id, text)
+	}
+	for _, c := range []struct {
+		name, body string
+		want       error
+	}{
+		{"busy", refusal("Base.1.8.ServiceTemporarilyUnavailable", "later"), bmc.ErrBusy},
+		{"unknown", refusal("Contoso.1.0.Mood", "not today"), bmc.ErrRejected},
+		{"a resource with a property of that name", `{"PowerState":"On","error":{"code":"x"}}`, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newTree(t, nil)
+			client := s.dial()
+			s.mu.Lock()
+			s.on = func(w http.ResponseWriter, method, path string, _ map[string]any) bool {
+				if path == "/redfish/v1/Systems/1" {
+					fmt.Fprint(w, c.body)
+				}
+				return path == "/redfish/v1/Systems/1"
+			}
+			s.mu.Unlock()
+			state, err := client.Power(within(t, 20*time.Second))
+			if c.want == nil {
+				if err != nil || state != bmc.PowerOn {
+					t.Errorf("%q, %v", state, err)
+				}
+				return
+			}
+			if !errors.Is(err, c.want) || state != bmc.PowerUnknown {
+				t.Errorf("%q, %v; want %v", state, err, c.want)
+			}
+			if err := client.On(within(t, 20*time.Second)); !errors.Is(err, c.want) || len(s.written()) != 0 {
+				t.Errorf("on: %v after %v; want %v", err, s.written(), c.want)
+			}
+		})
+	}
+}
+
+func TestServiceThatNamesNoSessionsIsAskedWithThePassword(t *testing.T) {
+	t.Parallel()
+	s := newTree(t, map[string]string{"": `{"Systems":{"@odata.id":"/redfish/v1/Systems"}}`})
+	asked := map[string]int{}
+	s.on = func(_ http.ResponseWriter, method, path string, _ map[string]any) bool {
+		asked[method]++
+		return false
+	}
+	if state, err := s.dial().Power(within(t, 20*time.Second)); err != nil || state != bmc.PowerOff || asked[http.MethodPost] != 0 {
+		t.Errorf("%q, %v after %v", state, err, asked)
 	}
 }

@@ -172,12 +172,16 @@ func (b *RedfishBMC) settingsAt(ids []string, word string) *redfishResource {
 	}
 	r := &redfishResource{get: func() map[string]any {
 		fields := map[string]any{}
-		if kind != SettingsDecoy {
+		switch kind {
+		case SettingsDecoy:
+		case SettingsOrder:
+			fields["Boot"] = map[string]any{"BootOrder": []string{}}
+		default:
 			fields["Boot"] = s.bootObject(s.future())
 		}
 		return redfishNew(s.settingsPath(), redfishSystemType, word, "Settings of the system", fields)
 	}}
-	if kind != SettingsDecoy {
+	if kind != SettingsDecoy && kind != SettingsOrder {
 		r.patch = func(c *redfishCall) { s.patchBoot(c, true) }
 	}
 	return r

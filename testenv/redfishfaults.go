@@ -97,6 +97,7 @@ const (
 	SettingsObject RedfishSettings = "object" // the settings object alone; it applies at the next start
 	SettingsFuture RedfishSettings = "future" // AMI: the system answers OperationSupportedInFutureStateURI, and …/SD takes it
 	SettingsDecoy  RedfishSettings = "decoy"  // a settings object without Boot; the system takes it
+	SettingsOrder  RedfishSettings = "order"  // Lenovo: one with the boot order alone; the system takes the override
 )
 
 // RedfishTask is what becomes of the tasks.

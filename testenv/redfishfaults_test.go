@@ -115,6 +115,8 @@ func TestRedfishFaultsDoWhatTheySay(t *testing.T) {
 			starts: []BootDevice{BootPXE}},
 		"a settings object without boot is a decoy": {faults: BMCFaults{Redfish: RedfishFaults{Settings: SettingsDecoy}},
 			steps: []redfishStep{get(settings, "Boot", "null"), patch(settings, redfishTestPXE, 405, "OperationNotAllowed"), pxe, system(target, "Pxe")}},
+		"a settings object with the boot order alone is another": {faults: BMCFaults{Redfish: RedfishFaults{Settings: SettingsOrder}},
+			steps: []redfishStep{get(settings, "Boot", `{"BootOrder":[]}`), patch(settings, redfishTestPXE, 405, "OperationNotAllowed"), pxe, system(target, "Pxe")}},
 		"a change of the mode is a job for the next start": {faults: BMCFaults{Redfish: RedfishFaults{ModeJob: true}},
 			steps: []redfishStep{patch(redfishTestSystem, redfishTestLegacy, 202, ""), system(mode, "UEFI"),
 				patch(redfishTestSystem, redfishTestLegacy, 400, "PendingConfiguration"),
