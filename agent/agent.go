@@ -55,6 +55,9 @@ type Agent struct {
 	// Pause is the wait after the n-th failure in a row, from 0; nil grows from
 	// one second to thirty.
 	Pause func(n int) time.Duration
+	// Dial connects to the server; nil dials from here. A simulated machine has an
+	// address of its own.
+	Dial DialFunc
 
 	now  func() time.Time
 	wait func(n int) time.Duration
@@ -96,10 +99,15 @@ func (a *Agent) Run(ctx context.Context) (Outcome, error) {
 		return Outcome{}, err
 	}
 	defer client.Close()
+	images := ImageHTTP()
+	if a.Dial != nil {
+		client.DialBy(a.Dial)
+		images.Transport.(*http.Transport).DialContext = a.Dial
+	}
 	if client.trace = a.Args.Trace; client.trace != "" {
 		a.Log("trace %s", client.trace)
 	}
-	s := &session{Agent: a, client: client, lease: NewLease(a.now), images: ImageHTTP()}
+	s := &session{Agent: a, client: client, lease: NewLease(a.now), images: images}
 	defer s.images.CloseIdleConnections()
 
 	a.Log("inspecting the machine")

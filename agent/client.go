@@ -114,6 +114,12 @@ func NewClient(base string, ca inventory.Digest) (*Client, error) {
 	}, nil
 }
 
+// DialFunc connects as net.Dialer.DialContext does.
+type DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// DialBy makes every later connection by dial.
+func (c *Client) DialBy(dial DialFunc) { c.http.Transport.(*http.Transport).DialContext = dial }
+
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 

@@ -161,13 +161,20 @@ func newStory(t *testing.T, o storySetup) *story {
 			size += 448 * osMiB // its root grows
 		}
 	}
-	dir := t.TempDir()
-	name := fmt.Sprintf("e2e-%d-%d", os.Getpid(), e2eNumber.Add(1))
-	if s.Rack, err = NewRack(t.Context(), RackOptions{Name: name, Dir: dir, Machines: o.Machines, DiskSize: size, Segments: o.Segments}); err != nil {
+	s.build(RackOptions{Name: fmt.Sprintf("e2e-%d-%d", os.Getpid(), e2eNumber.Add(1)), Dir: t.TempDir(), Machines: o.Machines, DiskSize: size, Segments: o.Segments})
+	return s
+}
+
+// build the rack, which ends with the test.
+func (s *story) build(o RackOptions) {
+	t := s.t
+	t.Helper()
+	var err error
+	if s.Rack, err = NewRack(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	s.yaml = filepath.Join(dir, "rack.yaml")
-	s.watch = newStoryWatch(LabContext(dir))
+	s.yaml = filepath.Join(o.Dir, "rack.yaml")
+	s.watch = newStoryWatch(LabContext(o.Dir))
 	t.Cleanup(func() {
 		s.watch.close()
 		if t.Failed() {
@@ -176,11 +183,10 @@ func newStory(t *testing.T, o storySetup) *story {
 		if err := s.Rack.Close(); err != nil {
 			t.Error(err)
 		}
-		if left, err := Nets(RackNamespace(name)); err != nil || len(left) != 0 {
+		if left, err := Nets(RackNamespace(o.Name)); err != nil || len(left) != 0 {
 			t.Errorf("left of the rack: %v, %v", left, err)
 		}
 	})
-	return s
 }
 
 // e2eNeeds skips where this machine, or this run, cannot play a story.

@@ -48,6 +48,12 @@ type RackMachine struct {
 	SecureBoot bool
 	// Drive is a virtual CD drive, which a Redfish BMC offers.
 	Drive bool
+	// Simulated plays it in this process; its Firmware may be any SimFirmware, its
+	// disks have a size alone, and the fields of real firmware mean nothing.
+	Simulated bool
+	// Rack and Unit are where it stands; "" and 0: in "lab", by its number.
+	Rack string
+	Unit int
 	// Faults of the BMC from the start; SetFaults changes them later.
 	Faults BMCFaults
 }
@@ -104,6 +110,28 @@ func (n *RackNode) SetFaults(change func(*BMCFaults)) {
 	}
 }
 
+// RackSimulated is a simulated machine that was built.
+type RackSimulated struct {
+	*Simulated
+	Spec RackMachine
+	IP   netip.Addr
+}
+
+// rackMember is what both kinds are to the rack.
+type rackMember struct {
+	spec         RackMachine
+	machine      Machine
+	mac          inventory.MAC
+	ip           netip.Addr
+	uuid, serial string
+	disk, dir    string
+	ipmi         *IPMIBMC
+	redfish      *RedfishBMC
+	qemu         *QEMU      // or
+	simulated    *Simulated // one of these
+	faults       []Fault
+}
+
 // Rack is a network namespace with machines, each powered off at first and
 // switched by its BMC, and room for a server. It is closed by Close; if this
 // process dies, its processes die with it, and RemoveRack clears the rest.
@@ -111,20 +139,39 @@ type Rack struct {
 	Options RackOptions
 	Net     *Net
 	Nodes   []*RackNode
+	// Simulated are beside the Nodes, on the wire of NetBridge.
+	Simulated []*RackSimulated
 	// The account of every BMC, made with the rack's folder and kept in it.
 	BMCUser, BMCPassword string
 
 	operator *os.File // the listening socket of the host, for the server
 	addr     string
 	servers  []*RackServer
+	members  []rackMember // of both kinds, in the order of Options.Machines
+	wire     *SimWire     // nil without simulated machines
 }
 
 // Addresses inside every rack. The namespaces are separate, so all may share them.
 var (
 	rackServer = netip.MustParsePrefix("10.77.0.1/24") // the server's, on the bridge
+	rackSims   = netip.MustParseAddr("10.77.0.2")      // of the host of the simulated machines
 	rackFirst  = netip.MustParseAddr("10.77.0.11")     // of the machines
 	rackBMC    = netip.MustParseAddr("10.78.0.11")     // of the BMCs
+	// Of a rack with more machines than fit below its pool.
+	rackServerMany = netip.MustParsePrefix("10.77.0.1/16")
+	rackFirstMany  = netip.MustParseAddr("10.77.1.1")
 )
+
+// rackFew machines have the addresses below the pool.
+const rackFew = 80
+
+// addresses are the server's, with the subnet, and the first machine's.
+func (r *Rack) addresses() (server netip.Prefix, first netip.Addr) {
+	if len(r.Options.Machines) > rackFew {
+		return rackServerMany, rackFirstMany
+	}
+	return rackServer, rackFirst
+}
 
 const (
 	rackPrefix = "recast-"
@@ -136,7 +183,9 @@ func RackNamespace(name string) string { return rackPrefix + name }
 
 // RemoveRack clears what a killed rack of that name left: processes and
 // namespace. Its folder is the caller's.
-func RemoveRack(name string) error { return RemoveNet(RackNamespace(name)) }
+func RemoveRack(name string) error {
+	return errors.Join(RemoveNet(RackNamespace(name)), RemoveNet(RackNamespace(name)+"-"+simHost))
+}
 
 // NewRack builds a rack: every machine is off, every BMC answers.
 func NewRack(ctx context.Context, o RackOptions) (r *Rack, err error) {
@@ -162,7 +211,8 @@ func NewRack(ctx context.Context, o RackOptions) (r *Rack, err error) {
 	if r.BMCUser, r.BMCPassword, err = rackAccount(o.Dir); err != nil {
 		return r, err
 	}
-	if r.Net, err = NewNet(RackNamespace(o.Name), rackServer); err != nil {
+	server, _ := r.addresses()
+	if r.Net, err = NewNet(RackNamespace(o.Name), server); err != nil {
 		return r, err
 	}
 	// Opened out here and handed to each server that is started: the one way in,
@@ -182,7 +232,11 @@ func NewRack(ctx context.Context, o RackOptions) (r *Rack, err error) {
 		}
 	}
 	for i, m := range o.Machines {
-		if err := r.add(ctx, i, m); err != nil {
+		add := r.add
+		if m.Simulated {
+			add = r.addSimulated
+		}
+		if err := add(ctx, i, m); err != nil {
 			return r, fmt.Errorf("machine %q: %w", m.Name, err)
 		}
 	}
@@ -198,13 +252,14 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
+	_, first := r.addresses()
 	node := &RackNode{
 		Spec: m,
-		MAC:  inventory.MAC(fmt.Sprintf("52:54:00:77:00:%02x", 0x0b+i)),
-		IP:   rackAddr(rackFirst, i),
+		MAC:  rackMAC(i, 0),
+		IP:   rackAddr(first, i),
 		QEMU: &QEMU{
 			Name: m.Name, Firmware: m.Firmware, Arch: m.Arch, NetBoot: m.NetBoot, SecureBoot: m.SecureBoot, Drive: m.Drive, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
-			UUID: fmt.Sprintf("7265636a-7374-4c61-8b00-0000000000%02x", i+1), Serial: fmt.Sprintf("LAB%04d", i+1),
+			UUID: rackUUID(i), Serial: rackSerial(i),
 			Log: r.Options.Log,
 		},
 	}
@@ -212,7 +267,7 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 		m.NICs = []RackNIC{{}}
 	}
 	for j, c := range m.NICs {
-		nic := QEMUNIC{MAC: fmt.Sprintf("52:54:00:77:%02x:%02x", j, 0x0b+i), Tap: fmt.Sprintf("tap%d-%d", i, j), Down: c.Down}
+		nic := QEMUNIC{MAC: string(rackMAC(i, j)), Tap: fmt.Sprintf("tap%d-%d", i, j), Down: c.Down}
 		if err := r.Net.AddTap(nic.Tap, cmp.Or(c.Segment, NetBridge)); err != nil {
 			return err
 		}
@@ -227,7 +282,7 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 		}
 		disk := QEMUDisk{
 			Path: filepath.Join(dir, fmt.Sprintf("disk%d.img", j)), Size: d.Size,
-			Serial: fmt.Sprintf("LAB%04d-%d", i+1, j), Bus: d.Bus, Discard: d.Discard,
+			Serial: fmt.Sprintf("%s-%d", rackSerial(i), j), Bus: d.Bus, Discard: d.Discard,
 		}
 		if disk.Size, err = rackFillDisk(ctx, disk.Path, d.Size); err != nil {
 			return err
@@ -235,18 +290,68 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 		node.Disks = append(node.Disks, disk)
 	}
 	r.Nodes = append(r.Nodes, node) // from here on Close ends it
-	return r.addBMC(i, node)
+	node.IPMI, node.Redfish, err = r.newBMC(i, m, dir, node.QEMU, redfishHardwareOf(node.QEMU))
+	r.members = append(r.members, rackMember{spec: m, machine: node.QEMU, mac: node.MAC, ip: node.IP, uuid: node.UUID, serial: node.Serial,
+		disk: node.Disks[0].Path, dir: dir, ipmi: node.IPMI, redfish: node.Redfish, qemu: node.QEMU})
+	return err
 }
 
-func (r *Rack) addBMC(i int, node *RackNode) error {
-	if node.Spec.BMC == BMCNone || node.Spec.BMC == "" {
-		return nil
+// simDisk is the size of a simulated machine's disk that says none.
+const simDisk = 16 * osMiB
+
+// addSimulated builds machine number i in this process.
+func (r *Rack) addSimulated(_ context.Context, i int, m RackMachine) (err error) {
+	server, first := r.addresses()
+	if r.wire == nil {
+		if r.wire, err = r.Net.NewSimWire(NetBridge, netip.PrefixFrom(rackSims, server.Bits())); err != nil {
+			return err
+		}
+	}
+	dir := filepath.Join(r.Options.Dir, m.Name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if m.Disks == nil {
+		m.Disks = []RackDisk{{}}
+	}
+	var disks []inventory.DiskID
+	for j, d := range m.Disks {
+		disks = append(disks, inventory.DiskID{Serial: fmt.Sprintf("%s-%d", rackSerial(i), j), Size: cmp.Or(d.Size, simDisk)})
+	}
+	firmware := SimFirmware(m.Firmware)
+	// Its BMC stands where those of the others do.
+	sim, err := NewSimulated(SimulatedOptions{Name: m.Name, Dir: dir, MAC: inventory.MAC(fmt.Sprintf("52:54:01:77:%02x:%02x", i>>8, i&0xff)),
+		UUID: rackUUID(i), Serial: rackSerial(i), UEFI: firmware.UEFI(), Disks: disks, Fill: rackFill, FillEnds: true, Wire: r.wire, Firmware: firmware,
+		Log: func(format string, args ...any) { r.Options.Log.Debug(fmt.Sprintf(format, args...)) }})
+	if err != nil {
+		return err
+	}
+	r.Simulated = append(r.Simulated, &RackSimulated{Simulated: sim, Spec: m, IP: rackAddr(first, i)})
+	sim.IPMI, sim.Redfish, err = r.newBMC(i, m, dir, sim, RedfishHardware{MACs: []string{string(sim.Options.MAC)}, Cores: 2, MemoryMiB: 1024, Disks: disks})
+	r.members = append(r.members, rackMember{spec: m, machine: sim, mac: sim.Options.MAC, ip: rackAddr(first, i), uuid: sim.Options.UUID, serial: sim.Options.Serial,
+		disk: sim.Disks[0].Path, dir: dir, ipmi: sim.IPMI, redfish: sim.Redfish, simulated: sim})
+	return err
+}
+
+// rackMAC is that of card j of QEMU machine i.
+func rackMAC(i, j int) inventory.MAC {
+	i += 0x0b
+	return inventory.MAC(fmt.Sprintf("52:54:00:%02x:%02x:%02x", 0x77+i>>8, j, i&0xff))
+}
+
+func rackUUID(i int) string   { return fmt.Sprintf("7265636a-7374-4c61-8b00-%012x", i+1) }
+func rackSerial(i int) string { return fmt.Sprintf("LAB%04d", i+1) }
+
+// newBMC starts the BMC of machine i, in the namespace.
+func (r *Rack) newBMC(i int, m RackMachine, dir string, machine Machine, hardware RedfishHardware) (*IPMIBMC, *RedfishBMC, error) {
+	if m.BMC == BMCNone || m.BMC == "" {
+		return nil, nil, nil
 	}
 	addr := rackAddr(rackBMC, i)
 	if err := r.Net.AddAddr(addr); err != nil {
-		return err
+		return nil, nil, err
 	}
-	switch node.Spec.BMC {
+	switch m.BMC {
 	case BMCIPMI:
 		var conn net.PacketConn
 		err := r.Net.Do(func() (err error) {
@@ -254,11 +359,11 @@ func (r *Rack) addBMC(i int, node *RackNode) error {
 			return err
 		})
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		node.IPMI, err = NewIPMI(IPMIOptions{Conn: conn, User: r.BMCUser, Password: r.BMCPassword,
-			UUID: node.UUID, Serial: node.Serial, Machine: node.QEMU, Faults: node.Spec.Faults})
-		return err
+		b, err := NewIPMI(IPMIOptions{Conn: conn, User: r.BMCUser, Password: r.BMCPassword,
+			UUID: rackUUID(i), Serial: rackSerial(i), Machine: machine, Faults: m.Faults})
+		return b, nil, err
 	case BMCRedfish:
 		var l net.Listener
 		err := r.Net.Do(func() (err error) {
@@ -266,15 +371,14 @@ func (r *Rack) addBMC(i int, node *RackNode) error {
 			return err
 		})
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		certificate, err := rackCertificate(node.Dir)
+		certificate, err := rackCertificate(dir)
 		if err != nil {
-			return errors.Join(err, l.Close())
+			return nil, nil, errors.Join(err, l.Close())
 		}
-		node.Redfish, err = NewRedfish(RedfishOptions{Listener: l, Certificate: certificate, User: r.BMCUser, Password: r.BMCPassword,
-			UUID: node.UUID, Serial: node.Serial, Machine: node.QEMU, Faults: node.Spec.Faults,
-			Hardware: redfishHardwareOf(node.QEMU),
+		b, err := NewRedfish(RedfishOptions{Listener: l, Certificate: certificate, User: r.BMCUser, Password: r.BMCPassword,
+			UUID: rackUUID(i), Serial: rackSerial(i), Machine: machine, Faults: m.Faults, Hardware: hardware,
 			Dial: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 				err = r.Net.Do(func() error {
 					conn, err = (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, network, addr)
@@ -282,9 +386,9 @@ func (r *Rack) addBMC(i int, node *RackNode) error {
 				})
 				return conn, err
 			}})
-		return err
+		return nil, b, err
 	}
-	return fmt.Errorf("unknown BMC %q, want ipmi, redfish or none", node.Spec.BMC)
+	return nil, nil, fmt.Errorf("unknown BMC %q, want ipmi, redfish or none", m.BMC)
 }
 
 // Node finds a machine by name, or nil.
@@ -316,6 +420,14 @@ func (r *Rack) Close() error {
 		errs = append(errs, n.PowerOff(context.Background()))
 	}
 	r.Nodes = nil
+	for _, s := range r.Simulated {
+		errs = append(errs, s.Close())
+	}
+	r.Simulated = nil
+	if r.wire != nil {
+		errs = append(errs, r.wire.Close())
+		r.wire = nil
+	}
 	if r.operator != nil {
 		errs = append(errs, r.operator.Close())
 		r.operator = nil

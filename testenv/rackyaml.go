@@ -1,7 +1,9 @@
 package testenv
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"recast/inventory"
@@ -10,6 +12,8 @@ import (
 // RackDeclare says what the machines of a rack shall run.
 type RackDeclare struct {
 	Image inventory.Digest
+	// Simulated are the images of the groups of simulated machines; see SimImages.
+	Simulated map[string]inventory.Digest
 	// Source of the image: a path or URL; may be empty.
 	Source string
 	// UserData of cloud-init; "" for one that sets the hostname.
@@ -33,8 +37,8 @@ const RackSecret = "lab-bmc"
 // Secret is the value of RackSecret: user:password.
 func (r *Rack) Secret() string { return r.BMCUser + ":" + r.BMCPassword }
 
-// YAML declares the rack: one Network, Image, Definition and Group, and every
-// machine with its BMC.
+// YAML declares the rack: one Network, for each kind of machine an Image, a
+// Definition and a Group, and every machine with its BMC.
 func (r *Rack) YAML(d RackDeclare) string {
 	or := func(s, otherwise string) string {
 		if s == "" {
@@ -44,38 +48,82 @@ func (r *Rack) YAML(d RackDeclare) string {
 	}
 	userData := or(d.UserData, "#cloud-config\nhostname: ${machine.name}\n")
 	var b strings.Builder
-	doc := func(kind, name, spec string) {
+	doc := func(kind, metadata, spec string) {
 		if b.Len() > 0 {
 			b.WriteString("---\n")
 		}
-		fmt.Fprintf(&b, "apiVersion: recast/v1\nkind: %s\nmetadata: {name: %s}\nspec:\n%s", kind, name, spec)
+		fmt.Fprintf(&b, "apiVersion: recast/v1\nkind: %s\nmetadata: {%s}\nspec:\n%s", kind, metadata, spec)
 	}
-	doc("Network", "lab", fmt.Sprintf("  subnet: %s\n  dhcp: authoritative\n  unknown: %s\n  pool: 10.77.0.100-10.77.0.199\n",
-		rackServer.Masked(), or(string(d.Unknown), string(inventory.UnknownIgnore))))
-	image := fmt.Sprintf("  type: disk\n  arch: amd64\n  digest: %q\n", d.Image)
-	if d.Source != "" {
-		image += fmt.Sprintf("  source: %q\n", d.Source)
+	server, _ := r.addresses()
+	doc("Network", "name: lab", fmt.Sprintf("  subnet: %s\n  dhcp: authoritative\n  unknown: %s\n  pool: 10.77.0.100-10.77.0.199\n",
+		server.Masked(), or(string(d.Unknown), string(inventory.UnknownIgnore))))
+	for _, group := range r.groups() {
+		digest, arch, hint := d.Image, inventory.AMD64, or(d.Hint, "minSize: 64MiB\n")
+		if group != rackGroup {
+			digest, arch, hint = d.Simulated[group], inventory.AMD64, or(d.Hint, "minSize: 4MiB\n")
+		}
+		if group == rackGroupARM64 {
+			arch = inventory.ARM64
+		}
+		image := fmt.Sprintf("  type: disk\n  arch: %s\n  digest: %q\n", arch, digest)
+		if d.Source != "" && group == rackGroup {
+			image += fmt.Sprintf("  source: %q\n", d.Source)
+		}
+		doc("Image", "name: "+group, image)
+		doc("Definition", "name: "+group, "  image: "+group+"\n  disk:\n    select:\n"+rackIndent(hint, "      ")+
+			"  config:\n    format: cloud-init\n    userData: |\n"+rackIndent(userData, "      ")+d.Spec)
+		doc("Group", "name: "+group, fmt.Sprintf("  select: {lab: %s}\n  definition: %s\n  rollout: {canary: %s, maxUnavailable: %s, maxFailures: %s}\n",
+			group, group, or(d.Canary, "0"), or(d.MaxUnavailable, "100%"), or(d.MaxFailures, "1")))
 	}
-	doc("Image", "lab", image)
-	doc("Definition", "lab", "  image: lab\n  disk:\n    select:\n"+rackIndent(or(d.Hint, "minSize: 64MiB\n"), "      ")+
-		"  config:\n    format: cloud-init\n    userData: |\n"+rackIndent(userData, "      ")+d.Spec)
-	doc("Group", "lab", fmt.Sprintf("  select: {rack: lab}\n  definition: lab\n  rollout: {canary: %s, maxUnavailable: %s, maxFailures: %s}\n",
-		or(d.Canary, "0"), or(d.MaxUnavailable, "100%"), or(d.MaxFailures, "1")))
-	for i, n := range r.Nodes {
-		if !rackListed(d.Only, n.Name) {
+	for i, m := range r.members {
+		if !rackListed(d.Only, m.spec.Name) {
 			continue
 		}
-		spec := fmt.Sprintf("  location: {rack: lab, unit: %d}\n  firmware: %s\n  serial: %q\n  uuid: %q\n  nics: [{mac: %q, network: lab, ip: %s}]\n",
-			i+1, n.Firmware, n.Serial, n.UUID, n.MAC, n.IP)
-		switch {
-		case n.IPMI != nil:
-			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s}\n", n.IPMI.URL(), RackSecret)
-		case n.Redfish != nil:
-			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s, pin: %q}\n", n.Redfish.URL(), RackSecret, n.Redfish.Pin())
+		firmware := FirmwareBIOS
+		if m.machine.UEFI() {
+			firmware = FirmwareUEFI
 		}
-		doc("Machine", n.Name, spec)
+		spec := fmt.Sprintf("  location: {rack: %s, unit: %d}\n  firmware: %s\n  serial: %q\n  uuid: %q\n  nics: [{mac: %q, network: lab, ip: %s}]\n",
+			or(m.spec.Rack, "lab"), cmp.Or(m.spec.Unit, i+1), firmware, m.serial, m.uuid, m.mac, m.ip)
+		if m.group() == rackGroupARM64 {
+			spec += "  arch: arm64\n"
+		}
+		switch {
+		case m.ipmi != nil:
+			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s}\n", m.ipmi.URL(), RackSecret)
+		case m.redfish != nil:
+			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s, pin: %q}\n", m.redfish.URL(), RackSecret, m.redfish.Pin())
+		}
+		doc("Machine", fmt.Sprintf("name: %s, labels: {lab: %s}", m.spec.Name, m.group()), spec)
 	}
 	return b.String()
+}
+
+// The groups of a rack: each has an Image, a Definition and a Group of its name.
+const (
+	rackGroup          = "lab"             // the QEMU machines
+	rackGroupSimulated = "simulated"       // the simulated ones
+	rackGroupARM64     = "simulated-arm64" // those of another architecture
+)
+
+func (m rackMember) group() string {
+	switch {
+	case m.simulated == nil:
+		return rackGroup
+	case m.simulated.Options.firmware().Arch() == inventory.ARM64:
+		return rackGroupARM64
+	}
+	return rackGroupSimulated
+}
+
+// groups of the machines that there are.
+func (r *Rack) groups() (groups []string) {
+	for _, g := range []string{rackGroup, rackGroupSimulated, rackGroupARM64} {
+		if slices.ContainsFunc(r.members, func(m rackMember) bool { return m.group() == g }) {
+			groups = append(groups, g)
+		}
+	}
+	return groups
 }
 
 func rackListed(only []string, name string) bool {

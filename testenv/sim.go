@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,8 +13,8 @@ import (
 	"recast/inventory"
 )
 
-// SimulatedOptions describe a simulated machine. Name, Dir, MAC, Server and one
-// disk are required.
+// SimulatedOptions describe a simulated machine. Name, Dir, MAC, Server or
+// Wire, and one disk are required.
 type SimulatedOptions struct {
 	Name string
 	// Dir holds the disks; it must exist.
@@ -23,10 +24,16 @@ type SimulatedOptions struct {
 	UUID, Serial string
 	UEFI         bool
 	Disks        []inventory.DiskID // Serial or WWN, and Size
-	// Fill is what a new disk is full of.
-	Fill byte
-	// Server is host:port of the boot listener, as DHCP would name it.
+	// Fill is what a new disk is full of; FillEnds fills its first and last MiB, where
+	// systems begin, and leaves a hole between.
+	Fill     byte
+	FillEnds bool
+	// Server is host:port of the boot listener, as DHCP would name it, for a machine
+	// without a Wire, which begins with the boot script.
 	Server string
+	// Wire is what it hangs on, and Firmware who asks there; "" by UEFI.
+	Wire     *SimWire
+	Firmware SimFirmware
 	// BMC in front of it; BMCNone for none.
 	BMC            RackBMC
 	User, Password string
@@ -58,8 +65,10 @@ type Simulated struct {
 	boots []SimBoot
 	seq   int
 	dead  bool
-	hangs int // restarts from inside, still to come
-	work  sync.WaitGroup
+	// noLink: its cable is pulled.
+	noLink bool
+	hangs  int // restarts from inside, still to come
+	work   sync.WaitGroup
 }
 
 // SimBoot is what became of one start.
@@ -84,6 +93,10 @@ type simBoot struct {
 	done   chan struct{}
 }
 
+func (o *SimulatedOptions) firmware() SimFirmware {
+	return cmp.Or(o.Firmware, simEither(o.UEFI, SimUEFI, SimBIOS))
+}
+
 // NewSimulated builds a machine that is off; Close ends it.
 func NewSimulated(o SimulatedOptions) (*Simulated, error) {
 	if o.Log == nil {
@@ -91,7 +104,7 @@ func NewSimulated(o SimulatedOptions) (*Simulated, error) {
 	}
 	s := &Simulated{SimMachine: &SimMachine{Firmware: o.UEFI}, Options: o, dead: o.Dead}
 	for i, id := range o.Disks {
-		d, err := newSimDisk(filepath.Join(o.Dir, fmt.Sprintf("%s-%d.img", o.Name, i)), id, o.Fill)
+		d, err := newSimDisk(filepath.Join(o.Dir, fmt.Sprintf("%s-%d.img", o.Name, i)), id, o.Fill, o.FillEnds)
 		if err != nil {
 			return nil, fmt.Errorf("build simulated machine %q: %w", o.Name, err)
 		}
@@ -326,7 +339,7 @@ var _ agent.Machine = simHardware{}
 func (h simHardware) Facts(ctx context.Context) (inventory.Facts, error) {
 	o := h.s.Options
 	f := inventory.Facts{
-		CPU:          inventory.CPUFacts{ModelName: "simulated", Count: 2, Architecture: "x86_64"},
+		CPU:          inventory.CPUFacts{ModelName: "simulated", Count: 2, Architecture: simEither(o.firmware() == SimUBoot, "aarch64", "x86_64")},
 		Memory:       inventory.MemoryFacts{Total: 1 << 30, PhysicalMB: 1024},
 		Interfaces:   []inventory.NICFacts{{Name: "eth0", MAC: o.MAC, HasCarrier: true}},
 		SystemVendor: inventory.SystemVendor{ProductName: "simulated", SerialNumber: o.Serial, UUID: o.UUID},
@@ -336,6 +349,9 @@ func (h simHardware) Facts(ctx context.Context) (inventory.Facts, error) {
 		f.Boot.Mode = "uefi"
 	}
 	for _, d := range h.s.Disks {
+		if d.missing() {
+			continue
+		}
 		facts, err := d.facts()
 		if err != nil {
 			return f, fmt.Errorf("inspect disk: %w", err)
@@ -349,7 +365,7 @@ func (h simHardware) Facts(ctx context.Context) (inventory.Facts, error) {
 func (h simHardware) OpenDisk(_ context.Context, want inventory.DiskID) (agent.Disk, error) {
 	var found *SimDisk
 	for _, d := range h.s.Disks {
-		if agent.SameDisk(want, d.ID) == nil {
+		if agent.SameDisk(want, d.id()) == nil && !d.missing() {
 			if found != nil {
 				return nil, fmt.Errorf("open disk: %s and %s are both the job's", found.Path, d.Path)
 			}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -65,17 +64,12 @@ func (s *Simulated) run(b *simBoot) {
 				continue // nobody asks twice in a start
 			}
 			asked = true
-			if s.netboot(b) {
+			if s.netboot(b, s.Options.firmware(), "") {
 				return
 			}
 		case BootHTTP:
-			// Firmware that cannot load it goes on with the next entry.
-			if err := s.httpboot(b); err != nil {
-				s.note(b, "http: %v", err)
-				continue
-			}
 			asked = true
-			if s.netboot(b) {
+			if s.netboot(b, SimHTTP, b.once.URI) {
 				return
 			}
 		case BootCD:
@@ -87,36 +81,6 @@ func (s *Simulated) run(b *simBoot) {
 	}
 	s.note(b, simNothing)
 	<-b.ctx.Done()
-}
-
-// httpboot loads what the override names, which must be a program of UEFI. It is
-// a loader, as recast offers one: what it does next is netboot.
-func (s *Simulated) httpboot(b *simBoot) error {
-	if b.once.URI == "" {
-		return nil // DHCP names it
-	}
-	req, err := http.NewRequestWithContext(b.ctx, http.MethodGet, b.once.URI, nil)
-	if err != nil {
-		return err
-	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("load %s: %s", b.once.URI, resp.Status)
-	}
-	head := make([]byte, 2)
-	if _, err := io.ReadFull(resp.Body, head); err != nil || string(head) != "MZ" {
-		return fmt.Errorf("load %s: not a program of UEFI", b.once.URI)
-	}
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return fmt.Errorf("load %s: %w", b.once.URI, err)
-	}
-	s.note(b, "http: %s", b.once.URI)
-	return nil
 }
 
 // cdboot reads the boot record of what is in the drive (El Torito); false: there
@@ -150,17 +114,21 @@ func (s *Simulated) bootableDisk() *SimDisk {
 	return nil
 }
 
-// netboot fetches the script and does what it says; false: it said to go on
-// with the next boot entry.
-func (s *Simulated) netboot(b *simBoot) (done bool) {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
+// netboot loads what the firmware is told, fetches the script and does what it
+// says; false: it said to go on with the next boot entry, or there is nothing.
+func (s *Simulated) netboot(b *simBoot, via SimFirmware, uri string) (done bool) {
+	net, err := s.load(b, via, uri)
+	if err != nil {
+		s.note(b, "%v", err)
+		return false
+	}
 	for try := 0; b.ctx.Err() == nil; try++ {
-		script, err := s.script(b.ctx, client, try)
+		script, err := net.fetchScript(b.ctx, try)
 		if err != nil && b.ctx.Err() == nil {
 			s.note(b, "no script: %v", err)
 		}
-		if err != nil || script.again {
-			_ = simPause(b.ctx, simRetry)
+		if err != nil || script.again > 0 {
+			_ = simPause(b.ctx, net.retry(script.again))
 			continue
 		}
 		b.reason = script.reason
@@ -170,15 +138,15 @@ func (s *Simulated) netboot(b *simBoot) (done bool) {
 		}
 		s.note(b, "ramdisk: %s", script.reason)
 		for _, path := range append([]string{script.kernel}, script.initrds...) {
-			if err = simDiscard(b.ctx, client, "http://"+s.Options.Server+path); err != nil {
+			if err = simDiscard(b.ctx, net.client, net.base+path); err != nil {
 				break
 			}
 		}
 		if err != nil {
-			_ = simPause(b.ctx, simRetry)
+			_ = simPause(b.ctx, net.retry(0))
 			continue // ":failed", then it asks for the script again
 		}
-		s.ramdisk(b, script)
+		s.ramdisk(b, net, script)
 		return true
 	}
 	return true
@@ -190,33 +158,7 @@ type simScript struct {
 	args    []string
 	initrds []string
 	reason  string
-	again   bool // it only waits and asks again
-}
-
-func (s *Simulated) script(ctx context.Context, client *http.Client, try int) (simScript, error) {
-	o := s.Options
-	arch := "i386.pcbios" // ${buildarch}.${platform}
-	if o.UEFI {
-		arch = "x86_64.efi"
-	}
-	q := url.Values{"mac": {string(o.MAC)}, "uuid": {o.UUID}, "serial": {o.Serial}, "arch": {arch}, "try": {strconv.Itoa(try)}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+o.Server+"/boot/script?"+q.Encode(), nil)
-	if err != nil {
-		return simScript{}, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return simScript{}, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return simScript{}, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return simScript{}, fmt.Errorf("fetch boot script: %s: %s", resp.Status, text)
-	}
-	return simParseScript(string(text))
+	again   time.Duration // after which it asks again, having done nothing else
 }
 
 // simParseScript runs the few commands that our scripts are made of, up to the
@@ -250,8 +192,12 @@ func simParseScript(text string) (simScript, error) {
 		case "exit", "sanboot":
 			s.kernel = ""
 			return s, nil
-		case "chain", "sleep":
-			s.again = true
+		case "sleep":
+			if seconds, err := strconv.Atoi(f[len(f)-1]); err == nil {
+				s.again = time.Duration(seconds) * time.Second
+			}
+		case "chain":
+			s.again = max(s.again, simRetry)
 			return s, nil
 		}
 	}
@@ -276,7 +222,7 @@ func simDiscard(ctx context.Context, client *http.Client, url string) error {
 }
 
 // ramdisk runs the real agent against this machine.
-func (s *Simulated) ramdisk(b *simBoot, script simScript) {
+func (s *Simulated) ramdisk(b *simBoot, net *simNet, script simScript) {
 	args, err := agent.ParseArgs(strings.Join(script.args, " "))
 	if err != nil {
 		s.note(b, "the ramdisk stopped: %v", err)
@@ -286,9 +232,11 @@ func (s *Simulated) ramdisk(b *simBoot, script simScript) {
 	if simPause(b.ctx, s.Options.Pace) != nil {
 		return
 	}
-	a := agent.Agent{Args: args, Machine: simHardware{s, b}, BootID: rand.Text(), Workers: 2,
-		ReportEvery: 25 * time.Millisecond, Pause: func(int) time.Duration { return simRetry },
+	a := agent.Agent{Args: args, Machine: simHardware{s, b}, BootID: rand.Text(), Workers: 2, Dial: net.dial,
 		Log: func(format string, args ...any) { s.Options.Log(s.Options.Name+": agent: "+format, args...) }}
+	if s.Options.Wire == nil {
+		a.ReportEvery, a.Pause = 25*time.Millisecond, func(int) time.Duration { return simRetry }
+	}
 	out, err := a.Run(b.ctx)
 	switch {
 	case b.ctx.Err() != nil:
@@ -346,6 +294,13 @@ func (s *Simulated) report(b *simBoot, raw []byte) error {
 		return err
 	}
 	defer client.Close()
+	if s.Options.Wire != nil {
+		lease, err := s.Options.Wire.lease(b.ctx, simSystem, s.Options.MAC, s.Options.UUID)
+		if err != nil {
+			return err
+		}
+		client.DialBy(s.Options.Wire.dial(lease.addr))
+	}
 	r := inventory.BootReport{Machine: c.Machine, Generation: c.Generation, Rendered: c.Rendered, Write: c.Write, BootID: rand.Text(), Hostname: c.Machine}
 	for {
 		err := client.Booted(b.ctx, c.Token, r)
@@ -357,7 +312,7 @@ func (s *Simulated) report(b *simBoot, raw []byte) error {
 		if errors.As(err, &answer) && answer.Final() {
 			return err
 		}
-		if err := simPause(b.ctx, simRetry); err != nil {
+		if err := simPause(b.ctx, s.retry(0)); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"recast/agent"
@@ -29,6 +30,9 @@ type SimDisk struct {
 	bytes  int64
 	cutAt  int64
 	cut    func()
+	gone   bool  // nobody finds it
+	size   int64 // that it shows; 0: its own
+	broken int64 // writes beyond this place fail; 0: none
 }
 
 // SimWrite is a change of a disk: when, in which start of the machine, and what
@@ -41,8 +45,9 @@ type SimWrite struct {
 
 var errPowerLost = errors.New("the machine has lost its power")
 
-// newSimDisk makes the file, every byte fill, unless it is there already.
-func newSimDisk(path string, id inventory.DiskID, fill byte) (*SimDisk, error) {
+// newSimDisk makes the file, every byte fill or those of its ends alone, unless it
+// is there already.
+func newSimDisk(path string, id inventory.DiskID, fill byte, ends bool) (*SimDisk, error) {
 	if id.LogicalBlockSize == 0 {
 		id.LogicalBlockSize = 512
 	}
@@ -50,7 +55,19 @@ func newSimDisk(path string, id inventory.DiskID, fill byte) (*SimDisk, error) {
 	if info, err := os.Stat(path); err == nil && info.Size() == id.Size {
 		return &SimDisk{Path: path, ID: id}, nil
 	}
-	if err := os.WriteFile(path, bytes.Repeat([]byte{fill}, int(id.Size)), 0o600); err != nil {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make disk: %w", err)
+	}
+	defer f.Close()
+	full := id.Size
+	if ends {
+		full = min(id.Size, osMiB)
+	}
+	b := bytes.Repeat([]byte{fill}, int(full))
+	_, first := f.WriteAt(b, 0)
+	_, last := f.WriteAt(b, id.Size-full)
+	if err := errors.Join(first, last); err != nil {
 		return nil, fmt.Errorf("make disk: %w", err)
 	}
 	return &SimDisk{Path: path, ID: id}, nil
@@ -78,8 +95,32 @@ func (d *SimDisk) Written() int64 {
 	return d.bytes
 }
 
+// fail makes these its faults.
+func (d *SimDisk) fail(f simFaults) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.gone, d.size, d.broken = f.diskGone, f.diskSize, f.diskError
+}
+
+func (d *SimDisk) missing() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.gone
+}
+
+// id is what it shows of itself.
+func (d *SimDisk) id() inventory.DiskID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id := d.ID
+	if d.size > 0 {
+		id.Size = min(id.Size, d.size)
+	}
+	return id
+}
+
 // CutAfter calls cut, once, in place of the change that would bring the bytes
-// written from now on to n.
+// written from now on to n. Nil cuts nothing any more.
 func (d *SimDisk) CutAfter(n int64, cut func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -125,18 +166,19 @@ func (d *SimDisk) facts() (inventory.DiskFacts, error) {
 		return inventory.DiskFacts{}, err
 	}
 	defer f.Close()
-	out := inventory.DiskFacts{Name: d.Path, Model: "simulated", Serial: d.ID.Serial, WWN: d.ID.WWN,
-		Size: d.ID.Size, LogicalBlockSize: d.ID.LogicalBlockSize}
-	if out.Holds, err = agent.Holds(f, d.ID.Size); err != nil {
+	id := d.id()
+	out := inventory.DiskFacts{Name: d.Path, Model: "simulated", Serial: id.Serial, WWN: id.WWN,
+		Size: id.Size, LogicalBlockSize: id.LogicalBlockSize}
+	if out.Holds, err = agent.Holds(f, id.Size); err != nil {
 		return out, err
 	}
-	out.Recast, _ = agent.ReadMarker(f, d.ID.Size) // as the real inventory: a broken marker is none
+	out.Recast, _ = agent.ReadMarker(f, id.Size) // as the real inventory: a broken marker is none
 	return out, nil
 }
 
 // open it for one start of the machine.
 func (d *SimDisk) open(b *simBoot) (agent.Disk, error) {
-	inner, err := agent.OpenFile(d.Path, d.ID)
+	inner, err := agent.OpenFile(d.Path, d.id())
 	if err != nil {
 		return nil, err
 	}
@@ -168,6 +210,9 @@ func (o simOpenDisk) change(off, n int64, zero bool, do func() error) error {
 	defer d.mu.Unlock()
 	if o.boot.dead {
 		return errPowerLost
+	}
+	if d.broken > 0 && off+n > d.broken {
+		return fmt.Errorf("write at %d: %w", off, syscall.EIO)
 	}
 	w := SimWrite{At: time.Now(), Boot: o.boot.number, Reason: o.boot.reason}
 	if k := len(d.writes); k == 0 || d.writes[k-1].Boot != w.Boot {

@@ -1,0 +1,165 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"recast/inventory"
+)
+
+// member finds a machine of either kind.
+func (r *Rack) member(name string) (*rackMember, error) {
+	var names []string
+	for i := range r.members {
+		if m := &r.members[i]; m.spec.Name == name {
+			return m, nil
+		}
+		names = append(names, r.members[i].spec.Name)
+	}
+	return nil, fmt.Errorf("there is no machine %q; %s", name, inventory.DidYouMean(name, names))
+}
+
+// SetFaults makes these the faults of a machine and of its BMC, and those that
+// happen once happen; what it had is over. It changes nothing where one of them
+// does not fit the machine.
+func (r *Rack) SetFaults(name string, faults []Fault) error {
+	m, err := r.member(name)
+	if err != nil {
+		return err
+	}
+	for _, f := range faults {
+		if err := f.fits(name, m.spec.BMC, m.simulated != nil); err != nil {
+			return err
+		}
+	}
+	var bmc BMCFaults
+	var own simFaults
+	var link, once []Fault
+	for _, f := range faults {
+		switch k := f.kind(); {
+		case k.field != nil:
+			f.set(k, &bmc)
+		case k.Of == "once":
+			once = append(once, f)
+		case f.Name == "no-link" && m.qemu != nil:
+			link = append(link, f)
+		default:
+			own.set(f)
+		}
+	}
+	switch {
+	case m.ipmi != nil:
+		m.ipmi.SetFaults(func(f *BMCFaults) { *f = bmc })
+	case m.redfish != nil:
+		m.redfish.SetFaults(func(f *BMCFaults) { *f = bmc })
+	}
+	var errs []error
+	if m.simulated != nil {
+		m.simulated.fail(own)
+	} else {
+		for _, nic := range m.qemu.NICs {
+			errs = append(errs, r.Net.SetLink(nic.Tap, len(link) == 0))
+		}
+	}
+	for _, f := range once {
+		switch {
+		case f.Name == "new-certificate":
+			errs = append(errs, m.redfish.SwapCertificate())
+		case m.ipmi != nil:
+			m.ipmi.Restart()
+		default:
+			m.redfish.Restart()
+		}
+	}
+	m.faults = slices.DeleteFunc(slices.Clone(faults), func(f Fault) bool { return f.kind().Of == "once" })
+	return errors.Join(errs...)
+}
+
+// FaultsOf are those that a machine has now.
+func (r *Rack) FaultsOf(name string) ([]Fault, error) {
+	m, err := r.member(name)
+	if err != nil {
+		return nil, err
+	}
+	return m.faults, nil
+}
+
+// Reset pulls the reset line of a machine.
+func (r *Rack) Reset(ctx context.Context, name string) error {
+	m, err := r.member(name)
+	if err != nil {
+		return err
+	}
+	if !m.machine.Powered() {
+		return fmt.Errorf("%s is off; recast power on %s starts it", name, name)
+	}
+	return m.machine.Reset(ctx)
+}
+
+// RequestsOf is what the BMC of a machine was asked.
+func (r *Rack) RequestsOf(name string) ([]BMCRequest, error) {
+	m, err := r.member(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case m.ipmi != nil:
+		return m.ipmi.Requests(), nil
+	case m.redfish != nil:
+		return m.redfish.Requests(), nil
+	}
+	return nil, fmt.Errorf("%s has no BMC", name)
+}
+
+// simFaults are those of a simulated machine itself.
+type simFaults struct {
+	dead, noLink, diskGone bool
+	diskSize, diskError    int64 // 0: none
+	powerCut, reset        int64 // once; 0: not
+	hangs                  int
+}
+
+func (s *simFaults) set(f Fault) {
+	size, _ := inventory.ParseSize(f.Value) // ParseFault has read it
+	switch f.Name {
+	case "no-boot":
+		s.dead = true
+	case "no-link":
+		s.noLink = true
+	case "disk-gone":
+		s.diskGone = true
+	case "disk-size":
+		s.diskSize = size
+	case "disk-error":
+		s.diskError = size
+	case "power-cut":
+		s.powerCut = size
+	case "reset":
+		s.reset = size
+	case "restart-hangs":
+		s.hangs, _ = strconv.Atoi(f.Value)
+	}
+}
+
+// fail makes these the faults of the machine.
+func (s *Simulated) fail(f simFaults) {
+	s.SetDead(f.dead)
+	s.HangAtRestart(f.hangs)
+	s.mu.Lock()
+	s.noLink = f.noLink
+	s.mu.Unlock()
+	for _, d := range s.Disks {
+		d.fail(f)
+	}
+	// What happens in mid-write happens to the first disk alone.
+	switch d := s.Disks[0]; {
+	case f.powerCut > 0:
+		d.CutAfter(f.powerCut, func() { _ = s.PowerOff(context.Background()) })
+	case f.reset > 0:
+		d.CutAfter(f.reset, func() { _ = s.Reset(context.Background()) })
+	default:
+		d.CutAfter(0, nil)
+	}
+}

@@ -1,0 +1,130 @@
+package testenv
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"recast/inventory"
+	"recast/ipxe"
+)
+
+var simNumbers = regexp.MustCompile(`[0-9]+ bytes`)
+
+// newLabStory is a story in the rack of a lab file without QEMU machines.
+func newLabStory(t *testing.T, lab LabFile) *story {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("needs ip (apt-get install iproute2)")
+	}
+	if _, err := exec.LookPath("go"); err != nil && os.Getenv("RECAST_BIN") == "" {
+		t.Skip("needs go in the PATH, or RECAST_BIN=/path/to/recast")
+	}
+	loaders, err := ipxe.OpenLoaders()
+	simMust(t, err)
+	if !loaders.Have("snponly.efi") {
+		t.Skip("needs boot loaders (make setup)")
+	}
+	bin, err := simBuild()
+	simMust(t, err)
+	dir := t.TempDir()
+	s := &story{t: t, parts: e2eParts{recast: bin, ramdisk: filepath.Join(dir, "ramdisk")}}
+	simMust(t, SimRamdisk(s.parts.ramdisk))
+	s.build(RackOptions{Name: fmt.Sprintf("sim-%d-%d", os.Getpid(), e2eNumber.Add(1)), Dir: dir, Machines: lab.Machines})
+	for name, faults := range lab.Faults {
+		simMust(t, s.SetFaults(name, faults))
+	}
+	return s
+}
+
+// simStory is a served lab of simulated machines, with their image added.
+func simStory(t *testing.T, yaml string) (*story, RackDeclare) {
+	t.Helper()
+	lab, err := ParseLabFile("LAB.yaml", []byte(yaml))
+	simMust(t, err)
+	s := newLabStory(t, lab)
+	images, err := s.SimImages(s.Options.Dir)
+	simMust(t, err)
+	s.serve()
+	s.setSecret()
+	for group := range images {
+		s.recast("image", "add", filepath.Join(s.Options.Dir, group+".img"))
+	}
+	return s, RackDeclare{Simulated: images, MaxUnavailable: lab.MaxUnavailable, MaxFailures: lab.MaxFailures}
+}
+
+// path is what a simulated machine went through, start by start.
+func (s *story) path(name string) (out []string) {
+	s.t.Helper()
+	for _, m := range s.Simulated {
+		if m.Options.Name == name {
+			for _, b := range m.Boots() {
+				out = append(out, strings.Join(b.Path, " → "))
+			}
+		}
+	}
+	return out
+}
+
+// checkSimDisk compares a disk with the image of the machine, but for the partition
+// tables, and looks at what stands behind the image.
+func (s *story) checkSimDisk(m *RackSimulated) {
+	s.t.Helper()
+	group := rackGroupSimulated
+	if m.Options.firmware().Arch() == inventory.ARM64 {
+		group = rackGroupARM64
+	}
+	want, err := os.ReadFile(filepath.Join(s.Options.Dir, group+".img"))
+	simMust(s.t, err)
+	got, err := os.ReadFile(m.Disks[0].Path)
+	simMust(s.t, err)
+	if !bytes.Equal(got[osMiB:simImageBytes-osMiB], want[osMiB:simImageBytes-osMiB]) || !m.Disks[0].Bootable() {
+		s.t.Errorf("%s: its disk is not the image", m.Options.Name)
+	}
+}
+
+// Each asks DHCP, TFTP and HTTP in its firmware's own way, and arrives.
+func TestSimulatedMachinesArriveByTheirFirmwareOnTheWire(t *testing.T) {
+	s, d := simStory(t, `
+racks:
+- {name: r1, machines: 4, kind: simulated}
+machines:
+  r1u03: {firmware: uefi-http}
+  r1u04: {firmware: u-boot, bmc: ipmi}
+`)
+	s.declare(d)
+	p := s.plan("--erase", "r1u01,r1u02,r1u03,r1u04")
+	s.recast("apply", "--plan", p.Digest.String())
+	s.active(p, 2*time.Minute)
+	for name, want := range map[string]string{
+		"r1u01": "ramdisk: deploy, attempt 1",
+		"r1u02": "snponly.efi: # bytes by TFTP → ramdisk: deploy, attempt 1",
+		"r1u03": "http: http://10.77.0.1:8080/boot/loader/snponly.efi → ramdisk: deploy, attempt 1",
+		"r1u04": "ipxe-arm64.efi: # bytes by TFTP → ramdisk: deploy, attempt 1",
+	} {
+		want += " → reboots: the disk is written and read back ⇒ disk → reported"
+		var got string
+		s.until(name+" went "+want, 10*time.Second, func() bool { // it hears of it after us
+			got = simNumbers.ReplaceAllString(strings.Join(s.path(name), " ⇒ "), "# bytes")
+			return got == want || strings.HasSuffix(got, simReported)
+		})
+		if got != want {
+			t.Errorf("%s went %q, want %q", name, got, want)
+		}
+	}
+	for _, m := range s.Simulated {
+		if n := len(m.Disks[0].Erases()); n != 1 {
+			t.Errorf("%s: erased %d times", m.Options.Name, n)
+		}
+		s.checkSimDisk(m)
+	}
+}
