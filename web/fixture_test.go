@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"recast/bmc"
+	"recast/console"
 	"recast/image"
 	"recast/inventory"
 	"recast/ipxe"
@@ -120,6 +122,13 @@ func newSite(t testing.TB) *site {
 			s.mu.Unlock()
 			engine.Observe(o)
 		}}
+	s.Consoles = &console.Hub{Dir: filepath.Join(s.dir, "consoles"), Open: func(context.Context, string, bool) (console.Line, error) {
+		return nil, errors.New("no line here")
+	}}
+	if err := s.Consoles.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cancel(); s.Consoles.Wait() })
 	api := s.Server.API()
 	s.boot, s.api = httptest.NewServer(s.Boot()), httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/agent/v1/order" {

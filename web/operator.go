@@ -11,6 +11,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"recast/console"
 	"recast/inventory"
 	"recast/provision"
 )
@@ -205,6 +206,11 @@ func (s *Server) machineRoutes() []route {
 			}),
 		{method: http.MethodGet, path: one + "/capture", scope: scopeOperator, answer: pcapType, waits: true,
 			doc: "Its boot packets as a pcap file, for the duration of the query's for.", handle: s.capture},
+		{method: http.MethodGet, path: one + "/console", scope: scopeOperator, answer: "text/event-stream", waits: true, out: console.State{},
+			doc: "Its serial console as server-sent events: output (JSON text of base64), beginning with the last bytes kept (the query's tail; 4096), and state. evict=true puts out, once, whoever has it at the BMC.", handle: s.console},
+		tell(http.MethodPost, one+"/console", scopeOperator, "Type to its console, from a watcher's seat.", s.consoleType),
+		{method: http.MethodGet, path: one + "/console/log", scope: scopeOperator, answer: echo.MIMEOctetStream,
+			doc: "What was kept of its console: the last bytes, as many as the query's tail says, or all.", handle: s.consoleLog},
 		verb("release", "End a hold.", e.Release),
 		verb("retry", "Give it another turn.", e.Retry),
 		verb("abort", "Stop the attempt under way.", e.Abort),

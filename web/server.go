@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"recast/console"
 	"recast/image"
 	"recast/inventory"
 	"recast/ipxe"
@@ -45,8 +46,10 @@ type Server struct {
 	Relayed func() map[string]uint64
 	// Capture of a machine's packets; nil captures nothing.
 	Capture Capturer
-	Observe func(inventory.Observation)
-	Log     *slog.Logger
+	// Consoles of machines; nil keeps none.
+	Consoles *console.Hub
+	Observe  func(inventory.Observation)
+	Log      *slog.Logger
 
 	captures atomic.Int64 // under way
 	refused  refusals

@@ -22,6 +22,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"recast/bmc"
+	"recast/console"
 	"recast/dhcp"
 	"recast/image"
 	"recast/inventory"
@@ -149,6 +150,7 @@ type server struct {
 	ours    ourAddresses
 	tftp    *tftp.Server
 	syslog  *syslog.Server // nil: none is received
+	console console.Hub
 	token   string
 	meters  meters
 
@@ -229,6 +231,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.console = console.Hub{Dir: filepath.Join(s.Data, "consoles"), Open: s.openConsole, Hopeless: hopeless, Log: s.log}
 	boot := ipxe.Boot{Have: s.loaders.Have, Library: s.library}
 	s.dhcp = &dhcp.Server{Store: s.store, Booter: s.engine, Observe: s.observe, Log: s.log,
 		Bootfile: s.bootfile(boot, bootPort)}
@@ -239,6 +242,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		Malformed: s.malformed,
 		Relayed:   func() map[string]uint64 { return s.dhcp.Stats().Relayed },
 		Capture:   s.capture,
+		Consoles:  &s.console,
 		Metrics:   s.metrics, MetricsToken: metricsToken,
 		Observe: s.observe, Log: s.log}
 	return nil
@@ -297,6 +301,7 @@ func (s *server) run(ctx context.Context) error {
 	}
 	start("engine", func() error { return s.engine.Run(ctx) })
 	start("store", func() error { return s.watchHold(ctx) })
+	start("consoles", func() error { return s.keepConsoles(ctx) })
 	start("DHCP", func() error { return s.dhcp.Run(ctx) })
 	stopTFTP := s.followNetworks(ctx, &work)
 	defer stopTFTP()
