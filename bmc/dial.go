@@ -301,70 +301,19 @@ func (s *session) power(ctx context.Context, verb, action string, want PowerStat
 		return s.cause(err)
 	})
 	s.log.Debug("BMC power", "verb", verb, "error", actErr)
-	switch {
-	case actErr == nil, errors.Is(actErr, ErrTimeout), errors.Is(actErr, ErrUnreachable):
-		// Done, or unknown: watch.
-	case errors.Is(actErr, context.Canceled), final(actErr):
-		return actErr
-	default:
-		// Refused. Some answer so when the machine is there already, one look decides.
-		if state, err := s.Power(ctx); err == nil && state == want {
-			return nil
-		}
-		return actErr
+	patience := powerTimeout
+	if _, bounded := ctx.Deadline(); actErr != nil {
+		patience = unknownTimeout
+	} else if action == "soft" && bounded {
+		patience = 0 // an operating system may take minutes to stop
 	}
-	return s.await(ctx, verb, want, actErr, action == "soft")
-}
-
-// await polls until the state is seen. Soft leaves the time to the caller's
-// context: an operating system may take minutes to stop.
-func (s *session) await(ctx context.Context, verb string, want PowerState, actErr error, soft bool) error {
-	patience := s.wait(powerTimeout)
-	if actErr != nil {
-		patience, soft = s.wait(unknownTimeout), false
-	}
-	watch, cancel := context.WithTimeout(ctx, patience)
-	if _, bounded := ctx.Deadline(); soft && bounded {
-		cancel()
-		watch, cancel = context.WithCancel(ctx)
-	}
-	defer cancel()
-	last := PowerUnknown
-	var lastErr error
-	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
-		state, err := s.Power(watch)
-		if err == nil && state == want {
-			return nil
+	return s.verify(ctx, verb, patience, actErr, func(ctx context.Context) (string, error) {
+		state, err := s.Power(ctx)
+		if err != nil || state == want {
+			return "", err
 		}
-		switch {
-		case final(err):
-			return fmt.Errorf("%s: %w", verb, err)
-		case watch.Err() != nil:
-			// The look was cut short by the clock and says nothing of the BMC.
-		case err != nil:
-			lastErr = err
-		default:
-			last, lastErr = state, nil
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-			continue
-		case <-watch.Done():
-			timer.Stop()
-		}
-		switch {
-		case errors.Is(ctx.Err(), context.Canceled):
-			return ended(ctx, verb)
-		case lastErr != nil:
-			return fmt.Errorf("%s: await %q: %w", verb, want, lastErr)
-		case actErr != nil:
-			return actErr
-		case last == PowerUnknown:
-			return ended(watch, verb)
-		}
-		return fmt.Errorf("%s: %w: the machine is %s", verb, ErrUnverified, last)
-	}
+		return "the machine is " + string(state), nil
+	})
 }
 
 // Close logs out within a second, whatever the BMC does.

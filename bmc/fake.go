@@ -39,7 +39,7 @@ const (
 
 // FakeCall is one call that a Fake received.
 type FakeCall struct {
-	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, events, set-account, reset-bmc, sensors, close
+	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, events, subscribe, set-account, reset-bmc, sensors, close
 	Next NextBoot
 	Err  error
 }
@@ -55,6 +55,8 @@ type Fake struct {
 	Lacks []BootDevice
 	// NoMedia has no virtual drive: ErrUnsupported, as over IPMI.
 	NoMedia bool
+	// NoEvents has no stream of events: ErrUnsupported, as over IPMI.
+	NoEvents bool
 
 	// Passwords by user; nil: any is right.
 	Passwords map[string]string
@@ -62,6 +64,7 @@ type Fake struct {
 	Readings []Sensor
 
 	mu       sync.Mutex
+	streams  map[*fakeEvents]bool
 	medium   string
 	log      []Event
 	on       bool

@@ -1,6 +1,7 @@
 package bmc
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -387,6 +388,48 @@ func FuzzSELRecord(f *testing.F) {
 	f.Fuzz(func(t *testing.T, record []byte) {
 		if e, id := selEvent(record); e.Text == "" || id == "" || strings.Contains(e.Text, "\n") {
 			t.Errorf("% x: %+v", record, e)
+		}
+	})
+}
+
+func TestNextEvent(t *testing.T) {
+	long := "data: " + strings.Repeat("x", 5000) + "\n\n"
+	for _, c := range []struct {
+		name, stream string
+		events       int
+	}{
+		{"nothing", "", 0},
+		{"a sign of life", ": stream\n\n", 0},
+		{"no data", "id: 1\nevent: x\n\n", 0},
+		{"one", "id: 1\ndata: {}\n\n", 1},
+		{"without its end", "data: {}\n", 0},
+		{"carriage returns", "data: {}\r\n\r\ndata: {}\r\n\r\n", 2},
+		{"lines of one event", "data: {\ndata: }\n\n", 1},
+		{"longer than the buffer", long + long, 2},
+		{"data in the middle of a long line", ": " + strings.Repeat("x", streamBuffer-2) + "data: no\n\n", 0},
+		{"an empty rest of a long line", "data:" + strings.Repeat("x", streamBuffer-5) + "\n\n", 1},
+	} {
+		r := bufio.NewReaderSize(strings.NewReader(c.stream), streamBuffer)
+		n := 0
+		for nextEvent(r) == nil {
+			n++
+		}
+		if n != c.events {
+			t.Errorf("%s: %d events, want %d", c.name, n, c.events)
+		}
+	}
+}
+
+func FuzzNextEvent(f *testing.F) {
+	f.Add("id: 1\ndata: {}\n\n: x\n\ndata: y\r\n\r\n")
+	f.Fuzz(func(t *testing.T, stream string) {
+		r := bufio.NewReaderSize(strings.NewReader(stream), streamBuffer)
+		n := 0
+		for nextEvent(r) == nil {
+			n++
+		}
+		if n > strings.Count(stream, "data:") {
+			t.Errorf("%d events in %q", n, stream)
 		}
 	})
 }

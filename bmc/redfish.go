@@ -23,15 +23,16 @@ import (
 // reports success of a reset that did not happen.
 type redfishDriver struct {
 	*redfish.Conn
-	address   address
-	target    Target
-	transport *redfishTransport
-	http      *http.Client
-	opened    bool
-	facts     memory
-	noBoot    string // a settings object without a Boot
-	bios      bool   // the mode that was asked for last, where the BMC tells none
-	log       string // the entries of the event log, once found
+	address      address
+	target       Target
+	transport    *redfishTransport
+	http         *http.Client
+	opened       bool
+	facts        memory
+	noBoot       string // a settings object without a Boot
+	bios         bool   // the mode that was asked for last, where the BMC tells none
+	log          string // the entries of the event log, once found
+	eventService string // its path; "" none
 }
 
 var _ driver = (*redfishDriver)(nil)
@@ -163,10 +164,12 @@ func (d *redfishDriver) find(ctx context.Context) error {
 	const root = "/redfish/v1"
 	var service struct {
 		Systems redfishLink `json:"Systems"`
+		Events  redfishLink `json:"EventService"`
 	}
 	if _, err := d.get(ctx, root+"/", &service); err != nil {
 		return err
 	}
+	d.eventService = d.local(service.Events.ID)
 	if service.Systems.ID == "" {
 		return fmt.Errorf("%w: its service root lists no systems", ErrUnsupported)
 	}

@@ -3,6 +3,7 @@ package bmc
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -65,6 +66,60 @@ func (f *Fleet) Owes(url string) bool {
 	b := f.boards[a.hostPort()]
 	f.mu.Unlock()
 	return b != nil && len(b.stale()) > 0
+}
+
+// Retain forgets the BMCs that none of the URLs names: kept sessions are closed, and
+// of those that an earlier process left the record goes, since nobody tells any more
+// by what to log in there.
+func (f *Fleet) Retain(ctx context.Context, urls []string) {
+	f.init()
+	named := make(map[string]bool, len(urls))
+	for _, u := range urls {
+		if a, err := parseURL(u); err == nil {
+			named[a.hostPort()] = true
+		}
+	}
+	f.mu.Lock()
+	if f.closed {
+		f.mu.Unlock()
+		return
+	}
+	f.talks.Add(1)
+	defer f.talks.Done()
+	var left []*board
+	for name, b := range f.boards {
+		if !named[name] {
+			left = append(left, b)
+		}
+	}
+	f.mu.Unlock()
+	for _, b := range left {
+		b.forget(ctx)
+	}
+}
+
+// forget closes what is kept of a BMC and its records; what is in use ends by itself.
+func (b *board) forget(ctx context.Context) {
+	b.mu.Lock()
+	var unused []*kept
+	for _, l := range b.lines {
+		if l.kept != nil && l.kept.users == 0 {
+			unused = append(unused, l.kept)
+			l.kept = nil
+		}
+	}
+	b.mu.Unlock()
+	for _, k := range unused {
+		b.drop(k)
+	}
+	b.mu.Lock()
+	before := len(b.sessions)
+	maps.DeleteFunc(b.sessions, func(_ string, s ourSession) bool { return !s.live })
+	changed := len(b.sessions) < before
+	b.mu.Unlock()
+	if changed {
+		b.remember(ctx)
+	}
 }
 
 // stale are the sessions of ours that nobody uses.

@@ -333,3 +333,41 @@ func TestABusyBMCIsNotAskedBeforeItsTime(t *testing.T) {
 	}
 	b.SetFaults(func(f *testenv.BMCFaults) { f.Busy = false })
 }
+
+// A BMC that is declared no more keeps neither a session of ours nor a record: what is
+// open is closed, and what a killed process left there is forgotten.
+func TestNothingIsKeptOfABMCThatIsNotDeclaredAnyMore(t *testing.T) {
+	stays, goes, away := newSessionBMC(t, 4), newSessionBMC(t, 4), newSessionBMC(t, 4)
+	left := strings.TrimPrefix(away.target().URL, "redfish://")
+	memory := &book{open: map[string][]bmc.Session{left: {{URI: "/redfish/v1/SessionService/Sessions/7"}}}}
+	f := &bmc.Fleet{Memory: memory}
+	if err := f.Recall(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	look := func(ctx context.Context, c bmc.Client) error { _, err := c.Power(ctx); return err }
+	for _, b := range []*sessionBMC{stays, goes} {
+		if err := f.Do(t.Context(), b.target(), look); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.Retain(t.Context(), []string{stays.target().URL, "no url"})
+	open, _ := memory.Sessions(t.Context())
+	if len(open) != 1 || len(open[strings.TrimPrefix(stays.target().URL, "redfish://")]) != 1 {
+		t.Errorf("on record are %v, want the session of the BMC that is still declared", open)
+	}
+	if len(stays.sessions()) != 1 || len(goes.sessions()) != 0 {
+		t.Errorf("open are %v and %v", stays.sessions(), goes.sessions())
+	}
+	if err := f.Do(t.Context(), goes.target(), func(ctx context.Context, c bmc.Client) error {
+		f.Retain(t.Context(), []string{stays.target().URL})
+		return look(ctx, c)
+	}); err != nil {
+		t.Errorf("what is in use is left alone: %v", err)
+	}
+	if err := f.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if open, _ := memory.Sessions(t.Context()); len(open) != 0 || len(goes.sessions()) != 0 {
+		t.Errorf("at last on record are %v, open %v", open, goes.sessions())
+	}
+}

@@ -34,7 +34,7 @@ func OutcomeOf(err error) Outcome {
 
 // verify looks until what was asked for is seen: look returns "" then, else what
 // it sees instead. A refusal is believed after one look, because nothing is on
-// its way. Nothing is asked again here.
+// its way. Nothing is asked again here. A patience of 0 lasts as long as ctx.
 func (s *session) verify(ctx context.Context, verb string, patience time.Duration, actErr error, look func(context.Context) (string, error)) error {
 	if errors.Is(actErr, context.Canceled) || final(actErr) || errors.Is(actErr, errClosed) {
 		return actErr
@@ -45,7 +45,11 @@ func (s *session) verify(ctx context.Context, verb string, patience time.Duratio
 		}
 		return actErr
 	}
-	watch, cancel := context.WithTimeout(ctx, s.wait(patience))
+	watch, cancel := context.WithCancel(ctx)
+	if patience > 0 {
+		cancel()
+		watch, cancel = context.WithTimeout(ctx, s.wait(patience))
+	}
 	defer cancel()
 	var last string
 	var lastErr error

@@ -117,6 +117,13 @@ func (b *RedfishBMC) subscribe(s *redfishSubscription) (context.Context, bool) {
 	return ctx, true
 }
 
+// Subscribers is how many there are, streams among them.
+func (b *RedfishBMC) Subscribers() int {
+	b.stateMu.Lock()
+	defer b.stateMu.Unlock()
+	return len(b.subscriptions)
+}
+
 func (b *RedfishBMC) unsubscribe(s *redfishSubscription) {
 	s.cancel()
 	b.stateMu.Lock()
