@@ -368,6 +368,9 @@ func (b *builder) buildGroup(d *declared[rawGroup]) {
 			MaxFailures:    IntOrPercent{Value: 1},
 		},
 	}
+	if raw.Power.V == string(PowerEnforce) {
+		g.Power = PowerEnforce
+	}
 	if d.clean && len(raw.Select) == 0 {
 		d.problem(0, "spec.select", "it selects nothing", "name at least one label or location field, such as rack: r1")
 	}

@@ -25,7 +25,16 @@ func Changes(old, new *Set) []string {
 		selecting[g] = true
 	}
 	for _, line := range changed("group", old.group, new.group) {
-		if g := new.group[strings.Fields(line)[1]]; g != nil && !selecting[g] {
+		name := strings.Fields(line)[1]
+		g, was := new.group[name], old.group[name]
+		switch enforced := was != nil && was.Power == PowerEnforce; {
+		case g == nil || enforced == (g.Power == PowerEnforce):
+		case enforced:
+			line += " (power: report: where somebody switches one of its machines off, recast only says so)"
+		default:
+			line += " (power: enforce: where somebody switches one of its active machines off, recast switches it on again)"
+		}
+		if g != nil && !selecting[g] {
 			line += " (selects no machine: compare its select with the machines' labels and location)"
 		}
 		lines = append(lines, line)

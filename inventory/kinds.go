@@ -255,7 +255,18 @@ type Group struct {
 	// this is what a rollback writes.
 	Generation Digest  `json:"generation,omitempty"`
 	Rollout    Rollout `json:"rollout"`
+	// Power says what follows where an active machine is seen off that recast did not
+	// switch off.
+	Power PowerPolicy `json:"power,omitempty"`
 }
+
+// PowerPolicy of a Group.
+type PowerPolicy string
+
+const (
+	PowerReport  PowerPolicy = ""        // a finding
+	PowerEnforce PowerPolicy = "enforce" // it is switched on again
+)
 
 // Location is where a machine stands.
 type Location struct {

@@ -111,6 +111,7 @@ type rawGroup struct {
 	Definition text       `yaml:"definition,required" form:"name" doc:"name of the Definition its machines run"`
 	Generation text       `yaml:"generation" form:"digest" doc:"pins a kept generation; a rollback writes it"`
 	Rollout    rawRollout `yaml:"rollout"`
+	Power      text       `yaml:"power" enum:"report|enforce" doc:"what follows where the watch sees an active machine off that recast did not switch off: report is a finding (the default); enforce switches it on again, three times a day at the most, and never one whose board was swapped"`
 }
 
 type rawRollout struct {

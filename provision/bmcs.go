@@ -18,6 +18,10 @@ type bmcSessions struct{ store.Table[[]bmc.Session] }
 
 var _ bmc.Memory = bmcSessions{}
 
+func (e *Engine) bmcTable() store.Table[[]bmc.Session] {
+	return store.NewTable[[]bmc.Session](e.Store, "/recast/bmcs/")
+}
+
 func (t bmcSessions) Sessions(ctx context.Context) (map[string][]bmc.Session, error) {
 	rows, _, err := t.List(ctx)
 	if err != nil {

@@ -42,7 +42,7 @@ func ranNow(before map[string][]inventory.Digest, now map[string]inventory.Diges
 // so that nothing is collected between its writing and its naming. What a crash
 // or the store leaves is collected the next time.
 func (e *Engine) collect(ctx context.Context) {
-	for _, f := range []func(context.Context) error{e.sureOfTheSet, e.collectRollouts, e.collectPlans, e.collectGenerations} {
+	for _, f := range []func(context.Context) error{e.sureOfTheSet, e.collectRollouts, e.collectPlans, e.collectGenerations, e.collectBMCs} {
 		if err := f(ctx); err != nil {
 			e.Log.Info("old records are left for later", "err", err)
 			return
@@ -201,4 +201,22 @@ func (e *Engine) collectGenerations(ctx context.Context) error {
 	}
 	e.mu.Unlock()
 	return e.secrets.collect(ctx, func(name string, version int) bool { return needed[name][version] })
+}
+
+// collectBMCs ends our sessions with BMCs that nobody declares any more, and their
+// records. Nobody waits for the BMCs.
+func (e *Engine) collectBMCs(ctx context.Context) error {
+	var urls []string
+	for _, m := range e.Set().Machines {
+		if m.BMC != nil {
+			urls = append(urls, m.BMC.URL)
+		}
+	}
+	run := context.WithoutCancel(ctx)
+	e.spawn(func() {
+		ctx, cancel := context.WithTimeout(run, powerTime)
+		defer cancel()
+		e.bmcs.Retain(ctx, urls)
+	})
+	return nil
 }

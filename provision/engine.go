@@ -179,7 +179,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		wake:        make(chan struct{}, 1),
 		changes:     newBroadcast(),
 	}
-	e.bmcs = bmc.Fleet{Dial: c.Dial, Log: c.Log, Memory: bmcSessions{store.NewTable[[]bmc.Session](c.Store, "/recast/bmcs/")}}
+	e.bmcs = bmc.Fleet{Dial: c.Dial, Log: c.Log, Memory: bmcSessions{e.bmcTable()}}
 	var err error
 	if err = e.bmcs.Recall(ctx); err != nil {
 		return nil, err
@@ -449,8 +449,7 @@ func (e *Engine) resume(ctx context.Context) {
 
 // repeat the BMC action of the machine's step. Its lock is held.
 func (e *Engine) repeat(ctx context.Context, m *machine) {
-	again := map[StepName]Action{StepStopping: ActOff, StepPowerOff: ActOff, StepArming: ActArm, StepPowering: ActOn, StepRestarting: ActCycle}
-	if a, ok := again[m.state.Status.Step]; ok && Busy(m.state.Status.Phase) && e.hasBMC(m.name) {
+	if a := dueAction(m.state.Status); a != "" && Busy(m.state.Status.Phase) && e.hasBMC(m.name) {
 		e.act(ctx, m, a)
 	}
 }
@@ -504,6 +503,7 @@ func (e *Engine) params(name string) Params {
 	p := Params{HasBMC: e.hasBMC(name), Attempts: 2}
 	e.mu.RLock()
 	w, ok := e.wanted[name]
+	p.Enforce = ok && w.Group.Power == inventory.PowerEnforce && e.frozen == Freeze{}
 	e.mu.RUnlock()
 	if ok && w.Definition != nil {
 		p.Attempts, p.Deadlines = max(1, w.Definition.Attempts), w.Definition.Deadlines

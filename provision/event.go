@@ -130,6 +130,8 @@ const (
 	ActOff   Action = "power off"
 	ActArm   Action = "set network boot"
 	ActOn    Action = "power on"
-	ActCycle Action = "power cycle"
 	ActClear Action = "clear the boot override"
+	// ActRestore is ActOn for a machine that somebody else switched off, if its board
+	// is still the same.
+	ActRestore Action = "power on again"
 )

@@ -301,6 +301,12 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 // powered is what a BMC's answer says of a machine that is taken as running.
 func powered(st Status, verb, seen, who string) Status {
 	st.Power = seen
+	if seen == "on" {
+		st.OffSince = time.Time{}
+	}
+	if verb != "status" {
+		st.SwitchedOn = nil // a person has seen to it
+	}
 	on := "recast power on " + st.Machine
 	if seen == "on" && strings.HasSuffix(st.NextAction, on) {
 		st.NextAction = ""

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
-	"slices"
 	"testing"
 	"time"
 
@@ -76,7 +75,7 @@ func (w *walk) event() Event {
 		case StepPowerOff:
 			return BMCDone{Action: ActOff, Err: pick(r, "", "", "it says no")}
 		case StepRestarting:
-			return BMCDone{Action: ActCycle, Err: pick(r, "", "", "it says no")}
+			return BMCDone{Action: dueAction(w.s.Status), Err: pick(r, "", "", "it says no")}
 		case StepWriting, StepVerifying, StepStarting:
 			if r.IntN(2) == 0 {
 				return w.report()
@@ -99,7 +98,7 @@ func (w *walk) event() Event {
 		if !w.p.HasBMC {
 			return Ticked{}
 		}
-		ev := BMCDone{Action: pick(r, ActOff, ActArm, ActOn, ActCycle, ActClear)}
+		ev := BMCDone{Action: pick(r, ActOff, ActArm, ActOn, ActClear)}
 		if r.IntN(2) == 0 {
 			ev.Err, ev.Final = "it says no", r.IntN(3) == 0
 		}
@@ -228,7 +227,7 @@ func (w *walk) step(t *testing.T) {
 			}
 		}
 	}
-	if slices.Contains(actions, ActCycle) {
+	if st.Step == StepRestarting && prev.Status.Step != StepRestarting {
 		_, tick := ev.(Ticked)
 		switch {
 		case !tick || !written(prev.Status.Step) || old.Cycled || prev.Status.Hold != nil:

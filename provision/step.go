@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"recast/bmc"
 	"recast/inventory"
 )
 
@@ -23,6 +24,8 @@ type Params struct {
 	Health    time.Duration                 // deadline of starting
 	// Reports: the installed system will say what it runs.
 	Reports bool
+	// Enforce: switch it on again where somebody else switched it off.
+	Enforce bool
 }
 
 // ImpossibleError is a transition that must not exist: a bug, never bad input.
@@ -176,6 +179,7 @@ func (t *transition) started(ev Started) {
 	switch ev.Purpose {
 	case PurposeDeploy:
 		t.Status.Findings, t.Status.Board = nil, nil // they are about what ends now; the timeline keeps them
+		t.Status.OffSince, t.Status.SwitchedOn = time.Time{}, nil
 	case PurposeWipe:
 		t.Status.Findings = dropFindings(t.Status.Findings, notWiped)
 	}
@@ -225,11 +229,35 @@ func (t *transition) fence() {
 	}
 }
 
+// dueAction is what a step waits for; "" none. A power cycle is two, with what
+// was seen of the first on record before the second, so that a server that is killed
+// between them, or after, never cycles twice.
+func dueAction(st Status) Action {
+	switch st.Step {
+	case StepStopping, StepPowerOff:
+		return ActOff
+	case StepArming:
+		return ActArm
+	case StepPowering:
+		return ActOn
+	case StepRestarting:
+		if st.Power == string(bmc.PowerOff) {
+			return ActOn
+		}
+		return ActOff
+	}
+	return ""
+}
+
 func (t *transition) bmcDone(ev BMCDone) {
+	if ev.Action == ActRestore {
+		t.restored(ev)
+		return
+	}
 	if !t.busy() {
 		return
 	}
-	expect := map[StepName]Action{StepStopping: ActOff, StepArming: ActArm, StepPowering: ActOn, StepRestarting: ActCycle, StepPowerOff: ActOff}
+	expect := dueAction(t.Status)
 	if ev.Action == ActClear {
 		if ev.Err != "" {
 			t.finding("the boot override still stands: " + ev.Err)
@@ -240,11 +268,11 @@ func (t *transition) bmcDone(ev BMCDone) {
 		switch ev.Action {
 		case ActOff:
 			t.Status.Power = "off"
-		case ActOn, ActCycle:
+		case ActOn:
 			t.Status.Power = "on"
 		}
 	}
-	if expect[t.Status.Step] != ev.Action {
+	if expect != ev.Action {
 		return // late: the machine has moved on
 	}
 	if ev.Err == "" {
@@ -255,7 +283,7 @@ func (t *transition) bmcDone(ev BMCDone) {
 		t.powerOffDone(ev.Err)
 		return
 	case StepRestarting:
-		t.cycled(ev.Err)
+		t.cycled(ev)
 		return
 	}
 	if t.held() {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"recast/bmc"
 	"recast/inventory"
 )
 
@@ -84,7 +85,7 @@ func (s *story) event(t *testing.T, line string) Event {
 		}
 		return Started{Purpose: Purpose(f[1]), Generation: gen, Rendered: rendA, Epoch: "e", By: "ann"}
 	case "bmc":
-		for _, a := range []Action{ActOff, ActArm, ActOn, ActCycle, ActClear} {
+		for _, a := range []Action{ActOff, ActArm, ActRestore, ActOn, ActClear} {
 			if text, ok := strings.CutPrefix(rest, string(a)); ok {
 				text, final := strings.CutSuffix(strings.TrimPrefix(strings.TrimSpace(text), "error "), " final")
 				if text == "ok" {
@@ -139,6 +140,12 @@ func (s *story) event(t *testing.T, line string) Event {
 			r.BootID = f[3]
 		}
 		return Running{Report: r}
+	case "looked": // looked on|off [serial]
+		ev := Looked{Power: bmc.PowerState(f[1])}
+		if len(f) > 2 {
+			ev.Board = &Board{Serial: f[2]}
+		}
+		return ev
 	case "tick":
 		return Ticked{}
 	case "abort":
@@ -181,6 +188,12 @@ func replay(t *testing.T, text string) string {
 			fmt.Fprintln(&out, line)
 		case line == "hold":
 			s.state.Status.Hold = &Hold{Owner: "bob", Reason: "looks at it"}
+			fmt.Fprintln(&out, line)
+		case line == "release":
+			s.state.Status.Hold = nil
+			fmt.Fprintln(&out, line)
+		case line == "enforce":
+			s.params.Enforce = true
 			fmt.Fprintln(&out, line)
 		case line == "no reporter":
 			s.params.Reports = false

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"recast/bmc"
 	"recast/inventory"
 )
 
@@ -42,13 +43,14 @@ func (t *transition) ticked() {
 	case StepBooting:
 		t.rearm(fmt.Sprintf("no request for a boot script within %s of power on%s", waited, last))
 	case StepRestarting:
-		t.cycled("not done after " + waited.String())
+		t.cycled(BMCDone{Action: dueAction(t.Status), Err: "not done after " + waited.String()})
 	case StepStarting:
 		if t.silent() {
 			t.Intent.Cycled = true
 			t.line("bmc", "nothing was seen of it for %s: it is power-cycled, in case it hangs", waited)
+			t.Status.Power = string(bmc.PowerOn)
 			t.enter(StepRestarting, "")
-			t.actions = append(t.actions, ActCycle)
+			t.actions = append(t.actions, ActOff)
 			return
 		}
 		if end := t.Status.Since.Add(t.deadline(StepStarting)); t.now.Before(end) {
@@ -91,6 +93,9 @@ func (t *transition) ticked() {
 // startingNext is for a machine that holds its generation and was not seen to run it.
 func (t *transition) startingNext() string {
 	next := "look at its console; "
+	if t.Status.Power == string(bmc.PowerOff) {
+		next = fmt.Sprintf("it was left off: recast power on %s; ", t.Status.Machine)
+	}
 	if t.p.Reports {
 		next += "it becomes active when it reports; "
 	}

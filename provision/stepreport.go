@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"recast/inventory"
 )
@@ -205,6 +206,7 @@ func (t *transition) activate(h Health) {
 		t.phase(Active)
 	}
 	t.Status.Health, t.Status.LastError, t.Status.NextAction = h, "", ""
+	t.Status.OffSince = time.Time{}
 	if t.Intent != nil {
 		t.Intent.Live = false
 	}

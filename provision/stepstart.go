@@ -29,10 +29,15 @@ func (t *transition) silent() bool {
 		!t.Status.LastSeenAt.After(t.Status.Since)
 }
 
-// cycled: whatever came of it, the machine has its health deadline anew.
-func (t *transition) cycled(err string) {
-	if err != "" {
-		t.line("bmc", "%s: %s", ActCycle, err)
+// cycled is one half of the power cycle: off, then on. Whatever came of it, the machine
+// has its health deadline anew.
+func (t *transition) cycled(ev BMCDone) {
+	switch {
+	case ev.Err != "":
+		t.line("bmc", "%s: %s", ev.Action, ev.Err)
+	case ev.Action == ActOff:
+		t.actions = append(t.actions, ActOn)
+		return
 	}
 	t.awaitSystem()
 }

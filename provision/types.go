@@ -140,6 +140,11 @@ type Status struct {
 	Power     string `json:"power,omitempty"`    // as last seen: on, off, unknown
 	Board     *Board `json:"board,omitempty"`    // that its BMC showed first, since the last write
 	Restarts  int    `json:"restarts,omitempty"` // of the ramdisk within this attempt
+	// OffSince is when the watch first saw it off that nobody had told recast to
+	// switch off; zero: it is not.
+	OffSince time.Time `json:"offSince,omitzero"`
+	// SwitchedOn is when recast switched it on for that, in the last day.
+	SwitchedOn []time.Time `json:"switchedOn,omitempty"`
 }
 
 // EntryKind is what a Plan would do with one machine.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,6 +42,10 @@ func (e *Engine) act(ctx context.Context, m *machine, a Action) {
 // this, one that waited behind a slow BMC would switch a machine off that has
 // been aborted, or that is already writing.
 func sameTry(before, now State, a Action) bool {
+	if a == ActRestore { // nobody has seen it on since, nor given it another order
+		return now.Status.Phase == Active && now.Status.Health == Missing && now.Status.Hold == nil &&
+			slices.Equal(before.Status.SwitchedOn, now.Status.SwitchedOn)
+	}
 	switch {
 	case before.Intent == nil || now.Intent == nil:
 		return false
@@ -114,8 +119,9 @@ func (e *Engine) doAction(ctx context.Context, m *machine, c bmc.Client, a Actio
 		return c.SetNextBoot(ctx, bmc.NextBoot{Device: bmc.BootNetwork, UEFI: uefi})
 	case ActOn:
 		return c.On(ctx)
-	case ActCycle: // one conversation, so that nothing comes between
-		if err := e.powerOff(ctx, c, s); err != nil {
+	case ActRestore:
+		if err := sameBoard(ctx, c, s.Status.Board); err != nil {
+			m.boardDue = time.Time{}
 			return err
 		}
 		return c.On(ctx)
