@@ -96,6 +96,7 @@ type bmcFront struct {
 	faults BMCFaults
 	log    []BMCRequest
 	seq    int
+	on     func(verb string, executed bool)
 	failed int       // logins since the last good one
 	locked time.Time // since when there were too many
 	closed chan struct{}
@@ -219,9 +220,27 @@ func (f *bmcFront) now() BMCFaults {
 
 func (f *bmcFront) record(verb, detail string, done bool) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.seq++
 	f.log = append(f.log, BMCRequest{Seq: f.seq, At: time.Now(), Verb: verb, Detail: detail, Done: done})
+	f.mu.Unlock()
+	f.tell(verb, false)
+}
+
+// OnRequest calls a func when a request has come, and once more when a power command
+// or an override was executed and not yet answered. The request waits for it.
+func (f *bmcFront) OnRequest(on func(verb string, executed bool)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.on = on
+}
+
+func (f *bmcFront) tell(verb string, executed bool) {
+	f.mu.Lock()
+	on := f.on
+	f.mu.Unlock()
+	if on != nil {
+		on(verb, executed)
+	}
 }
 
 // login records an attempt and says whether it may succeed at all.
@@ -289,6 +308,7 @@ func (s *bmcSystem) power(ctx context.Context, verb string, do func(context.Cont
 		s.set = time.Now() // each power command begins the time anew (IPMI 2.0, 28.14)
 	}
 	s.front.mu.Unlock()
+	defer s.front.tell(verb, true)
 	return do(ctx)
 }
 
@@ -359,6 +379,7 @@ func (s *bmcSystem) setBootFor(once BootOnce, continuous bool) error {
 		s.again = once
 	}
 	s.front.mu.Unlock()
+	defer s.front.tell("set-boot", true)
 	return s.machine.SetBootOnce(once)
 }
 

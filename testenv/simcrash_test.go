@@ -22,6 +22,7 @@ import (
 type simCrash struct {
 	*simServer
 	image  inventory.Digest
+	spec   string // added to the Definition's
 	round  int
 	begun  time.Time
 	erases map[string]int // before the round
@@ -42,7 +43,7 @@ func newSimCrash(t *testing.T, machines int) *simCrash {
 }
 
 func (c *simCrash) declare() simDeclare {
-	return simDeclare{Image: c.image, UserData: fmt.Sprintf("#cloud-config\nhostname: ${machine.name}\nbootcmd: [echo round %d]\n", c.round)}
+	return simDeclare{Image: c.image, Spec: c.spec, UserData: fmt.Sprintf("#cloud-config\nhostname: ${machine.name}\nbootcmd: [echo round %d]\n", c.round)}
 }
 
 // next begins a round: a new generation for everybody. The server may be killed
