@@ -31,6 +31,7 @@ ipmitool            judges the virtual BMC
 freeipmi-tools      judges it too
 ipmiutil            so does this
 openipmi            ipmi_sim: a BMC that is not ours
+python3-pyghmi      fakebmc: another
 python3-sushy       judges the virtual Redfish service
 redfishtool         judges it too
 iproute2            network namespaces
@@ -103,6 +104,11 @@ setup_packages() {
 	fi
 	# shellcheck disable=SC2086
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+	# Nor a daily job: ipmiutil's empties the event log of the machine's own BMC. A
+	# configuration file that was removed stays so at the next upgrade.
+	for name in $missing; do
+		dpkg -L "$name" | sed -n '/^\/etc\/cron\.[a-z]*\/./p' | xargs -r rm -f
+	done
 	if command -v systemctl >/dev/null; then
 		for name in $missing; do
 			enabled="$enabled $(dpkg -L "$name" | sed -n -e 's,.*/systemd/system/\([^/]*\.service\)$,\1,p' -e 's,^/etc/init.d/\([^/]*\)$,\1.service,p' | tr '\n' ' ')"

@@ -38,6 +38,7 @@ func TestContract(t *testing.T) {
 		"ipmi 17":  func(t *testing.T) subject { return startIPMI(t, 17) },
 		"ipmi 3":   func(t *testing.T) subject { return startIPMI(t, 3) },
 		"ipmi_sim": startIPMISim,
+		"fakebmc":  startFakeBMC,
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, c := range []struct {

@@ -269,6 +269,24 @@ func TestFRUNames(t *testing.T) {
 	}
 }
 
+func TestDeviceIDIsReadWithAndWithoutItsLastBytes(t *testing.T) {
+	id := []byte{0x20, 0x81, 0x83, 0x16, 0x02, 0xbf, 0x7c, 0x2a, 0x00, 0x57, 0x09, 1, 2, 3, 4}
+	for _, c := range []struct {
+		length int
+		want   string // "" is not believed
+	}{{15, "Supermicro, product 2391, firmware 3.16"}, {11, "Supermicro, product 2391, firmware 3.16"}, {10, ""}, {0, ""}} {
+		var d ipmiDevice
+		err := d.decode(id[:c.length])
+		if got := d.vendor + ", " + d.model + ", firmware " + d.firmware; err == nil && got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%d bytes: %s, %v; want %s", c.length, got, err, c.want)
+		}
+	}
+	var d ipmiDevice
+	if err := d.decode([]byte{0, 0, 1, 0, 2, 0, 0x39, 0x30, 0xff, 0, 0}); err != nil || d.vendor != "IANA 995385" { // 20 bits
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
 func TestGUIDInEachByteOrder(t *testing.T) {
 	const want = "12345678-9abc-4def-8123-456789abcdef"
 	for name, guid := range map[string][16]byte{

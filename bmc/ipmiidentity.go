@@ -17,6 +17,21 @@ type ipmiDevice struct {
 	quirks                  quirks
 }
 
+// decode reads the answer without its completion code.
+func (d *ipmiDevice) decode(id []byte) error {
+	if len(id) < 11 {
+		return badResponse
+	}
+	vendor := uint32(id[6]) | uint32(id[7])<<8 | uint32(id[8]&0x0f)<<16
+	d.vendor = types.OEM(vendor).String()
+	if d.vendor == "Unknown" {
+		d.vendor = fmt.Sprintf("IANA %d", vendor)
+	}
+	d.model = fmt.Sprintf("product %d", uint16(id[9])|uint16(id[10])<<8)
+	d.firmware = fmt.Sprintf("%d.%02x", id[2]&0x7f, id[3])
+	return nil
+}
+
 // device asks once per login of the driver; facts of another board or firmware
 // are forgotten by it.
 func (d *ipmiDriver) device(ctx context.Context) (*ipmiDevice, error) {
@@ -25,17 +40,14 @@ func (d *ipmiDriver) device(ctx context.Context) (*ipmiDevice, error) {
 	}
 	about := &ipmiDevice{}
 	err := d.with(ctx, ipmiRetries, func(lib *client.Client) error {
-		id, err := lib.GetDeviceID(ctx)
+		// Not go-ipmi's own call: it insists on the four bytes at the end that a BMC may
+		// leave out.
+		command := types.CommandGetDeviceID
+		id, err := lib.RawCommand(ctx, command.NetFn, command.ID, nil, command.Name)
 		if err != nil {
 			return err
 		}
-		about.vendor = types.OEM(id.ManufacturerID).String()
-		if about.vendor == "Unknown" {
-			about.vendor = fmt.Sprintf("IANA %d", id.ManufacturerID)
-		}
-		about.model = fmt.Sprintf("product %d", id.ProductID)
-		about.firmware = fmt.Sprintf("%d.%02x", id.MajorFirmwareRevision, id.MinorFirmwareRevision)
-		return nil
+		return about.decode(id.Response)
 	})
 	if err != nil {
 		return nil, err
