@@ -11,6 +11,7 @@ packages='
 qemu-system-x86     the machines of the lab
 qemu-utils          qemu-img, which judges how they read virtual media
 seabios             their BIOS
+swtpm               their TPM
 sbsigntool          signs loaders for Secure Boot
 systemd-boot-efi    the stub of the unified ramdisk
 ipxe-qemu           the boot ROMs of their network cards

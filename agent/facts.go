@@ -33,7 +33,8 @@ var _ Machine = Hardware{}
 // Facts reads what the machine is. It writes nothing and opens disks for
 // reading only.
 func (h Hardware) Facts(ctx context.Context) (inventory.Facts, error) {
-	f := inventory.Facts{CPU: h.cpu(), Memory: h.memory(), SystemVendor: h.vendor(), Boot: h.boot()}
+	f := inventory.Facts{CPU: h.cpu(), Memory: h.memory(), SystemVendor: h.vendor(), Boot: h.boot(),
+		TPM: h.read("/sys/class/tpm/tpm0/tpm_version_major")}
 	f.Hostname = h.read("/proc/sys/kernel/hostname")
 	if f.Hostname == "(none)" {
 		f.Hostname = ""

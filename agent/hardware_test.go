@@ -133,7 +133,7 @@ func TestMachineFactsFromSysfs(t *testing.T) {
 		"proc/meminfo": "MemTotal:       16000000 kB\nMemFree: 1 kB\n", "proc/sys/kernel/hostname": "(none)\n",
 		"sys/firmware/dmi/tables/DMI": string(dimm) + "A\x00\x00" + string(dimm) + "\x00\x00" + "\x7f\x04\x00\x00\x00\x00",
 		"sys/class/dmi/id/sys_vendor": "Dell Inc.\n", "sys/class/dmi/id/product_name": "PowerEdge\n", "sys/class/dmi/id/product_serial": "To Be Filled By O.E.M.\n",
-		"sys/class/dmi/id/product_uuid": "4C4C4544-0042-3510\n", "sys/class/dmi/id/bios_version": "2.1\n",
+		"sys/class/dmi/id/product_uuid": "4C4C4544-0042-3510\n", "sys/class/tpm/tpm0/tpm_version_major": "2\n", "sys/class/dmi/id/bios_version": "2.1\n",
 		"sys/firmware/efi/efivars/SecureBoot-" + globalVariable: "\x06\x00\x00\x00\x01",
 		"sys/class/net/eth0": "->" + dev, dev + "/address": "52:54:00:AA:00:01\n", dev + "/carrier": "1\n", dev + "/speed": "25000\n",
 		dev + "/device/vendor": "0x8086\n", dev + "/device/device": "0x1592\n", "sys/bus/pci/drivers/ice/x": "", dev + "/device/driver": "->sys/bus/pci/drivers/ice",
@@ -151,6 +151,7 @@ func TestMachineFactsFromSysfs(t *testing.T) {
 			LLDP: []inventory.LLDPTLV{{Type: 1, Value: "eth0"}}}},
 		SystemVendor: inventory.SystemVendor{ProductName: "PowerEdge", Manufacturer: "Dell Inc.", UUID: "4c4c4544-0042-3510", Firmware: inventory.FirmwareFacts{Version: "2.1"}},
 		Boot:         inventory.BootFacts{Mode: "uefi", SecureBoot: true},
+		TPM:          "2",
 	}
 	if diff := cmp.Diff(want, f, cmp.Comparer(func(a, b interface{ IsValid() bool }) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -15,6 +15,8 @@ type Facts struct {
 	Interfaces   []NICFacts   `json:"interfaces"`
 	SystemVendor SystemVendor `json:"system_vendor"`
 	Boot         BootFacts    `json:"boot"`
+	// TPM is the version of its specification, "2" or "1"; "" where none is seen.
+	TPM string `json:"tpm,omitempty"`
 	// MissingFirmware names files that network drivers asked for and did not find.
 	MissingFirmware []string `json:"missing_firmware,omitempty"`
 }

@@ -165,9 +165,12 @@ var bootRows = []bootRow{
 	},
 	{
 		name: "OVMF by HTTP Boot", quick: true,
-		machine: RackMachine{Firmware: FirmwareUEFI, NetBoot: NetBootHTTP},
+		machine: RackMachine{Firmware: FirmwareUEFI, NetBoot: NetBootHTTP, TPM: true},
 		network: bootDirect,
 		expect: func(t *testing.T, b bootSeen) {
+			if b.facts.TPM != "2" {
+				t.Errorf("the ramdisk sees a TPM of version %q, want 2", b.facts.TPM)
+			}
 			b.asked(t, "HTTP Boot", func(d *dhcpv4.DHCPv4) bool {
 				return bootArch(d) == 16 && strings.HasPrefix(d.ClassIdentifier(), "HTTPClient:Arch:00016")
 			})

@@ -55,6 +55,7 @@ type QEMUNIC struct {
 	MAC   string
 	Tap   string
 	Model NICModel
+	NoROM bool // BIOS then cannot boot from it
 	Down  bool // the card sees no link
 }
 
@@ -70,8 +71,9 @@ type QEMU struct {
 	NetBoot  QEMUNetBoot
 	// SecureBoot: its UEFI starts what Microsoft or the machine's owner signed.
 	SecureBoot bool
-	MemoryMB   int // 0: 1024
-	CPUs       int // 0: 1
+	TPM        bool // a TPM 2.0, which keeps its secrets
+	MemoryMB   int  // 0: 1024
+	CPUs       int  // 0: 1
 	Disks      []QEMUDisk
 	NICs       []QEMUNIC
 	Drive      bool   // a CD drive, empty at first, for virtual media
@@ -115,6 +117,7 @@ const (
 // qemuRun is one life of the process, from power on to power off.
 type qemuRun struct {
 	cmd    *exec.Cmd
+	tpm    *exec.Cmd // nil for none; ends when cmd has
 	qmp    *qmpConn
 	events chan QMPEvent
 	done   chan struct{} // closed when the process is gone and the goroutines ended
@@ -127,6 +130,15 @@ type qemuRun struct {
 	started time.Time      // the last reset that was a start
 	restore *time.Timer    // ends an override that was obeyed; nil when none is pending
 	reset   chan struct{}  // closed and replaced with each reset
+}
+
+// wait for the end of the machine's processes.
+func (r *qemuRun) wait() error {
+	err := r.cmd.Wait()
+	if r.tpm != nil {
+		_ = r.tpm.Wait()
+	}
+	return err
 }
 
 func (r *qemuRun) ended() bool {
@@ -274,13 +286,28 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 	cmd.Dir = m.Dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{theirs} // file descriptor 3, see args
+	var tpm *exec.Cmd
+	if m.TPM {
+		chip, socket, err := m.startTPM()
+		if err != nil {
+			conn.Close()
+			return nil, err
+		}
+		defer socket.Close()
+		tpm, cmd.ExtraFiles = chip, append(cmd.ExtraFiles, socket) // 4
+	}
 	if err := m.Net.Start(cmd); err != nil {
 		conn.Close()
+		if tpm != nil {
+			_ = tpm.Process.Kill()
+			_ = tpm.Wait()
+		}
 		return nil, fmt.Errorf("start %s: %w", program, err)
 	}
 	theirs.Close()
 	run := &qemuRun{
 		cmd: cmd,
+		tpm: tpm,
 		// Room for more resets than can happen while one command runs; the reader
 		// must never wait for the watcher, who waits for the reader's answers.
 		events: make(chan QMPEvent, 256),
@@ -305,12 +332,12 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 	})
 	if err != nil {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		_ = run.wait()
 		return nil, fmt.Errorf("%w: %s", err, qemuLastLine(log.Name()))
 	}
 	if err := m.prepare(ctx, run); err != nil {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		_ = run.wait()
 		return nil, err
 	}
 	go m.watch(run)
@@ -367,7 +394,7 @@ func qemuLastLine(path string) string {
 func (m *QEMU) watch(run *qemuRun) {
 	defer close(run.done)
 	gone := make(chan error, 1)
-	go func() { gone <- run.cmd.Wait() }()
+	go func() { gone <- run.wait() }()
 	for {
 		select {
 		case e := <-run.events:

@@ -87,6 +87,13 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 		// these, as servers' firmware does of their own.
 		args = append(args, "-device", "virtio-rng-pci")
 	}
+	if m.TPM {
+		device := "tpm-tis"
+		if m.Arch == inventory.ARM64 {
+			device = "tpm-tis-device" // its bus is no ISA
+		}
+		args = append(args, "-chardev", "socket,id=chip,fd=4", "-tpmdev", "emulator,id=tpm,chardev=chip", "-device", device+",tpmdev=tpm")
+	}
 	if m.waits() {
 		args = append(args, "-S") // until prepare
 	}
@@ -160,7 +167,7 @@ func qemuNICArgs(i int, n QEMUNIC, bootIndex int, uefi bool) ([]string, error) {
 		return nil, fmt.Errorf("attach network card %s: unknown model %q, want virtio or e1000", n.MAC, n.Model)
 	}
 	device += fmt.Sprintf(",id=%s,netdev=net%d,mac=%s,bootindex=%d", qemuNICID(i), i, n.MAC, bootIndex)
-	if uefi {
+	if uefi || n.NoROM {
 		// QEMU's cards carry an iPXE that would take over from the firmware's PXE.
 		// SeaBIOS has no network stack and needs it.
 		device += ",romfile="

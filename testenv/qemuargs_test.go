@@ -79,6 +79,11 @@ func TestQEMUArguments(t *testing.T) {
 			not:     []string{"IPv6PXESupport", "-S"},
 		},
 		{
+			name:    "a TPM, and a card without a ROM",
+			machine: &QEMU{TPM: true, NICs: []QEMUNIC{{NoROM: true}}},
+			want:    []string{"socket,id=chip,fd=4", "tpm-tis,tpmdev=tpm", "virtio-net-pci,id=nic0,netdev=net0,mac=,bootindex=100,romfile="},
+		},
+		{
 			name:    "arm64",
 			machine: &QEMU{Firmware: FirmwareUEFI, Arch: inventory.ARM64},
 			want:    []string{"virt", "if=pflash,unit=0,format=raw,readonly=on,file=" + qemuAAVMFCode},

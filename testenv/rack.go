@@ -46,6 +46,7 @@ type RackMachine struct {
 	NetBoot  QEMUNetBoot
 	// SecureBoot: with Microsoft's keys.
 	SecureBoot bool
+	TPM        bool
 	// Drive is a virtual CD drive, which a Redfish BMC offers.
 	Drive bool
 	// Simulated plays it in this process; its Firmware may be any SimFirmware, its
@@ -68,7 +69,8 @@ type RackDisk struct {
 // RackNIC is one network card.
 type RackNIC struct {
 	Segment string // "": NetBridge
-	Down    bool   // its cable is not plugged in
+	NoROM   bool
+	Down    bool // its cable is not plugged in
 }
 
 // RackBMC is the protocol of a BMC.
@@ -258,7 +260,7 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 		MAC:  rackMAC(i, 0),
 		IP:   rackAddr(first, i),
 		QEMU: &QEMU{
-			Name: m.Name, Firmware: m.Firmware, Arch: m.Arch, NetBoot: m.NetBoot, SecureBoot: m.SecureBoot, Drive: m.Drive, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
+			Name: m.Name, Firmware: m.Firmware, Arch: m.Arch, NetBoot: m.NetBoot, SecureBoot: m.SecureBoot, TPM: m.TPM, Drive: m.Drive, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
 			UUID: rackUUID(i), Serial: rackSerial(i),
 			Log: r.Options.Log,
 		},
@@ -267,7 +269,7 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 		m.NICs = []RackNIC{{}}
 	}
 	for j, c := range m.NICs {
-		nic := QEMUNIC{MAC: string(rackMAC(i, j)), Tap: fmt.Sprintf("tap%d-%d", i, j), Down: c.Down}
+		nic := QEMUNIC{MAC: string(rackMAC(i, j)), Tap: fmt.Sprintf("tap%d-%d", i, j), NoROM: c.NoROM, Down: c.Down}
 		if err := r.Net.AddTap(nic.Tap, cmp.Or(c.Segment, NetBridge)); err != nil {
 			return err
 		}

@@ -346,8 +346,12 @@ func secureText(b inventory.BootFacts) string {
 }
 
 func printFacts(w io.Writer, f *inventory.Facts) {
-	line(w, "Hardware", "%s %s, serial %s; %d × %s; %s; boots by %s%s", f.SystemVendor.Manufacturer, f.SystemVendor.ProductName,
-		dash(f.SystemVendor.SerialNumber), f.CPU.Count, f.CPU.ModelName, size(f.Memory.Total), f.Boot.Mode, secureText(f.Boot))
+	tpm := "no TPM"
+	if f.TPM != "" {
+		tpm = "TPM " + f.TPM
+	}
+	line(w, "Hardware", "%s %s, serial %s; %d × %s; %s; %s; boots by %s%s", f.SystemVendor.Manufacturer, f.SystemVendor.ProductName,
+		dash(f.SystemVendor.SerialNumber), f.CPU.Count, f.CPU.ModelName, size(f.Memory.Total), tpm, f.Boot.Mode, secureText(f.Boot))
 	for _, d := range f.Disks {
 		line(w, "  disk", "%s %s serial %s, %s, %s", d.Name, d.Model, dash(d.Serial), inventory.DiskSizeText(d.Size), dash(d.Holds))
 	}
