@@ -95,6 +95,16 @@ func retryAfter(header string, now time.Time) time.Duration {
 // reasons are the sentinels, in the order in which an error is matched.
 var reasons = []error{ErrChangePassword, ErrLockedOut, ErrAuth, ErrPin, ErrUnreachable, ErrTimeout, ErrBusy, ErrUnsupported, ErrRejected, ErrUnverified}
 
+// IsReason reports whether an error carries one of this package's reasons.
+func IsReason(err error) bool {
+	for _, r := range reasons {
+		if errors.Is(err, r) {
+			return true
+		}
+	}
+	return false
+}
+
 // ended is what a call returns whose context is over: the caller's own
 // cancellation stays that, a deadline is the BMC's slowness.
 func ended(ctx context.Context, verb string) error {
@@ -111,14 +121,7 @@ func final(err error) bool {
 }
 
 // classified reports whether the error carries one of the reasons already.
-func classified(err error) bool {
-	for _, r := range reasons {
-		if errors.Is(err, r) {
-			return true
-		}
-	}
-	return errors.Is(err, context.Canceled)
-}
+func classified(err error) bool { return IsReason(err) || errors.Is(err, context.Canceled) }
 
 // httpReasons is what an HTTP status from a Redfish service means. 405 and 501
 // are verbs that the resource lacks; 409 is a state in the way that may pass.

@@ -55,29 +55,22 @@ func (e *Engine) withBMC(ctx context.Context, name string, do func(context.Conte
 		return err
 	}
 	defer stop()
-	target, err := e.bmcTarget(ctx, decl.BMC)
+	k, t, err := e.presentBMC(ctx, decl)
 	if err != nil {
+		e.noticeRefusal(ctx, name, err)
 		return err
 	}
-	err = e.bmcs.Do(ctx, target, do)
+	var facts bmc.Facts
+	err = e.bmcs.Do(ctx, t, func(ctx context.Context, c bmc.Client) error {
+		err := do(ctx, c)
+		if l, ok := c.(bmc.Learner); ok {
+			facts = l.Facts()
+		}
+		return err
+	})
+	e.learn(ctx, k, facts)
 	e.noticeRefusal(ctx, name, err)
 	return err
-}
-
-// bmcTarget is a declared BMC with its credentials.
-func (e *Engine) bmcTarget(ctx context.Context, ref *inventory.BMCRef) (bmc.Target, error) {
-	version, _ := e.secrets.Version(ref.Credentials) // before it is read: at worst a new one is tried twice
-	raw, err := e.secrets.Get(ctx, ref.Credentials)
-	if err != nil {
-		return bmc.Target{}, errors.Join(errNoCredentials, err)
-	}
-	user, password, err := bmc.Split(strings.TrimRight(string(raw), "\n"))
-	if err != nil {
-		return bmc.Target{}, fmt.Errorf("secret %q: %w", ref.Credentials, errors.Join(errNoCredentials, err))
-	}
-	return bmc.Target{URL: ref.URL, User: user, Password: password,
-		Credential: fmt.Sprintf("%s@%d", ref.Credentials, version),
-		Pin:        ref.Pin, CipherSuite: ref.CipherSuite}, nil
 }
 
 // Console opens a machine's serial console; evict puts out whoever has it.
@@ -91,13 +84,34 @@ func (e *Engine) Console(ctx context.Context, name string, evict bool) (bmc.Cons
 		return nil, err
 	}
 	defer stop()
-	target, err := e.bmcTarget(dial, decl.BMC)
+	_, target, err := e.presentBMC(dial, decl)
 	if err != nil {
 		return nil, err
 	}
 	c, err := e.bmcs.Console(dial, target, bmc.ConsoleOptions{Evict: evict})
 	e.noticeRefusal(ctx, name, err)
 	return c, err
+}
+
+// presentBMC is a machine's BMC with the password that it has. While it is not known
+// which one that is, nothing else is tried with any.
+func (e *Engine) presentBMC(ctx context.Context, decl *inventory.Machine) (*bmcKnown, bmc.Target, error) {
+	k, err := e.book.of(decl)
+	if err != nil {
+		return nil, bmc.Target{}, err
+	}
+	leave, err := k.enter(ctx)
+	if err != nil {
+		return nil, bmc.Target{}, err
+	}
+	defer leave()
+	if k.record().Pending != nil {
+		if err := e.settle(ctx, decl, k); err != nil && k.record().Pending != nil {
+			return nil, bmc.Target{}, err
+		}
+	}
+	t, err := e.bmcTarget(ctx, decl, k, k.record().Login)
+	return k, t, err
 }
 
 // refusalPrefix begins the finding of noticeRefusal.
@@ -114,6 +128,9 @@ func (e *Engine) noticeRefusal(ctx context.Context, name string, err error) {
 		ev.Finding = refusalPrefix + refused.Error()
 	case errors.As(err, &pin):
 		ev.Finding = refusalPrefix + pin.Error()
+		if next := e.secretNext(name, err); next != "" {
+			ev.Finding += "; or " + next
+		}
 	default:
 		return // it says nothing of them
 	}

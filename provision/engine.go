@@ -111,6 +111,7 @@ type Engine struct {
 	uuids   uuidIndex
 	moment  moment // when boots are recorded
 	bmcs    bmc.Fleet
+	book    *bmcBook
 }
 
 // machine is the engine's memory of one machine. Its lock is held over a
@@ -180,8 +181,9 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		changes:     newBroadcast(),
 	}
 	e.bmcs = bmc.Fleet{Dial: c.Dial, Log: c.Log, Memory: bmcSessions{e.bmcTable()}}
+	e.book = newBMCBook(c.Store)
 	var err error
-	if err = e.bmcs.Recall(ctx); err != nil {
+	if err = errors.Join(e.bmcs.Recall(ctx), e.book.load(ctx)); err != nil {
 		return nil, err
 	}
 	if e.secrets, err = OpenSecrets(ctx, c.Store, c.KeyFile); err != nil {
@@ -398,6 +400,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.spawn(func() { e.watchPorts(ctx) })
 	e.resume(ctx)
 	e.sweepBMCs(ctx)
+	e.finishRotations(ctx)
 	e.spawn(func() { e.watchBMCs(ctx) })
 	e.applyMu.Lock()
 	e.collect(ctx) // what a crash left

@@ -108,7 +108,10 @@ func (s *site) open() {
 		Ramdisk: func(inventory.Arch) RamdiskFiles { return RamdiskFiles{Kernel: "/r/vmlinuz", Initrd: "/r/initrd.img"} },
 		Dial: func(ctx context.Context, target bmc.Target) (bmc.Client, error) {
 			_, host, _ := strings.Cut(target.URL, "://")
-			return s.bmcs[host].Dial(ctx, target)
+			if fake, ok := s.bmcs[host]; ok {
+				return fake.Dial(ctx, target)
+			}
+			return bmc.Dial(ctx, target)
 		}})
 	if err != nil {
 		s.t.Fatal(err)

@@ -127,14 +127,7 @@ func (x *Secrets) Set(ctx context.Context, name string, value []byte, by string,
 }
 
 func (x *Secrets) put(ctx context.Context, name string, value []byte, by string, now time.Time, also auditWrite) (SecretInfo, error) {
-	var box bytes.Buffer
-	w, err := age.Encrypt(&box, x.identity.Recipient())
-	if err != nil {
-		return SecretInfo{}, fmt.Errorf("seal secret %q: %w", name, err)
-	}
-	if _, err = w.Write(value); err == nil {
-		err = w.Close()
-	}
+	box, err := x.seal(value)
 	if err != nil {
 		return SecretInfo{}, fmt.Errorf("seal secret %q: %w", name, err)
 	}
@@ -144,7 +137,7 @@ func (x *Secrets) put(ctx context.Context, name string, value []byte, by string,
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return SecretInfo{}, fmt.Errorf("read secret %q: %w", name, err)
 	}
-	row := sealed{Version: old.Version + 1, Box: box.Bytes(), At: now, By: by}
+	row := sealed{Version: old.Version + 1, Box: box, At: now, By: by}
 	op, err := x.table.PutOp(name, row, rev)
 	if err != nil {
 		return SecretInfo{}, err
@@ -222,9 +215,31 @@ func (x *Secrets) open(ctx context.Context, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read secret %q: %w", name, err)
 	}
-	r, err := age.Decrypt(bytes.NewReader(row.Box), x.identity)
+	value, err := x.unseal(row.Box)
 	if err != nil {
-		return nil, fmt.Errorf("open secret %q: %w; is this the store's own key file?", name, err)
+		return nil, fmt.Errorf("open secret %q: %w", name, err)
+	}
+	return value, nil
+}
+
+// seal closes a value to the key file.
+func (x *Secrets) seal(value []byte) ([]byte, error) {
+	var box bytes.Buffer
+	w, err := age.Encrypt(&box, x.identity.Recipient())
+	if err != nil {
+		return nil, err
+	}
+	if _, err = w.Write(value); err == nil {
+		err = w.Close()
+	}
+	return box.Bytes(), err
+}
+
+// unseal opens it.
+func (x *Secrets) unseal(box []byte) ([]byte, error) {
+	r, err := age.Decrypt(bytes.NewReader(box), x.identity)
+	if err != nil {
+		return nil, fmt.Errorf("%w; is this the store's own key file?", err)
 	}
 	return io.ReadAll(r)
 }

@@ -218,8 +218,9 @@ type View struct {
 	Status         Status           `json:"status"`
 	// Waiting is the first failing reason of the admission check; "" it moves or
 	// has nothing to do.
-	Waiting string `json:"waiting,omitempty"`
-	next    string // what ends the waiting
+	Waiting string   `json:"waiting,omitempty"`
+	BMC     *BMCView `json:"bmc,omitempty"` // nil: it declares none
+	next    string   // what ends the waiting
 }
 
 // TimelineEntry is one line of a machine's history.

@@ -78,6 +78,11 @@ func (e *Engine) View(name string) (View, bool) {
 		}
 		v.Wanted, v.WantedRendered = w.Generation.Digest, w.Rendered.Digest
 	}
+	if decl != nil && decl.BMC != nil {
+		if k, err := e.book.of(decl); err == nil {
+			v.BMC = k.view(decl)
+		}
+	}
 	v.Sync, v.SyncWhy = synced(v.Status, w, declared)
 	if unresolved != "" && group != nil {
 		v.Group, v.Waiting, v.SyncWhy = group.Name, unresolved, unresolved

@@ -24,7 +24,7 @@ func (e *Engine) act(ctx context.Context, m *machine, a Action) {
 		done := BMCDone{Action: a}
 		if err != nil {
 			done.Err = err.Error()
-			done.Final = errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrLockedOut) || errors.Is(err, bmc.ErrPin) || errors.Is(err, bmc.ErrUnsupported) || errors.Is(err, errNoCredentials)
+			done.Final = errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrLockedOut) || errors.Is(err, bmc.ErrPin) || errors.Is(err, bmc.ErrChangePassword) || errors.Is(err, bmc.ErrUnsupported) || errors.Is(err, errNoCredentials)
 			done.Next = e.secretNext(m.name, err)
 		}
 		m.mu.Lock()
@@ -153,7 +153,7 @@ func (e *Engine) powerOff(ctx context.Context, c bmc.Client, s State) error {
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrLockedOut) || errors.Is(err, bmc.ErrPin) {
+		if errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrLockedOut) || errors.Is(err, bmc.ErrPin) || errors.Is(err, bmc.ErrChangePassword) {
 			return err
 		}
 	}
@@ -194,11 +194,28 @@ func (e *Engine) whileHeld(ctx context.Context) (context.Context, func(), error)
 	return ctx, func() { cancel(nil); work.Wait() }, nil
 }
 
-// secretNext is what a person does where a BMC refuses its secret, or there is none.
+// secretNext is what a person does where a BMC refuses its secret, there is none, or its
+// certificate is not the pinned one.
 func (e *Engine) secretNext(machine string, err error) string {
 	decl := e.Set().Machine(machine)
-	if decl == nil || decl.BMC == nil || !errors.Is(err, bmc.ErrAuth) && !errors.Is(err, errNoCredentials) {
+	if decl == nil || decl.BMC == nil {
 		return ""
+	}
+	var pin *bmc.PinError
+	switch {
+	case errors.As(err, &pin) && decl.BMC.Pin != "":
+		return ""
+	case errors.As(err, &pin) && pin.Want != "":
+		return fmt.Sprintf("recast bmc enrol %s --pin %s", machine, pin.Seen)
+	case errors.As(err, &pin):
+		return "recast bmc enrol " + machine
+	case errors.Is(err, bmc.ErrChangePassword):
+		return "recast bmc rotate " + machine
+	case !errors.Is(err, bmc.ErrAuth) && !errors.Is(err, errNoCredentials):
+		return ""
+	}
+	if k, err := e.book.of(decl); err == nil && k.record().Login != nil {
+		return fmt.Sprintf("recast secret set %s, then: recast bmc enrol %s", decl.BMC.Credentials, machine)
 	}
 	return "recast secret set " + decl.BMC.Credentials
 }

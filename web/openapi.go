@@ -146,8 +146,10 @@ func (s *schemas) named(t reflect.Type) string {
 	}
 	s.names[t], s.byName[name] = name, object{} // a type that holds itself ends here
 	properties, required := object{}, []string{}
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for _, f := range reflect.VisibleFields(t) { // those of embedded structs stand among its own
+		if f.Anonymous && f.Tag.Get("json") == "" {
+			continue
+		}
 		field, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if !f.IsExported() || field == "-" {
 			continue

@@ -159,7 +159,7 @@ func (s *Server) operatorRoutes() []route {
 			return refuse(http.StatusConflict, e.RemoveSecret(c.Request().Context(), c.Param("name"), who(c)))
 		}),
 	}
-	return slices.Concat(routes, s.machineRoutes(), s.imageRoutes(), s.loaderRoutes())
+	return slices.Concat(routes, s.machineRoutes(), s.bmcRoutes(), s.imageRoutes(), s.loaderRoutes())
 }
 
 // listed makes an empty list of none: null is no list to a client.

@@ -46,6 +46,9 @@ func TestEveryRouteDeniesByDefault(t *testing.T) {
 			if r.scope == scopeAgent && c.who == "an agent" && (r.path == "/agent/v1/order" || r.path == "/agent/v1/config" || r.path == "/agent/v1/booted") {
 				continue
 			}
+			if strings.HasSuffix(r.path, "/bmc/enrol") && c.who == "the operator" {
+				continue // it asks a BMC for its certificate, and there is none
+			}
 			code, text, h := s.send(t, r.method, concrete(r.path), c.token, body)
 			want := none
 			if !slices.Contains(c.allowed, r.scope) {

@@ -13,7 +13,7 @@ func commands() []*cobra.Command {
 	return []*cobra.Command{
 		newPlan(), newApply(), newRollback(), newFreeze(), newUnfreeze(),
 		newGet(), newDescribe(), newExplain(), newCapture(),
-		newPower(), newConsole(), newHold(),
+		newPower(), newBMC(), newConsole(), newHold(),
 		machineVerb("release", "End a hold", "End a hold, whoever set it.", "released"),
 		machineVerb("retry", "Give a failed machine another turn", "Give a failed machine, or one that waits for a word, another turn of the plan that was applied.", "gets another turn"),
 		machineVerb("abort", "Stop the attempt under way", "Stop the attempt under way. A machine whose disk was not touched goes back to it.\nIts rollout starts no more machines until recast retry, or the next apply.", "aborted"),

@@ -277,6 +277,9 @@ func printView(w io.Writer, v provision.View) {
 	line(w, "Wanted", "%s", shortOr(v.Wanted, "-"))
 	line(w, "Attempt", "%d, ramdisk restarts %d", st.Attempt, st.Restarts)
 	line(w, "Power", "%s", dash(st.Power))
+	if v.BMC != nil {
+		line(w, "BMC", "%s", bmcLine(*v.BMC, now))
+	}
 	if st.Disk != nil {
 		line(w, "Disk", "%s, serial %s, %s", st.Disk.Name, dash(st.Disk.Serial), inventory.DiskSizeText(st.Disk.Size))
 	}
