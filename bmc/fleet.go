@@ -69,6 +69,18 @@ type board struct {
 	refused  map[credential]*RefusedError
 	lines    map[string]*line // by URL
 	sessions map[string]ourSession
+	noBasic  bool // it takes no password but for a session
+}
+
+// basicOff tells whether that is known, and notes it.
+func (b *board) basicOff(now bool) bool {
+	if b == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.noBasic = b.noBasic || now
+	return b.noBasic
 }
 
 // line is the one Client for one URL, or the place for it.

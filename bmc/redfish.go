@@ -66,7 +66,8 @@ func (d *redfishDriver) Open(ctx context.Context) error {
 	d.transport.begin(ctx)
 	err := d.login(ctx)
 	reason := d.transport.failed(err)
-	if d.transport.lastStatus() != 0 && (errors.Is(reason, ErrUnsupported) || errors.Is(reason, ErrBusy)) ||
+	full := errors.Is(reason, ErrBusy)
+	if d.transport.lastStatus() != 0 && (errors.Is(reason, ErrUnsupported) || full && !d.target.board.basicOff(false)) ||
 		err != nil && strings.Contains(err.Error(), noSessionLink) {
 		d.connect(true)
 		d.transport.begin(ctx)
@@ -76,7 +77,7 @@ func (d *redfishDriver) Open(ctx context.Context) error {
 		return d.transport.failed(err)
 	}
 	d.opened = true
-	if d.sweep(ctx) > 0 && errors.Is(reason, ErrBusy) {
+	if d.sweep(ctx) > 0 && full {
 		// The place that is free now is ours: basic authentication costs the BMC a
 		// password hash for every request.
 		d.connect(false)
@@ -86,10 +87,17 @@ func (d *redfishDriver) Open(ctx context.Context) error {
 		}
 	}
 	d.transport.begin(ctx)
-	if err := d.find(ctx); !errors.Is(err, ErrChangePassword) {
-		return err
+	err = d.find(ctx)
+	switch {
+	case errors.Is(err, ErrChangePassword):
+		return nil // it is in, to do this one thing
+	case full && d.transport.lastStatus() == http.StatusUnauthorized && d.transport.basicRefused():
+		// It has no such login: that says nothing of the password, and all sessions are
+		// taken still. Where it only does not tell of it (Unadvertised), this is asked once.
+		d.target.board.basicOff(true)
+		return reason
 	}
-	return nil // it is in, to do this one thing
+	return err
 }
 
 // rest closes the connection; the session is the BMC's and stays. Some BMCs have

@@ -43,6 +43,7 @@ type redfishTransport struct {
 	token   string // of the session, for our own requests
 	session Session
 	basic   bool // the service has no sessions, or none to spare
+	offer   bool // of basic authentication, in the last 401
 	// change is the account whose password has to be changed before anything else.
 	change string
 
@@ -220,6 +221,14 @@ func (r *redfishTransport) readAll(response *http.Response) (body []byte, err er
 	return body, nil
 }
 
+// basicRefused reports whether a password was sent to a service that does not offer to
+// take one with each request.
+func (r *redfishTransport) basicRefused() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.basic && !r.offer
+}
+
 // isObject reports whether the bytes are one JSON object, as every resource is.
 func isObject(body []byte) bool {
 	body = bytes.TrimSpace(body)
@@ -249,6 +258,12 @@ func (r *redfishTransport) note(request *http.Request, response *http.Response, 
 	r.noteChange(id, body)
 	if hidden && plainMessageID(id) == "Base.Success" { // the end of a task that had no more to say
 		return nil
+	}
+	if response.StatusCode == http.StatusUnauthorized {
+		offer := strings.Contains(strings.ToLower(strings.Join(response.Header.Values("WWW-Authenticate"), ",")), "basic")
+		r.mu.Lock()
+		r.offer = offer
+		r.mu.Unlock()
 	}
 	answer := &AnswerError{
 		Reason: httpReason(response.StatusCode, id, text),
