@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -19,12 +20,12 @@ import (
 type LabSettings struct {
 	Name string `json:"name"`
 	OS   OSKind `json:"os"`
-	// Image is the digest of what its machines shall run.
-	Image inventory.Digest `json:"image"`
+	// Image is the digest of what its QEMU machines shall run; empty where it has none.
+	Image inventory.Digest `json:"image,omitempty"`
 	// Source is the image's file.
-	Source string `json:"source"`
-	// Ramdisk is the folder of the ramdisk's files.
-	Ramdisk string `json:"ramdisk"`
+	Source string `json:"source,omitempty"`
+	// Ramdisk is the folder of the ramdisk's files; "" for that of simulated machines.
+	Ramdisk string `json:"ramdisk,omitempty"`
 	// Recast is the binary that serves.
 	Recast string `json:"recast"`
 }
@@ -37,16 +38,39 @@ type LabState struct {
 	Server   LabServer    `json:"server"`
 	Operator string       `json:"operator"`
 	Machines []LabMachine `json:"machines"`
+	// Images are what its machines run.
+	Images []LabImage `json:"images"`
+}
+
+// Group is one that has machines of the lab.
+func (s LabState) Group() string {
+	for _, m := range s.Machines {
+		if m.Kind == "simulated" {
+			return simEither(SimFirmware(m.Firmware) == SimUBoot, rackGroupARM64, rackGroupSimulated)
+		}
+		break
+	}
+	return rackGroup
+}
+
+// LabImage is an image of a lab.
+type LabImage struct {
+	Source string           `json:"source"` // file
+	Digest inventory.Digest `json:"digest"`
 }
 
 // LabMachine is one machine of a lab.
 type LabMachine struct {
 	Name     string `json:"name"`
+	Rack     string `json:"rack"`
+	Kind     string `json:"kind"` // qemu or simulated
 	Firmware string `json:"firmware"`
 	BMC      string `json:"bmc"`
 	IP       string `json:"ip"`
 	Disk     string `json:"disk"` // file
 	Dir      string `json:"dir"`  // with its console
+	// Faulty: it had faults when the lab was made.
+	Faulty bool `json:"faulty,omitempty"`
 }
 
 const (
@@ -62,6 +86,22 @@ func LabUser(dir string) string { return filepath.Join(dir, "user") }
 // holds their BMCs' credentials.
 func LabYAML(dir string) string   { return filepath.Join(LabUser(dir), labYAMLFile) }
 func LabSecret(dir string) string { return filepath.Join(dir, rackSecretFile) }
+
+// LabFilePath is the copy of the LAB.yaml that the lab was made from.
+func LabFilePath(dir string) string { return filepath.Join(dir, "LAB.yaml") }
+
+// ReadLabFile reads it.
+func ReadLabFile(dir string) (LabFile, error) {
+	raw, err := os.ReadFile(LabFilePath(dir))
+	if errors.Is(err, os.ErrNotExist) { // of a lab that was made before there were any
+		f, _, err := NewLabFile(1, 2, false)
+		return f, err
+	}
+	if err != nil {
+		return LabFile{}, fmt.Errorf("read the lab's own file: %w", err)
+	}
+	return ParseLabFile(LabFilePath(dir), raw)
+}
 
 // LabContext is the context file with which a client reaches the lab's server.
 func LabContext(dir string) string { return filepath.Join(dir, "data", "local.json") }
@@ -86,29 +126,63 @@ func ReadLab(dir string) (s LabState, alive bool, err error) {
 // this process. In the folder of a lab that was there before it goes on with its
 // disks, its BMCs' account and its declarations.
 func Supervise(ctx context.Context, dir string, settings LabSettings, log *slog.Logger) (err error) {
-	size, err := os.Stat(settings.Source)
+	lab, err := ReadLabFile(dir)
 	if err != nil {
-		return fmt.Errorf("find the image: %w", err)
+		return err
 	}
-	rack, err := NewRack(ctx, RackOptions{Name: settings.Name, Dir: dir, Log: log,
-		DiskSize: size.Size() + 512<<20}) // larger than the image, so that its root can grow
+	options := RackOptions{Name: settings.Name, Dir: dir, Log: log, Machines: lab.Machines}
+	state := LabState{LabSettings: settings, PID: os.Getpid()}
+	if settings.Source != "" {
+		info, err := os.Stat(settings.Source)
+		if err != nil {
+			return fmt.Errorf("find the image: %w", err)
+		}
+		options.DiskSize = info.Size() + 512<<20 // larger than the image, so that its root can grow
+		state.Images = append(state.Images, LabImage{settings.Source, settings.Image})
+	}
+	rack, err := NewRack(ctx, options)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, rack.Close()) }()
-	yaml := rack.YAML(RackDeclare{Image: settings.Image, UserData: labUserData})
+	images, err := rack.SimImages(dir)
+	if err != nil {
+		return err
+	}
+	for _, group := range rack.groups() {
+		if digest, ok := images[group]; ok {
+			state.Images = append(state.Images, LabImage{filepath.Join(dir, group+".img"), digest})
+		}
+	}
+	yaml := rack.YAML(RackDeclare{Image: settings.Image, Simulated: images, UserData: labUserData, MaxUnavailable: lab.MaxUnavailable, MaxFailures: lab.MaxFailures})
 	if err := keepDeclarations(dir, yaml); err != nil {
 		return err
 	}
+	ramdisk, err := labRamdisk(dir, settings.Ramdisk, lab)
+	if err != nil {
+		return err
+	}
 	config := filepath.Join(dir, "recast.yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "ramdisk: %s\nsoftOff: 20s\n", settings.Ramdisk), 0o644); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, "ramdisk: %s\nsoftOff: 20s\n", ramdisk), 0o644); err != nil {
 		return fmt.Errorf("write the server's configuration: %w", err)
 	}
-	state := LabState{LabSettings: settings, PID: os.Getpid(), Operator: rack.Operator()}
-	for _, n := range rack.Nodes {
-		state.Machines = append(state.Machines, LabMachine{Name: n.Name, Firmware: string(n.Firmware), BMC: string(n.Spec.BMC),
-			IP: n.IP.String(), Disk: n.Disks[0].Path, Dir: n.Dir})
+	for name, faults := range lab.Faults {
+		if err := rack.SetFaults(name, faults); err != nil {
+			return err
+		}
 	}
+	state.Operator = rack.Operator()
+	for _, m := range rack.members {
+		state.Machines = append(state.Machines, LabMachine{Name: m.spec.Name, Rack: m.spec.Rack, Kind: simEither(m.simulated != nil, "simulated", "qemu"),
+			Firmware: string(m.spec.Firmware), BMC: string(m.spec.BMC), IP: m.ip.String(), Disk: m.disk, Dir: m.dir, Faulty: len(m.faults) > 0})
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	controlled, err := serveLabControl(ctx, dir, rack)
+	if err != nil {
+		cancel()
+		return err
+	}
+	defer func() { cancel(); <-controlled }()
 	start := func() (*RackServer, error) {
 		return rack.Serve(RackServe{Recast: settings.Recast, Args: []string{"--config", config}})
 	}
@@ -116,6 +190,26 @@ func Supervise(ctx context.Context, dir string, settings LabSettings, log *slog.
 		state.Server = s
 		return writeLab(dir, state)
 	}, log)
+}
+
+// labRamdisk is the folder that the lab's server serves: the real one, or a small
+// one where no firmware is real. Beside U-Boot's boards the real one has another
+// architecture's, so that it is a copy.
+func labRamdisk(dir, real string, lab LabFile) (string, error) {
+	boards := slices.ContainsFunc(lab.Machines, func(m RackMachine) bool { return SimFirmware(m.Firmware) == SimUBoot })
+	if real != "" && !boards {
+		return real, nil
+	}
+	own := filepath.Join(dir, "ramdisk")
+	if real != "" {
+		if err := os.RemoveAll(own); err != nil {
+			return "", fmt.Errorf("copy the ramdisk: %w", err)
+		}
+		if err := os.CopyFS(own, os.DirFS(real)); err != nil {
+			return "", fmt.Errorf("copy the ramdisk: %w", err)
+		}
+	}
+	return own, SimRamdisk(own)
 }
 
 func writeLab(dir string, state LabState) error {
@@ -195,7 +289,7 @@ func DownLab(ctx context.Context, dir, name string) error {
 
 // labTools are the programs a lab needs, and the Debian packages that bring them.
 var labTools = []struct{ program, pkg string }{
-	{"ip", "iproute2"},
+	{"ip", "iproute2"}, // the first: all that simulated machines need
 	{"qemu-system-x86_64", "qemu-system-x86"},
 	{"sgdisk", "gdisk"},
 	{"mkfs.ext4", "e2fsprogs"},
@@ -219,20 +313,30 @@ func present(program string) bool {
 	return false
 }
 
-// LabMissing names what this machine lacks for a lab; nil: nothing.
-func LabMissing(kind OSKind) []string {
+// LabMissing names what this machine lacks for a lab with QEMU machines; nil: nothing.
+func LabMissing(kind OSKind) []string { return labMissing(kind, true) }
+
+// LabMissingFor names what it lacks for the lab of that file.
+func LabMissingFor(lab LabFile, kind OSKind) []string { return labMissing(kind, lab.QEMU() > 0) }
+
+func labMissing(kind OSKind, qemu bool) []string {
 	var missing []string
 	if os.Geteuid() != 0 {
 		missing = append(missing, "root: a lab makes a network namespace (run it with sudo)")
 	}
 	need := labTools
-	if kind == OSDebian {
+	if !qemu {
+		need = labTools[:1]
+	} else if kind == OSDebian {
 		need = append(need, struct{ program, pkg string }{"mmdebstrap", "mmdebstrap"})
 	}
 	for _, t := range need {
 		if !present(t.program) {
 			missing = append(missing, fmt.Sprintf("%s: apt-get install %s", t.program, t.pkg))
 		}
+	}
+	if !qemu {
+		return missing
 	}
 	for _, f := range []struct{ path, pkg string }{
 		{"/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"}, {"/usr/lib/ipxe/qemu", "ipxe-qemu"},

@@ -33,9 +33,10 @@ type FaultKind struct {
 	// the words themselves; "" for none.
 	Value string
 	Text  string
-	// Of is "bmc", "redfish" and "ipmi", where the BMC goes wrong, "machine", and
-	// "once" for what happens at once and leaves no fault behind.
+	// Of is "bmc", "redfish" or "ipmi", where the BMC goes wrong, or "machine".
 	Of string
+	// Once: it happens once, and is no fault that the machine has from then on.
+	Once bool
 
 	field []int // in BMCFaults
 }
@@ -67,6 +68,7 @@ var faultTexts = map[string]string{
 	"lose-in":          "loses packets to the BMC",
 	"lose-out":         "loses packets from the BMC",
 	"away":             "how long a restart of the BMC takes",
+	"ignore-restart":   "accepts a restart of the BMC and goes on",
 	"forget-boot":      "drops the override when it restarts",
 	"reject-after":     "executes a change, then answers that it was refused",
 	"need-etag":        "refuses a PATCH without If-Match",
@@ -111,7 +113,7 @@ var faultWords = map[reflect.Type][]string{
 	reflect.TypeFor[CycleWhenOff]():    {string(CycleIgnored), string(CycleStarts), string(CycleUnknown)},
 	reflect.TypeFor[RedfishETag]():     {string(ETagWeak), string(ETagWeakFalse), string(ETagEmpty), string(ETagNone)},
 	reflect.TypeFor[RedfishGzip]():     {string(GzipOffer), string(GzipDemand)},
-	reflect.TypeFor[RedfishSettings](): {string(SettingsObject), string(SettingsFuture), string(SettingsDecoy)},
+	reflect.TypeFor[RedfishSettings](): {string(SettingsObject), string(SettingsFuture), string(SettingsDecoy), string(SettingsOrder)},
 	reflect.TypeFor[RedfishTask]():     {string(TaskOK), string(TaskFail), string(TaskStuck)},
 }
 
@@ -121,19 +123,19 @@ var faultOnly = map[string]string{
 	"reject-after": "redfish", "need-etag": "redfish",
 }
 
-// The faults of machines, and what happens once. Those of a disk and its machine
-// are of simulated ones alone.
+// The faults of machines, most of them of simulated ones alone, and what BMCs do
+// once.
 var faultMachine = []FaultKind{
 	{Name: "no-boot", Text: "never asks for anything once it is switched on"},
 	{Name: "no-link", Text: "has its network cable pulled"},
 	{Name: "disk-gone", Text: "shows no disk"},
 	{Name: "disk-size", Value: "SIZE", Text: "shows a disk of this size"},
 	{Name: "disk-error", Value: "SIZE", Text: "fails every write beyond this place of its disk"},
-	{Name: "power-cut", Value: "SIZE", Text: "loses its power once, when it has written so much more"},
-	{Name: "reset", Value: "SIZE", Text: "is reset once, when it has written so much more"},
-	{Name: "restart-hangs", Value: "COUNT", Text: "hangs at so many restarts from inside, until it is switched off"},
-	{Name: "restart-bmc", Of: "once", Text: "restarts the BMC; away says how long that takes"},
-	{Name: "new-certificate", Of: "once", Text: "gives a Redfish BMC another certificate"},
+	{Name: "power-cut", Value: "SIZE", Once: true, Text: "loses its power once, when it has written so much more"},
+	{Name: "reset", Value: "SIZE", Once: true, Text: "is reset once, when it has written so much more"},
+	{Name: "restart-hangs", Value: "COUNT", Once: true, Text: "hangs at so many restarts from inside, until it is switched off"},
+	{Name: "restart-bmc", Of: "bmc", Once: true, Text: "restarts the BMC, now; away says how long that takes"},
+	{Name: "new-certificate", Of: "redfish", Once: true, Text: "gives the BMC another certificate, now"},
 }
 
 // FaultKinds are all faults there are, in order.
@@ -285,7 +287,7 @@ func (f Fault) fits(name string, bmc RackBMC, simulated bool) error {
 		return fmt.Errorf("%s cannot have the fault %q: it is a QEMU machine; no-link and the faults of BMCs are left", name, f.Name)
 	case k.Of != "machine" && (bmc == BMCNone || bmc == ""):
 		return fmt.Errorf("%s cannot have the fault %q: it has no BMC", name, f.Name)
-	case k.Of == "redfish" && bmc != BMCRedfish, f.Name == "new-certificate" && bmc != BMCRedfish:
+	case k.Of == "redfish" && bmc != BMCRedfish:
 		return fmt.Errorf("%s cannot have the fault %q: its BMC speaks IPMI, the fault is one of Redfish", name, f.Name)
 	case k.Of == "ipmi" && bmc != BMCIPMI:
 		return fmt.Errorf("%s cannot have the fault %q: its BMC speaks Redfish, the fault is one of IPMI", name, f.Name)

@@ -44,14 +44,16 @@ func (f LabFile) count(simulated bool) (n int) {
 func (f LabFile) QEMU() int      { return f.count(false) }
 func (f LabFile) Simulated() int { return f.count(true) }
 
-// NewLabFile is the file that flags come to: so many racks of so many machines.
-func NewLabFile(racks, perRack int, simulated bool) (LabFile, error) {
+// NewLabFile is the file that flags come to, so many racks of so many machines, and
+// its text.
+func NewLabFile(racks, perRack int, simulated bool) (LabFile, []byte, error) {
 	var b strings.Builder
 	b.WriteString("racks:\n")
 	for i := range racks {
 		fmt.Fprintf(&b, "- {name: r%d, machines: %d, kind: %s}\n", i+1, perRack, simEither(simulated, "simulated", "qemu"))
 	}
-	return ParseLabFile("--racks, --per-rack", []byte(b.String()))
+	f, err := ParseLabFile("--racks, --per-rack", []byte(b.String()))
+	return f, []byte(b.String()), err
 }
 
 // ParseLabFile reads a LAB.yaml strictly: every problem at once, one line each.
@@ -319,8 +321,8 @@ func (p *labParser) faultsOf(name string, v *yaml.Node, at string) {
 			p.problem(n.Line, at, err.Error(), "")
 			continue
 		}
-		if f.kind().Of == "once" {
-			p.problem(n.Line, at, fmt.Sprintf("%q happens once", f.Name), "call recast lab fault on the lab that runs")
+		if k := f.kind(); k.Once && k.Of != "machine" {
+			p.problem(n.Line, at, fmt.Sprintf("%q happens now", f.Name), "call recast lab fault on the lab that runs")
 			continue
 		}
 		list.faults = append(list.faults, f)

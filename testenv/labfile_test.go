@@ -61,7 +61,7 @@ rollout: {maxUnavailable: 25%, maxFailures: 2}
 
 // Without a file a lab is what it always was.
 func TestLabWithoutAFileIsTheSmallestRack(t *testing.T) {
-	f, err := NewLabFile(1, 2, false)
+	f, _, err := NewLabFile(1, 2, false)
 	simMust(t, err)
 	want := RackDefault()
 	for i := range f.Machines {
@@ -91,7 +91,7 @@ func TestLabFileIsReadStrictly(t *testing.T) {
 		"racks: [{name: r1, machines: 1}]\nmachines: {r1u01: {disks: [2TB]}}": "LAB.yaml:2: machines.r1u01.disks[0]: 2TB is no whole number of MiB; want a size such as 2GiB",
 		"racks: [{name: r1, machines: 1}]\nfaults: {r1u01: hangs}":            "LAB.yaml:2: faults.r1u01: there is no fault \"hangs\"; did you mean \"hang\"",
 		"racks: [{name: r1, machines: 1}]\nfaults: {r1u01: no-boot}":          "LAB.yaml:2: faults.r1u01: r1u01 cannot have the fault \"no-boot\": it is a QEMU machine",
-		"racks: [{name: r1, machines: 1}]\nfaults: {r1u01: restart-bmc}":      "LAB.yaml:2: faults.r1u01: \"restart-bmc\" happens once; call recast lab fault on the lab that runs",
+		"racks: [{name: r1, machines: 1}]\nfaults: {r1u01: restart-bmc}":      "LAB.yaml:2: faults.r1u01: \"restart-bmc\" happens now; call recast lab fault on the lab that runs",
 		"racks: [{name: r1, machines: 1}]\nrollout: {maxFailures: many}":      "LAB.yaml:2: rollout.maxFailures: bad value \"many\"; want a count or a share, such as 2 or 25%",
 		"racks: [":             "LAB.yaml:1: did not find expected node content; mend the YAML there",
 		"racks: []\nracks: []": "LAB.yaml:2: racks: it is set twice; remove this or line 1",

@@ -23,7 +23,7 @@ func (r *Rack) member(name string) (*rackMember, error) {
 }
 
 // SetFaults makes these the faults of a machine and of its BMC, and those that
-// happen once happen; what it had is over. It changes nothing where one of them
+// happen once happen, or are armed; what it had is over. It changes nothing where one of them
 // does not fit the machine.
 func (r *Rack) SetFaults(name string, faults []Fault) error {
 	m, err := r.member(name)
@@ -42,7 +42,7 @@ func (r *Rack) SetFaults(name string, faults []Fault) error {
 		switch k := f.kind(); {
 		case k.field != nil:
 			f.set(k, &bmc)
-		case k.Of == "once":
+		case k.Once && k.Of != "machine":
 			once = append(once, f)
 		case f.Name == "no-link" && m.qemu != nil:
 			link = append(link, f)
@@ -58,7 +58,7 @@ func (r *Rack) SetFaults(name string, faults []Fault) error {
 	}
 	var errs []error
 	if m.simulated != nil {
-		m.simulated.fail(own)
+		m.simulated.fail(own, len(faults) == 0)
 	} else {
 		for _, nic := range m.qemu.NICs {
 			errs = append(errs, r.Net.SetLink(nic.Tap, len(link) == 0))
@@ -74,7 +74,7 @@ func (r *Rack) SetFaults(name string, faults []Fault) error {
 			m.redfish.Restart()
 		}
 	}
-	m.faults = slices.DeleteFunc(slices.Clone(faults), func(f Fault) bool { return f.kind().Of == "once" })
+	m.faults = slices.DeleteFunc(slices.Clone(faults), func(f Fault) bool { return f.kind().Once })
 	return errors.Join(errs...)
 }
 
@@ -143,15 +143,18 @@ func (s *simFaults) set(f Fault) {
 	}
 }
 
-// fail makes these the faults of the machine.
-func (s *Simulated) fail(f simFaults) {
+// fail makes these the faults of the machine. What was armed to happen once stays
+// so, but for none.
+func (s *Simulated) fail(f simFaults, none bool) {
 	s.SetDead(f.dead)
-	s.HangAtRestart(f.hangs)
 	s.mu.Lock()
 	s.noLink = f.noLink
 	s.mu.Unlock()
 	for _, d := range s.Disks {
 		d.fail(f)
+	}
+	if f.hangs > 0 || none {
+		s.HangAtRestart(f.hangs)
 	}
 	// What happens in mid-write happens to the first disk alone.
 	switch d := s.Disks[0]; {
@@ -159,7 +162,7 @@ func (s *Simulated) fail(f simFaults) {
 		d.CutAfter(f.powerCut, func() { _ = s.PowerOff(context.Background()) })
 	case f.reset > 0:
 		d.CutAfter(f.reset, func() { _ = s.Reset(context.Background()) })
-	default:
+	case none:
 		d.CutAfter(0, nil)
 	}
 }

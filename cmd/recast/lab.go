@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,30 +73,87 @@ func (f *labFlags) down() error {
 func newLab() *cobra.Command {
 	cmd := &cobra.Command{Use: "lab", GroupID: "server", Short: "A virtual rack on this machine, to try everything",
 		Long: `A virtual rack on this machine: a network namespace with two QEMU machines behind virtual BMCs
-and a recast server of its own. The host's network is left alone. It needs root and some Debian
-packages, which lab up names where they are missing.`}
+and a recast server of its own, or the racks of QEMU and simulated machines that a LAB.yaml
+declares. The host's network is left alone. It needs root and some Debian packages, which lab up
+names where they are missing.`}
 	var f labFlags
 	cmd.PersistentFlags().StringVar(&f.name, "name", defaultLabName, "name of the lab; several may run at once")
 	cmd.PersistentFlags().StringVar(&f.root, "root", defaultLabRoot, "folder that holds labs and what they have cached")
-	return parent(cmd, newLabUp(&f), newLabDown(&f), newLabStatus(&f), newLabConsole(&f), newLabSupervise(&f))
+	return parent(cmd, newLabUp(&f), newLabDown(&f), newLabStatus(&f), newLabConsole(&f),
+		newLabFault(&f), newLabReset(&f), newLabLog(&f), newLabSupervise(&f))
+}
+
+// labShape are the flags that say what a lab is made of.
+type labShape struct {
+	file           string
+	racks, perRack int
+	simulated      bool
+	given          bool // any of them
+}
+
+// read gives the lab file and its text.
+func (l labShape) read() (testenv.LabFile, []byte, error) {
+	if l.file == "" {
+		return testenv.NewLabFile(l.racks, l.perRack, l.simulated)
+	}
+	raw, err := os.ReadFile(l.file)
+	if errors.Is(err, os.ErrNotExist) {
+		return testenv.LabFile{}, nil, codeError{fmt.Errorf("read the lab's file: there is no %q; recast lab up --help shows one", l.file), exitUsage}
+	}
+	if err != nil {
+		return testenv.LabFile{}, nil, fmt.Errorf("read the lab's file: %w", err)
+	}
+	lab, err := testenv.ParseLabFile(l.file, raw)
+	if err != nil {
+		return lab, nil, codeError{fmt.Errorf("the lab's file is refused; recast lab up --help shows one:\n%w", err), exitUsage}
+	}
+	return lab, raw, nil
 }
 
 func newLabUp(f *labFlags) *cobra.Command {
 	var kind, kernel string
+	var shape labShape
 	cmd := &cobra.Command{
 		Use: "up", Short: "Build a rack, a server and an image, and deploy the machines",
 		Long: `Build a virtual rack in a network namespace of its own: two QEMU machines, one BIOS behind IPMI,
 one UEFI behind Redfish; start a server in it, ingest an image, apply a definition, and show the
 machines until both are active. On a running lab it goes on watching; a lab whose supervisor ended
-it resumes with its disks, its store and its lab.yaml as they are.`,
-		Example: "  sudo recast lab up\n  sudo recast lab up --os tiny --name second",
+it resumes with its disks, its store and its lab.yaml as they are.
+
+--racks, --per-rack and --simulated, or a file, make another lab of it. A simulated machine is
+played by the lab: its DHCP, TFTP and HTTP requests, its agent and its BMC are real, its disk is
+small, and thousands fit in a process. It runs an image of its own. A LAB.yaml looks so; only racks
+has to be there:
+
+  os: tiny                  # of the QEMU machines: debian, or tiny (boots in seconds)
+  racks:                    # the machines of r1 are r1u01, r1u02 …
+  - {name: r1, machines: 48, kind: simulated}
+  - {name: r2, machines: 48, kind: simulated, firmware: uefi, bmc: redfish}
+  machines:                 # what differs from the rack
+    r1u01: {kind: qemu, nics: 2, disks: [2GiB, {size: 1GiB, bus: nvme, discard: true}]}
+    r2u07: {firmware: uefi-http, bmc: ipmi}
+  faults:                   # as lab fault --help names them
+    r2u03: no-boot
+    r2u04: [lose-boot, delay=2s]
+  rollout: {maxUnavailable: 25%, maxFailures: 2}
+
+kind is qemu (the default) or simulated; firmware is bios, uefi, uefi-http, or u-boot (an arm64
+board, simulated alone); bmc is ipmi, redfish or none. Who says neither gets bios behind ipmi in odd
+units, uefi behind redfish in even ones. A disk of a QEMU machine is on ahci, virtio, nvme or scsi.`,
+		Example: "  sudo recast lab up\n  sudo recast lab up --os tiny --name second\n  sudo recast lab up --racks 4 --per-rack 48 --simulated\n  sudo recast lab up -f LAB.yaml",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			// Whoever names no system takes the one that is there.
-			if s, _, err := testenv.ReadLab(f.dir()); err == nil && !cmd.Flags().Changed("os") {
-				kind = string(s.OS)
+			for _, name := range []string{"file", "racks", "per-rack", "simulated"} {
+				shape.given = shape.given || cmd.Flags().Changed(name)
 			}
-			err := labUp(cmd, f, testenv.OSKind(kind), kernel)
+			if shape.file != "" && (cmd.Flags().Changed("racks") || cmd.Flags().Changed("per-rack") || cmd.Flags().Changed("simulated")) {
+				return codeError{errors.New("lab up: the file says what the lab is made of; leave --racks, --per-rack and --simulated out"), exitUsage}
+			}
+			asked := kind
+			if !cmd.Flags().Changed("os") {
+				asked = ""
+			}
+			err := labUp(cmd, f, testenv.OSKind(asked), kernel, shape)
 			if err != nil && cmd.Context().Err() != nil {
 				return f.interrupted()
 			}
@@ -103,6 +162,10 @@ it resumes with its disks, its store and its lab.yaml as they are.`,
 	}
 	cmd.Flags().StringVar(&kind, "os", string(testenv.OSDebian), "what to deploy: debian, or tiny (boots in seconds)")
 	cmd.Flags().StringVar(&kernel, "kernel", "", "a linux-image-*-amd64 package file (default: the one in .cache, else downloaded by apt-get)")
+	cmd.Flags().StringVarP(&shape.file, "file", "f", "", "a LAB.yaml that declares the racks")
+	cmd.Flags().IntVar(&shape.racks, "racks", 1, "how many racks")
+	cmd.Flags().IntVar(&shape.perRack, "per-rack", 2, "how many machines in each")
+	cmd.Flags().BoolVar(&shape.simulated, "simulated", false, "play the machines instead of emulating them")
 	return cmd
 }
 
@@ -122,14 +185,30 @@ func (f *labFlags) interrupted() error {
 	return fmt.Errorf("interrupted: lab %q is not built yet; %s begins again with what is cached, %s clears the rest", f.name, f.command("up"), f.command("down"))
 }
 
-func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) error {
-	if kind != testenv.OSDebian && kind != testenv.OSTiny {
-		return codeError{fmt.Errorf("lab up --os %q: want %s or %s", kind, testenv.OSDebian, testenv.OSTiny), exitUsage}
+func labUp(cmd *cobra.Command, f *labFlags, asked testenv.OSKind, kernel string, shape labShape) error {
+	if asked != "" && asked != testenv.OSDebian && asked != testenv.OSTiny {
+		return codeError{fmt.Errorf("lab up --os %q: want %s or %s", asked, testenv.OSDebian, testenv.OSTiny), exitUsage}
 	}
 	if err := inventory.CheckName(f.name); err != nil {
 		return codeError{fmt.Errorf("lab up --name: %w", err), exitUsage}
 	}
-	if missing := testenv.LabMissing(kind); len(missing) > 0 {
+	lab, text, err := shape.read()
+	if err != nil {
+		return err
+	}
+	// Whoever names no system, or no racks, takes what is there.
+	kind := cmp.Or(asked, lab.OS, testenv.OSDebian)
+	if s, _, err := testenv.ReadLab(f.dir()); err == nil {
+		if asked == "" {
+			kind = s.OS
+		}
+		if !shape.given {
+			if lab, err = testenv.ReadLabFile(f.dir()); err != nil {
+				return err
+			}
+		}
+	}
+	if missing := testenv.LabMissingFor(lab, kind); len(missing) > 0 {
 		return fmt.Errorf("a lab needs what is not here:\n  %s", strings.Join(missing, "\n  "))
 	}
 	// The supervisor has a folder of its own to work in, and so may who pastes.
@@ -145,13 +224,13 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return err
 	case alive:
-		if err := f.same(running, kind); err != nil {
+		if err := f.same(running, kind, shape, text); err != nil {
 			return err
 		}
 		fmt.Fprintf(out, "Lab %q is running; watching it.\n", f.name)
 	default:
 		if err == nil { // its supervisor was killed: clear what it left
-			if err := f.same(running, kind); err != nil {
+			if err := f.same(running, kind, shape, text); err != nil {
 				return err
 			}
 			if err := testenv.RemoveRack(f.name); err != nil {
@@ -161,9 +240,14 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 			was := running
 			before = &was
 		}
-		settings, err := prepareLab(ctx, out, f, kind, kernel, before)
+		settings, err := prepareLab(ctx, out, f, lab, kind, kernel, before)
 		if err != nil {
 			return err
+		}
+		if before == nil {
+			if err := f.keepFile(text); err != nil {
+				return err
+			}
 		}
 		if running, err = startSupervisor(ctx, f, settings); err != nil {
 			return err
@@ -196,8 +280,26 @@ func labUp(cmd *cobra.Command, f *labFlags, kind testenv.OSKind, kernel string) 
 	return nil
 }
 
+// keepFile makes the lab's folder, with what it is made of: a resumed lab is the
+// same.
+func (f *labFlags) keepFile(text []byte) error {
+	if err := os.MkdirAll(f.dir(), 0o755); err != nil {
+		return fmt.Errorf("make the lab's folder: %w", err)
+	}
+	if err := os.WriteFile(testenv.LabFilePath(f.dir()), text, 0o644); err != nil {
+		return fmt.Errorf("keep the lab's file: %w", err)
+	}
+	return nil
+}
+
 // same refuses to go on with a lab that was asked to be another.
-func (f *labFlags) same(running testenv.LabState, kind testenv.OSKind) error {
+func (f *labFlags) same(running testenv.LabState, kind testenv.OSKind, shape labShape, text []byte) error {
+	if shape.given {
+		if kept, err := os.ReadFile(testenv.LabFilePath(f.dir())); err != nil || !bytes.Equal(kept, text) {
+			return codeError{fmt.Errorf("lab %q stands with other racks; %s shows them, %s ends it, another --name starts another",
+				running.Name, f.command("status"), f.command("down")), exitRefused}
+		}
+	}
 	if running.OS == kind {
 		return nil
 	}
@@ -207,10 +309,13 @@ func (f *labFlags) same(running testenv.LabState, kind testenv.OSKind) error {
 
 // prepareLab makes image and ramdisk, each cached by its inputs. A lab that was
 // there before keeps its image: that is what its lab.yaml names.
-func prepareLab(ctx context.Context, out io.Writer, f *labFlags, kind testenv.OSKind, kernel string, before *testenv.LabState) (s testenv.LabSettings, err error) {
+func prepareLab(ctx context.Context, out io.Writer, f *labFlags, lab testenv.LabFile, kind testenv.OSKind, kernel string, before *testenv.LabState) (s testenv.LabSettings, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return s, err
+	}
+	if lab.QEMU() == 0 { // nobody boots a real image or ramdisk
+		return testenv.LabSettings{Name: f.name, OS: kind, Recast: self}, nil
 	}
 	agent := filepath.Join(filepath.Dir(self), "recast-agent")
 	if _, err := os.Stat(agent); err != nil {
@@ -284,7 +389,7 @@ func startSupervisor(ctx context.Context, f *labFlags, s testenv.LabSettings) (t
 	}
 	defer log.Close()
 	cmd := exec.Command(s.Recast, "lab", "supervise", "--dir", f.dir(), "--name", f.name, "--os", string(s.OS),
-		"--image", s.Image.String(), "--source", s.Source, "--ramdisk", s.Ramdisk)
+		"--image", string(s.Image), "--source", s.Source, "--ramdisk", s.Ramdisk)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a closed terminal must not end it
 	if err := cmd.Start(); err != nil {
@@ -292,7 +397,7 @@ func startSupervisor(ctx context.Context, f *labFlags, s testenv.LabSettings) (t
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	wait, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	wait, cancel := context.WithTimeout(ctx, 5*time.Minute) // thousands of machines take their time
 	defer cancel()
 	return testenv.AwaitLab(wait, f.dir(), func() error {
 		select {
@@ -343,8 +448,10 @@ func declareLab(cmd *cobra.Command, c *client, f *labFlags, s testenv.LabState) 
 		return err
 	}
 	fmt.Fprintln(cmd.OutOrStdout(), "Ingesting the image ...")
-	if _, err := addImage(cmd, c, s.Source, s.Image.String()); err != nil {
-		return err
+	for _, img := range s.Images {
+		if _, err := addImage(cmd, c, img.Source, img.Digest.String()); err != nil {
+			return err
+		}
 	}
 	erase, keep, err := labErase(s.Machines)
 	if err != nil {

@@ -156,10 +156,10 @@ func TestLabLinesAreFew(t *testing.T) {
 func TestRunningLabIsNotRebuiltWithOtherSettings(t *testing.T) {
 	running := testenv.LabState{LabSettings: testenv.LabSettings{Name: "lab", OS: testenv.OSTiny, Image: inventory.DigestOf(nil)}}
 	f := &labFlags{"second", "/tmp/labs"}
-	if err := f.same(running, testenv.OSTiny); err != nil {
+	if err := f.same(running, testenv.OSTiny, labShape{}, nil); err != nil {
 		t.Error(err)
 	}
-	if err := f.same(running, testenv.OSDebian); err == nil || !strings.Contains(err.Error(), "recast lab down --name second --root /tmp/labs ends it") || !strings.Contains(err.Error(), "--name") {
+	if err := f.same(running, testenv.OSDebian, labShape{}, nil); err == nil || !strings.Contains(err.Error(), "recast lab down --name second --root /tmp/labs ends it") || !strings.Contains(err.Error(), "--name") {
 		t.Errorf("%v", err)
 	}
 }

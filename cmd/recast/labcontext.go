@@ -33,6 +33,9 @@ func (f *labFlags) giveToCaller(c *client) error {
 	}
 	// The folder too, so that sed -i may write beside the file. Where a lab runs on
 	// it is the caller's already, and a name in it may lead anywhere.
+	if err := giveFile(testenv.LabControl(f.dir()), uid, gid); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	return errors.Join(giveFile(f.contextFile(), uid, gid), giveFile(testenv.LabYAML(f.dir()), uid, gid),
 		os.Lchown(testenv.LabUser(f.dir()), uid, gid))
 }

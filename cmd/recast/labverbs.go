@@ -68,9 +68,9 @@ func newLabStatus(f *labFlags) *cobra.Command {
 				} else {
 					fmt.Fprintf(w, "lab %s: down, %s\n", s.Name, s.OS)
 				}
-				lines := [][]string{{"MACHINE", "FIRMWARE", "BMC", "ADDRESS", "DISK"}}
+				lines := [][]string{{"MACHINE", "KIND", "FIRMWARE", "BMC", "ADDRESS", "DISK"}}
 				for _, m := range s.Machines {
-					lines = append(lines, []string{m.Name, m.Firmware, m.BMC, m.IP, m.Disk})
+					lines = append(lines, []string{m.Name, m.Kind, m.Firmware, m.BMC, m.IP, m.Disk})
 				}
 				rows(w, lines)
 			})
@@ -98,6 +98,9 @@ func newLabConsole(f *labFlags) *cobra.Command {
 			var names []string
 			for _, m := range s.Machines {
 				names = append(names, m.Name)
+				if m.Name == args[0] && m.Kind == "simulated" {
+					return codeError{fmt.Errorf("%s is simulated: its console is at its BMC; recast console %s opens it", m.Name, m.Name), exitUsage}
+				}
 				if m.Name == args[0] {
 					conn, err := testenv.DialConsole(cmd.Context(), m.Dir)
 					if err != nil {
@@ -156,8 +159,10 @@ func newLabSupervise(f *labFlags) *cobra.Command {
 	cmd := &cobra.Command{Use: "supervise", Hidden: true, Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
-			if s.Image, err = inventory.ParseDigest(digest); err != nil {
-				return err
+			if digest != "" {
+				if s.Image, err = inventory.ParseDigest(digest); err != nil {
+					return err
+				}
 			}
 			if s.Recast, err = os.Executable(); err != nil {
 				return err

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,6 +41,8 @@ func watchLab(cmd *cobra.Command, c *client, f *labFlags, s testenv.LabState) er
 			switch st := views[m.Name].Status; {
 			case st.Phase == provision.Active && views[m.Name].Sync == provision.InSync:
 				active++
+			case m.Faulty && (st.Phase == provision.Failed || st.Hold != nil):
+				active++ // as it was asked to be
 			case st.Phase == provision.Failed:
 				failed = fmt.Errorf("%s failed: %s; recast explain %s says more", m.Name, st.LastError, m.Name)
 			}
@@ -57,12 +62,28 @@ func watchLab(cmd *cobra.Command, c *client, f *labFlags, s testenv.LabState) er
 		return err
 	}
 	if failed == nil && cmd.Context().Err() == nil {
-		fmt.Fprintf(out, "All active after %s.\n", time.Since(start).Round(time.Second))
+		arrived(out, s, views, time.Since(start))
 	}
 	if failed == nil {
 		failed = cmd.Context().Err()
 	}
 	return failed
+}
+
+// arrived says how it ended, and why the machines with faults failed.
+func arrived(out io.Writer, s testenv.LabState, views map[string]provision.View, took time.Duration) {
+	failed := 0
+	for _, m := range s.Machines {
+		if v := views[m.Name]; v.Status.Phase != provision.Active {
+			failed++
+			fmt.Fprintf(out, "%s has faults and is %s: %s\n", m.Name, v.Status.Phase, v.Status.LastError)
+		}
+	}
+	if failed == 0 {
+		fmt.Fprintf(out, "All active after %s.\n", took.Round(time.Second))
+		return
+	}
+	fmt.Fprintf(out, "%d active after %s; %d with faults failed.\n", len(s.Machines)-failed, took.Round(time.Second), failed)
 }
 
 // draw replaces the lines drawn before. No line is wider than the terminal: one
@@ -73,6 +94,14 @@ func draw(w io.Writer, s testenv.LabState, views map[string]provision.View, befo
 		fmt.Fprintf(&b, "\x1b[%dA", before)
 	}
 	fmt.Fprintf(&b, "\x1b[2K%s\n", elapsed.Round(time.Second))
+	if len(s.Machines) > labLines {
+		lines := rackLines(s, views)
+		for _, line := range lines {
+			fmt.Fprintf(&b, "\x1b[2K%s\n", line[:min(len(line), width-1)])
+		}
+		_, _ = io.WriteString(w, b.String())
+		return len(lines) + 1
+	}
 	for _, m := range s.Machines {
 		v := views[m.Name]
 		line := []rune(fmt.Sprintf("%-8s %-5s %-8s %-10s %-12s %s", m.Name, m.Firmware, m.BMC, v.Status.Phase, v.Status.Step, note(v)))
@@ -80,6 +109,30 @@ func draw(w io.Writer, s testenv.LabState, views map[string]provision.View, befo
 	}
 	_, _ = io.WriteString(w, b.String())
 	return len(s.Machines) + 1
+}
+
+// labLines machines have a line each; of more each rack has one.
+const labLines = 20
+
+// rackLines count the phases of each rack's machines.
+func rackLines(s testenv.LabState, views map[string]provision.View) (lines []string) {
+	var racks []string
+	counts := map[string]map[provision.Phase]int{}
+	for _, m := range s.Machines {
+		if counts[m.Rack] == nil {
+			counts[m.Rack] = map[provision.Phase]int{}
+			racks = append(racks, m.Rack)
+		}
+		counts[m.Rack][cmp.Or(views[m.Name].Status.Phase, provision.Available)]++
+	}
+	for _, rack := range racks {
+		line := fmt.Sprintf("%-8s", rack)
+		for _, phase := range slices.Sorted(maps.Keys(counts[rack])) {
+			line += fmt.Sprintf(" %4d %s", counts[rack][phase], phase)
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // printLine prints a machine where its step changed, or a tenth of its bytes.
@@ -109,7 +162,7 @@ func note(v provision.View) string {
 }
 
 func printNext(out io.Writer, f *labFlags, s testenv.LabState) {
-	fmt.Fprintln(out, "\nBoth machines run what was declared. To try next:")
+	fmt.Fprintln(out, "\nThe machines run what was declared. To try next:")
 	for _, line := range nextCommands(f, s) {
 		fmt.Fprintln(out, "  "+line)
 	}
@@ -151,7 +204,7 @@ func nextCommands(f *labFlags, s testenv.LabState) []string {
 		ask + " get machines -o wide",
 		ask + " explain " + s.Machines[0].Name,
 		fmt.Sprintf("sed -i 's/runs what was declared/was changed/' %s && %s apply %s --yes", yaml, ask, yaml),
-		ask + " rollback lab --yes",
+		ask + " rollback " + s.Group() + " --yes",
 		"sudo " + self + strings.TrimPrefix(f.command("down"), "recast"),
 	}
 }
