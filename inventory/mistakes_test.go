@@ -143,6 +143,12 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 		{"bits behind the mask", "10.20.0.0/24", "10.20.0.5/24", []string{
 			`rack.yaml:6: spec.subnet: subnet "10.20.0.5/24" has bits set behind the mask: write 10.20.0.0/24`,
 		}},
+		{"subnet of no hosts", "subnet: 10.20.0.0/24", "subnet: 224.0.0.0/24", []string{
+			`rack.yaml:6: spec.subnet: parse subnet "224.0.0.0/24": want a subnet such as 10.20.0.0/24 or 2001:db8:20::/64`,
+		}},
+		{"loopback for a subnet", "subnet: 10.20.0.0/24", "subnet: 127.0.0.0/24", []string{
+			`rack.yaml:6: spec.subnet: parse subnet "127.0.0.0/24": want a subnet such as 10.20.0.0/24 or 2001:db8:20::/64`,
+		}},
 		{"subnet without mask", "10.20.0.0/24", "10.20.0.0", []string{
 			`rack.yaml:6: spec.subnet: parse subnet "10.20.0.0": want a subnet such as 10.20.0.0/24 or 2001:db8:20::/64`,
 		}},

@@ -112,6 +112,11 @@ func routable6(a netip.Addr) bool {
 	return a.Is6() && !a.Is4In6() && a.Zone() == "" && !a.IsLinkLocalUnicast() && !a.IsMulticast() && !a.IsUnspecified() && !a.IsLoopback()
 }
 
+// routable4 excludes what no host can have: 0.0.0.0/8, loopback, multicast and above.
+func routable4(a netip.Addr) bool {
+	return a.Is4() && a.As4()[0] != 0 && a.As4()[0] < 224 && !a.IsLoopback()
+}
+
 func parsePrefix(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	least, most := 8, 30
@@ -119,7 +124,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 		least, most = 32, 126
 	}
 	switch {
-	case err != nil || !p.Addr().Is4() && !routable6(p.Addr()):
+	case err != nil || !routable4(p.Addr()) && !routable6(p.Addr()):
 		return netip.Prefix{}, fmt.Errorf("parse subnet %q: want a subnet such as 10.20.0.0/24 or 2001:db8:20::/64", s)
 	case p != p.Masked():
 		return netip.Prefix{}, fmt.Errorf("subnet %q has bits set behind the mask: write %s", s, p.Masked())

@@ -61,7 +61,8 @@ func ReadBinary(b []byte) (Binary, error) {
 		return Binary{}, fmt.Errorf("read loader: %d bytes, at most %d are taken", len(b), maxBinary)
 	}
 	if !bytes.HasPrefix(b, []byte("MZ")) || !hasPEHeader(b) {
-		if bytes.Contains(b, []byte("iPXE")) || bytes.Contains(b, []byte("PXE->EB:")) {
+		// What holds no zero is text, such as the page that came instead of the file.
+		if bytes.IndexByte(b, 0) >= 0 && (bytes.Contains(b, []byte("iPXE")) || bytes.Contains(b, []byte("PXE->EB:"))) {
 			return Binary{Kind: "ipxe", Arch: inventory.AMD64}, nil
 		}
 		return Binary{}, errors.New("read loader: it is neither a UEFI program (PE/COFF) nor an iPXE for BIOS")
@@ -95,6 +96,11 @@ func ReadBinary(b []byte) (Binary, error) {
 	arch, ok := peArch[machine]
 	if !ok {
 		return Binary{}, fmt.Errorf("read loader: it is for an unknown processor (%#x)", machine)
+	}
+	for _, s := range f.Sections {
+		if _, err := section(b, s); err != nil {
+			return Binary{}, fmt.Errorf("read loader: its end is missing: the section %q lies outside of the file", printable(s.Name))
+		}
 	}
 	out := Binary{Arch: arch, UEFI: true}
 	if s := f.Section(".sbat"); s != nil {

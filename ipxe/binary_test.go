@@ -112,6 +112,7 @@ func TestWhatIsNoLoaderIsRefused(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"nothing":       nil,
 		"text":          []byte("hello"),
+		"a web page":    []byte("<html>404: there is no iPXE here, nor PXE->EB:</html>\n"),
 		"an ELF file":   []byte("\x7fELF and more of it, long enough to look like something to somebody who looks"),
 		"MZ alone":      []byte("MZ" + strings.Repeat("\x00", 100)),
 		"PE cut off":    append([]byte("MZ"+strings.Repeat("\x00", 58)+"\x40\x00\x00\x00"), "PE\x00\x00d\x86"...),
@@ -125,6 +126,13 @@ func TestWhatIsNoLoaderIsRefused(t *testing.T) {
 	// A signature that was cut off with the end of the file must not pass for none.
 	if got, err := ReadBinary(shim[:len(shim)-4096]); err == nil {
 		t.Errorf("a shim without its end is %+v", got)
+	}
+	// One that nobody signed ends with its last section.
+	for _, name := range []string{LoaderSNPOnly, LoaderARM64, LoaderLoong64, LoaderLocalAMD64} {
+		b := builtIn(t, name)
+		if got, err := ReadBinary(b[:len(b)-600]); err == nil {
+			t.Errorf("%s without its end is %+v", name, got)
+		}
 	}
 }
 
