@@ -2,6 +2,7 @@ package bmc
 
 import (
 	"encoding/json"
+	"math"
 	"strconv"
 	"strings"
 )
@@ -38,13 +39,24 @@ func (n *number) UnmarshalJSON(raw []byte) error {
 	case string:
 		fields := strings.Fields(v)
 		if len(fields) > 0 {
-			if f, err := strconv.ParseFloat(fields[0], 64); err == nil {
+			if f, err := strconv.ParseFloat(fields[0], 64); err == nil && finite(f) { // "NaN" is a number there
 				*n = number(f)
 			}
 		}
 	}
 	return nil
 }
+
+// whole is a count; 0 of what cannot be one.
+func (n number) whole() int64 {
+	if n < 0 || n > 1<<53 {
+		return 0
+	}
+	return int64(n)
+}
+
+// finite reports whether a value can be shown: JSON has no other numbers.
+func finite(f float64) bool { return !math.IsNaN(f) && !math.IsInf(f, 0) }
 
 // plainText is a text of a BMC on one line, without what vendors leave where
 // nobody filled something in.

@@ -121,7 +121,7 @@ func (w *inventoryWalk) system(ctx context.Context) {
 			return
 		}
 		w.all.Processors = append(w.all.Processors, Processor{Slot: either(p.Slot, p.ID), Manufacturer: string(p.Maker),
-			Model: string(p.Model), Cores: int(p.Cores), Threads: int(p.Threads)})
+			Model: string(p.Model), Cores: int(p.Cores.whole()), Threads: int(p.Threads.whole())})
 	})
 	each(ctx, w, system.Memory, func(m struct {
 		Slot   text          `json:"DeviceLocator"`
@@ -137,8 +137,8 @@ func (w *inventoryWalk) system(ctx context.Context) {
 		if m.Status.absent() || m.MiB == 0 && m.Serial == "" { // an empty slot
 			return
 		}
-		w.all.Memory = append(w.all.Memory, Module{Slot: either(m.Slot, m.ID), Type: string(m.Type), MiB: int64(m.MiB),
-			MHz: int(m.MHz), Manufacturer: string(m.Maker), Part: string(m.Part), Serial: string(m.Serial)})
+		w.all.Memory = append(w.all.Memory, Module{Slot: either(m.Slot, m.ID), Type: string(m.Type), MiB: m.MiB.whole(),
+			MHz: int(m.MHz.whole()), Manufacturer: string(m.Maker), Part: string(m.Part), Serial: string(m.Serial)})
 	})
 	w.disks(ctx, system)
 	each(ctx, w, system.NICs, func(n struct {
@@ -152,7 +152,7 @@ func (w *inventoryWalk) system(ctx context.Context) {
 		if n.Status.absent() {
 			return
 		}
-		w.all.NICs = append(w.all.NICs, NIC{Name: string(n.ID), MAC: plainMAC(either(n.Burnt, n.MAC)), Link: string(n.Link), Mbps: int(n.Mbps)})
+		w.all.NICs = append(w.all.NICs, NIC{Name: string(n.ID), MAC: plainMAC(either(n.Burnt, n.MAC)), Link: string(n.Link), Mbps: int(n.Mbps.whole())})
 	})
 	var service redfishService
 	var updates struct {
@@ -187,7 +187,7 @@ func (w *inventoryWalk) disks(ctx context.Context, system redfishOwner) {
 		if !d.Status.absent() {
 			w.all.Disks = append(w.all.Disks, Disk{Name: either(d.Name, d.ID), Controller: string(controller), Manufacturer: string(d.Maker),
 				Model: string(d.Model), Serial: string(d.Serial), Protocol: string(d.Protocol), Media: string(d.Media),
-				Bytes: int64(d.Bytes), Health: string(d.Status.Health)})
+				Bytes: d.Bytes.whole(), Health: string(d.Status.Health)})
 		}
 	}
 	each(ctx, w, system.Storage, func(s struct {

@@ -113,7 +113,7 @@ func (w *inventoryWalk) sensors(ctx context.Context) (found []Sensor) {
 			found = append(found, sensorOf(string(name), kind, either(text(unit), r.Units), string(r.Status.Health), reading(r)))
 		}
 	}
-	for _, link := range system.Links.Chassis {
+	for _, link := range system.Links.Chassis[:min(len(system.Links.Chassis), inventoryMost)] {
 		var chassis struct {
 			Thermal redfishLink `json:"Thermal"`
 			Power   redfishLink `json:"Power"`
@@ -210,7 +210,9 @@ func (d *ipmiDriver) sensor(ctx context.Context, record uint16) (found *Sensor, 
 			return nil
 		}
 		value := types.ConvertReading(r.Reading, full.SensorUnit.AnalogDataFormat, full.ReadingFactors, full.LinearizationFunc)
-		s.Reading = &value
+		if finite(value) { // some formulas have poles
+			s.Reading = &value
+		}
 		switch {
 		case r.Above_UNR, r.Above_UCR, r.Below_LNR, r.Below_LCR:
 			s.State = "critical"

@@ -1,7 +1,7 @@
 //go:build ignore
 
-// Command fuzzrun fuzzes the boot plane, a target for each processor at a time, one
-// worker each.
+// Command fuzzrun fuzzes the boot plane and what BMCs say, a target for each processor
+// at a time, one worker each.
 //
 //	go run testenv/fuzzrun.go -for 20s              each target for that long, from its seeds alone
 //	go run testenv/fuzzrun.go -long [dhcp tftp …]   each target, or those of the packages, for an hour
@@ -37,7 +37,7 @@ import (
 
 // bootPlane is what reads strangers' bytes before a machine has proved anything,
 // what it answers them, and what reads the loaders that others signed, the firmware's
-// boot entries and the host's firewall.
+// boot entries and the host's firewall; and a BMC's answers.
 var bootPlane = []target{
 	{"syslog", "FuzzSyslog"},
 	{"capture", "FuzzChoose"},
@@ -51,7 +51,24 @@ var bootPlane = []target{
 	{"dhcp", "FuzzPacket"},
 	{"dhcp", "FuzzPacket6"},
 	{"dhcp", "FuzzFrames"},
+	{"bmc", "FuzzRedfishAnswers"},
+	{"bmc", "FuzzIPMIGuard"},
 }
+
+// onlyLong are the other parsers of what BMCs say, which have their hour with -long.
+var onlyLong = []target{
+	{"bmc", "FuzzExposure"},
+	{"bmc", "FuzzExtendedInfo"},
+	{"bmc", "FuzzFRU"},
+	{"bmc", "FuzzNextEvent"},
+	{"bmc", "FuzzParseURL"},
+	{"bmc", "FuzzRedfishBoot"},
+	{"bmc", "FuzzRedfishTask"},
+	{"bmc", "FuzzSELRecord"},
+	{"bmc", "FuzzSOL"},
+}
+
+var all = slices.Concat(bootPlane, onlyLong)
 
 // elsewhere are packages of which only a part belongs to the boot plane.
 var elsewhere = []string{"agent", "image", "cmd/recast"}
@@ -99,7 +116,11 @@ func run(ctx context.Context) error {
 	if (*brief > 0) == *long {
 		return fmt.Errorf("say either -for TIME or -long")
 	}
-	targets := slices.DeleteFunc(slices.Clone(bootPlane), func(t target) bool {
+	of := bootPlane
+	if *long {
+		of = all
+	}
+	targets := slices.DeleteFunc(slices.Clone(of), func(t target) bool {
 		return flag.NArg() > 0 && !slices.Contains(flag.Args(), t.pkg)
 	})
 	dir, err := os.MkdirTemp("", "recast-fuzz-")
@@ -198,7 +219,7 @@ func (f *fuzzer) build(ctx context.Context, targets []target) error {
 			}
 		}
 		for _, name := range have {
-			if !slices.Contains(elsewhere, t.pkg) && !slices.Contains(bootPlane, target{t.pkg, name}) {
+			if !slices.Contains(elsewhere, t.pkg) && !slices.Contains(all, target{t.pkg, name}) {
 				return fmt.Errorf("%s %s is missing in the list of testenv/fuzzrun.go", t.pkg, name)
 			}
 		}
@@ -310,7 +331,7 @@ func describe(ctx context.Context) string {
 	return commit
 }
 
-const stateHead = "make fuzz-long: each target of the boot plane for an hour by the clock, 10 minutes of CPU at least; minutes so far of both."
+const stateHead = "make fuzz-long: each target of the boot plane and of BMCs for an hour by the clock, 10 minutes of CPU at least; minutes so far of both."
 
 func load() (map[target]row, error) {
 	rows := map[target]row{}
@@ -350,7 +371,7 @@ func save(rows map[target]row) error {
 	fmt.Fprintf(&b, "%s\n\n", stateHead)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "package\ttarget\tCPU\tclock\texecutions\tnew inputs\tfindings\tcommits\tlast")
-	for _, t := range bootPlane {
+	for _, t := range all {
 		if r, ok := rows[t]; ok {
 			fmt.Fprintf(w, "%s\t%s\t%.2f\t%.2f\t%d\t%d\t%d\t%s..%s\t%s\n", t.pkg, t.name, r.cpu.Minutes(), r.wall.Minutes(), r.execs, r.new, r.findings, r.first, r.last, r.at.UTC().Format(time.RFC3339))
 		}
