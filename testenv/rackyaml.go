@@ -27,8 +27,9 @@ type RackDeclare struct {
 	Hint string
 	// Only declares these machines; nil all of them.
 	Only []string
-	// Spec is added to the Definition's spec, indented by two spaces.
-	Spec string
+	// Spec is added to the Definition's spec, indented by two spaces; SimulatedSpec
+	// to those of simulated machines.
+	Spec, SimulatedSpec string
 }
 
 // RackSecret is the name of the secret with the BMCs' user and password.
@@ -58,9 +59,9 @@ func (r *Rack) YAML(d RackDeclare) string {
 	doc("Network", "name: lab", fmt.Sprintf("  subnet: %s\n  dhcp: authoritative\n  unknown: %s\n  pool: 10.77.0.100-10.77.0.199\n",
 		server.Masked(), or(string(d.Unknown), string(inventory.UnknownIgnore))))
 	for _, group := range r.groups() {
-		digest, arch, hint := d.Image, inventory.AMD64, or(d.Hint, "minSize: 64MiB\n")
+		digest, arch, hint, more := d.Image, inventory.AMD64, or(d.Hint, "minSize: 64MiB\n"), d.Spec
 		if group != rackGroup {
-			digest, arch, hint = d.Simulated[group], inventory.AMD64, or(d.Hint, "minSize: 4MiB\n")
+			digest, hint, more = d.Simulated[group], or(d.Hint, "minSize: 4MiB\n"), d.SimulatedSpec
 		}
 		if group == rackGroupARM64 {
 			arch = inventory.ARM64
@@ -71,7 +72,7 @@ func (r *Rack) YAML(d RackDeclare) string {
 		}
 		doc("Image", "name: "+group, image)
 		doc("Definition", "name: "+group, "  image: "+group+"\n  disk:\n    select:\n"+rackIndent(hint, "      ")+
-			"  config:\n    format: cloud-init\n    userData: |\n"+rackIndent(userData, "      ")+d.Spec)
+			"  config:\n    format: cloud-init\n    userData: |\n"+rackIndent(userData, "      ")+more)
 		doc("Group", "name: "+group, fmt.Sprintf("  select: {lab: %s}\n  definition: %s\n  rollout: {canary: %s, maxUnavailable: %s, maxFailures: %s}\n",
 			group, group, or(d.Canary, "0"), or(d.MaxUnavailable, "100%"), or(d.MaxFailures, "1")))
 	}

@@ -276,6 +276,20 @@ func (s *Simulated) system(b *simBoot, d *SimDisk) {
 	<-b.ctx.Done()
 }
 
+// systemLease is the address of the installed system, which asks until it has one.
+func (s *Simulated) systemLease(b *simBoot) (simLease, error) {
+	for {
+		lease, err := s.lease(b, simSystem)
+		if err == nil {
+			return lease, nil
+		}
+		s.note(b, "%v", err)
+		if err := simPause(b.ctx, 5*time.Second); err != nil {
+			return simLease{}, err
+		}
+	}
+}
+
 func (s *Simulated) report(b *simBoot, raw []byte) error {
 	var c struct {
 		URL, CA, Token, Machine string
@@ -295,7 +309,7 @@ func (s *Simulated) report(b *simBoot, raw []byte) error {
 	}
 	defer client.Close()
 	if s.Options.Wire != nil {
-		lease, err := s.Options.Wire.lease(b.ctx, simSystem, s.Options.MAC, s.Options.UUID)
+		lease, err := s.systemLease(b)
 		if err != nil {
 			return err
 		}

@@ -33,10 +33,15 @@ func (s *Simulated) retry(said time.Duration) time.Duration {
 	return max(said, time.Second)
 }
 
-func (s *Simulated) unplugged() bool {
+// lease asks DHCP, where its cable is plugged in.
+func (s *Simulated) lease(b *simBoot, as simAsker) (simLease, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.noLink
+	unplugged := s.noLink
+	s.mu.Unlock()
+	if unplugged {
+		return simLease{}, errors.New("its network has no link")
+	}
+	return s.Options.Wire.lease(b.ctx, as, s.Options.MAC, s.Options.UUID)
 }
 
 // load plays the firmware and its loader up to the boot script's address.
@@ -58,12 +63,7 @@ func (s *Simulated) load(b *simBoot, via SimFirmware, uri string) (*simNet, erro
 
 func (s *Simulated) loadByWire(b *simBoot, via SimFirmware, uri string) (*simNet, error) {
 	o, w := s.Options, s.Options.Wire
-	ask := func(as simAsker) (simLease, error) {
-		if s.unplugged() {
-			return simLease{}, errors.New("its network has no link")
-		}
-		return w.lease(b.ctx, as, o.MAC, o.UUID)
-	}
+	ask := func(as simAsker) (simLease, error) { return s.lease(b, as) }
 	tftp := func(l simLease, look, get []string) error {
 		if l.file == "" {
 			return errors.New("network boot: DHCP names no boot file")

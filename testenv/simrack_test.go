@@ -17,32 +17,39 @@ import (
 
 var simNumbers = regexp.MustCompile(`[0-9]+ bytes`)
 
-// newLabStory is a story in the rack of a lab file without QEMU machines.
+// newLabStory is a story in the rack of a lab file; its faults are still to come.
 func newLabStory(t *testing.T, lab LabFile) *story {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+	s := &story{t: t, os: OSTiny}
+	var options RackOptions
+	if lab.QEMU() > 0 {
+		e2eNeeds(t, storySetup{OS: OSTiny, Takes: 25 * time.Minute})
+		var err error
+		s.parts, err = e2eMake()
+		simMust(t, err)
+		options.DiskSize = s.image("first").Size + 64*osMiB
+	} else {
+		if os.Geteuid() != 0 {
+			t.Skip("needs root")
+		}
+		if _, err := exec.LookPath("ip"); err != nil {
+			t.Skip("needs ip (apt-get install iproute2)")
+		}
+		if _, err := exec.LookPath("go"); err != nil && os.Getenv("RECAST_BIN") == "" {
+			t.Skip("needs go in the PATH, or RECAST_BIN=/path/to/recast")
+		}
+		loaders, err := ipxe.OpenLoaders()
+		simMust(t, err)
+		if !loaders.Have("snponly.efi") {
+			t.Skip("needs boot loaders (make setup)")
+		}
+		bin, err := simBuild()
+		simMust(t, err)
+		s.parts = e2eParts{recast: bin, ramdisk: filepath.Join(t.TempDir(), "ramdisk")}
+		simMust(t, SimRamdisk(s.parts.ramdisk))
 	}
-	if _, err := exec.LookPath("ip"); err != nil {
-		t.Skip("needs ip (apt-get install iproute2)")
-	}
-	if _, err := exec.LookPath("go"); err != nil && os.Getenv("RECAST_BIN") == "" {
-		t.Skip("needs go in the PATH, or RECAST_BIN=/path/to/recast")
-	}
-	loaders, err := ipxe.OpenLoaders()
-	simMust(t, err)
-	if !loaders.Have("snponly.efi") {
-		t.Skip("needs boot loaders (make setup)")
-	}
-	bin, err := simBuild()
-	simMust(t, err)
-	dir := t.TempDir()
-	s := &story{t: t, parts: e2eParts{recast: bin, ramdisk: filepath.Join(dir, "ramdisk")}}
-	simMust(t, SimRamdisk(s.parts.ramdisk))
-	s.build(RackOptions{Name: fmt.Sprintf("sim-%d-%d", os.Getpid(), e2eNumber.Add(1)), Dir: dir, Machines: lab.Machines})
-	for name, faults := range lab.Faults {
-		simMust(t, s.SetFaults(name, faults))
-	}
+	options.Name, options.Dir, options.Machines = fmt.Sprintf("sim-%d-%d", os.Getpid(), e2eNumber.Add(1)), t.TempDir(), lab.Machines
+	s.build(options)
 	return s
 }
 
@@ -58,6 +65,9 @@ func simStory(t *testing.T, yaml string) (*story, RackDeclare) {
 	s.setSecret()
 	for group := range images {
 		s.recast("image", "add", filepath.Join(s.Options.Dir, group+".img"))
+	}
+	for name, faults := range lab.Faults {
+		simMust(t, s.SetFaults(name, faults))
 	}
 	return s, RackDeclare{Simulated: images, MaxUnavailable: lab.MaxUnavailable, MaxFailures: lab.MaxFailures}
 }
