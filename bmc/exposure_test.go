@@ -24,10 +24,10 @@ func TestExposureIsSeenWithoutALogin(t *testing.T) {
 		tells   []string // what its findings are about
 	}{
 		{"ordinary", testenv.IPMIOptions{}, bmc.Exposure{IPMI20: true}, nil},
-		{"suite 0", testenv.IPMIOptions{Suites: []int{0, 3, 17}}, bmc.Exposure{IPMI20: true, Cipher0: true}, []string{"suite 0"}},
-		{"nobody's account", testenv.IPMIOptions{Anonymous: true}, bmc.Exposure{IPMI20: true, Anonymous: true, NoName: true}, []string{"without name and password"}},
-		{"the old protocol", testenv.IPMIOptions{V15: true}, bmc.Exposure{IPMI20: true, IPMI15: true}, []string{"1.5"}},
-		{"packets are lost", testenv.IPMIOptions{Suites: []int{0, 17}, Seed: 1, Faults: testenv.BMCFaults{LoseIn: 0.2, LoseOut: 0.2}},
+		{"suite 0", testenv.IPMIOptions{Faults: testenv.BMCFaults{CipherZero: true}}, bmc.Exposure{IPMI20: true, Cipher0: true}, []string{"suite 0"}},
+		{"nobody's account", testenv.IPMIOptions{Faults: testenv.BMCFaults{Anonymous: true}}, bmc.Exposure{IPMI20: true, Anonymous: true, NoName: true}, []string{"without name and password"}},
+		{"the old protocol", testenv.IPMIOptions{Faults: testenv.BMCFaults{OldProtocol: true}}, bmc.Exposure{IPMI20: true, IPMI15: true}, []string{"1.5"}},
+		{"packets are lost", testenv.IPMIOptions{Seed: 1, Faults: testenv.BMCFaults{CipherZero: true, LoseIn: 0.2, LoseOut: 0.2}},
 			bmc.Exposure{IPMI20: true, Cipher0: true}, []string{"suite 0"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

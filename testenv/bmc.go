@@ -62,6 +62,9 @@ type BMCFaults struct {
 	ForgetBoot bool
 	// IgnoreRestart accepts a restart of the BMC and goes on.
 	IgnoreRestart bool
+	// CipherZero offers suite 0, Anonymous lets the user without name and password in as
+	// administrator, and OldProtocol lets IPMI 1.5 in (IPMI): findings for who looks.
+	CipherZero, Anonymous, OldProtocol bool
 	// RejectAfter executes a change and then answers that it was refused (Redfish).
 	RejectAfter bool
 	// NeedETag refuses a PATCH without If-Match (428, Redfish).

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -42,9 +41,6 @@ type IPMIOptions struct {
 	// Manufacturer is the IANA number of the vendor; default 343, Intel. The disk of
 	// a UEFI machine of SupermicroIANA is the boot device 9 instead of 2.
 	Manufacturer uint32
-	// Anonymous lets the user without name and password in as administrator, and
-	// V15 lets IPMI 1.5 in: findings for who scans. So is a suite 0.
-	Anonymous, V15 bool
 	// Seed decides which packets LoseIn and LoseOut take.
 	Seed    uint64
 	Machine Machine
@@ -64,6 +60,8 @@ type IPMIBMC struct {
 	options ipmiBootOptions
 	sel     ipmiSEL
 	led     ipmiLED
+	suites  []types.CipherSuiteID
+	opened  ipmiOpen // under the lock of the socket
 	done    chan struct{}
 	once    sync.Once
 }
@@ -125,11 +123,8 @@ func NewIPMI(o IPMIOptions) (*IPMIBMC, error) {
 		_ = o.Conn.Close()
 		return nil, fmt.Errorf("start IPMI BMC: %w", err)
 	}
-	protocol := bmc.WithV15Disabled()
-	if o.V15 {
-		protocol = bmc.WithV15AuthTypes(nil)
-	}
-	b.bmc = bmc.New(info, guid, hardware, bmc.WithCipherSuites(suites), protocol)
+	b.suites = suites
+	b.bmc = bmc.New(info, guid, hardware, bmc.WithCipherSuites(suites), bmc.WithV15Disabled())
 	// The socket ends idle sessions, to the moment.
 	limits := []bmc.SessionStoreOption{bmc.WithInactivityTimeout(o.Idle)}
 	if o.Sessions > 0 {
@@ -171,22 +166,48 @@ func (b *IPMIBMC) Close() error {
 	return err
 }
 
+// ipmiOpen is what it leaves open to anybody.
+type ipmiOpen struct{ cipherZero, anonymous, v15 bool }
+
+// leaveOpen follows the faults; the lock of the socket is held.
+func (b *IPMIBMC) leaveOpen(f BMCFaults) {
+	want := ipmiOpen{f.CipherZero, f.Anonymous, f.OldProtocol}
+	if want == b.opened {
+		return
+	}
+	b.opened = want
+	suites := b.suites
+	if want.cipherZero && !slices.Contains(suites, 0) {
+		suites = append([]types.CipherSuiteID{0}, suites...)
+	}
+	b.bmc.SetCipherSuites(suites)
+	protocol := bmc.WithV15Disabled()
+	if want.v15 {
+		protocol = bmc.WithV15AuthTypes(bmc.DefaultV15AuthTypes)
+	}
+	protocol(b.bmc)
+	_ = b.bmc.Users.Update(1, func(u *bmc.User) error { // it is always there
+		u.Enabled, u.ChannelAccess = want.anonymous, map[uint8]bmc.UserChannelAccess{}
+		if want.anonymous {
+			u.ChannelAccess = ipmiAdministrator()
+		}
+		return nil
+	})
+}
+
+func ipmiAdministrator() map[uint8]bmc.UserChannelAccess {
+	return map[uint8]bmc.UserChannelAccess{ipmiChannel: {MaxPrivilege: bmc.PrivilegeLevelAdministrator, Enabled: true}}
+}
+
 // addUsers makes the table of accounts, where the first is the nameless one of
 // the specification (22.28): without a right here, unless asked for.
 func (b *IPMIBMC) addUsers(o IPMIOptions) error {
 	b.bmc.Users = bmc.NewUserStore(bmc.WithMaxUsers(ipmiUsers))
-	administrator := map[uint8]bmc.UserChannelAccess{ipmiChannel: {MaxPrivilege: bmc.PrivilegeLevelAdministrator, Enabled: true}}
-	if err := b.bmc.Users.Update(1, func(u *bmc.User) error {
-		u.Enabled = o.Anonymous
-		if o.Anonymous {
-			u.ChannelAccess = maps.Clone(administrator)
-		}
-		return nil
-	}); err != nil {
+	if err := b.bmc.Users.Update(1, func(u *bmc.User) error { u.Enabled = false; return nil }); err != nil {
 		return err
 	}
 	return b.bmc.Users.Upsert(2, func(u *bmc.User) error {
-		u.Name, u.Enabled, u.ChannelAccess = o.User, true, administrator
+		u.Name, u.Enabled, u.ChannelAccess = o.User, true, ipmiAdministrator()
 		u.SetPassword([]byte(o.Password))
 		return nil
 	})

@@ -244,24 +244,30 @@ func TestOldProtocolsAndNobodysAccountAreThereWhenAskedFor(t *testing.T) {
 		t.Helper()
 		return ipmiTool(t, b, "17", "secret", strings.Fields(args)...)
 	}
-	plain := ipmiBMC(t, &SimMachine{}, IPMIOptions{})
-	weak := ipmiBMC(t, &SimMachine{}, IPMIOptions{Anonymous: true, V15: true, Suites: []int{0, 3, 17}})
-	for name, args := range map[string]string{
-		"IPMI 1.5":  "-I lan power status",
-		"anonymous": "-U  -P  power status",
-	} {
-		list := strings.Fields(args)
-		if name == "anonymous" {
-			list = []string{"-U", "", "-P", "", "power", "status"}
+	b := ipmiBMC(t, &SimMachine{}, IPMIOptions{})
+	ways := map[string][]string{
+		"IPMI 1.5":    {"-I", "lan", "power", "status"},
+		"anonymous":   {"-U", "", "-P", "", "power", "status"},
+		"cipher zero": {"-C", "0", "-P", "not the password", "power", "status"},
+	}
+	closed := func(when string) {
+		t.Helper()
+		for name, list := range ways {
+			if out, err := ipmiTool(t, b, "17", "secret", list...); err == nil {
+				t.Errorf("%s, %s: let in: %q", when, name, out)
+			}
 		}
-		if out, err := ipmiTool(t, plain, "17", "secret", list...); err == nil {
-			t.Errorf("%s: an ordinary BMC lets it in: %q", name, out)
-		}
-		if out, err := ipmiTool(t, weak, "17", "secret", list...); err != nil || !strings.Contains(out, "is off") {
+	}
+	closed("an ordinary BMC")
+	b.SetFaults(func(f *BMCFaults) { f.CipherZero, f.Anonymous, f.OldProtocol = true, true, true })
+	for name, list := range ways {
+		if out, err := ipmiTool(t, b, "17", "secret", list...); err != nil || !strings.Contains(out, "is off") {
 			t.Errorf("%s: %v: %q", name, err, out)
 		}
 	}
-	if out, err := tool(t, weak, "channel getciphers ipmi"); err != nil || !strings.Contains(out, fmt.Sprintf("%-4d", 0)) {
+	if out, err := tool(t, b, "channel getciphers ipmi"); err != nil || !strings.Contains(out, fmt.Sprintf("%-4d", 0)) {
 		t.Errorf("suite 0 is not on offer: %v: %q", err, out)
 	}
+	b.SetFaults(func(f *BMCFaults) { f.CipherZero, f.Anonymous, f.OldProtocol = false, false, false })
+	closed("once it is closed")
 }

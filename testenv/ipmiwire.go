@@ -76,6 +76,9 @@ func (c *ipmiConn) ReadFrom(p []byte) (int, net.Addr, error) {
 			return n, addr, err
 		}
 		faults := c.bmc.now()
+		c.mu.Lock()
+		c.bmc.leaveOpen(faults)
+		c.mu.Unlock()
 		if faults.Hang || c.gone() {
 			c.bmc.record("read", "packet not answered", false)
 			continue

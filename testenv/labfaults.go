@@ -70,6 +70,10 @@ var faultTexts = map[string]string{
 	"away":             "how long a restart of the BMC takes",
 	"ignore-restart":   "accepts a restart of the BMC and goes on",
 	"forget-boot":      "drops the override when it restarts",
+	"ignore-restart":   "accepts a restart of the BMC and goes on",
+	"cipher-zero":      "offers cipher suite 0, in which no password is checked",
+	"anonymous":        "lets in a user without name and password",
+	"old-protocol":     "lets in IPMI 1.5",
 	"reject-after":     "executes a change, then answers that it was refused",
 	"need-etag":        "refuses a PATCH without If-Match",
 	"delay":            "waits before each answer",
@@ -120,6 +124,7 @@ var faultWords = map[reflect.Type][]string{
 // faultOnly are those of BMCFaults itself that one protocol alone has.
 var faultOnly = map[string]string{
 	"cycle-when-off": "ipmi", "reject-param3": "ipmi", "cut-short": "ipmi", "lose-in": "ipmi", "lose-out": "ipmi",
+	"cipher-zero": "ipmi", "anonymous": "ipmi", "old-protocol": "ipmi",
 	"reject-after": "redfish", "need-etag": "redfish",
 }
 
