@@ -70,7 +70,6 @@ var faultTexts = map[string]string{
 	"away":             "how long a restart of the BMC takes",
 	"ignore-restart":   "accepts a restart of the BMC and goes on",
 	"forget-boot":      "drops the override when it restarts",
-	"ignore-restart":   "accepts a restart of the BMC and goes on",
 	"cipher-zero":      "offers cipher suite 0, in which no password is checked",
 	"anonymous":        "lets in a user without name and password",
 	"old-protocol":     "lets in IPMI 1.5",
