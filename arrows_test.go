@@ -54,6 +54,8 @@ var bans = []struct {
 		"likewise; testenv plays the other side of the wire"},
 	{"github.com/stmcginnis/gofish", []string{"bmc", "testenv"},
 		"likewise"},
+	{"golang.org/x/crypto/ssh", []string{"bmc", "testenv"},
+		"likewise: host keys are pinned in one place"},
 	{"github.com/insomniacslk/dhcp", []string{"dhcp", "agent", "testenv"},
 		"packets are decoded where they arrive; everyone else speaks of ipxe.Client"},
 	{"github.com/pin/tftp", []string{"tftp", "testenv"},

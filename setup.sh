@@ -35,6 +35,7 @@ openipmi            ipmi_sim: a BMC that is not ours
 python3-pyghmi      fakebmc: another
 python3-sushy       judges the virtual Redfish service
 redfishtool         judges it too
+openssh-client      and its console by SSH
 iproute2            network namespaces
 util-linux          nsenter
 nftables            drops packets in the tests

@@ -82,7 +82,7 @@ func (f *Fleet) Console(ctx context.Context, t Target, o ConsoleOptions) (Consol
 	case "ipmi":
 		c, err = b.dial(ctx, t, func(ctx context.Context) (Console, error) { return dialSOL(ctx, a, t, o) })
 	default:
-		err = fmt.Errorf("%w: a console over Redfish", ErrUnsupported)
+		c, err = f.redfishConsole(ctx, b, a, t, o)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open the console of %s: %w", t.URL, err)

@@ -49,6 +49,8 @@ type quirks struct {
 	// tag: the serial number of the machine, as SMBIOS has it, is told as its SKU;
 	// SerialNumber is that of its board.
 	tag bool
+	// console is what is typed into the BMC's own shell to reach the machine's console.
+	console string
 	// uefiDisk is the IPMI selector by which UEFI firmware boots its disk.
 	uefiDisk types.BootDeviceSelector
 }
@@ -71,6 +73,10 @@ var profiles = []profile{
 		source: "sushy (UsbCd), Ironic's ipmitool driver (raw 0x24 for a disk under UEFI)"},
 	{vendor: "supermicro", model: "ARS-111GL-NHR", quirks: quirks{cd: []string{"Cd", "UsbCd"}}, source: "sushy"},
 	{vendor: "lenovo", model: "ThinkSystem SD530", quirks: quirks{insert: "patch"}, source: "sushy: no InsertMedia action"},
+	{vendor: "dell", quirks: quirks{console: "console com2"}, source: "iDRAC's manual, for firmware whose system tells of no console"},
+	{vendor: "hpe", quirks: quirks{console: "vsp"}, source: "iLO's manual, likewise"},
+	{vendor: "hewlettpackard", quirks: quirks{console: "vsp"}, source: "likewise"},
+	{vendor: "lenovo", quirks: quirks{console: "console start"}, source: "XCC's manual, likewise"},
 	{vendor: "nokia", quirks: quirks{insert: "protocol"}, source: "sushy: TransferProtocolType is required"},
 }
 
@@ -88,6 +94,9 @@ func quirksOf(vendor, model, firmware string) (q quirks) {
 			q.insert = p.quirks.insert
 		}
 		q.tag = q.tag || p.quirks.tag
+		if p.quirks.console != "" {
+			q.console = p.quirks.console
+		}
 		if p.quirks.uefiDisk != 0 {
 			q.uefiDisk = p.quirks.uefiDisk
 		}

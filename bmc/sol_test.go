@@ -60,7 +60,8 @@ func openConsole(t *testing.T, f *bmc.Fleet, target bmc.Target, o bmc.ConsoleOpt
 // await waits until what was said satisfies.
 func (h *heard) await(t *testing.T, d time.Duration, what string, ok func(text []byte, err error) bool) {
 	t.Helper()
-	late := time.After(d)
+	late, tick := time.After(d), time.NewTicker(20*time.Millisecond)
+	defer tick.Stop()
 	for {
 		h.mu.Lock()
 		text, err := h.text, h.err
@@ -70,6 +71,7 @@ func (h *heard) await(t *testing.T, d time.Duration, what string, ok func(text [
 		}
 		select {
 		case <-h.more:
+		case <-tick.C:
 		case <-late:
 			t.Fatalf("%s: not within %s; %d bytes so far, ending %q; %v", what, d, len(text), text[max(0, len(text)-200):], err)
 		}

@@ -36,6 +36,9 @@ type Target struct {
 	// Pin is the SHA-256 of the BMC's leaf certificate (Redfish). Without it
 	// nothing is sent; the error shows what the BMC presents.
 	Pin inventory.Digest
+	// HostKey is the fingerprint of its SSH host key, SHA256:… as ssh-keygen -l shows
+	// it. By SSH a console is opened with it alone.
+	HostKey string
 	// CipherSuite for IPMI: 0 means 17 (SHA-256). 3 (SHA-1) only where it is
 	// asked for here: there is no fallback. Nothing else is accepted.
 	CipherSuite int

@@ -295,6 +295,8 @@ type BMCRef struct {
 	Credentials string `json:"credentials"`
 	// Pin is the SHA-256 of the BMC's TLS certificate (Redfish only).
 	Pin Digest `json:"pin,omitempty"`
+	// HostKey is the fingerprint of the BMC's SSH host key, for its console (Redfish only).
+	HostKey string `json:"hostKey,omitempty"`
 	// CipherSuite for IPMI: 17 (default), or 3 where the operator opts in.
 	CipherSuite int `json:"cipherSuite,omitempty"`
 	// MAC with IP, IP6 or both is its DHCP reservation, in authoritative Networks.

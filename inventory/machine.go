@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 )
@@ -258,6 +259,14 @@ func (s scope) buildBMC(m *Machine, raw rawBMC, hw hardware) *BMCRef {
 			s.problem(t.Line, "spec.bmc.pin", "IPMI has no certificate to pin", "remove it")
 		}
 	}
+	if t := raw.HostKey; t.given() {
+		switch ref.HostKey = t.V; {
+		case !hostKey.MatchString(t.V):
+			s.problem(t.Line, "spec.bmc.hostKey", fmt.Sprintf("%q is not the fingerprint of a host key", t.V), "want SHA256: and 43 characters, as ssh-keyscan HOST | ssh-keygen -lf - shows it")
+		case scheme != "redfish":
+			s.problem(t.Line, "spec.bmc.hostKey", "a BMC by IPMI has its console there, not by SSH", "remove it")
+		}
+	}
 	if n := raw.CipherSuite; n.given() {
 		if scheme != "ipmi" {
 			s.problem(n.Line, "spec.bmc.cipherSuite", "Redfish has no cipher suite", "remove it")
@@ -267,6 +276,9 @@ func (s scope) buildBMC(m *Machine, raw rawBMC, hw hardware) *BMCRef {
 	}
 	return ref
 }
+
+// hostKey is a fingerprint as OpenSSH writes it.
+var hostKey = regexp.MustCompile(`^SHA256:[A-Za-z0-9+/]{43}$`)
 
 // buildReservation is the BMC's address by DHCP: a new rack's BMCs have no other.
 func (s scope) buildReservation(m *Machine, ref *BMCRef, raw rawBMC, hw hardware) {

@@ -176,6 +176,7 @@ type rawBMC struct {
 	URL         text   `yaml:"url,required" form:"bmc" example:"redfish://10.30.0.15" doc:"redfish://host[:port][/systems/ID] or ipmi://host[:port]"`
 	Credentials text   `yaml:"credentials,required" form:"name" doc:"name of the secret with user:password"`
 	Pin         text   `yaml:"pin" form:"digest" doc:"SHA-256 of its TLS certificate (redfish)"`
+	HostKey     text   `yaml:"hostKey" form:"hostKey" example:"SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8" doc:"fingerprint of its SSH host key, for its console by SSH (redfish)"`
 	CipherSuite number `yaml:"cipherSuite" doc:"IPMI: 17 (the default), or 3"`
 	MAC         text   `yaml:"mac" form:"mac" doc:"its hardware address, where DHCP gives it its address"`
 	IP          text   `yaml:"ip" form:"addr4" doc:"the IPv4 address reserved for it, in an authoritative Network"`

@@ -12,6 +12,7 @@ var schemaPatterns = map[string]string{
 	"name":     `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`,
 	"label":    `^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`,
 	"digest":   `^sha256:[0-9A-Fa-f]{64}$`,
+	"hostKey":  `^SHA256:[A-Za-z0-9+/]{43}$`,
 	"size":     `^[0-9]+(\.[0-9]+)? ?([kKMGTP]B|[KMGTP]iB|B)$`,
 	"duration": `^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`,
 	"addr":     `^([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9A-Fa-f:]+)$`,

@@ -193,7 +193,7 @@ func (k *bmcKnown) view(decl *inventory.Machine) *BMCView {
 // record, or nil for the declared secret.
 func (e *Engine) bmcTarget(ctx context.Context, decl *inventory.Machine, k *bmcKnown, login *bmcLogin) (bmc.Target, error) {
 	r := k.record()
-	t := bmc.Target{URL: decl.BMC.URL, Pin: decl.BMC.Pin, CipherSuite: decl.BMC.CipherSuite, Facts: r.Facts}
+	t := bmc.Target{URL: decl.BMC.URL, Pin: decl.BMC.Pin, HostKey: decl.BMC.HostKey, CipherSuite: decl.BMC.CipherSuite, Facts: r.Facts}
 	if t.Pin == "" && strings.HasPrefix(t.URL, "redfish:") {
 		t.Pin = r.Pin
 	}

@@ -118,6 +118,7 @@ func (s *ipmiSOL) read(line io.ReadWriteCloser) {
 			s.room.Wait()
 		}
 		s.pending = append(s.pending, buf[:n]...)
+		s.room.Broadcast()
 		if err != nil || s.closed {
 			s.line = nil
 			s.mu.Unlock()
@@ -133,8 +134,24 @@ func (s *ipmiSOL) ReadAvailable(p []byte) (int, error) {
 	defer s.mu.Unlock()
 	n := copy(p, s.pending)
 	s.pending = s.pending[n:]
-	s.room.Signal()
+	s.room.Broadcast()
 	return n, nil
+}
+
+// next waits for what the machine says; nil after Close.
+func (s *ipmiSOL) next() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.pending) == 0 && !s.closed {
+		s.room.Wait()
+	}
+	if s.closed {
+		return nil
+	}
+	text := s.pending
+	s.pending = nil
+	s.room.Broadcast()
+	return text
 }
 
 // Write is what somebody typed; a machine that is off does not hear it.

@@ -59,6 +59,14 @@ type RedfishOptions struct {
 	// MediaUnderSystem has them under the system (Dell) instead of the manager.
 	MediaUnderSystem bool
 
+	// SSH is the socket of a console by SSH before a machine that has a serial port
+	// (Consoled); the BMC closes it. Nil: none is on offer. SSHCommand has to be typed
+	// first, into a shell of the BMC's own.
+	SSH        net.Listener
+	SSHCommand string
+	// OldConsole tells of it as managers did before systems had a SerialConsole.
+	OldConsole bool
+
 	// Certificate is generated when nil.
 	Certificate *tls.Certificate
 	Machine     Machine
@@ -76,6 +84,7 @@ type RedfishBMC struct {
 	outside  *http.Client // of the BMC's own requests
 	systems  []*redfishSystem
 	workers  atomic.Int32
+	ssh      *redfishSSH // nil without
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -127,7 +136,7 @@ func (o *RedfishOptions) defaults() {
 }
 
 // NewRedfish starts it; Close ends it.
-func NewRedfish(o RedfishOptions) (*RedfishBMC, error) {
+func NewRedfish(o RedfishOptions) (_ *RedfishBMC, err error) {
 	if o.Machine == nil {
 		return nil, errors.New("start Redfish BMC: no machine")
 	}
@@ -176,6 +185,11 @@ func NewRedfish(o RedfishOptions) (*RedfishBMC, error) {
 			other.Machine = redfishNobody{}
 		}
 		b.addSystem(other.ID, other.UUID, other.Machine)
+	}
+	if b.ssh, err = newRedfishSSH(b); err != nil {
+		b.cancel()
+		_ = o.Listener.Close()
+		return nil, fmt.Errorf("start Redfish BMC: %w", err)
 	}
 	b.server = &http.Server{
 		Handler:           http.HandlerFunc(b.serve),

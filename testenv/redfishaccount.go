@@ -50,6 +50,19 @@ func (b *RedfishBMC) account(user string) *redfishAccount {
 	return nil
 }
 
+// allows is a login beside the tree's.
+func (b *RedfishBMC) allows(user, password string) bool {
+	allowed := b.login(user)
+	b.stateMu.Lock()
+	a := b.account(user)
+	good := a != nil && a.enabled && !a.mustChange && redfishSame(a.password, password)
+	b.stateMu.Unlock()
+	if allowed && good {
+		b.loggedIn()
+	}
+	return allowed && good
+}
+
 // Password is the one that a user has now; "" for nobody.
 func (b *RedfishBMC) Password(user string) string {
 	b.stateMu.Lock()

@@ -30,6 +30,9 @@ func (b *RedfishBMC) managerResource([]string) *redfishResource {
 		if !b.options.MediaUnderSystem && len(b.allDrives()) > 0 {
 			fields["VirtualMedia"] = redfishID(redfishManager + "/VirtualMedia")
 		}
+		if c := b.ssh.tellsOld(); c != nil {
+			fields["SerialConsole"] = c
+		}
 		return redfishNew(redfishManager, "#Manager.v1_25_0.Manager", "1", "Manager", fields)
 	}}
 }
@@ -69,6 +72,7 @@ func (b *RedfishBMC) Restart() { b.restart(b.now()) }
 
 func (b *RedfishBMC) restart(faults BMCFaults) {
 	b.listener.rest(faults.Away)
+	b.ssh.drop()
 	b.DropSessions()
 	b.stateMu.Lock()
 	b.tasks = nil
@@ -98,6 +102,7 @@ func (b *RedfishBMC) networkProtocol([]string) *redfishResource {
 				"ProtocolEnabled": true, "Port": b.port,
 				"Certificates": redfishID(redfishManager + "/NetworkProtocol/HTTPS/Certificates"),
 			},
+			"SSH": b.ssh.protocol(),
 		})
 	}}
 }

@@ -262,6 +262,9 @@ func (s *redfishSystem) resource() map[string]any {
 		},
 	}
 	s.hardware(fields)
+	if c := b.ssh.tells(s); c != nil {
+		fields["SerialConsole"] = c
+	}
 	if s.uuid != "" {
 		fields["UUID"] = s.uuid
 	}
