@@ -377,6 +377,12 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 		{"cipher suite on Redfish", "credentials: rack1-bmc}", "credentials: rack1-bmc, cipherSuite: 17}", []string{
 			"rack.yaml:58: spec.bmc.cipherSuite: Redfish has no cipher suite; remove it",
 		}},
+		{"host key that is none", "credentials: rack1-bmc}", `credentials: rack1-bmc, hostKey: "SHA256:short"}`, []string{
+			`rack.yaml:58: spec.bmc.hostKey: "SHA256:short" is not the fingerprint of a host key; want SHA256: and 43 characters, as ssh-keyscan HOST | ssh-keygen -lf - shows it`,
+		}},
+		{"host key on IPMI", "cipherSuite: 3", `hostKey: "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"`, []string{
+			"rack.yaml:66: spec.bmc.hostKey: a BMC by IPMI has its console there, not by SSH; remove it",
+		}},
 		{"pin on IPMI", "cipherSuite: 3", `pin: "sha256:0000000000000000000000000000000000000000000000000000000000000000"`, []string{
 			"rack.yaml:66: spec.bmc.pin: IPMI has no certificate to pin; remove it",
 		}},

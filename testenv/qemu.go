@@ -168,17 +168,7 @@ const qemuConsole = "console.sock"
 // DialConsole connects to the first serial port of a running machine; QEMU
 // takes one caller at a time.
 func (m *QEMU) DialConsole(ctx context.Context) (net.Conn, error) {
-	return DialConsole(ctx, m.Dir)
-}
-
-// Console implements Consoled.
-func (m *QEMU) Console(ctx context.Context) (io.ReadWriteCloser, error) {
-	return m.DialConsole(ctx)
-}
-
-// DialConsole is QEMU.DialConsole for a machine that another process runs.
-func DialConsole(ctx context.Context, dir string) (net.Conn, error) {
-	f, err := os.Open(dir)
+	f, err := os.Open(m.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("open machine's folder: %w", err)
 	}
@@ -186,9 +176,14 @@ func DialConsole(ctx context.Context, dir string) (net.Conn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), qemuConsole))
 	if err != nil {
-		return nil, fmt.Errorf("connect to the console in %q (is the machine on?): %w", dir, err)
+		return nil, fmt.Errorf("connect to the console in %q (is the machine on?): %w", m.Dir, err)
 	}
 	return conn, nil
+}
+
+// Console implements Consoled.
+func (m *QEMU) Console(ctx context.Context) (io.ReadWriteCloser, error) {
+	return m.DialConsole(ctx)
 }
 
 // UEFI implements Machine.

@@ -379,7 +379,16 @@ func (r *Rack) newBMC(i int, m RackMachine, dir string, machine Machine, hardwar
 		if err != nil {
 			return nil, nil, errors.Join(err, l.Close())
 		}
-		b, err := NewRedfish(RedfishOptions{Listener: l, Certificate: certificate, User: r.BMCUser, Password: r.BMCPassword,
+		var console net.Listener
+		if _, ok := machine.(Consoled); ok {
+			if err := r.Net.Do(func() (err error) {
+				console, err = net.Listen("tcp4", netip.AddrPortFrom(addr, 22).String())
+				return err
+			}); err != nil {
+				return nil, nil, errors.Join(err, l.Close())
+			}
+		}
+		b, err := NewRedfish(RedfishOptions{Listener: l, SSH: console, Certificate: certificate, User: r.BMCUser, Password: r.BMCPassword,
 			UUID: rackUUID(i), Serial: rackSerial(i), Machine: machine, Faults: m.Faults, Hardware: hardware,
 			Dial: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 				err = r.Net.Do(func() error {

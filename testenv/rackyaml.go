@@ -93,7 +93,11 @@ func (r *Rack) YAML(d RackDeclare) string {
 		case m.ipmi != nil:
 			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s}\n", m.ipmi.URL(), RackSecret)
 		case m.redfish != nil:
-			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s, pin: %q}\n", m.redfish.URL(), RackSecret, m.redfish.Pin())
+			hostKey := ""
+			if key := m.redfish.HostKey(); key != "" {
+				hostKey = fmt.Sprintf(", hostKey: %q", key)
+			}
+			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s, pin: %q%s}\n", m.redfish.URL(), RackSecret, m.redfish.Pin(), hostKey)
 		}
 		doc("Machine", fmt.Sprintf("name: %s, labels: {lab: %s}", m.spec.Name, m.group()), spec)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"flag"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -437,6 +438,16 @@ func redfishWalk(t *testing.T, b *RedfishBMC, each func(path string, answer map[
 	}
 }
 
+// listener is a socket on loopback.
+func listener(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 func TestRedfishResourcesAreValidBySchema(t *testing.T) {
 	schemas := redfishSchemaRead(t)
 	image := redfishImageServer(t, bytes.Repeat([]byte{1}, 1<<16))
@@ -448,7 +459,9 @@ func TestRedfishResourcesAreValidBySchema(t *testing.T) {
 			Hardware: RedfishHardware{MACs: []string{"52:54:00:00:00:01", "52:54:00:00:00:02"}, Cores: 2, MemoryMiB: 1536, Disks: []inventory.DiskID{{Serial: "D1", Size: 1 << 30}, {Size: 1 << 31}}}}, 54},
 		"with every variant": {RedfishOptions{MediaUnderSystem: true, AccountSlots: 4, OtherSystems: []RedfishSystem{{ID: "2"}},
 			Faults: BMCFaults{LockAfter: 3, Redfish: RedfishFaults{ActionInfo: true, Settings: SettingsObject, Task: TaskOK}}}, 54},
-		"with a decoy": {RedfishOptions{Faults: BMCFaults{Redfish: RedfishFaults{Settings: SettingsDecoy}}}, 46},
+		"with a console":        {RedfishOptions{SSH: listener(t), SSHCommand: "console com2"}, 45},
+		"with a console of old": {RedfishOptions{SSH: listener(t), OldConsole: true}, 45},
+		"with a decoy":          {RedfishOptions{Faults: BMCFaults{Redfish: RedfishFaults{Settings: SettingsDecoy}}}, 46},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := redfishBMC(t, &SimMachine{Firmware: true}, c.options)

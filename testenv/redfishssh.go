@@ -3,8 +3,6 @@ package testenv
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -39,11 +37,8 @@ func newRedfishSSH(b *RedfishBMC) (*redfishSSH, error) {
 		_ = l.Close()
 		return nil, errors.New("a console of a machine without a serial port")
 	}
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	signer, err := ssh.NewSignerFromKey(private)
+	// The key of the first certificate, so that it is kept where that is.
+	signer, err := ssh.NewSignerFromKey(b.options.Certificate.PrivateKey)
 	if err != nil {
 		return nil, err
 	}

@@ -179,7 +179,6 @@ func TestErrorsSayWhatToTryNext(t *testing.T) {
 		{"store", "", exitOK, "Available Commands"},
 		{"ramdisk build", "", exitUsage, "--kernel"},
 		{"lab status --root nowhere", "", exitError, "recast lab up"},
-		{"lab console m1 --root nowhere", "", exitError, "recast lab up"},
 		{"help exit-codes", "", exitOK, "Scripts may rely on these exit codes"},
 	} {
 		text, code := recast(t, strings.NewReader(c.stdin), strings.Fields(c.args)...)

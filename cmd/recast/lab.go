@@ -79,7 +79,7 @@ names where they are missing.`}
 	var f labFlags
 	cmd.PersistentFlags().StringVar(&f.name, "name", defaultLabName, "name of the lab; several may run at once")
 	cmd.PersistentFlags().StringVar(&f.root, "root", defaultLabRoot, "folder that holds labs and what they have cached")
-	return parent(cmd, newLabUp(&f), newLabDown(&f), newLabStatus(&f), newLabConsole(&f),
+	return parent(cmd, newLabUp(&f), newLabDown(&f), newLabStatus(&f),
 		newLabFault(&f), newLabReset(&f), newLabLog(&f), newLabSupervise(&f))
 }
 

@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"recast/inventory"
 	"recast/testenv"
@@ -81,75 +79,6 @@ func newLabStatus(f *labFlags) *cobra.Command {
 		}}
 	addOutput(cmd, &output)
 	return cmd
-}
-
-func newLabConsole(f *labFlags) *cobra.Command {
-	return &cobra.Command{Use: "console MACHINE", Short: "Open a machine's serial console; ctrl-] ends it",
-		Long: "Open the serial console of a lab's machine: firmware, boot loader, ramdisk and system. ctrl-]\nends it, the machine runs on.",
-		Args: arguments(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, alive, err := testenv.ReadLab(f.dir())
-			if err == nil && !alive {
-				return codeError{f.down(), exitNoServer}
-			}
-			if err != nil {
-				return fmt.Errorf("lab %q does not run; %s starts it", f.name, f.command("up"))
-			}
-			var names []string
-			for _, m := range s.Machines {
-				names = append(names, m.Name)
-				if m.Name == args[0] && m.Kind == "simulated" {
-					return codeError{fmt.Errorf("%s is simulated: its console is at its BMC; recast console %s opens it", m.Name, m.Name), exitUsage}
-				}
-				if m.Name == args[0] {
-					conn, err := testenv.DialConsole(cmd.Context(), m.Dir)
-					if err != nil {
-						return fmt.Errorf("open the console of %s: %w; is it powered on?", m.Name, err)
-					}
-					fmt.Fprintf(cmd.ErrOrStderr(), "Console of %s; ctrl-] ends it, the machine runs on.\r\n", m.Name)
-					return attach(conn)
-				}
-			}
-			return fmt.Errorf("lab %q has no machine %q; %s", f.name, args[0], inventory.DidYouMean(args[0], names))
-		}}
-}
-
-// detachKey is ctrl-], as telnet has it.
-const detachKey = 0x1d
-
-func attach(conn net.Conn) error {
-	defer conn.Close()
-	if fd := int(os.Stdin.Fd()); term.IsTerminal(fd) {
-		old, err := term.MakeRaw(fd)
-		if err != nil {
-			return err
-		}
-		defer term.Restore(fd, old)
-	}
-	done := make(chan error, 2)
-	go func() { _, err := io.Copy(os.Stdout, conn); done <- err }()
-	go func() {
-		b := make([]byte, 256)
-		for {
-			n, err := os.Stdin.Read(b)
-			for i := range n {
-				if b[i] == detachKey {
-					done <- nil
-					return
-				}
-			}
-			if n > 0 {
-				if _, err := conn.Write(b[:n]); err != nil {
-					done <- err
-					return
-				}
-			}
-			if err != nil {
-				return // no more input; the output goes on
-			}
-		}
-	}()
-	return <-done
 }
 
 // newLabSupervise is the process that owns a lab; lab up starts it.
