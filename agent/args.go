@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -60,7 +61,13 @@ func ParseArgs(cmdline string) (Args, error) {
 	return a, nil
 }
 
+// longestArg has room for the longest token; x86's kernel takes 2048 in all.
+const longestArg = 512
+
 func (a *Args) set(key, value string) error {
+	if len(value) > longestArg {
+		return fmt.Errorf("it is longer than %d characters", longestArg)
+	}
 	var err error
 	switch key {
 	case "url":
@@ -88,7 +95,9 @@ func (a *Args) set(key, value string) error {
 			return fmt.Errorf("%q is no VLAN: want 1 to 4094", value)
 		}
 	case "syslog":
-		a.Syslog, err = netip.ParseAddrPort(value)
+		if a.Syslog, err = netip.ParseAddrPort(value); err != nil {
+			return fmt.Errorf("%q is not ADDRESS:PORT", value)
+		}
 	case "trace":
 		a.Trace, err = token(value)
 	case "nonce":
@@ -103,8 +112,8 @@ func (a *Args) set(key, value string) error {
 
 // token accepts what base64url, hex and dotted tokens are made of.
 func token(s string) (string, error) {
-	if s == "" || len(s) > 512 {
-		return "", fmt.Errorf("it is empty or longer than 512 characters")
+	if s == "" {
+		return "", errors.New("it is empty")
 	}
 	for _, c := range s {
 		switch {
