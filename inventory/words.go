@@ -112,9 +112,10 @@ func routable6(a netip.Addr) bool {
 	return a.Is6() && !a.Is4In6() && a.Zone() == "" && !a.IsLinkLocalUnicast() && !a.IsMulticast() && !a.IsUnspecified() && !a.IsLoopback()
 }
 
-// routable4 excludes what no host can have: 0.0.0.0/8, loopback, multicast and above.
+// routable4 excludes what no host can have: 0.0.0.0/8, multicast and above. Loopback is
+// where a server is tried out.
 func routable4(a netip.Addr) bool {
-	return a.Is4() && a.As4()[0] != 0 && a.As4()[0] < 224 && !a.IsLoopback()
+	return a.Is4() && a.As4()[0] != 0 && a.As4()[0] < 224
 }
 
 func parsePrefix(s string) (netip.Prefix, error) {
