@@ -42,15 +42,12 @@ type LabState struct {
 	Images []LabImage `json:"images"`
 }
 
-// Group is one that has machines of the lab.
+// Group is that of its first machine.
 func (s LabState) Group() string {
-	for _, m := range s.Machines {
-		if m.Kind == "simulated" {
-			return simEither(SimFirmware(m.Firmware) == SimUBoot, rackGroupARM64, rackGroupSimulated)
-		}
-		break
+	if len(s.Machines) == 0 || s.Machines[0].Kind != "simulated" {
+		return rackGroup
 	}
-	return rackGroup
+	return simEither(SimFirmware(s.Machines[0].Firmware) == SimUBoot, rackGroupARM64, rackGroupSimulated)
 }
 
 // LabImage is an image of a lab.

@@ -60,11 +60,15 @@ func newLabStatus(f *labFlags) *cobra.Command {
 				Running bool `json:"running"`
 			}{s, alive}
 			err = show(cmd.OutOrStdout(), output, said, func(w io.Writer, _ bool) {
+				runs := string(s.OS)
+				if s.Image == "" {
+					runs = "simulated"
+				}
 				if alive {
 					fmt.Fprintf(w, "lab %s: running, %s, supervisor %d\nserver https://%s, context %s\nserver %s\n",
-						s.Name, s.OS, s.PID, s.Operator, f.contextFile(), s.Server)
+						s.Name, runs, s.PID, s.Operator, f.contextFile(), s.Server)
 				} else {
-					fmt.Fprintf(w, "lab %s: down, %s\n", s.Name, s.OS)
+					fmt.Fprintf(w, "lab %s: down, %s\n", s.Name, runs)
 				}
 				lines := [][]string{{"MACHINE", "KIND", "FIRMWARE", "BMC", "ADDRESS", "DISK"}}
 				for _, m := range s.Machines {
