@@ -125,13 +125,14 @@ func (e *Engine) beginRotation(ctx context.Context, decl *inventory.Machine, k *
 	if err != nil {
 		return err
 	}
-	err = e.bmcs.Do(ctx, t, func(_ context.Context, c bmc.Client) error {
+	err = e.bmcs.Do(ctx, t, func(ctx context.Context, c bmc.Client) error {
 		if _, ok := c.(bmc.Accounts); !ok {
 			return bmc.ErrUnsupported
 		}
-		return nil
+		_, err := c.Power(ctx) // a session that is kept says nothing of a password
+		return err
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, bmc.ErrChangePassword) {
 		return err
 	}
 	box, err := e.secrets.seal([]byte(bmc.NewPassword().Reveal()))
