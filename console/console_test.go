@@ -357,3 +357,21 @@ func FuzzRedact(f *testing.F) {
 		}
 	})
 }
+
+func TestLastLinesAreQuotedAsPlainText(t *testing.T) {
+	for in, want := range map[string]string{
+		"a\r\nb\r\n\r\nc": "a|b|c",
+		"1\n2\n3\n4\n5\n": "3|4|5",
+		"\x1b[2J\x1b[01;31mGRUB\x1b[0m loading\r\n":                         "GRUB loading",
+		"\x1b]0;title\x07shell\x00\x07 $ ":                                  "shell $",
+		"x\r\n[2026-11-22T22:00:00Z recast: the console is lost: gone]\r\n": "x",
+		strings.Repeat("y", 300):                                            strings.Repeat("y", 160) + "…",
+		"\xff\xfebad":                                                       "bad",
+		"":                                                                  "",
+		"\x1b[":                                                             "",
+	} {
+		if got := strings.Join(Lines([]byte(in), 3), "|"); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}

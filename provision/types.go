@@ -248,13 +248,15 @@ type Cause struct {
 
 // Explanation names the first missing step of a machine and the cure.
 type Explanation struct {
-	Machine  string          `json:"machine"`
-	State    string          `json:"state"`            // one line: where it is and since when
-	Missing  string          `json:"missing"`          // the first missing step; "" nothing is missing
-	Causes   []Cause         `json:"causes,omitempty"` // the likeliest first
-	Findings []string        `json:"findings,omitempty"`
-	Power    string          `json:"power,omitempty"` // as the BMC said just now; "" it was not asked
-	Next     string          `json:"next"`            // what happens next, or the command to run
-	Trace    string          `json:"trace,omitempty"` // of the attempt under way
+	Machine  string   `json:"machine"`
+	State    string   `json:"state"`            // one line: where it is and since when
+	Missing  string   `json:"missing"`          // the first missing step; "" nothing is missing
+	Causes   []Cause  `json:"causes,omitempty"` // the likeliest first
+	Findings []string `json:"findings,omitempty"`
+	Power    string   `json:"power,omitempty"` // as the BMC said just now; "" it was not asked
+	Next     string   `json:"next"`            // what happens next, or the command to run
+	Trace    string   `json:"trace,omitempty"` // of the attempt under way
+	// Console are the last lines kept of its serial console, where something is missing.
+	Console  []string        `json:"console,omitempty"`
 	Timeline []TimelineEntry `json:"timeline"`
 }

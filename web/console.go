@@ -163,6 +163,21 @@ func (s *Server) consoleLog(c echo.Context) error {
 	return c.Blob(http.StatusOK, echo.MIMEOctetStream, text)
 }
 
+// explainLines is how many lines of a console are quoted beside a reason.
+const explainLines = 5
+
+// consoleLines are the last lines of a machine's console; none where nothing is kept.
+func (s *Server) consoleLines(machine string) []string {
+	if s.Consoles == nil {
+		return nil
+	}
+	text, err := s.Consoles.Tail(machine, consoleTail)
+	if err != nil {
+		return nil // what is missing is known without
+	}
+	return console.Lines(text, explainLines)
+}
+
 // consoleType is what a watcher types.
 func (s *Server) consoleType(c echo.Context, in ConsoleInput) error {
 	v, err := s.consoleOf(c)

@@ -119,6 +119,11 @@ func TestConsoleStreamsAndTakesWhatASeatTypes(t *testing.T) {
 	if code != http.StatusOK || !strings.Contains(text, "uptime\r<break>") {
 		t.Errorf("%d %s", code, text)
 	}
+	var x provision.Explanation
+	s.ok(t, "GET", apiRoot+"/machines/m1/explain", nil, &x)
+	if x.Missing == "" || len(x.Console) != 2 || x.Console[1] != "<break>" {
+		t.Errorf("explained as %q, quoting %q", x.Missing, x.Console)
+	}
 	for query, want := range map[string]int{"?tail=x": http.StatusBadRequest, "?tail=-1": http.StatusBadRequest} {
 		if code, text, _ := s.send(t, "GET", path+query, operatorToken, nil); code != want {
 			t.Errorf("%s: %d %s", query, code, text)

@@ -202,7 +202,11 @@ func (s *Server) machineRoutes() []route {
 				if _, err := known(c); err != nil {
 					return provision.Explanation{}, err
 				}
-				return e.Explain(c.Request().Context(), c.Param("name"))
+				x, err := e.Explain(c.Request().Context(), c.Param("name"))
+				if err == nil && x.Missing != "" {
+					x.Console = s.consoleLines(x.Machine)
+				}
+				return x, err
 			}),
 		{method: http.MethodGet, path: one + "/capture", scope: scopeOperator, answer: pcapType, waits: true,
 			doc: "Its boot packets as a pcap file, for the duration of the query's for.", handle: s.capture},

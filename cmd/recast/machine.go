@@ -143,7 +143,7 @@ func newExplain() *cobra.Command {
 		Long: `Say in which state a machine is and since when, and the first thing that is missing, from what the
 servers saw of it. What may stand behind that comes ranked, each cause with a code and with what to
 do; then, while an attempt is under way or has failed, its power and boot override as its BMC says
-just now; what happens next, and the last lines of its timeline.`,
+just now; what happens next, and the last lines of its console and of its timeline.`,
 		Example: "  recast explain r1u05\n  recast explain r1u05 --lines 100", ValidArgsFunction: completeMachines,
 		Args: arguments(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -193,6 +193,9 @@ func printExplanation(w io.Writer, x provision.Explanation, n int) {
 	}
 	if x.Trace != "" {
 		fmt.Fprintf(w, "  trace:   %s\n", x.Trace)
+	}
+	for _, l := range x.Console {
+		fmt.Fprintf(w, "  console: %s\n", l)
 	}
 	t := x.Timeline
 	if len(t) > n {
