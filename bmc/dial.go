@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -118,6 +119,10 @@ func Dial(ctx context.Context, t Target) (Client, error) {
 	return dialWith(ctx, a, t, d)
 }
 
+// unused stands for the client that bmclib would make for providers that we have not
+// registered, and keep with each BMC.
+var unused = &http.Client{Transport: &http.Transport{}}
+
 func dialWith(ctx context.Context, a address, t Target, d driver) (Client, error) {
 	s := &session{seen: &witness{driver: d}, bad: t.Bad, log: t.Log, wait: t.wait, slot: make(chan struct{}, 1), board: t.board}
 	registry := registrar.NewRegistry(registrar.WithDrivers(registrar.Drivers{{
@@ -125,6 +130,7 @@ func dialWith(ctx context.Context, a address, t Target, d driver) (Client, error
 	}}))
 	s.lib = bmclib.NewClient(a.host, t.User, t.Password.Reveal(),
 		bmclib.WithRegistry(registry),
+		bmclib.WithHTTPClient(unused),
 		bmclib.WithLogger(logr.FromSlogHandler(t.Log.Handler())),
 		bmclib.WithPerProviderTimeout(callTimeout))
 

@@ -6,11 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"path"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/bmc-toolbox/bmclib/v2/providers/redfish"
 	"github.com/go-logr/logr"
@@ -29,10 +29,12 @@ type redfishDriver struct {
 	http         *http.Client
 	opened       bool
 	facts        memory
-	noBoot       string // a settings object without a Boot
-	bios         bool   // the mode that was asked for last, where the BMC tells none
-	log          string // the entries of the event log, once found
-	eventService string // its path; "" none
+	noBoot       string         // a settings object without a Boot
+	bios         bool           // the mode that was asked for last, where the BMC tells none
+	log          string         // the entries of the event log, once found
+	eventService string         // its path; "" none
+	seen         *redfishSystem // by the last look at the power, at seenAt; once
+	seenAt       time.Time
 }
 
 var _ driver = (*redfishDriver)(nil)
@@ -102,7 +104,10 @@ func (d *redfishDriver) Open(ctx context.Context) error {
 
 // rest closes the connection; the session is the BMC's and stays. Some BMCs have
 // no more than a few connections for all of their clients.
-func (d *redfishDriver) rest() { d.transport.base.CloseIdleConnections() }
+func (d *redfishDriver) rest() {
+	d.transport.rest()
+	d.seen = nil
+}
 
 func (d *redfishDriver) login(ctx context.Context) error {
 	err := d.Conn.Open(ctx)
@@ -169,13 +174,15 @@ type redfishLink struct {
 
 // find resolves the one system of the target.
 func (d *redfishDriver) find(ctx context.Context) error {
-	const root = "/redfish/v1"
 	var service struct {
 		Systems redfishLink `json:"Systems"`
 		Events  redfishLink `json:"EventService"`
 	}
-	if _, err := d.get(ctx, root+"/", &service); err != nil {
-		return err
+	// As the login read it; some tell more of it to who is in.
+	if root := d.transport.takeRoot(); root == nil || json.Unmarshal(root, &service) != nil || service.Systems.ID == "" {
+		if _, err := d.get(ctx, rootPath+"/", &service); err != nil {
+			return err
+		}
 	}
 	d.eventService = d.local(service.Events.ID)
 	if service.Systems.ID == "" {
@@ -225,11 +232,7 @@ func (d *redfishDriver) get(ctx context.Context, uri string, v any) (http.Header
 		return nil, err
 	}
 	defer response.Body.Close()
-	body := make([]byte, response.ContentLength) // the transport has read it
-	if _, err := io.ReadFull(response.Body, body); err != nil {
-		return nil, fmt.Errorf("read %s: %w", uri, err)
-	}
-	if err := json.Unmarshal(body, v); err != nil {
+	if err := json.Unmarshal(response.Body.(*readBody).all, v); err != nil {
 		return nil, fmt.Errorf("%w: read %s: %s", badShape, uri, oneLine(err))
 	}
 	return response.Header, nil

@@ -55,7 +55,7 @@ func (d *redfishDriver) listen(ctx context.Context) (*redfishStream, error) {
 	// whether the BMC is still there.
 	dialer := &tls.Dialer{
 		NetDialer: &net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 30 * time.Second, Count: 4}},
-		Config:    d.transport.base.TLSClientConfig,
+		Config:    d.transport.tls,
 	}
 	conn, err := dialer.DialContext(ctx, "tcp", d.address.hostPort())
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 )
 
 // redfishSystem is the part of a ComputerSystem that power is about.
@@ -26,11 +27,16 @@ func (d *redfishDriver) PowerStateGet(ctx context.Context) (state string, err er
 	err = d.again(ctx, func() error {
 		var system redfishSystem
 		_, err := d.get(ctx, d.transport.system, &system)
-		state = system.Power
+		if state = system.Power; err == nil {
+			d.seen, d.seenAt = &system, time.Now()
+		}
 		return err
 	})
 	return state, err
 }
+
+// seenFor is how long what was just seen serves the command that it was asked for.
+const seenFor = time.Second
 
 // resetTypes say what to send, the first that the BMC allows. The button comes
 // last: it means the other thing when the state has just changed.
@@ -51,9 +57,16 @@ func (d *redfishDriver) PowerSet(ctx context.Context, state string) (bool, error
 		want = PowerOn
 	}
 	err := d.again(ctx, func() error {
-		var system redfishSystem
-		if _, err := d.get(ctx, d.transport.system, &system); err != nil || powerState(system.Power) == want {
-			return err
+		system := d.seen
+		d.seen = nil
+		if system == nil || time.Since(d.seenAt) > seenFor {
+			system = &redfishSystem{}
+			if _, err := d.get(ctx, d.transport.system, system); err != nil {
+				return err
+			}
+		}
+		if powerState(system.Power) == want {
+			return nil
 		}
 		reset := system.Actions.Reset
 		if len(reset.Allowed) == 0 && reset.Info != "" {

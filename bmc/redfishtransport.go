@@ -29,6 +29,7 @@ const answerMost = 4 << 20
 // reduces to text.
 type redfishTransport struct {
 	base *http.Transport
+	tls  *tls.Config
 	bad  *BadAnswers
 	log  *slog.Logger
 
@@ -48,6 +49,18 @@ type redfishTransport struct {
 	change string
 
 	system string // the path of the one that is meant
+	root   []byte // the service root that the login read, until that is known
+}
+
+const rootPath = "/redfish/v1"
+
+// takeRoot is the service root as the login read it; nil where it did not.
+func (r *redfishTransport) takeRoot() []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	root := r.root
+	r.root = nil
+	return root
 }
 
 // tlsConfig believes exactly one leaf certificate. BMC certificates are
@@ -59,8 +72,9 @@ func tlsConfig(host string, pin inventory.Digest) *tls.Config {
 		MinVersion:         tls.VersionTLS12,
 		// Without the hybrid of ML-KEM, whose greeting needs a second packet: small
 		// TLS stacks wait for the rest of one that they take for whole, and the key
-		// is what the pin vouches for.
-		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384},
+		// is what the pin vouches for. And without X25519, which costs Go half as much
+		// again as P-256, which each TLS stack has to have (RFC 8446, 9.1; RFC 8422, 5.1.1).
+		CurvePreferences: []tls.CurveID{tls.CurveP256, tls.CurveP384},
 		VerifyConnection: func(state tls.ConnectionState) error {
 			if len(state.PeerCertificates) == 0 {
 				return &PinError{Host: host, Want: pin}
@@ -103,23 +117,31 @@ func Fingerprint(ctx context.Context, rawURL string) (inventory.Digest, error) {
 }
 
 func newRedfishTransport(a address, t Target) *redfishTransport {
-	dialer := &net.Dialer{Timeout: 10 * time.Second}
-	return &redfishTransport{
-		bad: t.Bad,
-		log: t.Log,
-		ctx: context.Background(),
-		base: &http.Transport{
-			DialContext:           dialer.DialContext,
-			TLSClientConfig:       tlsConfig(a.hostPort(), t.Pin),
-			TLSHandshakeTimeout:   15 * time.Second,
-			ResponseHeaderTimeout: callTimeout,
-			IdleConnTimeout:       30 * time.Second,
-			MaxConnsPerHost:       1,
-			ReadBufferSize:        2 << 10, // answers are read at once, thousands of connections stay open
-			WriteBufferSize:       1 << 10,
-			DisableCompression:    true, // some ETags change with it
-		},
+	r := &redfishTransport{bad: t.Bad, log: t.Log, tls: tlsConfig(a.hostPort(), t.Pin)}
+	r.rest()
+	return r
+}
+
+// rest closes the connection and lets go of what only requests need: some KB, where
+// thousands of sessions are kept. The caller sees to it that no request is under way.
+func (r *redfishTransport) rest() {
+	if r.base != nil {
+		r.base.CloseIdleConnections()
 	}
+	r.base = &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSClientConfig:       r.tls,
+		TLSHandshakeTimeout:   15 * time.Second,
+		ResponseHeaderTimeout: callTimeout,
+		IdleConnTimeout:       30 * time.Second,
+		MaxConnsPerHost:       1,
+		ReadBufferSize:        2 << 10, // answers are read at once, thousands of connections stay open
+		WriteBufferSize:       1 << 10,
+		DisableCompression:    true, // some ETags change with it
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ctx = context.Background()
 }
 
 // begin starts a call; failed ends it.
@@ -157,12 +179,15 @@ func (r *redfishTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 	ctx := r.ctx
 	r.mu.Unlock()
 
-	out := in.Clone(ctx)
-	out.Close = false
-	out.Header.Del("Connection")
-	if out.Method == http.MethodPost {
-		// gofish adds the resource's ETag to actions; some BMCs answer 412.
-		out.Header.Del("If-Match")
+	out := in.WithContext(ctx)
+	if in.Close || in.Header["Connection"] != nil || in.Method == http.MethodPost && in.Header["If-Match"] != nil {
+		out = in.Clone(ctx)
+		out.Close = false
+		out.Header.Del("Connection")
+		if out.Method == http.MethodPost {
+			// gofish adds the resource's ETag to actions; some BMCs answer 412.
+			out.Header.Del("If-Match")
+		}
 	}
 	began := time.Now()
 	var body []byte
@@ -216,7 +241,7 @@ func (r *redfishTransport) readAll(response *http.Response) (body []byte, err er
 	if response.Request.Method == http.MethodGet && response.StatusCode == http.StatusOK && !isObject(body) {
 		return nil, badJSON
 	}
-	response.Body = io.NopCloser(bytes.NewReader(body))
+	response.Body = &readBody{Reader: bytes.NewReader(body), all: body}
 	response.ContentLength = int64(len(body))
 	return body, nil
 }
@@ -228,6 +253,14 @@ func (r *redfishTransport) basicRefused() bool {
 	defer r.mu.Unlock()
 	return r.basic && !r.offer
 }
+
+// readBody is an answer in memory.
+type readBody struct {
+	*bytes.Reader
+	all []byte
+}
+
+func (*readBody) Close() error { return nil }
 
 // isObject reports whether the bytes are one JSON object, as every resource is.
 func isObject(body []byte) bool {
@@ -248,6 +281,13 @@ func (r *redfishTransport) note(request *http.Request, response *http.Response, 
 	if token := response.Header.Get("X-Auth-Token"); token != "" && request.Method == http.MethodPost {
 		r.mu.Lock()
 		r.token, r.session = token, openedSession(response, body)
+		r.mu.Unlock()
+	}
+	if request.Method == http.MethodGet && response.StatusCode == http.StatusOK && strings.TrimSuffix(request.URL.Path, "/") == rootPath {
+		r.mu.Lock()
+		if r.system == "" {
+			r.root = body
+		}
 		r.mu.Unlock()
 	}
 	hidden := response.StatusCode == http.StatusOK && request.Method == http.MethodGet && isRefusal(body)
