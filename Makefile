@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab test test-long test-boot race fuzz fuzz-ci fuzz-long bench bench-dhcp bench-bmc lint arrows need-go need-root
+.PHONY: help setup build lab test test-long test-boot race fuzz fuzz-ci fuzz-long bench bench-dhcp bench-bmc bench-watch lint arrows need-go need-root
 
 # Who called: under sudo the user, whose Go, caches and work tree these are.
 ROOT := $(filter 0,$(shell id -u))
@@ -91,6 +91,9 @@ bench: need-go ## benchmarks; as root those in network namespaces too
 bench-dhcp: need-root need-go ## DHCP alone, five times, against Kea and dnsmasq (sudo)
 	@./setup.sh packages peers
 	@$(AS_ROOT) $(GO) test -run '^$$' -bench 'Packet|Exchange|Storm|Start|Overload|Flood' -benchtime $(BENCHTIME) -count 5 ./dhcp; status=$$?; $(GIVE); exit $$status
+
+bench-watch: need-go ## a server that watches 10,000 BMCs, each every 300 s: CPU and memory (13 minutes)
+	@$(AS_USER) RECAST_BENCH_BMCS=10000 $(GO) test -run '^$$' -bench Watch -benchtime 1x -timeout 40m ./testenv
 
 bench-bmc: need-go ## 500 BMCs by Redfish and IPMI, five times, against sushy and ipmitool where they are installed
 	@$(AS_USER) $(GO) test -run '^$$' -bench Fleet -benchtime 1x -count 5 ./bmc

@@ -51,6 +51,13 @@ var simBuild = sync.OnceValues(func() (string, error) {
 var simBuilt string
 
 func TestMain(m *testing.M) {
+	if what := os.Getenv(benchBMCs); what != "" {
+		if err := benchServe(what); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	if simBuilt != "" {
 		_ = os.RemoveAll(simBuilt)
@@ -61,7 +68,7 @@ func TestMain(m *testing.M) {
 // simServer is a `recast serve` of its own, on loopback ports that it keeps over
 // restarts, with a rack of simulated machines. Nothing of it needs root.
 type simServer struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	data   string
 	config string
@@ -69,6 +76,8 @@ type simServer struct {
 	listen string // and where it listens
 	api    string
 	bin    string
+	// settings are added to the configuration.
+	settings string
 
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -83,7 +92,7 @@ const (
 	simSecret            = "sim-bmc"
 )
 
-func newSimServer(t *testing.T, change ...func(*simServer)) *simServer {
+func newSimServer(t testing.TB, change ...func(*simServer)) *simServer {
 	t.Helper()
 	if _, err := exec.LookPath("go"); err != nil && os.Getenv("RECAST_BIN") == "" {
 		t.Skip("needs go in the PATH, or RECAST_BIN=/path/to/recast")
@@ -105,7 +114,7 @@ func newSimServer(t *testing.T, change ...func(*simServer)) *simServer {
 	for _, f := range []string{"vmlinuz", "initrd.img"} {
 		simMust(t, os.WriteFile(filepath.Join(ramdisk, f), bytes.Repeat([]byte(f), 1000), 0o644))
 	}
-	simMust(t, os.WriteFile(s.config, fmt.Appendf(nil, "data: %s\nboot: %s\nagent: %s\nramdisk: %s\nsoftOff: 1ms\n", s.data, s.listen, s.api, ramdisk), 0o644))
+	simMust(t, os.WriteFile(s.config, fmt.Appendf(nil, "data: %s\nboot: %s\nagent: %s\nramdisk: %s\nsoftOff: 1ms\n%s", s.data, s.listen, s.api, ramdisk, s.settings), 0o644))
 	if s.log, err = os.Create(filepath.Join(dir, "server.log")); err != nil {
 		t.Fatal(err)
 	}
