@@ -151,6 +151,7 @@ ipxe-amd64.efi    ipxe                   usr/lib/ipxe/ipxe-amd64.efi boot/ipxe.e
 snponly.efi       ipxe                   usr/lib/ipxe/snponly.efi
 undionly.kpxe     ipxe                   usr/lib/ipxe/undionly.kpxe
 ipxe.pxe          ipxe                   usr/lib/ipxe/ipxe.pxe
+ipxe.lkrn         ipxe                   usr/lib/ipxe/ipxe.lkrn boot/ipxe.lkrn
 ipxe-arm64.efi    ipxe                   usr/lib/ipxe/ipxe-arm64.efi
 ipxe-riscv64.efi  ipxe                   usr/lib/ipxe/ipxe-riscv64.efi
 ipxe-loong64.efi  ipxe                   usr/lib/ipxe/ipxe-loong64.efi
@@ -235,6 +236,17 @@ setup_local_loaders() {
 	# In a memdisk: what is embedded as configuration is read without if and for.
 	local_loader x86_64-efi uefi local.efi search search_fs_file fat test boot
 	local_loader i386-pc-pxe bios local.pxe biosdisk boot
+	# What a virtual CD starts with under BIOS; ipxe/disc.go has the names.
+	cat >"$tmp/local/cd.cfg" <<-'END'
+		linux16 /ipxe.krn
+		initrd16 /recast.ipx
+		boot
+		echo "recast: iPXE does not start; restarting"
+		sleep 20
+		reboot
+	END
+	grub-mkimage -O i386-pc-eltorito -p / -c "$tmp/local/cd.cfg" -o $to/.new biosdisk iso9660 linux16 boot echo sleep reboot
+	mv $to/.new $to/cd.img
 }
 
 # local_loader FORMAT CONFIG NAME MODULE...

@@ -26,6 +26,9 @@ type Args struct {
 	MAC inventory.MAC
 	// VLAN is the tag that frames of the interface have; 0: none.
 	VLAN int
+	// IP and Routes of the interface, where no DHCP gives them; zero: it does.
+	IP     netip.Prefix
+	Routes []inventory.Route
 	// Nonce claims an armed machine; Discover lets a stranger post one inventory.
 	// Exactly one of them is set.
 	Nonce, Discover string
@@ -94,6 +97,21 @@ func (a *Args) set(key, value string) error {
 		if a.VLAN, err = strconv.Atoi(value); err != nil || a.VLAN < 1 || a.VLAN > 4094 {
 			return fmt.Errorf("%q is no VLAN: want 1 to 4094", value)
 		}
+	case "ip":
+		if a.IP, err = netip.ParsePrefix(value); err == nil && !a.IP.Addr().Is4() {
+			return fmt.Errorf("%q is no IPv4 address", value)
+		}
+	case "route":
+		to, via, _ := strings.Cut(value, ",")
+		var r inventory.Route
+		if r.To, err = netip.ParsePrefix(to); err == nil {
+			r.Via, err = netip.ParseAddr(via)
+		}
+		if err == nil && (!r.To.Addr().Is4() || !r.Via.Is4()) {
+			return fmt.Errorf("%q is no IPv4 route", value)
+		}
+		r.To = r.To.Masked()
+		a.Routes = append(a.Routes, r)
 	case "syslog":
 		if a.Syslog, err = netip.ParseAddrPort(value); err != nil {
 			return fmt.Errorf("%q is not ADDRESS:PORT", value)

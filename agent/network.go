@@ -31,7 +31,10 @@ const (
 // the first with carrier that gets an address; with a VLAN the VLAN's of that one.
 func network(ctx context.Context, h Hardware, m *modules, args Args, log func(string, ...any)) (string, held, error) {
 	ask, name6 := dhcp, ""
-	if overIPv6(args.URL) {
+	switch {
+	case args.IP.IsValid():
+		ask = args.static
+	case overIPv6(args.URL):
 		ask, name6 = dhcp6, "v6"
 	}
 	if args.VLAN != 0 {
@@ -40,6 +43,9 @@ func network(ctx context.Context, h Hardware, m *modules, args Args, log func(st
 	name, err := awaitNIC(ctx, h, m, args.MAC, log)
 	if err != nil {
 		return "", held{}, err
+	}
+	if name == "" && args.IP.IsValid() {
+		return "", held{}, fmt.Errorf("no interface has the hardware address %s, for which the boot medium has an IP", args.MAC)
 	}
 	for _, nic := range h.nics() {
 		if err := setUp(nic); err != nil {
@@ -68,10 +74,12 @@ func network(ctx context.Context, h Hardware, m *modules, args Args, log func(st
 					continue
 				}
 			}
-			if !asked[nic] {
+			if !asked[nic] && args.IP.IsValid() {
+				log("%s has a link; its address comes from the boot medium", nic)
+			} else if !asked[nic] {
 				log("%s has a link; asking DHCP%s", nic, name6)
-				asked[nic] = true
 			}
+			asked[nic] = true
 			var has held
 			if has, last = ask(ctx, nic); last == nil {
 				log("%s has address %s", nic, address(nic, name6 != ""))
@@ -82,6 +90,8 @@ func network(ctx context.Context, h Hardware, m *modules, args Args, log func(st
 			}
 		}
 		switch {
+		case ctx.Err() != nil && last != nil && args.IP.IsValid():
+			return "", held{}, last
 		case ctx.Err() != nil && last != nil:
 			return "", held{}, fmt.Errorf("no address by DHCP%s in %s: %w; is the DHCP server on this network?", name6, dhcpDeadline, last)
 		case !linked && time.Now().After(carrier):
@@ -147,6 +157,19 @@ func dhcp(ctx context.Context, nic string) (held, error) {
 		}
 	}
 	return held4(nic, lease), nil
+}
+
+// static sets the address that the boot medium gave, for ever.
+func (a Args) static(_ context.Context, nic string) (held, error) {
+	if err := setAddress(nic, a.IP.Addr(), net.CIDRMask(a.IP.Bits(), 32)); err != nil {
+		return held{}, fmt.Errorf("set address %s on %s: %w", a.IP, nic, err)
+	}
+	for _, r := range a.Routes {
+		if err := setRoute(nic, r); err != nil {
+			return held{}, fmt.Errorf("set route to %s by %s on %s: %w", r.To, r.Via, nic, err)
+		}
+	}
+	return held{}, nil
 }
 
 var ourClass = dhcpv4.WithOption(dhcpv4.OptClassIdentifier("recast-agent"))

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv6"
 
@@ -41,6 +42,12 @@ func TestKernelArguments(t *testing.T) {
 		{"a bad place to log to", base + " recast.nonce=n-1 recast.syslog=here", Args{}, "recast.syslog"},
 		{"with a trace", base + " recast.nonce=n-1 recast.trace=1d44f94068682d44", Args{URL: armed.URL, CA: someCA, Nonce: "n-1", Trace: "1d44f94068682d44"}, ""},
 		{"in a VLAN", base + " recast.nonce=n-1 recast.vlan=100", Args{URL: armed.URL, CA: someCA, Nonce: "n-1", VLAN: 100}, ""},
+		{"without DHCP", base + " recast.nonce=n-1 recast.ip=10.0.0.15/23 recast.route=0.0.0.0/0,10.0.0.1 recast.route=10.9.1.1/16,10.0.0.2",
+			Args{URL: armed.URL, CA: someCA, Nonce: "n-1", IP: netip.MustParsePrefix("10.0.0.15/23"), Routes: []inventory.Route{
+				{To: netip.MustParsePrefix("0.0.0.0/0"), Via: netip.MustParseAddr("10.0.0.1")}, {To: netip.MustParsePrefix("10.9.0.0/16"), Via: netip.MustParseAddr("10.0.0.2")}}}, ""},
+		{"an address without a subnet", base + " recast.nonce=n-1 recast.ip=10.0.0.15", Args{}, "recast.ip"},
+		{"an IPv6 address", base + " recast.nonce=n-1 recast.ip=2001:db8::1/64", Args{}, "recast.ip"},
+		{"a route to nowhere", base + " recast.nonce=n-1 recast.route=10.0.0.0/8", Args{}, "recast.route"},
 		{"no VLAN", base + " recast.nonce=n-1 recast.vlan=4095", Args{}, "recast.vlan"},
 		{"a newer server says more", base + " recast.nonce=n-1 recast.colour=blue", armed, ""},
 		{"the last one counts", base + " recast.nonce=n-0 recast.nonce=n-1", armed, ""},
@@ -62,7 +69,7 @@ func TestKernelArguments(t *testing.T) {
 			if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
 				t.Fatalf("error %v, want %q", err, tt.err)
 			}
-			if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+			if diff := cmp.Diff(tt.want, got, cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{}, netip.Addr{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})

@@ -53,6 +53,7 @@ func TestContract(t *testing.T) {
 				{"a call ends with its context", contractContext},
 				{"HTTP Boot is done or unsupported", contractHTTPBoot},
 				{"a medium is inserted, replaced and ejected, or unsupported", contractMedia},
+				{"it offers what it does", contractOffers},
 				{"it says who it is", contractIdentity},
 				{"events are told once, from a cursor on", contractEvents},
 				{"nonsense is refused", contractNonsense},
@@ -65,6 +66,13 @@ func TestContract(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+func contractOffers(t *testing.T, ctx context.Context, s subject) {
+	got, err := s.client.(bmc.Offerer).Offers(ctx)
+	if want := (bmc.Offers{HTTPBoot: s.http, Media: s.medium != nil}); err != nil || got != want {
+		t.Errorf("it offers %+v, %v; want %+v", got, err, want)
 	}
 }
 

@@ -39,7 +39,7 @@ const (
 
 // FakeCall is one call that a Fake received.
 type FakeCall struct {
-	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, events, subscribe, set-account, reset-bmc, sensors, close
+	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, events, offers, subscribe, set-account, reset-bmc, sensors, close
 	Next NextBoot
 	Err  error
 }

@@ -2,13 +2,17 @@ package inventory
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 	"strconv"
+	"strings"
 )
 
 // Boot is how a machine is handed over from the network. It is no part of a
 // generation: it changes the way to what runs, not what runs.
 type Boot struct {
+	// Via is how its BMC makes it boot: BootMedia, BootHTTP; "" is by the network.
+	Via BootVia `json:"via,omitempty"`
 	// Loader is what its firmware loads: LoaderSNPOnly, LoaderIPXE, or the digest
 	// of an imported one; "" is the one that fits most machines.
 	Loader string `json:"loader,omitempty"`
@@ -17,6 +21,39 @@ type Boot struct {
 	// Console are the values of the ramdisk's console= arguments in order, the
 	// last one being /dev/console; none means DefaultConsole.
 	Console []string `json:"console,omitempty"`
+}
+
+// BootVia is what a BMC does so that its machine boots once from us.
+type BootVia string
+
+const (
+	// BootNetwork: PXE or HTTP Boot, as DHCP says; whoever has the hardware address is
+	// the machine (identity L0). Declared as the default, which is "" everywhere else.
+	BootNetwork BootVia = "network"
+	// BootHTTP: UEFI HTTP Boot from an address that the BMC is told, with a one-time
+	// token in it. The machine's own address is DHCP's, anybody's.
+	BootHTTP BootVia = "http"
+	// BootMedia: a virtual CD that holds loader, address and nonce. No DHCP is needed.
+	BootMedia BootVia = "media"
+)
+
+// Identity is how well it is known that who claims a machine is the machine.
+type Identity string
+
+const (
+	// L0: a hardware address, and a nonce that anybody could ask for by it.
+	L0 Identity = "L0"
+	// L1: what the machine booted by came through its BMC, and the BMC says the same
+	// UUID or serial as the machine.
+	L1 Identity = "L1"
+)
+
+// Identity that a machine which boots so can have.
+func (b Boot) Identity() Identity {
+	if b.Via == "" {
+		return L0
+	}
+	return L1
 }
 
 // The loaders that recast brings, by what drives the network card.
@@ -63,7 +100,7 @@ var consoleGrammar = regexp.MustCompile(`^(tty[0-9]{1,2}|(ttyS|ttyAMA|ttyUSB|hvc
 // buildBoot checks how a machine boots by itself; what depends on the rest of a
 // machine is checkBoot's.
 func (s scope) buildBoot(raw rawMachineBoot) Boot {
-	b := Boot{Loader: raw.Loader.V, Local: LocalBoot(raw.Local.V)}
+	b := Boot{Via: BootVia(raw.Via.V), Loader: raw.Loader.V, Local: LocalBoot(raw.Local.V)}
 	if t := raw.Loader; t.given() && b.Loader != LoaderSNPOnly && b.Loader != LoaderIPXE {
 		d, err := ParseDigest(t.V)
 		if b.Loader = string(d); err != nil {
@@ -89,6 +126,9 @@ func (b *builder) buildModel(d *declared[rawModel]) {
 
 // over is the machine's own word, else the model's.
 func (b Boot) over(model Boot) Boot {
+	if b.Via == "" {
+		b.Via = model.Via
+	}
 	if b.Loader == "" {
 		b.Loader = model.Loader
 	}
@@ -105,6 +145,10 @@ func (b Boot) over(model Boot) Boot {
 func (s scope) checkBoot(m *Machine, raw rawMachine) {
 	at := func(t text) int { return max(t.Line, raw.Model.Line) }
 	_, imported := m.Boot.LoaderDigest()
+	if m.Boot.Via == BootNetwork {
+		m.Boot.Via = "" // whatever the model says
+	}
+	s.checkVia(m, raw, at(raw.Boot.Via))
 	if m.Arch != AMD64 && m.Boot.Loader == LoaderSNPOnly {
 		s.problem(at(raw.Boot.Loader), "spec.boot.loader", fmt.Sprintf("there is no snponly for %s", m.Arch), "leave it out, or import one: recast loader import")
 	}
@@ -138,6 +182,40 @@ func (s scope) checkBoot(m *Machine, raw rawMachine) {
 				fmt.Sprintf("network %q has vlan: %d, and Debian's signed GRUB sends no tags", n.Name, n.VLAN),
 				"give the switch port that VLAN without a tag and the machine another Network, or name an imported loader by its digest")
 		}
+	}
+}
+
+// checkVia checks what a boot through the BMC needs, and gives the interface that it
+// goes by its address where nobody else does.
+func (s scope) checkVia(m *Machine, raw rawMachine, line int) {
+	via := m.Boot.Via
+	if via == "" {
+		return
+	}
+	problem := func(what, next string) { s.problem(line, "spec.boot.via", what, next) }
+	_, imported := m.Boot.LoaderDigest()
+	switch {
+	case raw.BMC.Line == 0:
+		problem(fmt.Sprintf("via: %s is done by the BMC, and the machine declares none", via), "declare its bmc, or leave via out")
+	case m.BMC != nil && strings.HasPrefix(m.BMC.URL, "ipmi:"):
+		problem(fmt.Sprintf("via: %s needs Redfish, and its bmc is reached by IPMI", via), "want a bmc.url of redfish://…, or leave via out")
+	case via == BootHTTP && m.Firmware == BIOS:
+		problem("a BIOS has no HTTP Boot", "want via: media, or firmware: uefi")
+	case via == BootHTTP && m.SecureBoot && !imported, via == BootMedia && m.SecureBoot:
+		problem(fmt.Sprintf("what recast brings for via: %s is not signed, and with secureBoot only signed loaders are offered", via), "leave via out; via: http can also be had by an imported loader (boot.loader)")
+	case via == BootMedia && imported:
+		problem("the medium holds recast's own iPXE, not an imported loader", "leave boot.loader out")
+	}
+	if via != BootMedia || len(m.NICs) == 0 {
+		return
+	}
+	nic := &m.NICs[0]
+	n := s.b.network[nic.Network]
+	switch {
+	case nic.MAC == "" || !nic.IP.IsValid() || n == nil:
+		problem("a machine without DHCP needs its address on the medium", "give its first interface mac, network and ip")
+	case n.DHCP == DHCPOff:
+		nic.Static = &Static{Address: netip.PrefixFrom(nic.IP, n.Subnet.Bits()), Gateway: n.Gateway, DNS: n.DNS}
 	}
 }
 

@@ -1,10 +1,12 @@
 package inventory
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 const bootRack = `apiVersion: recast/v1
@@ -61,6 +63,81 @@ func TestAMachineBootsAsItsModelSaysWhereItSaysNothingItself(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"console=hvc0"}, Boot{Console: []string{"hvc0"}}.ConsoleArgs(ARM64)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// viaRack is a machine that may boot through its BMC, on a Network without DHCP.
+const viaRack = `apiVersion: recast/v1
+kind: Network
+metadata: {name: rack1}
+spec: {subnet: 10.20.0.0/23, dhcp: off, gateway: 10.20.0.1, dns: [10.20.0.3]}
+---
+apiVersion: recast/v1
+kind: Model
+metadata: {name: r650}
+spec:
+  boot: {via: media}
+---
+apiVersion: recast/v1
+kind: Machine
+metadata: {name: r1u05}
+spec:
+  nics: [{mac: "52:54:00:00:00:05", network: rack1, ip: 10.20.0.15}]
+`
+
+const viaBMC = "  bmc: {url: \"redfish://10.30.0.15\", credentials: rack1-bmc}\n"
+
+func TestABootThroughTheBMCGivesAddressesWhereNoDHCPDoes(t *testing.T) {
+	static := &Static{Address: netip.MustParsePrefix("10.20.0.15/23"), Gateway: netip.MustParseAddr("10.20.0.1"), DNS: []netip.Addr{netip.MustParseAddr("10.20.0.3")}}
+	off, on := viaRack+viaBMC, strings.Replace(viaRack, "dhcp: off", "dhcp: authoritative", 1)+viaBMC
+	for name, tc := range map[string]struct {
+		text   string
+		via    BootVia
+		static *Static
+	}{
+		"nothing said":            {off, "", nil},
+		"the default":             {off + "  boot: {via: network}\n", "", nil},
+		"media":                   {off + "  boot: {via: media}\n", BootMedia, static},
+		"media, by the model":     {off + "  model: r650\n", BootMedia, static},
+		"its own word":            {off + "  model: r650\n  boot: {via: network}\n", "", nil},
+		"http":                    {off + "  boot: {via: http}\n", BootHTTP, nil},
+		"media where DHCP serves": {on + "  boot: {via: media}\n", BootMedia, nil},
+	} {
+		m, err := machineOf(t, tc.text)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if diff := cmp.Diff(tc.static, m.NICs[0].Static, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); m.Boot.Via != tc.via || diff != "" {
+			t.Errorf("%s: via %q (-want +got)\n%s", name, m.Boot.Via, diff)
+		}
+	}
+}
+
+func TestMistakesInABootThroughTheBMCAreNamed(t *testing.T) {
+	media := viaRack + viaBMC + "  boot: {via: media}\n"
+	digest := "sha256:" + strings.Repeat("ab", 32)
+	for _, tc := range []struct{ name, text, want string }{
+		{"unknown way", viaRack + viaBMC + "  boot: {via: cd}\n", `rack.yaml:18: spec.boot.via: unknown value "cd"; want one of network, http, media`},
+		{"no BMC", viaRack + "  boot: {via: media}\n", `rack.yaml:17: spec.boot.via: via: media is done by the BMC, and the machine declares none; declare its bmc, or leave via out`},
+		{"no BMC, by the model", viaRack + "  model: r650\n", `rack.yaml:17: spec.boot.via: via: media is done by the BMC, and the machine declares none; declare its bmc, or leave via out`},
+		{"IPMI", strings.Replace(media, "redfish:", "ipmi:", 1), `rack.yaml:18: spec.boot.via: via: media needs Redfish, and its bmc is reached by IPMI; want a bmc.url of redfish://…, or leave via out`},
+		{"HTTP Boot of a BIOS", viaRack + viaBMC + "  boot: {via: http}\n  firmware: bios\n", `rack.yaml:18: spec.boot.via: a BIOS has no HTTP Boot; want via: media, or firmware: uefi`},
+		{"no address", strings.Replace(media, ", ip: 10.20.0.15", "", 1), `rack.yaml:18: spec.boot.via: a machine without DHCP needs its address on the medium; give its first interface mac, network and ip`},
+		{"Secure Boot from a medium", media + "  secureBoot: true\n", `rack.yaml:18: spec.boot.via: what recast brings for via: media is not signed, and with secureBoot only signed loaders are offered; leave via out; via: http can also be had by an imported loader (boot.loader)`},
+		{"an imported loader on a medium", viaRack + viaBMC + "  boot: {via: media, loader: \"" + digest + "\"}\n", `rack.yaml:18: spec.boot.via: the medium holds recast's own iPXE, not an imported loader; leave boot.loader out`},
+	} {
+		_, err := machineOf(t, tc.text)
+		if err == nil {
+			t.Errorf("%s: accepted", tc.name)
+			continue
+		}
+		if diff := cmp.Diff(tc.want, err.Error()); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", tc.name, diff)
+		}
+	}
+	if _, err := machineOf(t, viaRack+viaBMC+"  secureBoot: true\n  boot: {via: http, loader: \""+digest+"\"}\n"); err != nil {
+		t.Errorf("HTTP Boot of an imported loader: %v", err)
 	}
 }
 

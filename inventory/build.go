@@ -272,6 +272,9 @@ func (b *builder) buildDefinition(d *declared[rawDefinition]) {
 		d.problem(raw.Evidence.Minimum.Line, "spec.evidence.minimum",
 			fmt.Sprintf("a disk image gives at most read-back, not %s", o.Evidence), "want reported or read-back")
 	}
+	if o.Identity = Identity(raw.Identity.Minimum.V); o.Identity == L0 {
+		o.Identity = ""
+	}
 	if t := raw.Health.Deadline; t.given() {
 		d.duration(t, "spec.health.deadline", &o.HealthDeadline)
 	}

@@ -46,7 +46,7 @@ type Rendered struct {
 }
 
 // RenderedNIC is one interface as the operating system shall configure it.
-// It asks DHCP, which gives the declared address.
+// It asks DHCP, which gives the declared address, but for a static one.
 type RenderedNIC struct {
 	MAC     MAC    `json:"mac"`
 	Network string `json:"network,omitempty"`
@@ -55,4 +55,6 @@ type RenderedNIC struct {
 	// VLAN and Routes of its Network; Routes where DHCP gives none of ours.
 	VLAN   int     `json:"vlan,omitempty"`
 	Routes []Route `json:"routes,omitempty"`
+	// Static where no DHCP gives the address.
+	Static *Static `json:"static,omitempty"`
 }

@@ -218,6 +218,8 @@ type Definition struct {
 	Deadlines map[string]Duration `json:"deadlines"`
 	// Attempts before a machine is failed.
 	Attempts int `json:"attempts"`
+	// Identity is the least that a claim must have; "" L0.
+	Identity Identity `json:"identity,omitempty"`
 }
 
 // Rollout says how a change travels through a Group.
@@ -286,6 +288,15 @@ type NIC struct {
 	// Of its Network: the tag of its frames, and the routes that no DHCP of ours gives.
 	VLAN   int     `json:"vlan,omitempty"`
 	Routes []Route `json:"routes,omitempty"`
+	// Static is its address where no DHCP gives it; nil: one does.
+	Static *Static `json:"static,omitempty"`
+}
+
+// Static is an interface's configuration without DHCP.
+type Static struct {
+	Address netip.Prefix `json:"address"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+	DNS     []netip.Addr `json:"dns,omitempty"`
 }
 
 // BMCRef says where a machine's BMC is. Credentials names a secret whose value

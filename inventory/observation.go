@@ -24,6 +24,7 @@ const (
 	SawTFTP     ObservationKind = "tftp-transfer"
 	SawScript   ObservationKind = "boot-script"
 	SawFile     ObservationKind = "boot-file" // kernel, ramdisk or loader over HTTP
+	SawMedium   ObservationKind = "medium"    // its BMC began to read its virtual medium
 	SawSyslog   ObservationKind = "log"       // a line of the machine's own; Client says which program's
 	SawClaim    ObservationKind = "agent-claim"
 	// A TLS handshake with the agent API that came to nothing.

@@ -56,6 +56,7 @@ type rawDefinition struct {
 	Config     rawConfig   `yaml:"config" doc:"what the operating system is configured with"`
 	Evidence   rawEvidence `yaml:"evidence" doc:"what proves that a machine runs this"`
 	Health     rawHealth   `yaml:"health"`
+	Identity   rawIdentity `yaml:"identity" doc:"how well it must be known which machine it is"`
 	Deadlines  entries     `yaml:"deadlines" form:"deadlines" doc:"how long each step may take, where the default does not fit"`
 	Attempts   number      `yaml:"attempts" doc:"tries before a machine is failed; default 2"`
 }
@@ -105,6 +106,11 @@ type rawHealth struct {
 	Deadline text `yaml:"deadline" form:"duration" doc:"from the first disk boot to healthy; default 20m"`
 }
 
+type rawIdentity struct {
+	Line    int
+	Minimum text `yaml:"minimum" enum:"L0|L1" doc:"L0: its hardware address (the default); L1: what it boots by comes through its BMC, whose UUID or serial it has"`
+}
+
 type rawGroup struct {
 	Line       int
 	Select     entries    `yaml:"select,required" doc:"labels or location fields (site, rack, unit); all must match"`
@@ -143,6 +149,7 @@ type rawModel struct {
 
 type rawMachineBoot struct {
 	Line    int
+	Via     text   `yaml:"via" enum:"network|http|media" doc:"how its BMC makes it boot: from the network, as DHCP says (the default); by UEFI HTTP Boot from an address with a one-time token; or from a virtual CD that holds its address too, without any DHCP"`
 	Loader  text   `yaml:"loader" doc:"snponly: the firmware drives the network card (the default); ipxe: iPXE's own drivers; or the digest of an imported loader"`
 	Local   text   `yaml:"local" enum:"exit|sanboot|silent|grub|http-404" doc:"how it starts its own disk; default sanboot under BIOS, exit under UEFI"`
 	Console []text `yaml:"console" example:"ttyS1,115200n8" doc:"consoles of the ramdisk's kernel, the last one for its messages; default tty0 and ttyS0,115200n8"`

@@ -95,7 +95,7 @@ func (g Generation) Render(m *Machine) (Rendered, error) {
 		r.KernelArgs = append(r.KernelArgs, filled)
 	}
 	for _, n := range m.NICs {
-		nic := RenderedNIC{MAC: n.MAC, Network: n.Network, VLAN: n.VLAN, Routes: n.Routes}
+		nic := RenderedNIC{MAC: n.MAC, Network: n.Network, VLAN: n.VLAN, Routes: n.Routes, Static: n.Static}
 		if n.IP.IsValid() {
 			nic.IP = n.IP.String()
 		}

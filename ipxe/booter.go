@@ -24,6 +24,8 @@ type Client struct {
 	// Machine that DHCP knows it for by its switch port; "" where its hardware
 	// address alone says who it is, and over HTTP.
 	Machine string
+	// Token is the one-time one by whose address it asks; "" none.
+	Token string
 }
 
 // Firmware is a client architecture of DHCP option 93 (RFC 4578 and its

@@ -29,12 +29,16 @@ type Handler struct {
 	Port int
 	// VLAN is the tag of the Network that an address lies in, 0 for none; nil: none has one.
 	VLAN func(netip.Addr) int
+	// Tokens finds what a one-time token leads to; an error is not found. Nil knows none.
+	Tokens func(ctx context.Context, token string) (Once, error)
 	// Turns bounds how many machines fetch the ramdisk at once; nil does not.
 	Turns *Turns
 	// Observe is told of every script and loader; nil discards.
 	Observe func(inventory.Observation)
 	Log     *slog.Logger     // nil discards
 	Now     func() time.Time // nil is time.Now
+
+	discs discs
 }
 
 // Sizes of what a machine may say of itself. SMBIOS strings have at most 64
@@ -58,6 +62,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeScript(w, h.autoexec(remoteAddr(r)))
 	case isLoader:
 		h.loader(w, r, name)
+	case strings.HasPrefix(r.URL.Path, OncePath):
+		h.once(w, r, strings.TrimPrefix(r.URL.Path, OncePath))
 	default:
 		http.NotFound(w, r)
 	}
@@ -76,6 +82,11 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 		writeScript(w, Stub())
 		return
 	}
+	h.scriptOf(w, r, "")
+}
+
+// scriptOf answers a machine, which came with a one-time token or "".
+func (h *Handler) scriptOf(w http.ResponseWriter, r *http.Request, token string) {
 	seen := inventory.Observation{Kind: inventory.SawScript, Remote: remoteAddr(r)}
 	c, try, err := ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -84,7 +95,7 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	c.Remote = seen.Remote
+	c.Remote, c.Token = seen.Remote, token
 	seen.MAC, seen.UUID, seen.Client, seen.Arch, seen.Version = c.MAC, c.UUID, string(c.Loader), uint16(c.Arch), version(r)
 
 	start := h.now()
@@ -100,12 +111,13 @@ func (h *Handler) script(w http.ResponseWriter, r *http.Request) {
 	if err == nil && spec.Kind == SpecRamdisk {
 		if again, waiting, ok := h.Turns.Ask(c.Remote, h.now()); !ok {
 			seen.Detail = h.turnDetail(again, waiting)
-			writeScript(w, RenderTurn(spec, again, waiting, try))
+			writeScript(w, asksBy(token, RenderTurn(spec, again, waiting, try)))
 			h.observe(seen)
 			return
 		}
 	}
 	text, detail, err := answer(spec, err, c, try)
+	text = asksBy(token, text)
 	seen.Detail, seen.Bytes = detail, int64(len(text))
 	if err != nil {
 		seen.Error = err.Error()

@@ -34,6 +34,10 @@ const (
 	// A GRUB without network, which finds what the disk starts with and starts that.
 	LoaderLocalBIOS  = "local.pxe"
 	LoaderLocalAMD64 = "local.efi"
+	// What a disc starts under BIOS: a GRUB that knows two names, and the iPXE that it
+	// starts as a kernel.
+	LoaderCD     = "cd.img"
+	LoaderKernel = "ipxe.lkrn"
 	// Debian's shim, which Microsoft signed, and the GRUB that it loads from beside
 	// itself, by this name.
 	LoaderShimAMD64 = "shimx64.efi"
@@ -68,6 +72,8 @@ var loaderPaths = map[string][]string{
 	LoaderLoong64:    {"usr/lib/ipxe/ipxe-loong64.efi"},
 	LoaderLocalBIOS:  nil,
 	LoaderLocalAMD64: nil,
+	LoaderCD:         nil,
+	LoaderKernel:     {"usr/lib/ipxe/ipxe.lkrn", "boot/ipxe.lkrn"},
 	LoaderShimAMD64:  {"usr/lib/shim/shimx64.efi.signed"},
 	LoaderGRUBAMD64:  {"usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"},
 }

@@ -40,31 +40,10 @@ func Render(spec Spec, c Client, try int) (string, error) {
 }
 
 func renderRamdisk(spec Spec, c Client, try int) (string, error) {
-	kernel, err := checkPath(spec.Kernel)
+	line, fetch, err := ramdiskLines(spec, "")
 	if err != nil {
-		return "", fmt.Errorf("render kernel: %w", err)
+		return "", err
 	}
-	line := []safe{"kernel", kernel}
-	var fetch [][]safe
-	for i, p := range spec.Initrds {
-		path, err := checkPath(p)
-		if err != nil {
-			return "", fmt.Errorf("render ramdisk: %w", err)
-		}
-		name := safe("initrd" + strconv.Itoa(i))
-		// Under UEFI the kernel's stub asks the firmware for the file of this name;
-		// iPXE of before 2020 does not add the argument by itself.
-		line = append(line, "initrd="+name)
-		fetch = append(fetch, []safe{"initrd --name", name, path, "|| goto failed"})
-	}
-	for _, a := range spec.Args {
-		arg, err := checkArg(a)
-		if err != nil {
-			return "", fmt.Errorf("render kernel argument: %w", err)
-		}
-		line = append(line, arg)
-	}
-
 	s := begin(spec, "starting the ramdisk")
 	s.add("imgfree") // what an earlier try left
 	s.add(append(line, "|| goto failed")...)
@@ -82,6 +61,35 @@ func renderRamdisk(spec Spec, c Client, try int) (string, error) {
 	s.add("echo recast: the ramdisk did not start: ${errno}")
 	s.askAgain(try)
 	return s.String(), nil
+}
+
+// ramdiskLines are the commands that fetch kernel and ramdisk, from the server that
+// the script came from or from base.
+func ramdiskLines(spec Spec, base safe) (line []safe, fetch [][]safe, err error) {
+	kernel, err := checkPath(spec.Kernel)
+	if err != nil {
+		return nil, nil, fmt.Errorf("render kernel: %w", err)
+	}
+	line = []safe{"kernel", base + kernel}
+	for i, p := range spec.Initrds {
+		path, err := checkPath(p)
+		if err != nil {
+			return nil, nil, fmt.Errorf("render ramdisk: %w", err)
+		}
+		name := safe("initrd" + strconv.Itoa(i))
+		// Under UEFI the kernel's stub asks the firmware for the file of this name;
+		// iPXE of before 2020 does not add the argument by itself.
+		line = append(line, "initrd="+name)
+		fetch = append(fetch, []safe{"initrd --name", name, base + path, "|| goto failed"})
+	}
+	for _, a := range spec.Args {
+		arg, err := checkArg(a)
+		if err != nil {
+			return nil, nil, fmt.Errorf("render kernel argument: %w", err)
+		}
+		line = append(line, arg)
+	}
+	return line, fetch, nil
 }
 
 // renderLocal hands the machine to its disk, in the declared way or the one that

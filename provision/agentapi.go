@@ -46,11 +46,11 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d := decideClaim(claimQuestion{Key: e.key, Machine: decl, State: m.state, Claim: c, Remote: remote,
-		Lease: lease, Authoritative: net.DHCP == inventory.DHCPAuthoritative, Twin: twin, TwinDeclares: e.declares(twin, c.UUID), Now: e.Now()})
+		Minimum: e.minimumOf(decl.Name), Lease: lease, Authoritative: net.DHCP == inventory.DHCPAuthoritative, Twin: twin, TwinDeclares: e.declares(twin, c.UUID), Now: e.Now()})
 	switch d.Verdict {
 	case ClaimGrant:
 		m.history.saw(sawClaim(c, remote, e.Now(), ""))
-		err = e.handleLocked(ctx, m, Claimed{Claim: d.Claim, Resume: d.Resume})
+		err = e.handleLocked(ctx, m, Claimed{Claim: d.Claim, Resume: d.Resume, Doubt: d.Doubt})
 	case ClaimRepeat:
 	case ClaimReplay:
 		err = e.handleLocked(ctx, m, Noticed{Finding: "a claim nonce was presented again, by another boot or from another address: somebody else has read its boot script"})
@@ -68,6 +68,16 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 	}
 	return inventory.ClaimReply{Machine: decl.Name, Token: e.key.AgentToken(m.state.Intent),
 		LeaseSeconds: e.leaseLeft(m)}, nil
+}
+
+// minimumOf is the least identity that a machine's definition wants; "" any.
+func (e *Engine) minimumOf(name string) inventory.Identity {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if w, ok := e.wanted[name]; ok && w.Definition != nil {
+		return w.Definition.Identity
+	}
+	return ""
 }
 
 func sawClaim(c inventory.Claim, remote netip.Addr, now time.Time, refusal string) inventory.Observation {

@@ -31,6 +31,9 @@ type bootQuestion struct {
 	Seen  time.Time
 	Empty bool
 
+	// Carried: it asks with the one-time token that came through its BMC.
+	Carried bool
+
 	Key      Key
 	Epoch    string
 	AgentURL string         // https://ADDRESS:PORT as the machine reaches us
@@ -62,6 +65,8 @@ func boot(q bootQuestion) ipxe.Spec {
 		return local("its intent is from another store")
 	case !mayBoot(st.Step):
 		return local(fmt.Sprintf("%s, %s", st.Phase, st.Step))
+	case in.Via != "" && !q.Carried:
+		return local(fmt.Sprintf("it boots via %s, and this asks by its hardware address alone", in.Via))
 	}
 	return ramdisk(q, name, "recast.nonce="+q.Key.Nonce(in, in.Boots), fmt.Sprintf("%s, attempt %d", in.Purpose, st.Attempt))
 }

@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -28,6 +29,7 @@ type ClaimDecision struct {
 	Cure    string // what ends a hold
 	Claim   ClaimState
 	Resume  bool
+	Doubt   string // why its identity is less than it could be
 }
 
 // claimQuestion is what decideClaim needs.
@@ -45,6 +47,7 @@ type claimQuestion struct {
 	// declared with it.
 	Twin         string
 	TwinDeclares bool
+	Minimum      inventory.Identity // that its definition wants
 	Now          time.Time
 }
 
@@ -79,6 +82,9 @@ func decideClaim(q claimQuestion) ClaimDecision {
 	if q.Authoritative && q.Lease != q.Machine.Name {
 		return refuse("the claim for %s comes from %s, which is not its lease", q.Machine.Name, q.Remote)
 	}
+	if in.Via == inventory.BootMedia && len(q.Machine.NICs) > 0 && q.Remote != q.Machine.NICs[0].IP {
+		return refuse("the claim for %s comes from %s, and its medium says %s", q.Machine.Name, q.Remote, q.Machine.NICs[0].IP)
+	}
 	if w := q.Machine.Serial; w != "" && w != q.Claim.Serial {
 		return hold("correct its serial in its file, or its nics if they are another machine's, and apply", "%s is declared with serial %q, the machine says %q", q.Machine.Name, w, q.Claim.Serial)
 	}
@@ -89,10 +95,14 @@ func decideClaim(q claimQuestion) ClaimDecision {
 		reason, cure := twins(q.Machine, q.Twin, q.TwinDeclares, q.Claim.UUID)
 		return hold(cure, "%s", reason)
 	}
-	claim := ClaimState{BootID: q.Claim.BootID, UUID: q.Claim.UUID, Serial: q.Claim.Serial,
+	identity, doubt := identityOf(in, q.State.Status.Board, q.Claim.UUID, q.Claim.Serial)
+	if q.Minimum == inventory.L1 && identity != inventory.L1 {
+		return hold("correct that, or take identity: {minimum: L1} out of its definition, and apply", "%s claims with identity %s, and its definition wants L1: %s", q.Machine.Name, identity, cmp.Or(doubt, "it booted from the network"))
+	}
+	claim := ClaimState{Identity: identity, BootID: q.Claim.BootID, UUID: q.Claim.UUID, Serial: q.Claim.Serial,
 		Addr: q.Remote, MAC: q.Claim.MAC, Until: q.Now.Add(LeaseTime)}
 	if in.Claim == nil {
-		return ClaimDecision{Verdict: ClaimGrant, Claim: claim}
+		return ClaimDecision{Verdict: ClaimGrant, Claim: claim, Doubt: doubt}
 	}
 	if in.Claim.UUID != claim.UUID || in.Claim.Serial != claim.Serial {
 		return hold("find the other, which has its hardware address or its boot script", "a second machine claims %s: UUID %q serial %q, the first had %q %q",
@@ -101,7 +111,7 @@ func decideClaim(q claimQuestion) ClaimDecision {
 	if q.State.Status.Restarts >= MaxRestarts {
 		return refuse("%s started the ramdisk %d times in one attempt", q.Machine.Name, MaxRestarts+1)
 	}
-	return ClaimDecision{Verdict: ClaimGrant, Claim: claim, Resume: true}
+	return ClaimDecision{Verdict: ClaimGrant, Claim: claim, Resume: true, Doubt: doubt}
 }
 
 // twins says that two machines have one UUID, whose own it is where one of them

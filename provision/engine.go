@@ -16,6 +16,7 @@ import (
 	"recast/bmc"
 	"recast/image"
 	"recast/inventory"
+	"recast/ipxe"
 	"recast/store"
 )
 
@@ -39,6 +40,12 @@ type Config struct {
 	// Loader says why a machine has no loader to boot by, "" it has one; byHTTP: its
 	// firmware asks by HTTP Boot alone. Nil never says so.
 	Loader func(m *inventory.Machine, byHTTP bool) string
+	// Towards is the address of ours that a host reaches, as a BMC that reads from us;
+	// false where there is none. Nil means none.
+	Towards func(host string) (netip.Addr, bool)
+	// OnceLoader is the path of the loader of a machine that boots by HTTP Boot, below
+	// a one-time token's; nil means recast's own.
+	OnceLoader func(token string, m *inventory.Machine) (string, error)
 	// Dial opens a BMC; nil means bmc.Dial.
 	Dial func(context.Context, bmc.Target) (bmc.Client, error)
 	// SoftOff is how long an operating system may take to shut down before power
@@ -131,6 +138,9 @@ type machine struct {
 	shown atomic.Pointer[State]
 	moves atomic.Uint64 // how often it was changed in a way that may let others start
 
+	offersDue atomic.Int64           // when its BMC may be asked again what it offers
+	offersErr atomic.Pointer[string] // why it did not say
+
 	bmcMu    sync.Mutex    // one conversation at a time about a machine's power
 	boardDue time.Time     // under bmcMu: when to ask which board it is
 	asked    bmcNow        // under bmcMu; void once we did something
@@ -152,6 +162,12 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 	}
 	if c.Loader == nil {
 		c.Loader = func(*inventory.Machine, bool) string { return "" }
+	}
+	if c.Towards == nil {
+		c.Towards = func(string) (netip.Addr, bool) { return netip.Addr{}, false }
+	}
+	if c.OnceLoader == nil {
+		c.OnceLoader = new(ipxe.Handler).OnceLoaderPath
 	}
 	if c.Ramdisk == nil {
 		c.Ramdisk = func(inventory.Arch) RamdiskFiles { return RamdiskFiles{} }
@@ -504,6 +520,9 @@ func (e *Engine) tick(ctx context.Context) {
 // params of a machine's definition, with the defaults where none is left.
 func (e *Engine) params(name string) Params {
 	p := Params{HasBMC: e.hasBMC(name), Attempts: 2}
+	if decl := e.Set().Machine(name); decl != nil {
+		p.Via = decl.Boot.Via
+	}
 	e.mu.RLock()
 	w, ok := e.wanted[name]
 	p.Enforce = ok && w.Group.Power == inventory.PowerEnforce && e.frozen == Freeze{}

@@ -105,6 +105,7 @@ func (s *site) open() {
 			return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.9.9.9")}
 		},
 		AgentPort: 8443, BootPort: 8080, SoftOff: -1, WatchBMCs: s.watch,
+		Towards: func(string) (netip.Addr, bool) { return netip.MustParseAddr("10.9.9.9"), true },
 		Ramdisk: func(inventory.Arch) RamdiskFiles { return RamdiskFiles{Kernel: "/r/vmlinuz", Initrd: "/r/initrd.img"} },
 		Dial: func(ctx context.Context, target bmc.Target) (bmc.Client, error) {
 			_, host, _ := strings.Cut(target.URL, "://")

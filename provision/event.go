@@ -44,6 +44,8 @@ type BootServed struct{}
 type Claimed struct {
 	Claim  ClaimState
 	Resume bool // a later boot of the same attempt
+	// Doubt is why its identity is less than the way it booted by could give; "" none.
+	Doubt string
 }
 
 // Inspected: the ramdisk reported what the machine is; see decideDisk.
@@ -127,9 +129,10 @@ func (Mended) event()     {}
 type Action string
 
 const (
-	ActOff   Action = "power off"
-	ActArm   Action = "set network boot"
-	ActOn    Action = "power on"
+	ActOff Action = "power off"
+	ActArm Action = "set network boot" // or what is declared in its place; see armWords
+	ActOn  Action = "power on"
+	// ActClear takes back what ActArm did.
 	ActClear Action = "clear the boot override"
 	// ActRestore is ActOn for a machine that somebody else switched off, if its board
 	// is still the same.

@@ -39,6 +39,10 @@ type Intent struct {
 	// Boots counts the claims granted under this fence. The nonce of the next
 	// claim is derived from it.
 	Boots int `json:"boots"`
+	// Via is how its BMC makes it boot under this fence, "" from the network; Opened
+	// is when the fence was.
+	Via    inventory.BootVia `json:"via,omitempty"`
+	Opened time.Time         `json:"opened,omitzero"`
 	// Asked: after the last claim a boot script was asked for again.
 	Asked bool `json:"asked,omitempty"`
 	// Erase: the operator named the machine, so its disk may hold something. What
@@ -91,6 +95,8 @@ type ClaimState struct {
 	Addr   netip.Addr `json:"addr,omitzero"`
 	// MAC of the interface it netbooted from; "" in old records.
 	MAC inventory.MAC `json:"mac,omitempty"`
+	// Identity that it has; "" in old records is L0.
+	Identity inventory.Identity `json:"identity,omitempty"`
 	// Until is when the lease ends; the agent stops by itself before that.
 	Until time.Time `json:"until"`
 }
@@ -142,8 +148,9 @@ func (k Key) sum(parts ...string) string {
 // Nonce of the claim after boots granted ones. Derived, not stored: rendering a
 // script writes nothing, and every server gives the same answer. The purpose is
 // in it, and in the token: what booted for one never acts for another.
+// So is the way that it came by: what stands on a medium cannot be asked for.
 func (k Key) Nonce(in *Intent, boots int) string {
-	return k.sum("claim", string(in.Purpose), in.Epoch, in.Machine, strconv.FormatInt(in.Fence, 10), strconv.Itoa(boots))
+	return k.sum("claim"+string(in.Via), string(in.Purpose), in.Epoch, in.Machine, strconv.FormatInt(in.Fence, 10), strconv.Itoa(boots))
 }
 
 // Trace names one attempt in logs, packets, on consoles and in timelines. It is

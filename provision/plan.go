@@ -187,7 +187,16 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 			e.Why += "; of its disk is known what its discovery showed"
 		}
 	}
-	planDisk(&e, m, w, s, image, erase)
+	never, later := bootWay(m, w, st.Offers)
+	if e.Waits == "" {
+		e.Waits = later.String()
+	}
+	if m.Boot.Via == inventory.BootHTTP {
+		e.Why += "; " + httpWarning
+	}
+	if planDisk(&e, m, w, s, image, erase); e.Blocked == "" && never != (Wait{}) {
+		e.leaveOut(never.Why, never.Next)
+	}
 	switch {
 	case e.Blocked != "" || e.Waits != "":
 	case in.Frozen != "":

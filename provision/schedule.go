@@ -182,6 +182,9 @@ func (e *Engine) blocked(r Rollout, machine string) Wait {
 	if why := e.noLoader(decl); why != "" {
 		return Wait{why, "it then goes on by itself"}
 	}
+	if wait := e.bootWayNow(decl, w); wait != (Wait{}) {
+		return wait
+	}
 	if err := e.Store.Writable(); err != nil {
 		return Wait{"the store is read-only: " + err.Error(), "free its disk, or bring its cluster back: it then goes on by itself"}
 	}

@@ -3,6 +3,7 @@ package provision
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ type State struct {
 // Params is what Step needs to know of the declaration.
 type Params struct {
 	HasBMC    bool
+	Via       inventory.BootVia             // how the BMC makes it boot
 	Attempts  int                           // at least 1
 	Deadlines map[string]inventory.Duration // by step; the default for what is not in it
 	Health    time.Duration                 // deadline of starting
@@ -81,6 +83,10 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 		t.noticed(ev)
 	case Looked:
 		t.looked(ev)
+	case Offered:
+		t.offered(ev)
+	case Identified:
+		t.identified(ev)
 	case Reverted:
 		t.reverted()
 	case Mended:
@@ -224,6 +230,10 @@ func (t *transition) await() {
 func (t *transition) fence() {
 	t.Intent.Fence++
 	t.Intent.Boots, t.Intent.Claim, t.Intent.Asked = 0, nil, false
+	t.Intent.Via, t.Intent.Opened = "", t.now
+	if t.p.HasBMC {
+		t.Intent.Via = t.p.Via
+	}
 	if w := t.Intent.Write; w != nil && w.Attempt != t.Status.Attempt {
 		t.Intent.Earlier, t.Intent.Write = &w.Disk, nil
 	}
@@ -260,7 +270,11 @@ func (t *transition) bmcDone(ev BMCDone) {
 	expect := dueAction(t.Status)
 	if ev.Action == ActClear {
 		if ev.Err != "" {
-			t.finding("the boot override still stands: " + ev.Err)
+			what := "the boot override still stands: "
+			if t.Intent.Via == inventory.BootMedia {
+				what = "the boot override, or the virtual medium, still stands: "
+			}
+			t.finding(what + ev.Err)
 		}
 		return
 	}
@@ -276,7 +290,7 @@ func (t *transition) bmcDone(ev BMCDone) {
 		return // late: the machine has moved on
 	}
 	if ev.Err == "" {
-		t.line("bmc", "%s: done", ev.Action)
+		t.line("bmc", "%s: done", t.words(ev.Action))
 	}
 	switch t.Status.Step {
 	case StepPowerOff:
@@ -290,7 +304,7 @@ func (t *transition) bmcDone(ev BMCDone) {
 		return
 	}
 	if ev.Err != "" {
-		t.fail(fmt.Sprintf("%s: %s", ev.Action, ev.Err), !ev.Final)
+		t.fail(fmt.Sprintf("%s: %s", t.words(ev.Action), ev.Err), !ev.Final)
 		if ev.Next != "" && !t.busy() {
 			t.Status.NextAction = strings.Replace(againNext(t.Intent, t.Status.Machine), "mend the cause", ev.Next, 1)
 		}
@@ -305,7 +319,22 @@ func (t *transition) bmcDone(ev BMCDone) {
 		t.enter(StepPowering, "")
 		t.actions = append(t.actions, ActOn)
 	case StepPowering:
-		t.enter(StepBooting, "its firmware asks for a network boot")
+		t.enter(StepBooting, bootsNext(t.Intent.Via))
+	}
+}
+
+// words for what was done to the BMC.
+func (t *transition) words(a Action) string {
+	if a == ActArm {
+		return armWords(t.Intent.Via)
+	}
+	return string(a)
+}
+
+// clear takes back what was armed, once.
+func (t *transition) clear() {
+	if t.p.HasBMC && !slices.Contains(t.actions, ActClear) {
+		t.actions = append(t.actions, ActClear)
 	}
 }
 
@@ -374,10 +403,13 @@ func (t *transition) claimed(ev Claimed) {
 		t.Status.Restarts++
 		t.line("seen", "the ramdisk started again (%d of %d)", t.Status.Restarts, MaxRestarts)
 	}
-	t.enter(StepInspecting, "the ramdisk reports its inventory")
-	if t.p.HasBMC {
-		t.actions = append(t.actions, ActClear)
+	t.Status.Identity = cmp.Or(claim.Identity, inventory.L0)
+	t.Status.Findings = dropFindings(t.Status.Findings, identityPrefix)
+	if ev.Doubt != "" {
+		t.finding(identityPrefix + ev.Doubt)
 	}
+	t.enter(StepInspecting, "the ramdisk reports its inventory")
+	t.clear()
 }
 
 func (t *transition) inspected(ev Inspected) {

@@ -180,6 +180,9 @@ func replay(t *testing.T, text string) string {
 			}
 			s.now = s.now.Add(d)
 			fmt.Fprintln(&out, line)
+		case strings.HasPrefix(line, "via "):
+			s.params.Via = inventory.BootVia(strings.TrimPrefix(line, "via "))
+			fmt.Fprintln(&out, line)
 		case line == "no bmc":
 			s.params.HasBMC = false
 			fmt.Fprintln(&out, line)

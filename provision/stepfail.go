@@ -15,7 +15,11 @@ func (t *transition) rearm(why string) {
 		return
 	}
 	if t.Intent.Rearmed || !t.p.HasBMC {
-		t.fail("no network boot: "+why, true)
+		what := "no network boot: "
+		if t.Intent.Via != "" {
+			what = fmt.Sprintf("no boot via %s: ", t.Intent.Via)
+		}
+		t.fail(what+why, true)
 		return
 	}
 	t.Intent.Rearmed = true
@@ -41,7 +45,11 @@ func (t *transition) ticked() {
 		}
 		t.fail(fmt.Sprintf("not seen off after %s%s", waited, last), true)
 	case StepBooting:
-		t.rearm(fmt.Sprintf("no request for a boot script within %s of power on%s", waited, last))
+		asks := "request for a boot script"
+		if t.Intent.Via == inventory.BootMedia {
+			asks = "request for the ramdisk"
+		}
+		t.rearm(fmt.Sprintf("no %s within %s of power on%s", asks, waited, last))
 	case StepRestarting:
 		t.cycled(BMCDone{Action: dueAction(t.Status), Err: "not done after " + waited.String()})
 	case StepStarting:
@@ -139,9 +147,7 @@ func (t *transition) held() bool {
 	reason := fmt.Sprintf("held by %s: %s", h.Owner, h.Reason)
 	t.line("error", "attempt %d ends: %s", t.Status.Attempt, reason)
 	t.end(reason)
-	if t.p.HasBMC {
-		t.actions = append(t.actions, ActClear)
-	}
+	t.clear()
 	release := "recast release " + t.Status.Machine
 	switch {
 	case t.Status.Phase != Failed && t.Intent.Purpose == PurposeDeploy:
@@ -192,6 +198,9 @@ func (t *transition) damaged(image inventory.Digest, why string) {
 // stop makes the machine failed, with what to do next.
 func (t *transition) stop(reason string) {
 	t.Intent.Live = false
+	if t.Intent.Via != "" {
+		t.clear() // a medium stays in its drive, and in some boot orders, for ever
+	}
 	switch {
 	case t.Intent.Purpose == PurposeWipe && t.Status.Step == StepPowerOff:
 		t.powerOffDone(reason)
@@ -226,8 +235,8 @@ func (t *transition) aborted(ev Aborted) {
 	t.line("operator", "aborted by %s", ev.By)
 	t.Intent.AbortedBy = ev.By
 	t.end("aborted by " + ev.By)
+	t.clear()
 	if t.p.HasBMC {
-		t.actions = append(t.actions, ActClear)
 		if t.Status.Power == "off" && t.Status.Phase != Failed {
 			t.Status.NextAction = "the attempt left it off: recast power on " + t.Status.Machine
 		}

@@ -1,5 +1,7 @@
 package provision
 
+import "recast/inventory"
+
 // written steps come after the read back: the disk is what was declared, and
 // the machine has to start from it.
 func written(step StepName) bool { return step == StepStarting || step == StepRestarting }
@@ -8,6 +10,9 @@ func written(step StepName) bool { return step == StepStarting || step == StepRe
 // silence would mean that it hangs, it is looked at before.
 func (t *transition) awaitSystem() {
 	t.enter(StepStarting, startsNext)
+	if t.Intent.Via == inventory.BootMedia {
+		t.clear() // a server that was killed after the claim has left it in
+	}
 	switch {
 	case !t.p.Reports:
 		t.Status.NextAction += ", else it is taken as running"

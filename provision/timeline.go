@@ -225,16 +225,34 @@ func (e *Engine) Observe(o inventory.Observation) {
 	m := e.machine(name)
 	e.elsewhere.saw(o, name)
 	if o.Kind == inventory.SawSyslog {
+		o.Detail = hideOnce(o.Detail)
 		m.history.log(o)
 		return
 	}
 	m.history.saw(o)
 	e.changes.send(name)
 	// Most of them change nothing: a machine that waits for its turn asks often.
-	if ev := bootEvent(o); ev != nil && e.stirs(m, ev) {
+	ev := bootEvent(o)
+	if in := m.committed().Intent; in != nil && in.Via == inventory.BootMedia && o.Kind == inventory.SawFile && strings.HasPrefix(path.Base(o.Detail), "vmlinuz") {
+		ev = BootServed{} // its script is on its medium
+	}
+	if ev != nil && e.stirs(m, ev) {
 		before := m.committed().Intent
 		e.spawn(func() { e.booted(m, ev, o.Remote, before) })
 	}
+}
+
+// hideOnce leaves one-time tokens out of what a loader says that it fetches.
+func hideOnce(text string) string {
+	before, rest, found := strings.Cut(text, ipxe.OncePath)
+	if !found {
+		return text
+	}
+	end := strings.IndexAny(rest, "/ ?")
+	if end < 0 {
+		end = len(rest)
+	}
+	return before + ipxe.OncePath + "…" + hideOnce(rest[end:])
 }
 
 // stirs tells whether a boot would be told on the timeline, and so on record.

@@ -145,6 +145,9 @@ type Status struct {
 	OffSince time.Time `json:"offSince,omitzero"`
 	// SwitchedOn is when recast switched it on for that, in the last day.
 	SwitchedOn []time.Time `json:"switchedOn,omitempty"`
+	// Identity that the last claim had: L0 or L1.
+	Identity inventory.Identity `json:"identity,omitempty"`
+	Offers   *BMCOffers         `json:"offers,omitempty"` // the ways to boot that its BMC showed
 }
 
 // EntryKind is what a Plan would do with one machine.

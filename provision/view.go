@@ -23,7 +23,19 @@ func (e *Engine) BootSpec(_ context.Context, c ipxe.Client) (ipxe.Spec, error) {
 		net = set.NetworkOf(c.Remote)
 	}
 	e.mu.RUnlock()
-	q := bootQuestion{Client: c, Machine: decl, Key: e.key, Epoch: e.Store.Epoch(),
+	if c.Token != "" {
+		m, _, err := e.tokenBoot(c.Token)
+		if err != nil {
+			return ipxe.Spec{}, err
+		}
+		if m.Boot.Via != inventory.BootHTTP {
+			return ipxe.Spec{}, errNoToken // a medium holds its script, which must not pass the network
+		}
+		if decl == nil || decl.Name != m.Name {
+			return ipxe.Spec{}, fmt.Errorf("the token is that of %s, which does not declare %s", m.Name, c.MAC)
+		}
+	}
+	q := bootQuestion{Carried: c.Token != "", Client: c, Machine: decl, Key: e.key, Epoch: e.Store.Epoch(),
 		CA: e.authority.Digest(), Now: e.Now(), Seen: stray.At, Empty: stray.empty()}
 	if q.Arch = c.Arch.CPU(); q.Machine != nil {
 		q.Arch = q.Machine.Arch

@@ -260,6 +260,7 @@ func TestAFreezeStopsEnforcing(t *testing.T) {
 func TestThePlanSaysWhatEnforceMeans(t *testing.T) {
 	s := newSite(t, 1)
 	s.apply(s.yaml(true))
+	s.await("m1", Deploying, StepBooting) // so that no plan is overtaken by its start
 	plan := func(yaml string) string {
 		t.Helper()
 		p, err := s.Plan(t.Context(), []inventory.File{{Name: "site.yaml", Data: []byte(yaml)}}, nil)

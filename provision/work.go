@@ -116,7 +116,7 @@ func (e *Engine) doAction(ctx context.Context, m *machine, c bmc.Client, a Actio
 	case ActOff:
 		return e.powerOff(ctx, c, s)
 	case ActArm:
-		return c.SetNextBoot(ctx, bmc.NextBoot{Device: bmc.BootNetwork, UEFI: uefi})
+		return e.arm(ctx, m, c, s, uefi)
 	case ActOn:
 		return c.On(ctx)
 	case ActRestore:
@@ -126,11 +126,7 @@ func (e *Engine) doAction(ctx context.Context, m *machine, c bmc.Client, a Actio
 		}
 		return c.On(ctx)
 	case ActClear:
-		next, err := c.NextBoot(ctx)
-		if err != nil || next.Device == bmc.BootDefault {
-			return err
-		}
-		return c.SetNextBoot(ctx, bmc.NextBoot{Device: bmc.BootDefault, UEFI: uefi})
+		return disarm(ctx, c, s, uefi)
 	}
 	return fmt.Errorf("unknown action %q", a)
 }

@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -110,7 +112,7 @@ func metaData(in Input) []byte {
 }
 
 // networkConfig names interfaces by their hardware address and asks DHCP, which
-// knows the declared address. Without set-name every renderer of cloud-init but
+// knows the declared address, where there is any. Without set-name every renderer of cloud-init but
 // netplan writes a configuration for an interface of that key's name, which
 // does not exist.
 func networkConfig(nics []inventory.RenderedNIC) []byte {
@@ -147,18 +149,40 @@ func networkConfig(nics []inventory.RenderedNIC) []byte {
 	return []byte(b.String())
 }
 
-// addresses are what an interface has by DHCP, and the routes that come by none.
+// addresses are what an interface has, by DHCP or where there is none, and the routes
+// that come by none.
 func addresses(b *strings.Builder, n inventory.RenderedNIC) {
-	b.WriteString("    dhcp4: true\n")
+	s := n.Static
+	if s == nil {
+		b.WriteString("    dhcp4: true\n")
+	} else {
+		fmt.Fprintf(b, "    addresses: [%q]\n", s.Address)
+		if len(s.DNS) > 0 {
+			fmt.Fprintf(b, "    nameservers: {addresses: [%s]}\n", strings.Join(quoted(s.DNS), ", "))
+		}
+	}
 	if n.IP6 != "" {
 		b.WriteString("    dhcp6: true\n")
 	}
-	if len(n.Routes) > 0 {
+	routes := n.Routes
+	if s != nil && s.Gateway.IsValid() {
+		// Netplan calls gateway4 deprecated, and cloud-init 22.4 does not know "default".
+		routes = append([]inventory.Route{{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: s.Gateway}}, routes...)
+	}
+	if len(routes) > 0 {
 		b.WriteString("    routes:\n")
 	}
-	for _, r := range n.Routes {
+	for _, r := range routes {
 		fmt.Fprintf(b, "    - {to: %q, via: %q}\n", r.To, r.Via)
 	}
+}
+
+func quoted(addrs []netip.Addr) []string {
+	out := make([]string, len(addrs))
+	for i, a := range addrs {
+		out[i] = strconv.Quote(a.String())
+	}
+	return out
 }
 
 // vendorData wraps a script as vendor data, which cloud-init runs once for each

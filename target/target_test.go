@@ -453,6 +453,40 @@ func TestInterfaceWithoutAnAddressIsLeftOut(t *testing.T) {
 	}
 }
 
+func TestInterfaceWithoutDHCPHasItsAddressInTheConfiguration(t *testing.T) {
+	static := &inventory.Static{Address: netip.MustParsePrefix("10.20.0.15/23"), Gateway: netip.MustParseAddr("10.20.0.1"), DNS: []netip.Addr{netip.MustParseAddr("10.20.0.3"), netip.MustParseAddr("10.20.0.4")}}
+	route := inventory.Route{To: netip.MustParsePrefix("10.30.0.0/16"), Via: netip.MustParseAddr("10.20.0.254")}
+	got := string(networkConfig([]inventory.RenderedNIC{
+		{MAC: "52:54:00:00:00:05", Static: static, Routes: []inventory.Route{route}},
+		{MAC: "52:54:00:00:01:05", VLAN: 100, Static: &inventory.Static{Address: netip.MustParsePrefix("10.20.4.15/24")}},
+	}))
+	want := `version: 2
+ethernets:
+  net0:
+    match: {macaddress: "52:54:00:00:00:05"}
+    set-name: net0
+    addresses: ["10.20.0.15/23"]
+    nameservers: {addresses: ["10.20.0.3", "10.20.0.4"]}
+    routes:
+    - {to: "0.0.0.0/0", via: "10.20.0.1"}
+    - {to: "10.30.0.0/16", via: "10.20.0.254"}
+    optional: false
+  net1:
+    match: {macaddress: "52:54:00:00:01:05"}
+    set-name: net1
+    optional: true
+vlans:
+  net1.100:
+    id: 100
+    link: net1
+    addresses: ["10.20.4.15/24"]
+    optional: true
+`
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
 // In a Network with a VLAN the system adds the tag itself; routes come by DHCP where
 // that is ours, and stand here where it is not.
 func TestInterfaceIsInTheVLANAndHasTheRoutesOfItsNetwork(t *testing.T) {

@@ -27,6 +27,7 @@ type storyView struct {
 		Attempt, Restarts        int
 		LastError, NextAction    string
 		LastSeen, Power          string
+		Identity                 inventory.Identity
 		FailedImage              inventory.Digest
 		Evidence                 struct{ Level, Detail string }
 		Hold                     *struct{ Owner, Reason string }

@@ -102,9 +102,17 @@ say "machine=$machine generation=$generation hostname=$(hostname) variant=$(cat 
 case $first in '#!'*) sh /run/config/user-data >/dev/ttyS0 2>&1 ;; esac
 
 ifconfig lo 127.0.0.1
+# Where there is no DHCP, the address stands in the configuration.
+static=$(sed -n 's,^ *addresses: \["\([0-9./]*\)"\]$,\1,p' /run/config/network-config 2>/dev/null | head -n 1)
+gateway=$(sed -n 's,^ *- {to: "0.0.0.0/0"\, via: "\([0-9.]*\)"}$,\1,p' /run/config/network-config 2>/dev/null | head -n 1)
 for i in /sys/class/net/eth*; do
 	[ -e $i ] || continue
 	ifconfig ${i##*/} up
+	if [ -n "$static" ]; then
+		busybox ip address add "$static" dev ${i##*/}
+		[ -z "$gateway" ] || route add default gw "$gateway" dev ${i##*/}
+		break
+	fi
 	udhcpc -i ${i##*/} -s /etc/udhcpc -t 8 -T 2 -n -x hostname:$(hostname) >/dev/null 2>&1 && break
 done
 address=$(ifconfig | sed -n 's/.*inet addr:\([0-9.]*\) .*/\1/p' | grep -v '^127' | head -n 1)

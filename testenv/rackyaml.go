@@ -25,6 +25,10 @@ type RackDeclare struct {
 	// Hint chooses the disk, as the lines of disk.select; "" for the rack's
 	// smallest disk size as minSize.
 	Hint string
+	// DHCP of the Network; "" authoritative.
+	DHCP inventory.DHCPMode
+	// Via is how the machines boot; "" from the network.
+	Via inventory.BootVia
 	// Only declares these machines; nil all of them.
 	Only []string
 	// Spec is added to the Definition's spec, indented by two spaces; SimulatedSpec
@@ -56,8 +60,12 @@ func (r *Rack) YAML(d RackDeclare) string {
 		fmt.Fprintf(&b, "apiVersion: recast/v1\nkind: %s\nmetadata: {%s}\nspec:\n%s", kind, metadata, spec)
 	}
 	server, _ := r.addresses()
-	doc("Network", "name: lab", fmt.Sprintf("  subnet: %s\n  dhcp: authoritative\n  unknown: %s\n  pool: 10.77.0.100-10.77.0.199\n",
-		server.Masked(), or(string(d.Unknown), string(inventory.UnknownIgnore))))
+	network := fmt.Sprintf("  subnet: %s\n  dhcp: %s\n  unknown: %s\n", server.Masked(),
+		or(string(d.DHCP), string(inventory.DHCPAuthoritative)), or(string(d.Unknown), string(inventory.UnknownIgnore)))
+	if d.DHCP != inventory.DHCPOff {
+		network += "  pool: 10.77.0.100-10.77.0.199\n"
+	}
+	doc("Network", "name: lab", network)
 	for _, group := range r.groups() {
 		digest, arch, hint, more := d.Image, inventory.AMD64, or(d.Hint, "minSize: 64MiB\n"), d.Spec
 		if group != rackGroup {
@@ -98,6 +106,9 @@ func (r *Rack) YAML(d RackDeclare) string {
 				hostKey = fmt.Sprintf(", hostKey: %q", key)
 			}
 			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s, pin: %q%s}\n", m.redfish.URL(), RackSecret, m.redfish.Pin(), hostKey)
+		}
+		if d.Via != "" {
+			spec += fmt.Sprintf("  boot: {via: %s}\n", d.Via)
 		}
 		doc("Machine", fmt.Sprintf("name: %s, labels: {lab: %s}", m.spec.Name, m.group()), spec)
 	}

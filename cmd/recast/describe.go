@@ -280,6 +280,9 @@ func printView(w io.Writer, v provision.View) {
 	if v.BMC != nil {
 		line(w, "BMC", "%s", bmcLine(*v.BMC, now))
 	}
+	if st.Identity != "" {
+		line(w, "Identity", "%s", identityText(v))
+	}
 	if st.Disk != nil {
 		line(w, "Disk", "%s, serial %s, %s", st.Disk.Name, dash(st.Disk.Serial), inventory.DiskSizeText(st.Disk.Size))
 	}
@@ -302,6 +305,17 @@ func printView(w io.Writer, v provision.View) {
 	if st.Facts != nil {
 		printFacts(w, st.Facts)
 	}
+}
+
+// identityText says what the identity is worth that a machine claimed with last.
+func identityText(v provision.View) string {
+	switch {
+	case v.Status.Identity != inventory.L1:
+		return string(v.Status.Identity) + ", its hardware address"
+	case v.Machine != nil && v.Machine.Boot.Via == inventory.BootHTTP:
+		return "L1, by a token over plain HTTP through its BMC: no proof against a listener"
+	}
+	return "L1, through its BMC"
 }
 
 // runningText is what a machine is known to run.

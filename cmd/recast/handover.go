@@ -34,17 +34,31 @@ func (s *server) bootfile(boot ipxe.Boot, port int) func(ipxe.Client, ipxe.Spec,
 // loaderProblem says why a machine has no loader to boot by; "" it has one. byHTTP:
 // its firmware asks by HTTP Boot alone, as far as was seen.
 func (s *server) loaderProblem(m *inventory.Machine, byHTTP bool) string {
+	switch m.Boot.Via {
+	case inventory.BootMedia:
+		return s.loaders.DiscProblem(m.Arch, m.Firmware)
+	case inventory.BootHTTP:
+		byHTTP = true
+	}
 	if d, ok := m.Boot.LoaderDigest(); ok {
 		return s.library.Problem(d, m.Arch, m.SecureBoot, byHTTP)
 	}
-	if !m.SecureBoot {
+	if m.Boot.Via == inventory.BootHTTP && m.Arch == inventory.ARM64 {
+		return ipxe.Boot{Have: s.loaders.Have}.Explain(ipxe.Client{Arch: ipxe.FirmwareARM64HTTP, Loader: ipxe.LoaderHTTP}, ipxe.Spec{Kind: ipxe.SpecRamdisk})
+	}
+	if !m.SecureBoot && m.Boot.Via == "" {
 		return ""
 	}
 	c := ipxe.Client{Arch: ipxe.FirmwareX64UEFI, Loader: ipxe.LoaderFirmware}
 	if byHTTP {
 		c = ipxe.Client{Arch: ipxe.FirmwareX64HTTP, Loader: ipxe.LoaderHTTP}
 	}
-	return ipxe.Boot{Have: s.loaders.Have}.Explain(c, ipxe.Spec{Kind: ipxe.SpecRamdisk, SecureBoot: true})
+	return ipxe.Boot{Have: s.loaders.Have}.Explain(c, ipxe.Spec{Kind: ipxe.SpecRamdisk, SecureBoot: m.SecureBoot})
+}
+
+// onceLoader is the path of a machine's loader below its one-time token's.
+func (s *server) onceLoader(token string, m *inventory.Machine) (string, error) {
+	return s.web.Scripts.OnceLoaderPath(token, m)
 }
 
 // findFile opens what TFTP serves beside loaders: GRUB's configurations, and the

@@ -145,6 +145,18 @@ func routedFrom(subnet netip.Prefix) (netip.Addr, bool) {
 	return from, from.IsValid() && !from.IsUnspecified()
 }
 
+// towards is the address of ours that a host reaches: the one that we send to it
+// from. It sends nothing but a question to a name server, where the host is a name.
+func towards(host string) (netip.Addr, bool) {
+	c, err := net.DialTimeout("udp", net.JoinHostPort(host, "9"), 5*time.Second)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	defer c.Close()
+	from := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().WithZone("")
+	return from, from.IsValid() && !from.IsUnspecified()
+}
+
 // readToken reads the token of operator or metrics, or makes it at first start. record is told
 // before there is a new one.
 func readToken(whose, path string, record func() error) (string, error) {

@@ -218,7 +218,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	}
 	if s.engine, err = provision.Open(ctx, provision.Config{Store: s.store, Images: s.images,
 		KeyFile: filepath.Join(s.Data, "key.age"), Address: s.address, OwnAddresses: localAddrs, AgentPort: agentPort, BootPort: bootPort, SyslogPort: syslogPort,
-		Ramdisk: (&ramdiskFolder{dir: s.ramdiskDir()}).files, Loader: s.loaderProblem, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), WatchBMCs: s.WatchBMCs, Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
+		Ramdisk: (&ramdiskFolder{dir: s.ramdiskDir()}).files, Loader: s.loaderProblem, Towards: towards, OnceLoader: s.onceLoader, Dial: s.dial, SoftOff: cmp.Or(s.SoftOff, -1), WatchBMCs: s.WatchBMCs, Findings: s.findings, Log: s.log}); err != nil { // 0 s is "at once" here, the default there
 		return err
 	}
 	if s.token, err = readToken("operator", filepath.Join(s.Data, "operator.token"), func() error {
@@ -237,7 +237,7 @@ func (s *server) open(ctx context.Context) (err error) {
 		Bootfile: s.bootfile(boot, bootPort)}
 	s.tftp = &tftp.Server{Files: s.loaders, Find: s.findFile, Observe: s.observe, Log: s.log}
 	s.web = &web.Server{Engine: s.engine, Images: s.images,
-		Scripts: &ipxe.Handler{Booter: s.engine, Loaders: s.loaders, Library: s.library, Port: bootPort, VLAN: s.vlanOf, Turns: &ipxe.Turns{Max: cmp.Or(s.Turns, -1)}, Observe: s.observe, Log: s.log},
+		Scripts: &ipxe.Handler{Booter: s.engine, Tokens: s.engine.Once, Loaders: s.loaders, Library: s.library, Port: bootPort, VLAN: s.vlanOf, Turns: &ipxe.Turns{Max: cmp.Or(s.Turns, -1)}, Observe: s.observe, Log: s.log},
 		Ramdisk: http.Dir(s.ramdiskDir()), OperatorToken: s.token, ImageMaxSize: int64(s.Images.MaxSize), Findings: s.findings, Version: version,
 		Malformed: s.malformed,
 		Relayed:   func() map[string]uint64 { return s.dhcp.Stats().Relayed },
