@@ -138,3 +138,44 @@ machines:
 		s.checkSimDisk(m)
 	}
 }
+
+// A rack of both kinds is one that recast takes, whatever its size.
+func TestRackOfBothKindsIsDeclaredByItsYAML(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for _, c := range []struct {
+		yaml             string
+		subnet           string
+		machines, groups int
+	}{
+		{"racks:\n- {name: r1, machines: 3, kind: simulated}\n- {name: r2, machines: 2}\nmachines: {r1u03: {firmware: u-boot}}", "10.77.0.0/24", 5, 3},
+		{"racks:\n- {name: r1, machines: 300, kind: simulated, bmc: none}\n- {name: r2, machines: 2}", "10.77.0.0/16", 302, 2},
+	} {
+		lab, err := ParseLabFile("LAB.yaml", []byte(c.yaml))
+		simMust(t, err)
+		r, err := NewRack(t.Context(), RackOptions{Name: fmt.Sprintf("both-%d-%d", os.Getpid(), e2eNumber.Add(1)), Dir: t.TempDir(), DiskSize: 4 * osMiB, Machines: lab.Machines})
+		simMust(t, err)
+		defer r.Close()
+		images, err := r.SimImages(r.Options.Dir)
+		simMust(t, err)
+		set, err := inventory.Parse([]inventory.File{{Name: "rack.yaml", Data: []byte(r.YAML(RackDeclare{Image: inventory.DigestOf(nil), Simulated: images}))}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(set.Machines) != c.machines || len(set.Groups) != c.groups || set.Networks[0].Subnet.String() != c.subnet {
+			t.Errorf("%d machines in %d groups on %s; want %d in %d on %s", len(set.Machines), len(set.Groups), set.Networks[0].Subnet, c.machines, c.groups, c.subnet)
+		}
+		for _, m := range set.Machines {
+			if m.NICs[0].MAC == "" || !m.NICs[0].IP.IsValid() {
+				t.Errorf("%+v", m)
+			}
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		if left, err := Nets(RackNamespace(r.Options.Name)); err != nil || len(left) != 0 {
+			t.Errorf("left of the rack: %v, %v", left, err)
+		}
+	}
+}
