@@ -5,6 +5,7 @@ package testenv
 import (
 	"context"
 	"io"
+	"sync"
 )
 
 // BootDevice is where a Machine's next start looks first.
@@ -80,6 +81,29 @@ const (
 // called must not wait for the machine.
 type Watched interface {
 	Watch(func(MachineChange))
+}
+
+// watchers is what makes a machine a Watched one.
+type watchers struct {
+	watching sync.Mutex
+	told     []func(MachineChange)
+}
+
+// Watch implements Watched.
+func (w *watchers) Watch(fn func(MachineChange)) {
+	w.watching.Lock()
+	defer w.watching.Unlock()
+	w.told = append(w.told, fn)
+}
+
+// changed tells them. The caller holds no lock of the machine: it may be asked.
+func (w *watchers) changed(c MachineChange) {
+	w.watching.Lock()
+	told := w.told[:len(w.told):len(w.told)]
+	w.watching.Unlock()
+	for _, fn := range told {
+		fn(c)
+	}
 }
 
 // Interrupter is a Machine with an NMI line.

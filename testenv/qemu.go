@@ -85,14 +85,15 @@ type QEMU struct {
 	Net *Net
 	Log *slog.Logger
 
+	watchers
+
 	mu   sync.Mutex // also serialises power changes
 	run  *qemuRun   // nil before the first start; may have ended
 	once BootOnce
 	past []BlockStats // of ended runs
 
-	medium   Medium // in the drive; nil for none
-	nbd      *nbdServer
-	watchers []func(MachineChange)
+	medium Medium // in the drive; nil for none
+	nbd    *nbdServer
 }
 
 // QEMUFirmware is what the machine starts with.

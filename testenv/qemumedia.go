@@ -23,23 +23,6 @@ func qemuCDIndex(boot BootDevice) int {
 	return 200
 }
 
-// Watch implements Watched.
-func (m *QEMU) Watch(fn func(MachineChange)) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.watchers = append(m.watchers, fn)
-}
-
-// changed tells the watchers, without the lock.
-func (m *QEMU) changed(c MachineChange) {
-	m.mu.Lock()
-	watchers := m.watchers[:len(m.watchers):len(m.watchers)]
-	m.mu.Unlock()
-	for _, fn := range watchers {
-		fn(c)
-	}
-}
-
 // NMI implements Interrupter.
 func (m *QEMU) NMI(ctx context.Context) error {
 	m.mu.Lock()

@@ -13,6 +13,8 @@ type SimMachine struct {
 	// Port is its serial port.
 	Port SerialPort
 
+	watchers
+
 	mu         sync.Mutex
 	on         bool
 	once       BootOnce
@@ -20,7 +22,6 @@ type SimMachine struct {
 	starts     []BootOnce
 	stops      int
 	onStart    func(BootOnce)
-	watchers   []func(MachineChange)
 	medium     Medium
 	nmis       int
 }
@@ -67,23 +68,6 @@ func (m *SimMachine) Stops() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.stops
-}
-
-// Watch implements Watched.
-func (m *SimMachine) Watch(fn func(MachineChange)) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.watchers = append(m.watchers, fn)
-}
-
-// changed tells the watchers, without locks.
-func (m *SimMachine) changed(c MachineChange) {
-	m.mu.Lock()
-	watchers := m.watchers[:len(m.watchers):len(m.watchers)]
-	m.mu.Unlock()
-	for _, fn := range watchers {
-		fn(c)
-	}
 }
 
 // NMI implements Interrupter; NMIs counts.
