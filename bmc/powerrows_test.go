@@ -235,6 +235,30 @@ func TestPasswordDoesNotFollowARedirect(t *testing.T) {
 	}
 }
 
+// gofish appends what the BMC calls the path of a session to its address.
+func TestSessionElsewhereIsNotClosedThere(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 100)
+	other := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked <- r.Method + " " + r.URL.Path }))
+	t.Cleanup(other.Close)
+	for _, uri := range []string{"@" + other.Listener.Addr().String() + "/x", ".example/x", "0/x"} {
+		s := newTree(t, nil)
+		s.location = uri
+		c := dial(t, s.target(""))
+		if state, err := c.Power(within(t, 20*time.Second)); err != nil || state != bmc.PowerOff {
+			t.Errorf("%q: %q, %v", uri, state, err)
+		}
+		if err := c.Close(within(t, 20*time.Second)); err != nil {
+			t.Errorf("%q: %v", uri, err)
+		}
+	}
+	select {
+	case what := <-asked:
+		t.Errorf("another host was asked: %s", what)
+	default:
+	}
+}
+
 func TestCertificateOfARestartStopsEverything(t *testing.T) {
 	t.Parallel()
 	b := newRedfish(t, testenv.RedfishOptions{Machine: &testenv.SimMachine{}, Faults: testenv.BMCFaults{Redfish: testenv.RedfishFaults{NewCertificateAtRestart: true}}})

@@ -29,6 +29,7 @@ const answerMost = 4 << 20
 // reduces to text.
 type redfishTransport struct {
 	base *http.Transport
+	host string // with its port: nobody else is asked
 	tls  *tls.Config
 	bad  *BadAnswers
 	log  *slog.Logger
@@ -117,7 +118,7 @@ func Fingerprint(ctx context.Context, rawURL string) (inventory.Digest, error) {
 }
 
 func newRedfishTransport(a address, t Target) *redfishTransport {
-	r := &redfishTransport{bad: t.Bad, log: t.Log, tls: tlsConfig(a.hostPort(), t.Pin)}
+	r := &redfishTransport{host: a.hostPort(), bad: t.Bad, log: t.Log, tls: tlsConfig(a.hostPort(), t.Pin)}
 	r.rest()
 	return r
 }
@@ -173,6 +174,13 @@ func (r *redfishTransport) lastStatus() int {
 
 // RoundTrip implements http.RoundTripper.
 func (r *redfishTransport) RoundTrip(in *http.Request) (*http.Response, error) {
+	// gofish makes addresses of the host and what the BMC calls a path: of "0/x", or of
+	// "@host/", that is another port, or another host, and the token would go there.
+	if in.URL.Host != r.host || in.URL.Scheme != "https" || in.URL.User != nil {
+		r.bad.count(badLink)
+		r.fail(0, fmt.Errorf("%s: %w", in.Method, badLink), badLink)
+		return nil, badLink
+	}
 	r.one.Lock()
 	defer r.one.Unlock()
 	r.mu.Lock()

@@ -27,6 +27,7 @@ type tree struct {
 	mu        sync.Mutex
 	resources map[string]map[string]any
 	writes    []string // METHOD path body
+	location  string   // of the session; "" the usual one
 	on        func(w http.ResponseWriter, method, path string, body map[string]any) bool
 }
 
@@ -66,6 +67,9 @@ func (s *tree) serve(w http.ResponseWriter, r *http.Request) {
 	if strings.HasPrefix(path, "/redfish/v1/SessionService/Sessions") && r.Method != http.MethodGet {
 		w.Header().Set("X-Auth-Token", "t")
 		w.Header().Set("Location", "/redfish/v1/SessionService/Sessions/1")
+		if s.location != "" {
+			w.Header().Set("Location", s.location)
+		}
 		w.WriteHeader(http.StatusCreated)
 		return
 	}
