@@ -59,6 +59,9 @@ func TestMachinesWithoutDHCPArriveByVirtualMedia(t *testing.T) {
 // TestMachineArrivesByHTTPBootFromAOneTimeAddress: DHCP gives it an address, and
 // nothing to boot; what it boots by came through its BMC.
 func TestMachineArrivesByHTTPBootFromAOneTimeAddress(t *testing.T) {
+	if os.Getenv("RECAST_LONG") == "" {
+		t.Skip("boots a machine for minutes: only where RECAST_LONG is set")
+	}
 	s := newStory(t, storySetup{Machines: []RackMachine{{Name: "uefi", Firmware: FirmwareUEFI, BMC: BMCRedfish}}})
 	img := s.image("httpboot")
 	s.ready(img)
