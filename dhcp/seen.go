@@ -22,6 +22,7 @@ var sawKinds = map[dhcpv4.MessageType]inventory.ObservationKind{
 	dhcpv4.MessageTypeNak:      inventory.SawNak,
 	dhcpv4.MessageTypeDecline:  inventory.SawDecline,
 	dhcpv4.MessageTypeRelease:  inventory.SawRelease,
+	dhcpv4.MessageTypeInform:   inventory.SawRequest, // for what goes with an address, boot files included
 }
 
 // seen is what an observation of a packet says of its sender.
@@ -43,9 +44,6 @@ func (s *Server) sawAsked(q *question) {
 		s.counters.count(&s.counters.s.Relayed, q.network.Name)
 	}
 	kind, ok := sawKinds[q.req.kind]
-	if q.req.six != nil && q.req.kind == dhcpv4.MessageTypeInform {
-		kind, ok = inventory.SawRequest, true // firmware may ask so for its boot file
-	}
 	if !ok {
 		return
 	}
@@ -146,6 +144,9 @@ func (s *Server) sawSilence(r *request, network, why string) {
 func introduce(r *request, known bool) string {
 	c := r.client
 	who := string(c.Loader)
+	if r.six == nil && r.kind == dhcpv4.MessageTypeInform {
+		who += ", has an address"
+	}
 	if c.Loader != ipxe.LoaderOS {
 		who += ", architecture " + strconv.Itoa(int(c.Arch))
 	}

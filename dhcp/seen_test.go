@@ -51,6 +51,17 @@ func TestObservationsTellWhoAnsweredAndWhyWeDidNot(t *testing.T) {
 	}
 }
 
+func TestAnAnswerToAnInformHasItsQuestion(t *testing.T) {
+	r := newRig(t, rack())
+	r.put(message(INFORM, macDeclared, ciaddr("10.20.0.15")))
+	eventually(t, "question and answer", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.seen) == 2 })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if q, a := r.seen[0], r.seen[1]; q.Kind != inventory.SawRequest || q.Detail != "os, has an address" || a.Kind != inventory.SawAck {
+		t.Errorf("%s %q, %s", q.Kind, q.Detail, a.Kind)
+	}
+}
+
 func TestRelayedRequestsAreCountedByNetwork(t *testing.T) {
 	r := newRig(t, rack())
 	r.put(message(DISCOVER, macDeclared))

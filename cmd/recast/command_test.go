@@ -317,6 +317,7 @@ func TestConfigurationIsStrict(t *testing.T) {
 		"agent: :8080":                    `recast.yaml:1: agent: boot and agent are both ":8080"; give them two ports`,
 		"log: {level: loud}":              `recast.yaml:1: log.level: unknown level "loud"; want debug, info, warn or error`,
 		"data: /a\ndata: /b":              `recast.yaml:2: data: it is set twice; remove this or line 1`,
+		"data: here":                      `recast.yaml:1: data: "here" is no absolute path; name a folder, such as /var/lib/recast`,
 		"- a":                             `recast.yaml:1: want fields with values here`,
 		"store: {endpoints: x}":           `recast.yaml:1: store.endpoints: bad value "x"; want a list of texts`,
 		"a: 1\nb: 2":                      "recast.yaml:1: a: unknown field; ",

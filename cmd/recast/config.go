@@ -204,8 +204,8 @@ func (p *configParser) check(c config) {
 	if c.Boot == c.Agent {
 		p.problem(p.lines["agent"], "agent", fmt.Sprintf("boot and agent are both %q", c.Boot), "give them two ports")
 	}
-	if c.Data == "" {
-		p.problem(p.lines["data"], "data", "it is empty", "name a folder, such as "+defaultData)
+	if !filepath.IsAbs(c.Data) { // it would be another one wherever the server is started
+		p.problem(p.lines["data"], "data", fmt.Sprintf("%q is no absolute path", c.Data), "name a folder, such as "+defaultData)
 	}
 	if c.Turns < 0 {
 		p.problem(p.lines["turns"], "turns", fmt.Sprintf("%d machines at once", c.Turns), "want a count, or 0 for no bound")

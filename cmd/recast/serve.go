@@ -90,6 +90,7 @@ func openStore(ctx context.Context, c config, log *slog.Logger) (store.Store, er
 	if len(c.Store.Endpoints) == 0 {
 		return store.OpenBolt(c.storeFile(), store.BoltOptions{Log: log})
 	}
+	log.Info("opening the store", "endpoints", c.Store.Endpoints)
 	said := ""
 	for {
 		s, err := store.OpenEtcd(ctx, store.EtcdOptions{Endpoints: c.Store.Endpoints, Hold: fmt.Sprintf("%s (pid %d)", serverName(), os.Getpid()), Log: log})
@@ -171,6 +172,9 @@ func serve(ctx context.Context, c config, reread func() (config, error)) (err er
 	signal.Notify(s.hup, syscall.SIGHUP)
 	defer signal.Stop(s.hup)
 	if err := s.open(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = nil // stopped while it stood by, or waited for its store
+		}
 		return errors.Join(err, s.close())
 	}
 	defer func() { err = errors.Join(err, s.close()) }()

@@ -563,3 +563,17 @@ func TestInterruptEndsWhatWaitsForInput(t *testing.T) {
 		_ = w.Close()
 	}
 }
+
+// A cluster may be away when the server starts.
+func TestAServerThatWaitsForItsStoreSaysSoAndStopsQuietly(t *testing.T) {
+	dir := t.TempDir()
+	config := fmt.Sprintf("boot: 127.0.0.1:%d\nagent: 127.0.0.1:%d\nstore: {endpoints: [\"http://127.0.0.1:%d\"]}\n", freePort(t), freePort(t), freePort(t))
+	if err := os.WriteFile(filepath.Join(dir, "recast.yaml"), []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := launchServer(t, dir)
+	await(t, "a word of the store", func() bool { return strings.Contains(c.text(t), "opening the store") })
+	if err := c.stop(t, syscall.SIGTERM); err != nil || strings.Contains(c.text(t), "recast:") {
+		t.Errorf("it ended with %v and says\n%s", err, c.text(t))
+	}
+}
