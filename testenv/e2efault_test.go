@@ -43,7 +43,9 @@ func TestDamagedImageStartsNoMachine(t *testing.T) {
 
 	here := s.here("r1u01")
 	s.recast("image", "add", img.Path)
-	s.active(p, 5*time.Minute) // by itself
+	// By itself, once the engine has heard of it.
+	s.await("r1u01", "begun again", time.Minute, func(v storyView) bool { return v.Status.Phase != "failed" })
+	s.active(p, 5*time.Minute)
 	s.checkRunning(p.Entries[0], here, img, "one")
 	s.checkDisk("r1u01", img, storySays("r1u01", "one"))
 	s.sub("and is wiped", func() { s.wiped("r1u01", "LAB0001-0") })
