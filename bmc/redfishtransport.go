@@ -210,11 +210,11 @@ func (r *redfishTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 		if reason == ErrRejected && !errors.Is(err, ErrRejected) {
 			reason = ErrUnreachable // no answer came, so none can have refused
 		}
-		r.fail(0, fmt.Errorf("%s %s: %w: %s", out.Method, out.URL.Path, reason, strings.TrimPrefix(oneLine(err), reason.Error()+": ")), err)
-		r.log.Debug("redfish", "method", out.Method, "path", out.URL.Path, "error", err)
+		r.fail(0, fmt.Errorf("%s %s: %w: %s", out.Method, out.URL.EscapedPath(), reason, strings.TrimPrefix(oneLine(err), reason.Error()+": ")), err)
+		r.log.Debug("redfish", "method", out.Method, "path", out.URL.EscapedPath(), "error", err)
 		return nil, err
 	}
-	r.log.Debug("redfish", "method", out.Method, "path", out.URL.Path, "status", response.StatusCode, "took", time.Since(began))
+	r.log.Debug("redfish", "method", out.Method, "path", out.URL.EscapedPath(), "status", response.StatusCode, "took", time.Since(began))
 	if err := r.note(out, response, body); err != nil {
 		return nil, err
 	}
@@ -317,7 +317,7 @@ func (r *redfishTransport) note(request *http.Request, response *http.Response, 
 		Reason: httpReason(response.StatusCode, id, text),
 		Code:   oneLine(errors.New(id)), Message: oneLine(errors.New(text)), Status: response.StatusCode,
 		After: retryAfter(response.Header.Get("Retry-After"), time.Now()),
-		what:  request.Method + " " + request.URL.Path,
+		what:  request.Method + " " + request.URL.EscapedPath(),
 	}
 	r.fail(response.StatusCode, answer, nil)
 	if hidden {
