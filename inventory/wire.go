@@ -211,7 +211,21 @@ type JobImage struct {
 	Size     int64    `json:"size"`     // of the unpacked image, bytes
 	Manifest Digest   `json:"manifest"` // of the manifest file
 	Pack     Digest   `json:"pack"`     // of the pack file
-	URLs     []string `json:"urls"`     // bases: GET base/<digest hex> serves manifest and pack
+	URLs     []string `json:"urls"`     // bases: GET base/<digest hex> serves each file named here
+	// Index of the image's blocks, by which the agent finds on the disk what moved;
+	// "" for none: then it looks for whole chunks in their places.
+	Index Digest `json:"index,omitzero"`
+	// Difference to the image that the disk is believed to hold; nil for none. It
+	// needs Index. A disk that holds something else only fetches more.
+	Difference *JobDifference `json:"difference,omitempty"`
+}
+
+// JobDifference names the files of a difference between two images.
+type JobDifference struct {
+	List     Digest `json:"list"`     // of the list: which blocks it holds
+	Pack     Digest `json:"pack"`     // of their bytes
+	From     Digest `json:"from"`     // image that holds the others
+	FromSize int64  `json:"fromSize"` // of that image, unpacked, bytes: how far the disk is looked at
 }
 
 // JobConfig is a ready-made volume (vfat or iso9660) with its digest.
