@@ -129,6 +129,19 @@ func (e *Engine) Views() []View {
 	return out
 }
 
+// AtWork names the machines with a BMC that are being changed now.
+func (e *Engine) AtWork() map[string]bool {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	out := map[string]bool{}
+	for name, m := range e.machines {
+		if decl := e.set.Machine(name); decl != nil && decl.BMC != nil && Busy(m.committed().Status.Phase) {
+			out[name] = true
+		}
+	}
+	return out
+}
+
 // Rollouts that are recorded, by group.
 func (e *Engine) Rollouts() []Rollout {
 	e.mu.RLock()

@@ -3,10 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"time"
 
 	"recast/bmc"
 	"recast/console"
-	"recast/provision"
 )
 
 // openConsole opens a machine's serial line at its BMC.
@@ -19,6 +19,10 @@ func hopeless(err error) bool {
 	return errors.Is(err, bmc.ErrUnsupported) || errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrLockedOut) || errors.Is(err, bmc.ErrPin)
 }
 
+// consoleLook is the least time from one look at the machines to the next: in a storm
+// each of 10,000 changes many times a second.
+const consoleLook = time.Second
+
 // keepConsoles has a console open for as long as recast is at work on its machine,
 // so that what a failed one said can be read afterwards.
 func (s *server) keepConsoles(ctx context.Context) error {
@@ -27,29 +31,29 @@ func (s *server) keepConsoles(ctx context.Context) error {
 	}
 	defer s.console.Wait()
 	changes := s.engine.Watch(ctx)
+	pause := time.NewTicker(consoleLook)
+	defer pause.Stop()
 	kept := map[string]bool{}
-	look := func(v provision.View) {
-		busy := v.Machine != nil && v.Machine.BMC != nil && provision.Busy(v.Status.Phase)
-		if kept[v.Name] == busy {
-			return
+	for more := true; more; {
+		busy := s.engine.AtWork()
+		for name := range kept {
+			if !busy[name] {
+				s.console.Keep(name, false)
+			}
 		}
-		kept[v.Name] = busy
-		if !busy {
-			delete(kept, v.Name)
+		for name := range busy {
+			if !kept[name] {
+				s.console.Keep(name, true)
+			}
 		}
-		s.console.Keep(v.Name, busy)
-	}
-	all := func() {
-		for _, v := range s.engine.Views() {
-			look(v)
+		kept = busy
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
 		}
-	}
-	all()
-	for name := range changes {
-		if name == provision.AllMachines {
-			all()
-		} else if v, ok := s.engine.View(name); ok {
-			look(v)
+		_, more = <-changes
+		for more && len(changes) > 0 { // one look is for all of them
+			_, more = <-changes
 		}
 	}
 	return nil

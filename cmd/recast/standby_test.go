@@ -61,7 +61,7 @@ func TestOneServerOfAClusterServes(t *testing.T) {
 	}
 	second := launchServer(t, dirs[1])
 	await(t, "the second to stand by", func() bool { return strings.Contains(second.text(t), "standing by") })
-	if line := second.text(t); !strings.Contains(line, fmt.Sprintf("(pid %d) since", first.Process.Pid)) || strings.Count(line, "\n") != 1 {
+	if line := second.text(t); !strings.Contains(line, fmt.Sprintf("(pid %d) since", first.Process.Pid)) || strings.Count(line, "standing by") != 1 {
 		t.Errorf("it says %q", line)
 	}
 	// A stopped store's verbs keep out of one that is held.
