@@ -33,7 +33,7 @@ var errFleetClosed = errors.New("the server is stopping: no BMC is asked any mor
 type Fleet struct {
 	// Dial opens a Client; nil means the package's Dial.
 	Dial func(context.Context, Target) (Client, error)
-	// Calls in flight at once, over all BMCs; 0 means 64. Half as many again conversations
+	// Calls in flight at once, over all BMCs; 0 means 64. A quarter more conversations
 	// are held at once: each of them holds a connection and some 70 KB.
 	Calls int
 	// Rate of calls a second that begin in one subnet (/24, /64), which is often one
@@ -151,7 +151,7 @@ func (f *Fleet) init() {
 		if f.Log == nil {
 			f.Log = slog.New(slog.DiscardHandler)
 		}
-		f.pool, f.held = make(chan struct{}, f.Calls), make(chan struct{}, f.Calls+f.Calls/2)
+		f.pool, f.held = make(chan struct{}, f.Calls), make(chan struct{}, f.Calls+f.Calls/4)
 		f.boards, f.subnets = map[string]*board{}, map[string]*pace{}
 	})
 }
