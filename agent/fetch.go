@@ -32,7 +32,7 @@ type BadFrameError struct {
 
 func (e *BadFrameError) Error() string {
 	if e.Frame < 0 {
-		return fmt.Sprintf("the manifest was wrong twice: %v", e.Err)
+		return e.Err.Error()
 	}
 	return fmt.Sprintf("frame %d was wrong twice: %v", e.Frame, e.Err)
 }
@@ -113,85 +113,138 @@ func (s *source) again(ctx context.Context, n int, cause error) error {
 }
 
 // manifest fetches, checks and parses the manifest.
-func (s *source) manifest(ctx context.Context) (*pack.Manifest, error) {
-	bad := 0
-	for try := 0; ; try++ {
-		b, err := s.whole(ctx, try, s.image.Manifest, pack.MaxManifestSize)
-		if err == nil {
-			m, perr := s.parse(b)
-			if perr == nil {
-				return m, nil
-			}
-			if bad++; bad == 2 {
-				return nil, &BadFrameError{Frame: -1, Err: perr}
-			}
-			err = perr
+func (s *source) manifest(ctx context.Context) (m *pack.Manifest, err error) {
+	return m, s.file(ctx, "manifest", s.image.Manifest, pack.MaxManifestSize, func(b []byte) error {
+		if m, err = pack.ParseManifest(b); err != nil {
+			return err
 		}
-		if err := s.again(ctx, try+1, err); err != nil {
-			return nil, fmt.Errorf("fetch manifest %s: %w", s.image.Manifest.Short(), err)
+		if m.Digest.String() != s.image.Digest.String() || m.Pack.String() != s.image.Pack.String() || m.Size != s.image.Size {
+			return fmt.Errorf("it describes image %s of %d bytes, the job is for %s of %d", m.Digest, m.Size, s.image.Digest, s.image.Size)
 		}
-	}
+		return nil
+	})
 }
 
-func (s *source) parse(b []byte) (*pack.Manifest, error) {
-	if have := inventory.DigestOf(b); have != s.image.Manifest {
-		return nil, fmt.Errorf("digest %s instead of %s", have, s.image.Manifest)
+// index fetches, checks and parses the index of the image's blocks.
+func (s *source) index(ctx context.Context, m *pack.Manifest) (x *pack.Index, err error) {
+	return x, s.file(ctx, "index", s.image.Index, pack.MaxIndexSize(m), func(b []byte) error {
+		x, err = pack.ParseIndex(b, m)
+		return err
+	})
+}
+
+// difference fetches, checks and parses the list of a difference.
+func (s *source) difference(ctx context.Context, to *pack.Index) (d *pack.Difference, err error) {
+	want := s.image.Difference
+	return d, s.file(ctx, "difference", want.List, pack.MaxManifestSize, func(b []byte) error {
+		if d, err = pack.ParseDifference(b, to); err != nil {
+			return err
+		}
+		if d.Pack.String() != want.Pack.String() {
+			return fmt.Errorf("its pack is %s, the job's %s", d.Pack, want.Pack)
+		}
+		return nil
+	})
+}
+
+// file fetches a whole file and has it parsed if it is the wanted one.
+func (s *source) file(ctx context.Context, what string, file inventory.Digest, limit int64, parse func(b []byte) error) error {
+	bad := 0
+	for try := 0; ; try++ {
+		b, err := s.whole(ctx, try, file, limit)
+		if err == nil {
+			if have := inventory.DigestOf(b); have != file {
+				err = fmt.Errorf("digest %s instead of %s", have, file)
+			} else {
+				err = parse(b)
+			}
+			if err == nil {
+				return nil
+			}
+			if bad++; bad == 2 {
+				return &BadFrameError{Frame: -1, Err: fmt.Errorf("the %s was wrong twice: %w", what, err)}
+			}
+		}
+		if err := s.again(ctx, try+1, err); err != nil {
+			return fmt.Errorf("fetch %s %s: %w", what, file.Short(), err)
+		}
 	}
-	m, err := pack.ParseManifest(b)
-	if err != nil {
-		return nil, err
-	}
-	if m.Digest.String() != s.image.Digest.String() || m.Pack.String() != s.image.Pack.String() || m.Size != s.image.Size {
-		return nil, fmt.Errorf("it describes image %s of %d bytes, the job is for %s of %d", m.Digest, m.Size, s.image.Digest, s.image.Size)
-	}
-	return m, nil
 }
 
 func (s *source) whole(ctx context.Context, try int, file inventory.Digest, limit int64) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	watchdog := time.AfterFunc(stallAfter, cancel)
+	defer watchdog.Stop()
 	body, err := s.open(ctx, try, file, 0, -1)
 	if err != nil {
 		return nil, err
 	}
 	defer body.Close()
-	b, err := io.ReadAll(io.LimitReader(body, limit+1))
+	b, err := io.ReadAll(io.LimitReader(lively{body, watchdog}, limit+1))
 	s.fetched(int64(len(b)))
 	return b, err
 }
 
-// span is a run of chunks whose frames come with one request. Chunks between
-// first and last that are not wanted are read and dropped.
-type span struct{ chunks []int }
+// lively puts the watchdog off with every byte that comes.
+type lively struct {
+	io.Reader
+	watchdog *time.Timer
+}
 
-// spans groups the wanted chunks (ascending) into requests.
-func spans(m *pack.Manifest, wanted []int) []span {
+func (r lively) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b)
+	r.watchdog.Reset(stallAfter)
+	return n, err
+}
+
+// frames are those of one pack: the image's or a difference's.
+type frames struct {
+	pack   inventory.Digest
+	list   []pack.Chunk
+	decode func(i int, frame, dst []byte) ([]byte, error)
+}
+
+func imageFrames(m *pack.Manifest) frames {
+	return frames{inventory.NewDigest(m.Pack), m.Chunks, m.DecodeChunk}
+}
+
+func differenceFrames(d *pack.Difference) frames {
+	return frames{inventory.NewDigest(d.Pack), d.Frames, d.Decode}
+}
+
+// span is a run of frames that come with one request. Frames between first and
+// last that are not wanted are read and dropped.
+type span []int
+
+// spans groups the wanted frames (ascending) into requests.
+func spans(list []pack.Chunk, wanted []int) []span {
 	var out []span
 	for k, i := range wanted {
 		if k > 0 {
 			s := &out[len(out)-1]
-			begin, prev := m.Chunks[s.chunks[0]].Offset, m.Chunks[wanted[k-1]]
+			begin, prev := list[(*s)[0]].Offset, list[wanted[k-1]]
 			end := prev.Offset + int64(prev.Length)
-			if m.Chunks[i].Offset-end <= maxGap && end+int64(m.Chunks[i].Length)-begin <= maxRange {
-				s.chunks = append(s.chunks, i)
+			if list[i].Offset-end <= maxGap && list[i].Offset+int64(list[i].Length)-begin <= maxRange {
+				*s = append(*s, i)
 				continue
 			}
 		}
-		out = append(out, span{chunks: []int{i}})
+		out = append(out, span{i})
 	}
 	return out
 }
 
-// chunks fetches the frames of sp and hands each checked chunk to each, in
+// span fetches the frames of sp and hands what is in them, checked, to each, in
 // order. What was handed over is not fetched again after an interruption. The
 // slice that each gets is used again.
-func (s *source) chunks(ctx context.Context, m *pack.Manifest, sp span, buf *frameBuffer, each func(i int, data []byte) error) error {
-	todo := sp.chunks
+func (s *source) span(ctx context.Context, f frames, sp span, buf *frameBuffer, each func(i int, data []byte) error) error {
+	todo := sp
 	var stop error // an error of each: not the network's
 	badFrame, bad, failures := -1, 0, 0
 	for try := 0; len(todo) > 0; try++ {
 		before := len(todo)
-		err := s.stream(ctx, try, m, todo, buf, func(i int, data []byte) error {
+		err := s.stream(ctx, try, f, todo, buf, func(i int, data []byte) error {
 			if stop = each(i, data); stop != nil {
 				return stop
 			}
@@ -219,7 +272,7 @@ func (s *source) chunks(ctx context.Context, m *pack.Manifest, sp span, buf *fra
 		}
 		failures++
 		if err := s.again(ctx, failures, err); err != nil {
-			return fmt.Errorf("fetch frame %d of pack %s: %w", todo[0], s.image.Pack.Short(), err)
+			return fmt.Errorf("fetch frame %d of pack %s: %w", todo[0], f.pack.Short(), err)
 		}
 	}
 	return nil
@@ -228,7 +281,7 @@ func (s *source) chunks(ctx context.Context, m *pack.Manifest, sp span, buf *fra
 // chunk fetches one chunk.
 func (s *source) chunk(ctx context.Context, m *pack.Manifest, i int) ([]byte, error) {
 	var out []byte
-	err := s.chunks(ctx, m, span{chunks: []int{i}}, &frameBuffer{}, func(_ int, data []byte) error {
+	err := s.span(ctx, imageFrames(m), span{i}, &frameBuffer{}, func(_ int, data []byte) error {
 		out = append(out, data...)
 		return nil
 	})
@@ -239,16 +292,16 @@ type frameBuffer struct{ frame, chunk []byte }
 
 // stream makes one request for the frames of wanted and reads it to its end or
 // first trouble.
-func (s *source) stream(ctx context.Context, try int, m *pack.Manifest, wanted []int, buf *frameBuffer, each func(i int, data []byte) error) error {
+func (s *source) stream(ctx context.Context, try int, f frames, wanted []int, buf *frameBuffer, each func(i int, data []byte) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// A peer that goes silent must not hold a worker until the lease is gone.
 	watchdog := time.AfterFunc(stallAfter, cancel)
 	defer watchdog.Stop()
 
-	at := m.Chunks[wanted[0]].Offset
-	last := m.Chunks[wanted[len(wanted)-1]]
-	body, err := s.open(ctx, try, s.image.Pack, at, last.Offset+int64(last.Length)-at)
+	at := f.list[wanted[0]].Offset
+	last := f.list[wanted[len(wanted)-1]]
+	body, err := s.open(ctx, try, f.pack, at, last.Offset+int64(last.Length)-at)
 	if err != nil {
 		return err
 	}
@@ -257,7 +310,7 @@ func (s *source) stream(ctx context.Context, try int, m *pack.Manifest, wanted [
 		buf.frame, buf.chunk = make([]byte, pack.MaxFrameSize), make([]byte, 0, pack.ChunkSize)
 	}
 	for _, i := range wanted {
-		c := m.Chunks[i]
+		c := f.list[i]
 		if _, err := io.CopyN(io.Discard, body, c.Offset-at); err != nil {
 			return fmt.Errorf("read frame %d: %w", i, err)
 		}
@@ -268,7 +321,7 @@ func (s *source) stream(ctx context.Context, try int, m *pack.Manifest, wanted [
 		}
 		at = c.Offset + int64(c.Length)
 		watchdog.Stop() // a slow disk is not a slow network
-		data, err := m.DecodeChunk(i, buf.frame[:c.Length], buf.chunk)
+		data, err := f.decode(i, buf.frame[:c.Length], buf.chunk)
 		if err != nil {
 			return err
 		}

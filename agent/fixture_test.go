@@ -91,8 +91,10 @@ func gptImage(t testing.TB, size int64, seed uint64) []byte {
 type packed struct {
 	img      []byte
 	m        *pack.Manifest
+	x        *pack.Index
 	pack     []byte
 	manifest []byte
+	index    []byte
 }
 
 func packImage(t testing.TB, img []byte) *packed {
@@ -117,8 +119,15 @@ func packImage(t testing.TB, img []byte) *packed {
 	if p.m, err = pack.ParseManifest(p.manifest); err != nil {
 		t.Fatal(err)
 	}
+	p.x, err = pack.NewIndex(context.Background(), p.m, p.chunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.index = p.x.Encode()
 	return p
 }
+
+func (p *packed) chunk(i int) ([]byte, error) { return p.img[i*MiB:][:p.m.ChunkLen(i)], nil }
 
 func (p *packed) job(urls ...string) inventory.JobImage {
 	return inventory.JobImage{
@@ -130,8 +139,9 @@ func (p *packed) job(urls ...string) inventory.JobImage {
 // bytesServer serves an image's artefacts and can be told to misbehave.
 type bytesServer struct {
 	*httptest.Server
-	p  *packed
-	mu sync.Mutex
+	p     *packed
+	mu    sync.Mutex
+	files map[string]servedFile // by the hex of their digests
 	// spoil is asked with each body before it is sent.
 	spoil func(kind string, off int64, body []byte) []byte
 	// refuse is asked before anything is sent; a status above 0 is the answer.
@@ -141,20 +151,19 @@ type bytesServer struct {
 
 func serveBytes(t testing.TB, p *packed) *bytesServer {
 	t.Helper()
-	s := &bytesServer{p: p}
+	s := &bytesServer{p: p, files: map[string]servedFile{}}
+	s.serve("manifest", p.manifest)
+	s.serve("pack", p.pack)
+	s.serve("index", p.index)
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		kind, content := "", []byte(nil)
-		switch strings.TrimPrefix(r.URL.Path, "/") {
-		case inventory.DigestOf(p.manifest).Hex():
-			kind, content = "manifest", p.manifest
-		case p.m.Pack.Hex():
-			kind, content = "pack", p.pack
-		default:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		file, ok := s.files[strings.TrimPrefix(r.URL.Path, "/")]
+		if !ok {
 			http.NotFound(w, r)
 			return
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
+		kind, content := file.kind, file.content
 		if s.refuse != nil {
 			if code := s.refuse(kind); code > 0 {
 				http.Error(w, "not now", code)
@@ -187,6 +196,17 @@ func serveBytes(t testing.TB, p *packed) *bytesServer {
 	}))
 	t.Cleanup(s.Close)
 	return s
+}
+
+type servedFile struct {
+	kind    string
+	content []byte
+}
+
+func (s *bytesServer) serve(kind string, content []byte) inventory.Digest {
+	d := inventory.DigestOf(content)
+	s.files[d.Hex()] = servedFile{kind, content}
+	return d
 }
 
 // diskFile makes a plain file of size bytes, filled with fill, as a disk.

@@ -3,13 +3,10 @@ package agent
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
-	"sync"
-	"sync/atomic"
+	"runtime"
 	"time"
 
 	"recast/inventory"
@@ -29,8 +26,13 @@ type Work struct {
 	Progress *Progress
 	// HTTP fetches image bytes; nil means ImageHTTP().
 	HTTP *http.Client
-	// Workers is how many chunks are compared, fetched and hashed at once; 0 means 4.
+	// Workers is how many chunks are compared, fetched and hashed at once; 0 means
+	// one for each core, 4 to 16.
 	Workers int
+	// Memory is for blocks that move, in bytes, and half of it for knowing which; 0
+	// means a quarter of what is free. What does not fit is copied to the space
+	// behind the image, or fetched.
+	Memory int64
 	// Log gets one readable line for each step; nil discards.
 	Log func(format string, args ...any)
 
@@ -39,9 +41,9 @@ type Work struct {
 
 // Result is what was read back from the disk.
 type Result struct {
-	// Image is the digest over the declared image: every byte as the disk gave it
-	// back after the flush, but where the partition table stands in this disk's
-	// own form, which Table proves.
+	// Image is the digest of the declared image: every chunk of it was read back
+	// after the flush and has the manifest's sum, but where the partition table
+	// stands in this disk's own form, which Table proves.
 	Image inventory.Digest
 	// Table is the digest over the disk's first and last MiB as read back.
 	Table inventory.Digest
@@ -50,27 +52,6 @@ type Result struct {
 	BootOrder, BootEntry string
 	// Blank is how many bytes were read back as zeros, of a wipe.
 	Blank int64
-}
-
-// Progress is where a write is; reports read it while the write goes on.
-type Progress struct {
-	step                          atomic.Value // inventory.AgentStep
-	done, total, fetched, written atomic.Int64
-	erased                        atomic.Bool
-}
-
-func (p *Progress) begin(step inventory.AgentStep, total int64) {
-	p.done.Store(0)
-	p.total.Store(total)
-	p.step.Store(step)
-}
-
-// fill copies the progress into a report.
-func (p *Progress) fill(r *inventory.Report) {
-	r.Step, _ = p.step.Load().(inventory.AgentStep)
-	r.Done, r.Total = p.done.Load(), p.total.Load()
-	r.Fetched, r.Written = p.fetched.Load(), p.written.Load()
-	r.Erased = p.erased.Load()
 }
 
 // Write makes the disk what the job says, in the one order in which a crash
@@ -93,6 +74,7 @@ func Write(ctx context.Context, w Work) (Result, error) {
 		{"compare the disk with the image", j.compare},
 		{"make the disk unbootable", j.erase},
 		{"write the image", j.body},
+		{"discard the space behind the image", j.discardGap},
 		{"read the image back", j.readBack},
 		{"write the configuration", j.config},
 		{"write the partition table", j.tables},
@@ -120,7 +102,7 @@ func newWriter(w Work) *writer {
 		w.Progress = &Progress{}
 	}
 	if w.Workers <= 0 {
-		w.Workers = 4
+		w.Workers = min(max(4, runtime.NumCPU()), 16)
 	}
 	if w.Log == nil {
 		w.Log = func(string, ...any) {}
@@ -138,8 +120,11 @@ type writer struct {
 	source   source
 	manifest *pack.Manifest
 	table    *pack.Table
-	volume   []byte // the config volume
-	todo     []pack.Decision
+	volume   []byte           // the config volume
+	index    *pack.Index      // nil for none
+	diff     *pack.Difference // nil for none
+	plan     *pack.Plan
+	moved    moved
 	result   Result
 }
 
@@ -209,283 +194,6 @@ func (j *writer) identify(context.Context) error {
 		return err
 	}
 	return SameDisk(j.Job.Disk, id)
-}
-
-// prepare fetches what is needed to know every byte that will stand on the
-// disk: manifest, table, configuration.
-func (j *writer) prepare(ctx context.Context) error {
-	j.Progress.begin(inventory.AgentComparing, j.Job.Image.Size)
-	m, err := j.source.manifest(ctx)
-	if err != nil {
-		return err
-	}
-	j.manifest = m
-	var part *pack.ConfigPart
-	if c := j.Job.Config; c != nil {
-		part = &pack.ConfigPart{Size: c.Size, Label: c.Label}
-		if err := m.CheckDisk(j.size, j.Disk.BlockSize(), part); err != nil {
-			return err
-		}
-		if j.volume, err = j.fetchConfig(ctx); err != nil {
-			return err
-		}
-	}
-	j.table, err = pack.RenderTable(m, func(i int) ([]byte, error) { return j.source.chunk(ctx, m, i) },
-		j.size, j.Disk.BlockSize(), part)
-	return err
-}
-
-func (j *writer) fetchConfig(ctx context.Context) ([]byte, error) {
-	for n := 1; ; n++ {
-		b, err := j.Config(ctx, j.Job.Config.Size)
-		if err == nil {
-			if have := inventory.DigestOf(b); have == j.Job.Config.Digest {
-				return b, nil
-			} else if err = fmt.Errorf("config volume has digest %s, the job is for %s", have.Short(), j.Job.Config.Digest.Short()); n == 2 {
-				return nil, err
-			}
-		}
-		if final(err) {
-			return nil, err
-		}
-		if err := j.source.again(ctx, n, err); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// compare finds what is right already. It reads only.
-func (j *writer) compare(ctx context.Context) error {
-	j.todo = make([]pack.Decision, len(j.manifest.Chunks))
-	right := 0
-	err := pack.Walk(ctx, j.Disk, j.manifest, j.table, j.Workers, func(i int, d pack.Decision) error {
-		j.todo[i] = d
-		if d == pack.Right {
-			right++
-		}
-		j.Progress.done.Add(int64(j.manifest.ChunkLen(i)))
-		return nil
-	})
-	if err == nil {
-		j.Log("%d of %d MiB are on the disk already", right, len(j.todo))
-	}
-	return err
-}
-
-// erase is the point of no return: afterwards no firmware finds anything to
-// start, and no backup table brings the old system back.
-func (j *writer) erase(ctx context.Context) error {
-	if err := j.identify(ctx); err != nil { // the comparison may have taken minutes
-		return err
-	}
-	if err := j.guard(ctx); err != nil {
-		return err
-	}
-	j.Progress.begin(inventory.AgentWriting, j.manifest.Size)
-	j.Progress.erased.Store(true)
-	if err := j.zero(ctx, 0, MiB); err != nil {
-		return err
-	}
-	if err := j.zero(ctx, j.size-MiB, j.size); err != nil {
-		return err
-	}
-	block := int64(j.Disk.BlockSize())
-	from := max(MiB, (j.manifest.Size-MiB)/block*block)
-	to := min((j.manifest.Size+block-1)/block*block, j.size-MiB)
-	if err := j.zero(ctx, from, to); err != nil {
-		return err
-	}
-	for i := range j.todo {
-		off := j.manifest.ChunkOffset(i)
-		if j.todo[i] == pack.Right && off+int64(j.manifest.ChunkLen(i)) > from {
-			j.todo[i] = pack.Fetch
-			if _, ours := j.table.Chunks[i]; ours {
-				j.todo[i] = pack.Render
-			} else if j.manifest.Chunks[i].Hole {
-				j.todo[i] = pack.Right // was zeros, is zeros
-			}
-		}
-	}
-	if j.Job.Wipe == inventory.WipeDiscard {
-		gap := j.size - MiB
-		if j.table.ConfigStart > 0 {
-			gap = j.table.ConfigStart
-		}
-		if gap > to {
-			if err := j.discard(ctx, to, gap); err != nil {
-				return fmt.Errorf("discard the space behind the image: %w", err)
-			}
-		}
-	}
-	return j.Disk.Flush()
-}
-
-// body brings every chunk but those of the table to the disk.
-func (j *writer) body(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-
-	var fetch, local []int
-	for i, d := range j.todo {
-		switch d {
-		case pack.Fetch:
-			fetch = append(fetch, i)
-		case pack.Zero, pack.Render:
-			local = append(local, i)
-		default:
-			j.Progress.done.Add(int64(j.manifest.ChunkLen(i)))
-		}
-	}
-	work := make(chan span)
-	var wg sync.WaitGroup
-	for range j.Workers {
-		wg.Go(func() {
-			var buf frameBuffer
-			for sp := range work {
-				if ctx.Err() != nil {
-					continue
-				}
-				err := j.source.chunks(ctx, j.manifest, sp, &buf, func(i int, data []byte) error {
-					return j.put(ctx, i, data)
-				})
-				if err != nil {
-					cancel(err)
-				}
-			}
-		})
-	}
-	wg.Go(func() {
-		for _, i := range local {
-			if err := j.put(ctx, i, nil); err != nil {
-				cancel(err)
-				return
-			}
-		}
-	})
-	for _, sp := range spans(j.manifest, fetch) {
-		work <- sp
-	}
-	close(work)
-	wg.Wait()
-	return context.Cause(ctx)
-}
-
-// put writes one chunk: the table's form where it has one, else data, else
-// zeros. The disk's first and last MiB stay zeros until the very end.
-func (j *writer) put(ctx context.Context, i int, data []byte) error {
-	off, n := j.manifest.ChunkOffset(i), int64(j.manifest.ChunkLen(i))
-	defer j.Progress.done.Add(n)
-	c, ours := j.table.Chunks[i]
-	if ours {
-		data = c.Disk
-	}
-	end := min(off+n, j.size-MiB)
-	switch {
-	case off < MiB || end <= off:
-		return nil
-	case data == nil:
-		return j.zero(ctx, off, end)
-	}
-	return j.writeAt(ctx, data[:end-off], off)
-}
-
-// readBack proves from the disk, not from memory, that every byte arrived.
-func (j *writer) readBack(ctx context.Context) error {
-	if err := j.Disk.Flush(); err != nil {
-		return err
-	}
-	if err := j.Disk.DropCaches(); err != nil {
-		return err
-	}
-	j.Progress.begin(inventory.AgentVerifying, j.manifest.Size)
-	sum := sha256.New()
-	// Reading runs ahead of hashing; both are sequential.
-	type piece struct {
-		i    int
-		data []byte
-		err  error
-	}
-	ahead, free := make(chan piece, 3), make(chan []byte, 4)
-	for range cap(free) {
-		free <- make([]byte, pack.ChunkSize)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	wg.Go(func() {
-		defer close(ahead)
-		for i := range j.manifest.Chunks {
-			var buf []byte
-			select {
-			case buf = <-free:
-			case <-ctx.Done():
-				return
-			}
-			p := piece{i: i, data: buf[:j.manifest.ChunkLen(i)]}
-			_, p.err = j.Disk.ReadAt(p.data, j.manifest.ChunkOffset(i))
-			select {
-			case ahead <- p:
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
-	for p := range ahead {
-		if p.err != nil {
-			return fmt.Errorf("read at byte %d: %w", j.manifest.ChunkOffset(p.i), p.err)
-		}
-		if c, ours := j.table.Chunks[p.i]; ours {
-			if !bytes.Equal(p.data, j.unfinished(p.i, c.Disk)) {
-				return fmt.Errorf("byte %d and following are not what was written", j.manifest.ChunkOffset(p.i))
-			}
-			sum.Write(c.Image)
-		} else {
-			sum.Write(p.data)
-		}
-		j.Progress.done.Add(int64(len(p.data)))
-		free <- p.data[:cap(p.data)]
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	j.result.Image = inventory.NewDigest([sha256.Size]byte(sum.Sum(nil)))
-	if j.result.Image.String() != j.manifest.Digest.String() {
-		return j.blame(ctx)
-	}
-	return nil
-}
-
-// unfinished is what chunk i of the table's reads as before the last step: its
-// parts in the disk's first and last MiB are zeros still.
-func (j *writer) unfinished(i int, disk []byte) []byte {
-	b := slices.Clone(disk)
-	off := j.manifest.ChunkOffset(i)
-	for k := range b {
-		if at := off + int64(k); at < MiB || at >= j.size-MiB {
-			b[k] = 0
-		}
-	}
-	return b
-}
-
-// blame names the first chunk that the disk does not give back as written.
-func (j *writer) blame(ctx context.Context) error {
-	first := len(j.manifest.Chunks)
-	err := pack.Walk(ctx, j.Disk, j.manifest, j.table, j.Workers, func(i int, d pack.Decision) error {
-		if _, ours := j.table.Chunks[i]; !ours && d != pack.Right {
-			first = min(first, i)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if first == len(j.manifest.Chunks) {
-		// Every chunk is the manifest's, and still the sum is not the image's.
-		return &BadFrameError{Frame: -1, Err: errors.New("its chunks do not add up to the image's digest")}
-	}
-	return fmt.Errorf("the disk gives back other bytes than were written, first in the MiB at byte %d", j.manifest.ChunkOffset(first))
 }
 
 func (j *writer) config(ctx context.Context) error {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -433,20 +434,29 @@ func checkAfterCrash(t *testing.T, stop int, have, old, want []byte, image int64
 	}
 }
 
+// losableLease lives until lose is called.
+func losableLease() (l *Lease, lose func()) {
+	start, late := time.Now(), atomic.Bool{}
+	l = NewLease(func() time.Time {
+		if late.Load() {
+			return start.Add(301 * time.Second)
+		}
+		return start
+	})
+	l.Renew(start, 300)
+	return l, func() { late.Store(true) }
+}
+
 func TestLeaseLostMidWrite(t *testing.T) {
 	p := packImage(t, gptImage(t, testImageSize, 1))
 	s := serveBytes(t, p)
 	for _, at := range []int{4, 6, 9} {
 		base, _ := diskFile(t, 16*MiB, 0xA5)
-		now, mu := time.Now(), sync.Mutex{}
-		lease := NewLease(func() time.Time { mu.Lock(); defer mu.Unlock(); return now })
-		lease.Renew(now, 300)
+		lease, lose := losableLease()
 		after := 0
 		d := &opDisk{Disk: base, onOp: func(n int) {
-			mu.Lock()
-			defer mu.Unlock()
 			if n == at {
-				now = now.Add(301 * time.Second)
+				lose()
 			} else if n > at {
 				after++
 			}

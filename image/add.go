@@ -145,7 +145,7 @@ func (s *Store) add(ctx context.Context, r io.Reader, o AddOptions) (_ Info, err
 			s.root.Remove(temp)
 		}
 	}()
-	m, err := pack.Write(ctx, f, unpacked, pack.WriteOptions{MaxSize: o.MaxSize, Progress: func(in, out int64) {
+	index, err := pack.Write(ctx, f, unpacked, pack.WriteOptions{MaxSize: o.MaxSize, Progress: func(in, out int64) {
 		if o.Progress != nil {
 			o.Progress(Progress{Read: src.n.Load(), ReadTotal: o.SourceSize, Unpacked: in, Packed: out})
 		}
@@ -153,6 +153,7 @@ func (s *Store) add(ctx context.Context, r io.Reader, o AddOptions) (_ Info, err
 	if err != nil {
 		return Info{}, err
 	}
+	m := index.Manifest
 	if m.Layout.Scheme == pack.SchemeNone {
 		return Info{}, fmt.Errorf("%w: neither a GPT nor an MBR at its start", ErrUnknown)
 	}

@@ -57,12 +57,18 @@ func testImage(t testing.TB, size int64, bs int) []byte {
 
 func packed(t testing.TB, img []byte, o WriteOptions) (*Manifest, []byte) {
 	t.Helper()
+	x, b := indexed(t, img, o)
+	return x.Manifest, b
+}
+
+func indexed(t testing.TB, img []byte, o WriteOptions) (*Index, []byte) {
+	t.Helper()
 	var b bytes.Buffer
-	m, err := Write(context.Background(), &b, bytes.NewReader(img), o)
+	x, err := Write(context.Background(), &b, bytes.NewReader(img), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return m, b.Bytes()
+	return x, b.Bytes()
 }
 
 func chunksOf(m *Manifest, pack []byte) func(int) ([]byte, error) {
@@ -406,86 +412,6 @@ func TestManifestOfALargeImageIsCompact(t *testing.T) {
 	}
 }
 
-func TestWalkTellsWhatEachChunkNeeds(t *testing.T) {
-	img := testImage(t, 9*MiB, 512)
-	m, p := packed(t, img, WriteOptions{})
-	table, err := RenderTable(m, chunksOf(m, p), 32*MiB, 512, &ConfigPart{Size: 3 * MiB, Label: "CIDATA"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	disk := make([]byte, 32*MiB)
-	walk := func(disk io.ReaderAt) []Decision {
-		t.Helper()
-		got := make([]Decision, len(m.Chunks))
-		seen := 0
-		if err := Walk(context.Background(), disk, m, table, 3, func(i int, d Decision) error {
-			got[i] = d
-			seen++
-			return nil
-		}); err != nil || seen != len(got) {
-			t.Fatalf("%d chunks, %v", seen, err)
-		}
-		return got
-	}
-	//                 0       1      2      3     4     5     6     7      8
-	blank := []Decision{Render, Fetch, Fetch, Right, Right, Right, Right, Fetch, Render}
-	if diff := cmp.Diff(blank, walk(bytes.NewReader(disk))); diff != "" {
-		t.Errorf("blank disk (-want +got):\n%s", diff)
-	}
-	for i := range disk {
-		disk[i] = 0xa5
-	}
-	noise := []Decision{Render, Fetch, Fetch, Zero, Zero, Zero, Zero, Fetch, Render}
-	if diff := cmp.Diff(noise, walk(bytes.NewReader(disk))); diff != "" {
-		t.Errorf("disk full of noise (-want +got):\n%s", diff)
-	}
-	if diff := cmp.Diff(noise, walk(nil)); diff != "" {
-		t.Errorf("no disk (-want +got):\n%s", diff)
-	}
-	// Do what was said; then all is right, and only then.
-	for i, d := range noise {
-		switch at := disk[i*ChunkSize:][:m.ChunkLen(i)]; d {
-		case Zero:
-			clear(at)
-		case Fetch:
-			copy(at, img[i*ChunkSize:])
-		case Render:
-			copy(at, table.Chunks[i].Disk)
-		}
-	}
-	if diff := cmp.Diff(make([]Decision, 9), walk(bytes.NewReader(disk))); diff != "" {
-		t.Errorf("written disk (-want +got):\n%s", diff)
-	}
-	for i := range m.Chunks {
-		disk[i*ChunkSize+777] ^= 1
-		want := make([]Decision, 9)
-		want[i] = noise[i]
-		if diff := cmp.Diff(want, walk(bytes.NewReader(disk))); diff != "" {
-			t.Errorf("bit flipped in chunk %d (-want +got):\n%s", i, diff)
-		}
-		disk[i*ChunkSize+777] ^= 1
-	}
-}
-
-func TestWalkEndsWithTheFirstError(t *testing.T) {
-	img := testImage(t, 9*MiB, 512)
-	m, _ := packed(t, img, WriteOptions{})
-	none := func(int, Decision) error { return nil }
-	err := Walk(context.Background(), bytes.NewReader(img[:5*MiB]), m, nil, 2, none)
-	if !errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "byte 5242880") {
-		t.Errorf("short disk: %v", err)
-	}
-	err = Walk(context.Background(), bytes.NewReader(img), m, nil, 2, func(i int, d Decision) error { return errBroken })
-	if !errors.Is(err, errBroken) {
-		t.Errorf("callback: %v", err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err = Walk(ctx, bytes.NewReader(img), m, nil, 2, none); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
-	}
-}
-
 func FuzzManifest(f *testing.F) {
 	m, _ := packed(f, testImage(f, 5*MiB, 512), WriteOptions{})
 	f.Add(m.Encode())
@@ -555,14 +481,19 @@ func BenchmarkDecodeChunk(b *testing.B) {
 	}
 }
 
-func BenchmarkWalk(b *testing.B) {
+func BenchmarkScan(b *testing.B) {
 	img := benchImage(b)
-	m, _ := packed(b, img, WriteOptions{})
-	b.SetBytes(int64(len(img)))
-	for b.Loop() {
-		if err := Walk(context.Background(), bytes.NewReader(img), m, nil, 2, func(int, Decision) error { return nil }); err != nil {
-			b.Fatal(err)
-		}
+	x, _ := indexed(b, img, WriteOptions{})
+	m := x.Manifest
+	for name, x := range map[string]*Index{"chunks": nil, "blocks": x} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(img)))
+			for b.Loop() {
+				if _, err := Scan(context.Background(), bytes.NewReader(img), m, x, nil, ScanOptions{Workers: 2}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

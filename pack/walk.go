@@ -9,14 +9,16 @@ import (
 	"sync"
 )
 
-// Decision is what has to happen to one chunk of the disk.
-type Decision int
+// Decision is what has to happen to one chunk of the disk, or to one block.
+type Decision uint8
 
 const (
-	Right  Decision = iota // stands on the disk already
-	Zero                   // shall be zeros: no bytes to fetch
-	Fetch                  // shall be the image's chunk
-	Render                 // shall be Table.Chunks[i].Disk: the table's, not the image's
+	Right     Decision = iota // stands on the disk already
+	Zero                      // shall be zeros: no bytes to fetch
+	Fetch                     // a chunk: from the image's pack; a block: from the difference
+	Render                    // shall be Table.Chunks[i].Disk: the table's, not the image's
+	Elsewhere                 // a block stands on another place of this disk; a chunk is put together from blocks
+	Kept                      // a block whose place is written before: it was copied aside
 )
 
 func (d Decision) String() string {
@@ -29,13 +31,17 @@ func (d Decision) String() string {
 		return "fetch"
 	case Render:
 		return "render"
+	case Elsewhere:
+		return "elsewhere"
+	case Kept:
+		return "kept"
 	}
 	return fmt.Sprintf("Decision(%d)", int(d))
 }
 
 // Decide compares what the disk holds at chunk i with what shall stand there.
-// A nil table stands for the image as it is. It is the one place that says
-// when a chunk is right: first write, re-image and read-back all ask it.
+// A nil table stands for the image as it is. It is the one place that proves a
+// chunk: the read-back asks it.
 func Decide(m *Manifest, t *Table, i int, have []byte) Decision {
 	if t != nil {
 		if c, ok := t.Chunks[i]; ok {
@@ -46,24 +52,37 @@ func Decide(m *Manifest, t *Table, i int, have []byte) Decision {
 		}
 	}
 	c := &m.Chunks[i]
-	if c.Hole {
-		if len(have) == m.ChunkLen(i) && isZero(have) {
-			return Right
-		}
+	blank := len(have) == m.ChunkLen(i) && isZero(have)
+	switch {
+	case c.Hole && blank:
+		return Right
+	case c.Hole:
 		return Zero
-	}
-	if Digest(sha256.Sum256(have)) == c.Sum {
+	case !blank && Digest(sha256.Sum256(have)) == c.Sum:
 		return Right
 	}
 	return Fetch
 }
 
-// Walk reads every chunk's place on the disk and tells each what has to happen
-// there. With a nil disk nothing is read and nothing is right: the answer for a
-// disk that is known to be blank or wrong. The reads run on workers goroutines
-// (at least one), each is called by one at a time, in no fixed order. The first
-// error, each's or the disk's, ends the walk.
-func Walk(ctx context.Context, disk io.ReaderAt, m *Manifest, t *Table, workers int, each func(i int, d Decision) error) error {
+// Read gives what the first size bytes of the disk hold to look, MiB for MiB, on
+// so many goroutines at once and in no fixed order. The slice that look gets is
+// used again. The first error, look's or the disk's, ends it.
+func Read(ctx context.Context, disk io.ReaderAt, size int64, workers int, look func(i int, have []byte) error) error {
+	buffers := sync.Pool{New: func() any { return new([ChunkSize]byte) }}
+	return each(ctx, NumChunks(size), workers, func(i int) error {
+		buf := buffers.Get().(*[ChunkSize]byte)
+		defer buffers.Put(buf)
+		off := int64(i) * ChunkSize
+		have := buf[:min(ChunkSize, size-off)]
+		if n, err := disk.ReadAt(have, off); n < len(have) {
+			return fmt.Errorf("read the disk at byte %d: %w", off+int64(n), err)
+		}
+		return look(i, have)
+	})
+}
+
+// each calls do with 0 to n-1, in order, on so many goroutines (at least one).
+func each(ctx context.Context, n, workers int, do func(i int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var (
@@ -80,30 +99,9 @@ func Walk(ctx context.Context, disk io.ReaderAt, m *Manifest, t *Table, workers 
 	}
 	for range max(1, workers) {
 		wg.Go(func() {
-			buf := make([]byte, ChunkSize)
-			for {
-				i := take()
-				if i >= len(m.Chunks) || ctx.Err() != nil {
-					return
-				}
-				var have []byte
-				if disk != nil {
-					have = buf[:m.ChunkLen(i)]
-					if n, err := disk.ReadAt(have, m.ChunkOffset(i)); n < len(have) {
-						cancel(fmt.Errorf("read the disk at byte %d: %w", m.ChunkOffset(i)+int64(n), err))
-						return
-					}
-				}
-				d := Decide(m, t, i, have)
-				mu.Lock()
-				err := ctx.Err()
-				if err == nil {
-					err = each(i, d)
-				}
-				mu.Unlock()
-				if err != nil {
+			for i := take(); i < n && ctx.Err() == nil; i = take() {
+				if err := do(i); err != nil {
 					cancel(err)
-					return
 				}
 			}
 		})

@@ -23,10 +23,10 @@ type WriteOptions struct {
 	Progress func(read, written int64)
 }
 
-// Write reads a whole image from r, writes its pack to w and returns its
-// manifest: the same bytes for the same image, whatever the number of workers.
-// It holds a few chunks for each worker in memory.
-func Write(ctx context.Context, w io.Writer, r io.Reader, o WriteOptions) (*Manifest, error) {
+// Write reads a whole image from r, writes its pack to w and returns its index
+// and in it its manifest: the same bytes for the same image, whatever the number
+// of workers. It holds a few chunks for each worker in memory, and the sums.
+func Write(ctx context.Context, w io.Writer, r io.Reader, o WriteOptions) (*Index, error) {
 	if o.Workers <= 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
@@ -60,13 +60,16 @@ func Write(ctx context.Context, w io.Writer, r io.Reader, o WriteOptions) (*Mani
 	for range o.Workers {
 		wg.Go(func() {
 			for j := range work {
-				j.sum = sha256.Sum256(j.data)
+				j.sum, j.blocks = sha256.Sum256(j.data), nil
+				if j.sum != zeroSum(len(j.data)) {
+					j.blocks = sumBlocks(j.data)
+				}
 				j.frame = enc.Encode(j.data, j.frame[:0])
 				j.done <- struct{}{}
 			}
 		})
 	}
-	m, err := collect(w, ordered, free, o.Progress)
+	x, err := collect(w, ordered, free, o.Progress)
 	if err != nil {
 		cancel(err)
 		for range ordered { // the reader may wait for room
@@ -80,15 +83,16 @@ func Write(ctx context.Context, w io.Writer, r io.Reader, o WriteOptions) (*Mani
 	if err != nil {
 		return nil, err
 	}
-	if len(m.Chunks) == 0 {
+	if len(x.Manifest.Chunks) == 0 {
 		return nil, errors.New("image is empty")
 	}
-	return m, nil
+	return x, nil
 }
 
 type job struct {
 	data, frame []byte
 	sum         Digest
+	blocks      []BlockSum // nil for a hole
 	done        chan struct{}
 }
 
@@ -142,9 +146,10 @@ func readFull(r io.Reader, b []byte) (n int, err error) {
 	return n, err
 }
 
-// collect writes the frames in order and builds the manifest.
-func collect(w io.Writer, ordered <-chan *job, free chan<- *job, progress func(read, written int64)) (*Manifest, error) {
+// collect writes the frames in order and builds the manifest and the index.
+func collect(w io.Writer, ordered <-chan *job, free chan<- *job, progress func(read, written int64)) (*Index, error) {
 	m := &Manifest{}
+	x := &Index{Manifest: m}
 	image, packed := sha256.New(), sha256.New()
 	var first []byte
 	for j := range ordered {
@@ -158,8 +163,9 @@ func collect(w io.Writer, ordered <-chan *job, free chan<- *job, progress func(r
 			return nil, fmt.Errorf("write the pack at byte %d: %w", m.PackSize+int64(n), err)
 		}
 		m.Chunks = append(m.Chunks, Chunk{
-			Sum: j.sum, Offset: m.PackSize, Length: len(j.frame), Hole: j.sum == zeroSum(len(j.data)),
+			Sum: j.sum, Offset: m.PackSize, Length: len(j.frame), Hole: j.blocks == nil,
 		})
+		x.sums = append(x.sums, j.blocks)
 		m.Size += int64(len(j.data))
 		m.PackSize += int64(len(j.frame))
 		if progress != nil {
@@ -170,11 +176,11 @@ func collect(w io.Writer, ordered <-chan *job, free chan<- *job, progress func(r
 	image.Sum(m.Digest[:0])
 	packed.Sum(m.Pack[:0])
 	if len(m.Chunks) == 0 {
-		return m, nil
+		return x, nil
 	}
 	var err error
 	m.Layout, m.BlockSize, err = ParseLayout(first, m.Size)
-	return m, err
+	return x, err
 }
 
 // Encoder makes frames. Frames are the same for the same chunk and the same

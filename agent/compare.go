@@ -1,0 +1,227 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"recast/inventory"
+	"recast/pack"
+)
+
+// prepare fetches what is needed to know every byte that will stand on the
+// disk: manifest, table, configuration; and what helps to fetch few of them.
+func (j *writer) prepare(ctx context.Context) error {
+	j.Progress.begin(inventory.AgentComparing, j.Job.Image.Size)
+	m, err := j.source.manifest(ctx)
+	if err != nil {
+		return err
+	}
+	j.manifest = m
+	var part *pack.ConfigPart
+	if c := j.Job.Config; c != nil {
+		part = &pack.ConfigPart{Size: c.Size, Label: c.Label}
+		if err := m.CheckDisk(j.size, j.Disk.BlockSize(), part); err != nil {
+			return err
+		}
+		if j.volume, err = j.fetchConfig(ctx); err != nil {
+			return err
+		}
+	}
+	j.table, err = pack.RenderTable(m, func(i int) ([]byte, error) { return j.source.chunk(ctx, m, i) },
+		j.size, j.Disk.BlockSize(), part)
+	if err != nil {
+		return err
+	}
+	return j.fetchIndex(ctx)
+}
+
+func (j *writer) fetchConfig(ctx context.Context) ([]byte, error) {
+	for n := 1; ; n++ {
+		b, err := j.Config(ctx, j.Job.Config.Size)
+		if err == nil {
+			if have := inventory.DigestOf(b); have == j.Job.Config.Digest {
+				return b, nil
+			} else if err = fmt.Errorf("config volume has digest %s, the job is for %s", have.Short(), j.Job.Config.Digest.Short()); n == 2 {
+				return nil, err
+			}
+		}
+		if final(err) {
+			return nil, err
+		}
+		if err := j.source.again(ctx, n, err); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// fetchIndex gets the index and the difference where the job names them. They
+// save bytes and prove nothing: without them the image is fetched whole.
+func (j *writer) fetchIndex(ctx context.Context) error {
+	if j.Memory <= 0 {
+		j.Memory = freeMemory() / 4
+	}
+	if j.Job.Image.Index == "" {
+		return nil
+	}
+	if need := pack.IndexMemory(j.manifest); need > j.Memory/2 {
+		j.Log("no memory for the image's index, %d MiB of %d: fetching what is not in its place", need/MiB, j.Memory/2/MiB)
+		return nil
+	}
+	var err error
+	if j.index, err = j.source.index(ctx, j.manifest); err == nil && j.Job.Image.Difference != nil {
+		j.diff, err = j.source.difference(ctx, j.index)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		j.Log("fetching more of the image than needed: %v", err)
+		return j.guard(ctx)
+	}
+	return nil
+}
+
+// freeMemory is what the kernel could give us, in bytes.
+func freeMemory() int64 {
+	b, _ := os.ReadFile("/proc/meminfo")
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			n, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+			return n << 10
+		}
+	}
+	return 256 * MiB
+}
+
+// compare finds what of the image is on the disk already, wherever it stands,
+// and decides where each block will come from. It reads only.
+func (j *writer) compare(ctx context.Context) error {
+	size := j.manifest.Size
+	if d := j.Job.Image.Difference; d != nil && j.index != nil {
+		size = max(size, min(d.FromSize, j.size))
+	}
+	j.Progress.begin(inventory.AgentComparing, size)
+	found, err := pack.Scan(ctx, j.Disk, j.manifest, j.index, j.table, pack.ScanOptions{
+		Size: size, Workers: j.Workers, Done: func(n int64) { j.Progress.done.Add(n) },
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range j.ends() {
+		found.Lose(r.Start, r.End, true)
+	}
+	j.moved.memory = int(j.Memory / 2 / pack.BlockSize)
+	j.moved.disk = region{alignUp(size), j.size - MiB}
+	if j.table.ConfigStart > 0 {
+		j.moved.disk.end = j.table.ConfigStart
+	}
+	room := j.moved.memory + int(max(0, j.moved.disk.end-j.moved.disk.off)/pack.BlockSize)
+	j.plan = pack.NewPlan(found, j.diff, room)
+	var here, moved int
+	for i, d := range j.plan.Chunks {
+		switch d {
+		case pack.Right:
+			here++
+		case pack.Elsewhere:
+			for _, b := range j.plan.Blocks(i) {
+				if b.Decision == pack.Elsewhere || b.Decision == pack.Kept {
+					moved++
+				}
+			}
+		}
+	}
+	j.Log("%d of %d MiB are in their place, %d MiB elsewhere on the disk; %d MiB to fetch, %d to write",
+		here, len(j.plan.Chunks), moved*pack.BlockSize/MiB, j.plan.Fetched/MiB, j.plan.Written/MiB)
+	return nil
+}
+
+func alignUp(n int64) int64 { return (n + MiB - 1) / MiB * MiB }
+
+// ends are what is zeroed first of all: the disk's first and last MiB, and the
+// image's own last, where its backup table stood.
+func (j *writer) ends() []pack.Region {
+	block := int64(j.Disk.BlockSize())
+	return []pack.Region{
+		{Start: 0, End: MiB},
+		{Start: j.size - MiB, End: j.size},
+		{Start: max(MiB, (j.manifest.Size-MiB)/block*block), End: min((j.manifest.Size+block-1)/block*block, j.size-MiB)},
+	}
+}
+
+// erase is the point of no return: afterwards no firmware finds anything to
+// start, and no backup table brings the old system back.
+func (j *writer) erase(ctx context.Context) error {
+	if err := j.identify(ctx); err != nil { // the comparison may have taken minutes
+		return err
+	}
+	if err := j.guard(ctx); err != nil {
+		return err
+	}
+	j.Progress.begin(inventory.AgentWriting, j.manifest.Size)
+	j.Progress.erased.Store(true)
+	for _, r := range j.ends() {
+		if err := j.zero(ctx, r.Start, r.End); err != nil {
+			return err
+		}
+	}
+	return j.Disk.Flush()
+}
+
+// discardGap tells the disk that nothing of worth stands behind the image.
+func (j *writer) discardGap(ctx context.Context) error {
+	if j.Job.Wipe != inventory.WipeDiscard {
+		return nil
+	}
+	from, end := j.ends()[2].End, j.size-MiB
+	if j.table.ConfigStart > 0 {
+		end = j.table.ConfigStart
+	}
+	return j.discard(ctx, from, end)
+}
+
+// readBack proves from the disk, not from memory, that every byte arrived, and
+// that what was left in its place is what it should be.
+func (j *writer) readBack(ctx context.Context) error {
+	if err := j.Disk.Flush(); err != nil {
+		return err
+	}
+	if err := j.Disk.DropCaches(); err != nil {
+		return err
+	}
+	j.Progress.begin(inventory.AgentVerifying, j.manifest.Size)
+	err := pack.Read(ctx, j.Disk, j.manifest.Size, j.Workers, func(i int, have []byte) error {
+		right := false
+		if c, ours := j.table.Chunks[i]; ours {
+			right = bytes.Equal(have, j.unfinished(i, c.Disk))
+		} else {
+			right = pack.Decide(j.manifest, nil, i, have) == pack.Right
+		}
+		if !right {
+			return fmt.Errorf("the disk gives back other bytes than were written, in the MiB at byte %d", j.manifest.ChunkOffset(i))
+		}
+		j.Progress.done.Add(int64(len(have)))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	j.result.Image = inventory.NewDigest(j.manifest.Digest)
+	return nil
+}
+
+// unfinished is what chunk i of the table's reads as before the last step: its
+// parts in the disk's first and last MiB are zeros still.
+func (j *writer) unfinished(i int, disk []byte) []byte {
+	b := bytes.Clone(disk)
+	off := j.manifest.ChunkOffset(i)
+	for k := range b {
+		if at := off + int64(k); at < MiB || at >= j.size-MiB {
+			b[k] = 0
+		}
+	}
+	return b
+}
