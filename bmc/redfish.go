@@ -146,14 +146,8 @@ func (d *redfishDriver) again(ctx context.Context, do func() error) error {
 func (d *redfishDriver) inSession(ctx context.Context, do func() error) error {
 	d.transport.begin(ctx)
 	err := d.transport.failed(do())
-	if err == nil || d.transport.lastStatus() != http.StatusUnauthorized {
+	if err == nil || !d.transport.sessionOver() {
 		return err
-	}
-	d.transport.mu.Lock()
-	basic := d.transport.basic
-	d.transport.mu.Unlock()
-	if basic {
-		return err // the password itself was refused
 	}
 	d.transport.mu.Lock()
 	forgotten := d.transport.session.URI

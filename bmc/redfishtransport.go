@@ -172,6 +172,13 @@ func (r *redfishTransport) lastStatus() int {
 	return r.status
 }
 
+// sessionOver reports whether the BMC has forgotten the session of the last request.
+func (r *redfishTransport) sessionOver() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.status == http.StatusUnauthorized && !r.basic // else the password itself was refused
+}
+
 // RoundTrip implements http.RoundTripper.
 func (r *redfishTransport) RoundTrip(in *http.Request) (*http.Response, error) {
 	// gofish makes addresses of the host and what the BMC calls a path: of "0/x", or of

@@ -147,7 +147,7 @@ func (t redfishTask) over() (bool, error) {
 }
 
 // settle follows a task until it ends or the call does (DSP0266, 12.2). Where it
-// cannot be followed, what is read back has to tell.
+// cannot be followed, or our session ends first, what is read back has to tell.
 func (d *redfishDriver) settle(ctx context.Context, header http.Header, body []byte) error {
 	var begun redfishTask
 	_ = json.Unmarshal(body, &begun) // it may have none
@@ -177,6 +177,8 @@ func (d *redfishDriver) settle(ctx context.Context, header http.Header, body []b
 		case gone(err) && seen:
 			return nil // forgotten as soon as it ended
 		case gone(err) && time.Now().Before(hidden), errors.Is(err, ErrBusy):
+		case d.transport.sessionOver():
+			return nil // in a new one the change would be asked for once more
 		default:
 			return err // the refusal of the request itself, or no answer
 		}

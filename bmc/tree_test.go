@@ -1,6 +1,7 @@
 package bmc_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -323,6 +324,56 @@ func TestTaskElsewhereIsNotFollowed(t *testing.T) {
 	}
 	if asked != 0 {
 		t.Errorf("asked another host %d times", asked)
+	}
+}
+
+// A BMC that forgets our session while it works at what it accepted has accepted it: in
+// the next session it is looked at, and not asked for the same again.
+func TestTaskThatOutlivesItsSessionIsNotBegunAgain(t *testing.T) {
+	t.Parallel()
+	const drive = "/redfish/v1/Managers/1/VirtualMedia/CD1"
+	for _, c := range []struct {
+		name string
+		at   string         // whose change shows late
+		then map[string]any // what it is in the end
+		look int            // at which it shows
+		do   func(context.Context, bmc.Client) error
+	}{
+		{"power", "/redfish/v1/Systems/1", map[string]any{"PowerState": "On"}, 2,
+			func(ctx context.Context, c bmc.Client) error { return c.On(ctx) }},
+		{"media", drive, map[string]any{"Inserted": true, "Image": "http://192.0.2.1/m.iso"}, 1,
+			func(ctx context.Context, c bmc.Client) error {
+				return c.(bmc.Media).InsertMedia(ctx, "http://192.0.2.1/m.iso")
+			}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newMediaTree(t, nil)
+			forgotten, looks := false, 0
+			s.on = func(w http.ResponseWriter, method, path string, _ map[string]any) bool {
+				switch {
+				case method == http.MethodPost:
+					w.Header().Set("Location", "/redfish/v1/TaskService/Tasks/1")
+					w.WriteHeader(http.StatusAccepted)
+				case strings.HasSuffix(path, "/Tasks/1") && !forgotten:
+					forgotten = true
+					refuse(w, http.StatusUnauthorized, "Base.1.8.NoValidSession")
+				default:
+					if path == c.at && forgotten {
+						if looks++; looks == c.look {
+							merge(s.resources[c.at], c.then)
+						}
+					}
+					return false
+				}
+				return true
+			}
+			if err := c.do(within(t, 20*time.Second), s.dial()); err != nil {
+				t.Error(err)
+			}
+			if got := s.written(); len(got) != 1 {
+				t.Errorf("written:\n%s", strings.Join(got, "\n"))
+			}
+		})
 	}
 }
 
