@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 )
 
 // ErrTaken is a console that somebody else holds; a BMC gives it to one at a time.
@@ -65,12 +66,6 @@ func (f *Fleet) Console(ctx context.Context, t Target, o ConsoleOptions) (Consol
 	if err != nil {
 		return nil, err
 	}
-	open := &fleetConsole{done: f.talks.Done}
-	defer func() {
-		if open.Console == nil {
-			f.talks.Done()
-		}
-	}()
 	if t.Log == nil {
 		t.Log = f.Log
 	}
@@ -85,31 +80,20 @@ func (f *Fleet) Console(ctx context.Context, t Target, o ConsoleOptions) (Consol
 		c, err = f.redfishConsole(ctx, b, a, t, o)
 	}
 	if err != nil {
+		f.talks.Done()
 		return nil, fmt.Errorf("open the console of %s: %w", t.URL, err)
 	}
-	open.Console = c
-	return open, nil
+	return &fleetConsole{c, sync.OnceFunc(f.talks.Done)}, nil
 }
 
 // dial opens a console unless the credential was refused, and no other login of
 // the same target is under way.
 func (b *board) dial(ctx context.Context, t Target, open func(context.Context) (Console, error)) (Console, error) {
-	b.mu.Lock()
-	l, ok := b.lines[t.URL]
-	if !ok {
-		l = &line{turn: make(chan struct{}, 1)}
-		b.lines[t.URL] = l
-	}
-	b.mu.Unlock()
-	select {
-	case l.turn <- struct{}{}:
-		defer func() { <-l.turn }()
-	case <-ctx.Done():
-		return nil, queued(ctx, "log in")
-	}
-	if err := b.refusal(t.login().credential); err != nil {
+	_, done, err := b.loginTurn(ctx, t)
+	if err != nil {
 		return nil, err
 	}
+	defer done()
 	c, err := open(ctx)
 	if refused := b.judge(t.login().credential, err); refused != nil {
 		return nil, refused
@@ -125,9 +109,6 @@ type fleetConsole struct {
 
 func (c *fleetConsole) Close() error {
 	err := c.Console.Close()
-	if done := c.done; done != nil {
-		c.done = nil
-		done()
-	}
+	c.done()
 	return err
 }

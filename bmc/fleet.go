@@ -217,9 +217,9 @@ func (f *Fleet) Do(ctx context.Context, t Target, do func(context.Context, Clien
 	return err
 }
 
-// open is the Client of a target, with the caller among its users.
-func (b *board) open(ctx context.Context, t Target) (*line, *kept, error) {
-	want := t.login()
+// loginTurn waits until no other login of a target is under way, and fails where its
+// credential was refused. The caller ends the turn with done.
+func (b *board) loginTurn(ctx context.Context, t Target) (l *line, done func(), err error) {
 	b.mu.Lock()
 	l, ok := b.lines[t.URL]
 	if !ok {
@@ -229,13 +229,25 @@ func (b *board) open(ctx context.Context, t Target) (*line, *kept, error) {
 	b.mu.Unlock()
 	select {
 	case l.turn <- struct{}{}:
-		defer func() { <-l.turn }()
 	case <-ctx.Done():
 		return nil, nil, queued(ctx, "log in to "+t.URL)
 	}
-	if err := b.refusal(want.credential); err != nil {
+	done = func() { <-l.turn }
+	if err := b.refusal(t.login().credential); err != nil {
+		done()
 		return nil, nil, err
 	}
+	return l, done, nil
+}
+
+// open is the Client of a target, with the caller among its users.
+func (b *board) open(ctx context.Context, t Target) (*line, *kept, error) {
+	want := t.login()
+	l, done, err := b.loginTurn(ctx, t)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer done()
 	b.mu.Lock()
 	k := l.kept
 	if k != nil && k.login == want {
