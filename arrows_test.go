@@ -14,19 +14,20 @@ import (
 // floors says which of our packages each package may import, from the ground
 // up. What is not listed is not allowed.
 var floors = map[string][]string{
-	// floor 0: words, records, bytes
+	// floor 0: words, records, bytes, small volumes
 	"inventory": {},
 	"store":     {},
 	"pack":      {},
+	"fat":       {},
 	// floor 1: how to boot, files over UDP, images, power, what each OS wants, hands in the ramdisk
-	"ipxe":    {"inventory"},
+	"ipxe":    {"inventory", "fat"},
 	"tftp":    {"inventory"},
 	"syslog":  {"inventory"},
 	"capture": {"inventory"},
 	"console": {},
 	"image":   {"inventory", "pack"},
 	"bmc":     {"inventory"},
-	"target":  {"inventory"},
+	"target":  {"inventory", "fat"},
 	"agent":   {"inventory", "pack"},
 	// floor 2: who gets an address | what every machine should do next
 	"dhcp":      {"ipxe", "store", "inventory"},

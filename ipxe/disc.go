@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"recast/fat"
 	"recast/inventory"
 )
 
@@ -165,11 +166,19 @@ func newDisc(script string, uefi, bios []discPart) (*Disc, error) {
 		add(&discFile{name: discScript, size: int64(len(script)), data: []extent{{0, []byte(script)}}})
 	}
 	if len(uefi) > 0 {
-		volume, err := newESP(efiNames[uefi[0].name], uefi[0].data, []byte(script))
+		volume, err := fat.New(fat.Shape{Label: "RECAST", Sector: 512, Cluster: discSector, Multiple: discSector}, []fat.File{
+			{Name: "EFI/BOOT/" + efiNames[uefi[0].name], Data: uefi[0].data},
+			// iPXE looks for its script beside itself, or in the root.
+			{Name: "EFI/BOOT/" + AutoexecName, Data: []byte(script)},
+			{Name: AutoexecName, Data: []byte(script)},
+		})
 		if err != nil {
 			return nil, fmt.Errorf("make disc: %w", err)
 		}
-		f := add(&discFile{name: "EFI.IMG;1", size: volume.size, data: volume.extents})
+		f := add(&discFile{name: "EFI.IMG;1", size: volume.Size})
+		for _, e := range volume.Extents {
+			f.data = append(f.data, extent{e.At, e.Data})
+		}
 		entry := discEntry{platform: 0xef, at: f.at} // no count is up to the end of the disc
 		if n := f.size / 512; n < 1<<16 {
 			entry.count = uint16(n)

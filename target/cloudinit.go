@@ -12,6 +12,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"recast/fat"
 	"recast/inventory"
 )
 
@@ -69,7 +70,7 @@ func validateUserData(s string) error {
 }
 
 // noCloud renders the files of cloud-init's NoCloud data source.
-func noCloud(in Input, report *reportConfig) ([]file, error) {
+func noCloud(in Input, report *reportConfig) ([]fat.File, error) {
 	userData, err := inventory.FillSecrets(in.Rendered.UserData, func(name string) (string, bool) {
 		if in.Secrets == nil {
 			return "", false
@@ -88,17 +89,17 @@ func noCloud(in Input, report *reportConfig) ([]file, error) {
 	if len(userData) > MaxUserData {
 		return nil, fmt.Errorf("userData has %d bytes once filled in, more than %d", len(userData), MaxUserData)
 	}
-	files := []file{
-		{"user-data", []byte(userData)},
-		{"meta-data", metaData(in)},
-		{"network-config", networkConfig(in.Rendered.NICs)},
+	files := []fat.File{
+		{Name: "user-data", Data: []byte(userData)},
+		{Name: "meta-data", Data: metaData(in)},
+		{Name: "network-config", Data: networkConfig(in.Rendered.NICs)},
 	}
 	if report != nil {
 		script, err := reportScript(report)
 		if err != nil {
 			return nil, err
 		}
-		files = append(files, file{"vendor-data", vendorData("recast-report", script)})
+		files = append(files, fat.File{Name: "vendor-data", Data: vendorData("recast-report", script)})
 	}
 	return files, nil
 }

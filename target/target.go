@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 
+	"recast/fat"
 	"recast/inventory"
 )
 
@@ -104,7 +105,7 @@ func render(in Input) (Volume, error) {
 	if err != nil {
 		return Volume{}, err
 	}
-	files := []file{{MarkerFile, marker}}
+	files := []fat.File{{Name: MarkerFile, Data: marker}}
 	var report *reportConfig
 	if in.Report != nil {
 		report = &reportConfig{URL: strings.TrimSuffix(in.Report.URL, "/"), CA: in.Report.CAPEM, Token: in.Report.Token,
@@ -116,7 +117,7 @@ func render(in Input) (Volume, error) {
 		if err != nil {
 			return Volume{}, err
 		}
-		files = append(files, file{ReportFile, b})
+		files = append(files, fat.File{Name: ReportFile, Data: b})
 	}
 	label := LabelNone
 	switch in.Format {
@@ -131,10 +132,11 @@ func render(in Input) (Volume, error) {
 	default:
 		return Volume{}, fmt.Errorf("config format %q is not known", in.Format)
 	}
-	b, err := fat(label, files)
+	v, err := fat.New(fat.Shape{Label: label, Sector: 4096, Cluster: 4096, Multiple: 1 << 20}, files)
 	if err != nil {
-		return Volume{}, err
+		return Volume{}, fmt.Errorf("make config volume: %w", err)
 	}
+	b := v.Bytes()
 	return Volume{Label: label, Bytes: b, Digest: inventory.DigestOf(b)}, nil
 }
 

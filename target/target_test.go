@@ -107,7 +107,7 @@ func TestVolumeIsTheSameForTheSameInput(t *testing.T) {
 		if err != nil || again.Digest != v.Digest || !bytes.Equal(again.Bytes, v.Bytes) {
 			t.Errorf("%s: a second rendering gives %s, the first %s (%v)", name, again.Digest, v.Digest, err)
 		}
-		if len(v.Bytes)%mib != 0 || len(v.Bytes) == 0 || v.Digest != inventory.DigestOf(v.Bytes) {
+		if len(v.Bytes)%(1<<20) != 0 || len(v.Bytes) == 0 || v.Digest != inventory.DigestOf(v.Bytes) {
 			t.Errorf("%s: %d bytes, digest %s", name, len(v.Bytes), v.Digest)
 		}
 		golden := filepath.Join("testdata", name+".img.gz")
@@ -292,7 +292,7 @@ func vendorScript(t *testing.T, in Input) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	msg, err := mail.ReadMessage(bytes.NewReader(files[len(files)-1].data))
+	msg, err := mail.ReadMessage(bytes.NewReader(files[len(files)-1].Data))
 	if err != nil {
 		t.Fatal(err)
 	}
