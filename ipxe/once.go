@@ -3,6 +3,7 @@ package ipxe
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"path"
@@ -23,11 +24,11 @@ const (
 	onceScriptName = "script"
 )
 
-// DiscPath and OnceLoaderPath are what a BMC is told.
+// DiscPath is what a BMC is told to insert.
 func DiscPath(token string) string { return OncePath + token + "/" + DiscName }
 
-// OnceLoaderPath is the loader by HTTP Boot for a machine that declares it; false
-// where there is none.
+// OnceLoaderPath is the loader that a BMC is told for a machine which boots by HTTP
+// Boot; an error where there is none.
 func (h *Handler) OnceLoaderPath(token string, m *inventory.Machine) (string, error) {
 	arch := FirmwareX64HTTP
 	if m.Arch == inventory.ARM64 {
@@ -69,13 +70,13 @@ type discs struct {
 
 const keepDiscs = 4096
 
-func (d *discs) get(token string, make func() (*Disc, error)) (*Disc, error) {
+func (d *discs) get(token string, build func() (*Disc, error)) (*Disc, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if disc, ok := d.made[token]; ok {
 		return disc, nil
 	}
-	disc, err := make()
+	disc, err := build()
 	if err != nil {
 		return nil, err
 	}
@@ -196,7 +197,7 @@ func discText(o Once) (string, error) {
 	}
 	s.add("ifopen net${nic} || goto failed")
 	s.add("set ${dev}/ip", safe(o.Static.Address.Addr().String()))
-	s.add("set ${dev}/netmask", safe(netmask(o.Static.Address)))
+	s.add("set ${dev}/netmask", safe(net.IP(net.CIDRMask(o.Static.Address.Bits(), 32)).String()))
 	if g := o.Static.Gateway; g.Is4() {
 		s.add("set ${dev}/gateway", safe(g.String()))
 	}
@@ -217,40 +218,14 @@ func discText(o Once) (string, error) {
 	return s.String(), nil
 }
 
-func netmask(p netip.Prefix) string {
-	var b [4]byte
-	for i := range p.Bits() {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	return netip.AddrFrom4(b).String()
-}
-
 // onceAutoexec is for the iPXE that firmware loaded by a one-time address: any
 // card that gets an address, from whomever, and the script behind the token.
 func onceAutoexec(token string, o Once) string {
-	url := safe("http://"+o.Server.String()+OncePath) + token1(token) + "/" + onceScriptName
-	var s script
-	s.add("#!ipxe")
-	s.add("set wait:int32", num(firstWait))
-	s.add("set try:int32 0")
-	s.add(":again")
-	s.add("set nic:int32 0")
-	s.add(":nic")
-	s.add("isset ${net${nic}/mac} || goto none")
-	s.add("ifopen net${nic} || goto next")
-	s.add("iflinkwait --timeout", num(linkWait), "net${nic} || goto next")
-	s.add("dhcp net${nic} || goto next")
-	s.add("chain --autofree --replace", url+scriptQuery+"&try=${try}", "||")
-	s.add(":next")
-	s.add("echo recast: nothing by net${nic} (${net${nic}/mac}): ${errno}")
-	s.add("ifclose net${nic} ||")
-	s.add("inc nic")
-	s.add("goto nic")
-	s.add(":none")
-	s.add("echo recast: no boot script by any network card")
-	s.backOff()
-	s.add("goto again")
-	return s.String()
+	url := safe("http://"+o.Server.String()+OncePath) + safeToken(token) + "/" + onceScriptName
+	return eachCard(func(s *script) {
+		s.add("dhcp net${nic} || goto next")
+		s.add("chain --autofree --replace", url+scriptQuery+"&try=${try}", "||")
+	})
 }
 
 // asksBy makes a script ask again where it came from: by hardware address alone the
@@ -259,11 +234,11 @@ func asksBy(token, script string) string {
 	if token == "" {
 		return script
 	}
-	return strings.ReplaceAll(script, " "+ScriptPath+"?", " "+OncePath+string(token1(token))+"/"+onceScriptName+"?")
+	return strings.ReplaceAll(script, " "+ScriptPath+"?", " "+OncePath+string(safeToken(token))+"/"+onceScriptName+"?")
 }
 
-// token1 is a token that was found to be one.
-func token1(token string) safe {
+// safeToken is a token that was found to be one.
+func safeToken(token string) safe {
 	if strings.ContainsFunc(token, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '.'
 	}) {

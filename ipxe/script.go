@@ -157,6 +157,34 @@ func Stub() string {
 // the card's own firmware adds it.
 func Autoexec(httpPort, vlan int) string {
 	base := safe("http://${server}:" + strconv.Itoa(httpPort))
+	return eachCard(func(s *script) {
+		if vlan != 0 {
+			of := "net${nic}-" + num(vlan)
+			s.add("vcreate --tag", num(vlan), "net${nic} || goto untagged")
+			s.add("dhcp", of, "&& goto up ||")
+			s.add("echo recast: nothing in VLAN", num(vlan), "by net${nic}: ${errno}")
+			s.add("vdestroy", of, "||")
+			s.add(":untagged")
+		}
+		s.add("dhcp net${nic} || goto next")
+		if vlan != 0 {
+			s.add(":up")
+		}
+		// Where a ProxyDHCP server answered that is us, and next-server is who gives the
+		// addresses: dnsmasq names itself without being asked.
+		s.add("isset ${proxydhcp/next-server} && set server ${proxydhcp/next-server} || set server ${next-server}")
+		s.add("isset ${server} || goto six")
+		s.add("chain --autofree --replace", base+ScriptPath+scriptQuery+"&try=0", "||")
+		s.add("goto next")
+		// DHCPv6 names no server, but the URL.
+		s.add(":six")
+		s.add("chain --autofree --replace ${filename}&try=0 ||")
+	})
+}
+
+// eachCard is a script that tries the cards that have a link one after the other. try
+// has net${nic} open, and goes to next, or on, where nothing came of it.
+func eachCard(try func(*script)) string {
 	var s script
 	s.add("#!ipxe")
 	s.add("set wait:int32", num(firstWait))
@@ -167,27 +195,7 @@ func Autoexec(httpPort, vlan int) string {
 	s.add("isset ${net${nic}/mac} || goto none")
 	s.add("ifopen net${nic} || goto next")
 	s.add("iflinkwait --timeout", num(linkWait), "net${nic} || goto next")
-	if vlan != 0 {
-		of := "net${nic}-" + num(vlan)
-		s.add("vcreate --tag", num(vlan), "net${nic} || goto untagged")
-		s.add("dhcp", of, "&& goto up ||")
-		s.add("echo recast: nothing in VLAN", num(vlan), "by net${nic}: ${errno}")
-		s.add("vdestroy", of, "||")
-		s.add(":untagged")
-	}
-	s.add("dhcp net${nic} || goto next")
-	if vlan != 0 {
-		s.add(":up")
-	}
-	// Where a ProxyDHCP server answered that is us, and next-server is who gives the
-	// addresses: dnsmasq names itself without being asked.
-	s.add("isset ${proxydhcp/next-server} && set server ${proxydhcp/next-server} || set server ${next-server}")
-	s.add("isset ${server} || goto six")
-	s.add("chain --autofree --replace", base+ScriptPath+scriptQuery+"&try=0", "||")
-	s.add("goto next")
-	// DHCPv6 names no server, but the URL.
-	s.add(":six")
-	s.add("chain --autofree --replace ${filename}&try=0 ||")
+	try(&s)
 	s.add(":next")
 	s.add("echo recast: nothing by net${nic} (${net${nic}/mac}): ${errno}")
 	s.add("ifclose net${nic} ||")
