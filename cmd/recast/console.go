@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -145,75 +143,41 @@ func (t *consoleTerminal) note(format string, args ...any) {
 
 // follow shows the console until ctx ends; it comes back to a server that restarts.
 func (t *consoleTerminal) follow(ctx context.Context) error {
-	query := "?evict=false"
-	if t.o.evict {
-		query = "?evict=true"
-	}
-	reached, told, wait := false, false, minReconnect
-	for {
-		err := t.followOnce(ctx, query, func() {
-			if told {
-				t.note("the server is back")
+	return t.client.follow(ctx, eventStream{
+		path: func(again bool) string {
+			query := fmt.Sprintf("?evict=%t", t.o.evict)
+			if again {
+				query = "?tail=0"
 			}
-			reached, told, wait, query = true, false, minReconnect, "?tail=0"
-		})
-		if ctx.Err() != nil {
+			return machinePath(t.machine) + "/console" + query
+		},
+		lost: func(err error, first bool) error {
+			t.set(console.State{})
+			if first {
+				t.note("%v; reconnecting", err)
+			}
 			return nil
-		}
-		var coded codeError
-		if !reached || errors.As(err, &coded) && coded.code != exitNoServer && coded.code != exitError {
-			return err
-		}
-		t.set(console.State{})
-		if !told {
-			t.note("%v; reconnecting", err)
-			told = true
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-		}
-		wait = min(2*wait, maxReconnect)
-	}
-}
-
-func (t *consoleTerminal) followOnce(ctx context.Context, query string, connected func()) error {
-	resp, err := t.client.do(ctx, http.MethodGet, machinePath(t.machine)+"/console"+query, nil, "")
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	connected()
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, 16<<20)
-	event := ""
-	for lines.Scan() {
-		if name, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
-			event = name
-		}
-		data, ok := strings.CutPrefix(lines.Text(), "data: ")
-		if !ok {
-			continue
-		}
+		},
+		back: func() { t.note("the server is back") },
+	}, func(event string, data []byte) (stop bool, err error) {
 		var text []byte
 		var st console.State
 		switch event {
 		case "output":
-			err = json.Unmarshal([]byte(data), &text)
+			err = json.Unmarshal(data, &text)
 		case "state":
-			if err = json.Unmarshal([]byte(data), &st); err == nil {
+			if err = json.Unmarshal(data, &st); err == nil {
 				t.show(st)
 			}
 		}
 		if err != nil {
-			return codeError{fmt.Errorf("read the server's events: %w", err), exitRefused}
+			return false, codeError{fmt.Errorf("read the server's events: %w", err), exitRefused}
 		}
 		if _, err := t.out.Write(text); err != nil {
-			return codeError{fmt.Errorf("show the console: %w", err), exitRefused}
+			return false, codeError{fmt.Errorf("show the console: %w", err), exitRefused}
 		}
-	}
-	return codeError{errors.New("the server ended the stream"), exitNoServer}
+		return false, nil
+	})
 }
 
 // set takes up how the console stands, and returns how it stood.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,15 +27,57 @@ func (c *client) stream(cmd *cobra.Command, f func(provision.View) (stop bool)) 
 // streamWhile is stream for a server that has an owner: where alive gives an
 // error there is nobody to come back to.
 func (c *client) streamWhile(cmd *cobra.Command, alive func() error, f func(provision.View) (stop bool)) error {
-	ctx, wait := cmd.Context(), minReconnect
-	reached, told := false, false
-	for {
-		stop, err := c.streamOnce(ctx, func(v provision.View) bool {
-			if told {
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s the server is back\n", clock(time.Now()))
+	say := func(format string, args ...any) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s %s\n", clock(time.Now()), fmt.Sprintf(format, args...))
+	}
+	return c.follow(cmd.Context(), eventStream{
+		path: func(bool) string { return "/api/v1/watch" },
+		lost: func(err error, first bool) error {
+			if gone := alive(); gone != nil {
+				return gone
 			}
-			reached, told, wait = true, false, minReconnect
-			return f(v)
+			if first {
+				say("%v; reconnecting, ctrl-C ends it", err)
+			}
+			return nil
+		},
+		back: func() { say("the server is back") },
+	}, func(event string, data []byte) (stop bool, err error) {
+		if event != "machine" {
+			return false, nil
+		}
+		var v provision.View
+		if err := json.Unmarshal(data, &v); err != nil {
+			return false, codeError{fmt.Errorf("read the server's events: %w", err), exitRefused}
+		}
+		return f(v), nil
+	})
+}
+
+// A restart takes a second or two; a server that stays away is not pressed.
+const (
+	minReconnect = 250 * time.Millisecond
+	maxReconnect = 15 * time.Second
+)
+
+// eventStream is where the server sends events, and what is done while it does not.
+type eventStream struct {
+	path func(again bool) string // again: events of it have come before
+	lost func(err error, first bool) error
+	back func()
+}
+
+// follow gives f the server's events until the context ends, or f says stop. It comes
+// back to a server that restarts unless lost gives an error.
+func (c *client) follow(ctx context.Context, e eventStream, f func(event string, data []byte) (stop bool, err error)) error {
+	reached, away, wait := false, false, minReconnect
+	for {
+		stop, err := c.followOnce(ctx, e.path(reached), func(event string, data []byte) (bool, error) {
+			if away {
+				e.back()
+			}
+			reached, away, wait = true, false, minReconnect
+			return f(event, data)
 		})
 		if stop || ctx.Err() != nil {
 			return nil
@@ -43,13 +86,10 @@ func (c *client) streamWhile(cmd *cobra.Command, alive func() error, f func(prov
 		if !reached || errors.As(err, &coded) && coded.code != exitNoServer && coded.code != exitError {
 			return err
 		}
-		if gone := alive(); gone != nil {
-			return gone
+		if err := e.lost(err, !away); err != nil {
+			return err
 		}
-		if !told {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s %v; reconnecting, ctrl-C ends it\n", clock(time.Now()), err)
-			told = true
-		}
+		away = true
 		select {
 		case <-ctx.Done():
 			return nil
@@ -59,15 +99,9 @@ func (c *client) streamWhile(cmd *cobra.Command, alive func() error, f func(prov
 	}
 }
 
-// A restart takes a second or two; a server that stays away is not pressed.
-const (
-	minReconnect = 250 * time.Millisecond
-	maxReconnect = 15 * time.Second
-)
-
-// streamOnce follows one connection to its end.
-func (c *client) streamOnce(ctx context.Context, f func(provision.View) (stop bool)) (stop bool, err error) {
-	resp, err := c.do(ctx, http.MethodGet, "/api/v1/watch", nil, "")
+// followOnce follows one connection to its end.
+func (c *client) followOnce(ctx context.Context, path string, f func(event string, data []byte) (stop bool, err error)) (stop bool, err error) {
+	resp, err := c.do(ctx, http.MethodGet, path, nil, "")
 	if err != nil {
 		return false, err
 	}
@@ -79,16 +113,10 @@ func (c *client) streamOnce(ctx context.Context, f func(provision.View) (stop bo
 		if name, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
 			event = name
 		}
-		data, ok := strings.CutPrefix(lines.Text(), "data: ")
-		if !ok || event != "machine" {
-			continue
-		}
-		var v provision.View
-		if err := json.Unmarshal([]byte(data), &v); err != nil {
-			return false, codeError{fmt.Errorf("read the server's events: %w", err), exitRefused}
-		}
-		if f(v) {
-			return true, nil
+		if data, ok := bytes.CutPrefix(lines.Bytes(), []byte("data: ")); ok {
+			if stop, err := f(event, data); stop || err != nil {
+				return stop, err
+			}
 		}
 	}
 	return false, codeError{errors.New("the server ended the stream"), exitNoServer}
