@@ -50,7 +50,7 @@ func TestConsoleOfARealMachine(t *testing.T) {
 		}()
 		sees := func(text string, n int) {
 			t.Helper()
-			within(t, 3*time.Minute, line.Way()+": "+text, func() bool {
+			await(t, line.Way()+": "+text, 3*time.Minute, func() bool {
 				mu.Lock()
 				defer mu.Unlock()
 				return bytes.Count(said, []byte(text)) >= n

@@ -13,16 +13,6 @@ import (
 	"time"
 )
 
-// within waits for a condition that nobody announces.
-func within(t *testing.T, d time.Duration, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(d); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not within %v: %s", d, what)
-		}
-	}
-}
-
 // ipmiSays runs ipmitool, which must succeed and say all of want.
 func ipmiSays(t *testing.T, b *IPMIBMC, args []string, want ...string) string {
 	t.Helper()
@@ -158,7 +148,7 @@ func TestIpmitoolManagesUsersWhoOutliveAReset(t *testing.T) {
 	ipmiSays(t, b, strings.Fields("user test 3 20 carols-second-longer"), "Success")
 
 	ipmiSays(t, b, strings.Fields("mc reset cold"))
-	within(t, 20*time.Second, "the BMC is back", func() bool {
+	await(t, "the BMC is back", 20*time.Second, func() bool {
 		_, err := ipmiTool(t, b, "17", "secret", "power", "status")
 		return err == nil
 	})
@@ -207,7 +197,7 @@ func ipmiHold(t *testing.T, b *IPMIBMC) (end func()) {
 	if _, err := io.WriteString(in, "power status\n"); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 10*time.Second, "the session is open", func() bool { return asked() > before })
+	await(t, "the session is open", 10*time.Second, func() bool { return asked() > before })
 	return end
 }
 
@@ -218,7 +208,7 @@ func TestSessionsAreFewAndEndWhenIdle(t *testing.T) {
 	ipmiHold(t, b)()
 	ipmiHold(t, b)() // killed, both: their sessions stay
 	ipmiRefuses(t, b, strings.Fields("power status"), "insufficient resources")
-	within(t, 20*time.Second, "an idle session ends", func() bool {
+	await(t, "an idle session ends", 20*time.Second, func() bool {
 		_, err := ipmiTool(t, b, "17", "secret", "power", "status")
 		return err == nil
 	})
@@ -234,12 +224,12 @@ func TestBMCThatResetsVanishesAndForgets(t *testing.T) {
 	ipmiSays(t, b, strings.Fields("event 1"))
 	ipmiHold(t, b)
 	ipmiSays(t, b, strings.Fields("mc reset cold"))
-	within(t, 10*time.Second, "its sessions are gone", func() bool { return b.bmc.Sessions.Count() == 0 })
+	await(t, "its sessions are gone", 10*time.Second, func() bool { return b.bmc.Sessions.Count() == 0 })
 	b.Forget()
 	if out, err := ipmiTool(t, b, "17", "secret", "power", "status"); err == nil && b.Count("login") == 0 {
 		t.Errorf("a BMC that is not there answered: %q", out)
 	}
-	within(t, 20*time.Second, "the BMC is back", func() bool {
+	await(t, "the BMC is back", 20*time.Second, func() bool {
 		_, err := ipmiTool(t, b, "17", "secret", "power", "status")
 		return err == nil
 	})
@@ -336,20 +326,20 @@ func TestSerialOverLAN(t *testing.T) {
 			b := ipmiBMC(t, machine, IPMIOptions{Conn: lowPort(t)})
 			host, port, _ := net.SplitHostPort(b.Addr())
 			p, cmd := atTerminal(t, strings.NewReplacer("HOST", host, "PORT", port).Replace(c.command), time.Minute)
-			within(t, 20*time.Second, "the console is open", func() bool { return p.sees(c.ready) })
-			within(t, 10*time.Second, "the machine is heard", func() bool {
+			await(t, "the console is open", 20*time.Second, func() bool { return p.sees(c.ready) })
+			await(t, "the machine is heard", 10*time.Second, func() bool {
 				machine.Port.Say("GRUB loading\r\n")
 				return p.sees("GRUB loading")
 			})
 			p.types(t, "typed by hand\r")
-			within(t, 10*time.Second, "the machine hears what is typed", func() bool { return p.sees("typed by hand") })
+			await(t, "the machine hears what is typed", 10*time.Second, func() bool { return p.sees("typed by hand") })
 			// Nobody else has it meanwhile.
 			if out, err := ipmiTool(t, b, "17", "secret", "raw", "0x06", "0x48", "1", "1", "0xc0", "0", "0", "0"); err == nil {
 				t.Errorf("a second console was opened: %q", out)
 			}
 			ipmiSays(t, b, strings.Fields("power on"))
 			machine.Port.Say("after the power came\r\n")
-			within(t, 10*time.Second, "the console outlives the power", func() bool { return p.sees("after the power came") })
+			await(t, "the console outlives the power", 10*time.Second, func() bool { return p.sees("after the power came") })
 			p.types(t, c.leave)
 			if err := cmd.Wait(); err != nil {
 				t.Errorf("leave: %v", err)

@@ -201,7 +201,7 @@ func TestIPMIBMCFailsAsTold(t *testing.T) {
 				t.Errorf("let in: %q", out)
 			}
 			b.Restart()
-			within(t, 20*time.Second, "it is back", func() bool {
+			await(t, "it is back", 20*time.Second, func() bool {
 				_, err := ipmiTool(t, b, "17", "secret", "power", "status")
 				return err == nil
 			})

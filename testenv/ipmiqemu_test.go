@@ -24,7 +24,7 @@ func TestIPMIBeforeARealMachine(t *testing.T) {
 		"ipmitool -I lanplus -H HOST -p PORT -U admin -P secret -C 17 sol activate"), 8*time.Minute)
 	sees := func(text string, n int) {
 		t.Helper()
-		within(t, 3*time.Minute, text, func() bool { return p.times(text) >= n })
+		await(t, text, 3*time.Minute, func() bool { return p.times(text) >= n })
 	}
 	sees("SOL Session operational", 1)
 	ipmiSays(t, b, strings.Fields("power on"))
@@ -37,7 +37,7 @@ func TestIPMIBeforeARealMachine(t *testing.T) {
 	ipmiSays(t, b, strings.Fields("power reset"))
 	sees("recast-tiny: machine=", 2)
 	ipmiSays(t, b, strings.Fields("power soft"))
-	within(t, time.Minute, "off after the button", func() bool {
+	await(t, "off after the button", time.Minute, func() bool {
 		return strings.Contains(ipmiSays(t, b, strings.Fields("power status")), "is off")
 	})
 	// The machine's port was gone with its process; the console goes on.

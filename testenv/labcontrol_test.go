@@ -71,7 +71,7 @@ func TestLabIsAskedToFailItsMachines(t *testing.T) {
 	if got := ask("r1u01", "none stale-reads=2", time.Millisecond); got != "r1u01: stale-reads=2; " {
 		t.Error(got)
 	}
-	eventually(t, func() bool { return ask("r1u01", "", 0) == "r1u01: ; " })
+	await(t, "the fault is over", 20*time.Second, func() bool { return ask("r1u01", "", 0) == "r1u01: ; " })
 	info, err := os.Stat(LabControl(dir))
 	if err != nil || info.Mode().Perm() != 0o700 && info.Mode().Perm() != 0o600 {
 		t.Errorf("others may ask: %v %v", info, err)

@@ -151,11 +151,7 @@ func TestChildDiesWithItsParent(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = parent.Wait()
-	for deadline := time.Now().Add(5 * time.Second); !netnsDead(child); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("child %d lives on after its parent was killed", child)
-		}
-	}
+	await(t, "the child of a parent that was killed is gone", 5*time.Second, func() bool { return netnsDead(child) })
 	if names, _ := Nets(name); len(names) != 1 {
 		t.Fatalf("namespaces after the kill: %v, want the one that was left", names)
 	}

@@ -67,16 +67,11 @@ spec: {nics: [{port: {circuit: Ethernet1/7, remote: sw-r1}, network: lab, ip: 10
 		cmd := exec.Command(bin, "serve", "--config", config)
 		cmd.Stdout, cmd.Stderr = log, log
 		simMust(t, n.Start(cmd))
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-			if text, _ := os.ReadFile(logFile); strings.Count(string(text), "msg=serving") > 0 {
-				if _, err := os.Stat(filepath.Join(data, "local.json")); err == nil {
-					break
-				}
-			}
-			if time.Now().After(deadline) {
-				t.Fatal("the server does not come up")
-			}
-		}
+		await(t, "the server is up", time.Minute, func() bool {
+			text, _ := os.ReadFile(logFile)
+			_, err := os.Stat(filepath.Join(data, "local.json"))
+			return strings.Contains(string(text), "msg=serving") && err == nil
+		})
 		return func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }
 	}
 	defer func() {
@@ -157,15 +152,10 @@ spec: {nics: [{port: {circuit: Ethernet1/7, remote: sw-r1}, network: lab, ip: 10
 	}
 	awaitScript := func(when string) {
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		await(t, "its script "+when, 20*time.Second, func() bool {
 			text := script()
-			if strings.Contains(text, "recast: m7: starting the ramdisk") && strings.Contains(text, "recast.nonce=") {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s the script is\n%s", when, text)
-			}
-		}
+			return strings.Contains(text, "recast: m7: starting the ramdisk") && strings.Contains(text, "recast.nonce=")
+		})
 	}
 	awaitScript("before the kill")
 

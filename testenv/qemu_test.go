@@ -175,8 +175,8 @@ func TestTinyReadsItsConfigVolume(t *testing.T) {
 	awaitConsole(t, m, "user data on r1u05", 1, 2*time.Minute)
 }
 
-// await waits for a condition.
-func await(t *testing.T, what string, within time.Duration, ok func() bool) {
+// await waits for a condition that nobody announces.
+func await(t testing.TB, what string, within time.Duration, ok func() bool) {
 	t.Helper()
 	start := time.Now()
 	for !ok() {

@@ -168,7 +168,7 @@ func TestRedfishEventsAreStreamed(t *testing.T) {
 			t.Errorf("%v: %q", err, text)
 		}
 		response.Body.Close()
-		eventually(t, func() bool {
+		await(t, "the subscription is gone", 20*time.Second, func() bool {
 			_, _, answer := redfishDo(t, b, "GET", redfishSubscriptions, "", nil)
 			return answer["Members@odata.count"] == 0.0
 		})

@@ -277,7 +277,7 @@ func TestRedfishTasks(t *testing.T) {
 				t.Fatalf("%d, location %q: %v", status, header.Get("Location"), task)
 			}
 			path := redfishWord(task, "@odata.id")
-			eventually(t, func() bool {
+			await(t, "the task is "+c.state, 20*time.Second, func() bool {
 				_, _, now := redfishDo(t, b, "GET", path, "", nil)
 				return redfishWord(now, "TaskState") == c.state
 			})
@@ -300,21 +300,6 @@ func TestRedfishTasks(t *testing.T) {
 	})
 }
 
-// eventually waits for what comes by itself.
-func eventually(t *testing.T, ok func() bool) {
-	t.Helper()
-	ticker := time.NewTicker(5 * time.Millisecond)
-	defer ticker.Stop()
-	deadline := time.After(20 * time.Second)
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatal("it did not come")
-		case <-ticker.C:
-		}
-	}
-}
-
 func TestRedfishTooManyRequestsAtOnce(t *testing.T) {
 	b := redfishBMC(t, &SimMachine{}, RedfishOptions{Faults: BMCFaults{Redfish: RedfishFaults{Workers: 1}}})
 	b.workers.Add(1) // one is at work
@@ -328,7 +313,7 @@ func TestRedfishRestartEndsSessionsAndConnections(t *testing.T) {
 	redfishStep{method: "POST", path: redfishSessions, body: `{"UserName":"admin","Password":"secret"}`, status: 201}.run(t, b)
 	pin := b.Pin()
 	redfishStep{method: "POST", path: "/redfish/v1/Managers/1/Actions/Manager.Reset", body: `{"ResetType":"ForceRestart"}`, status: 204}.run(t, b)
-	eventually(t, func() bool { return b.Sessions() == 0 && b.Pin() != pin })
+	await(t, "sessions and certificate are gone", 20*time.Second, func() bool { return b.Sessions() == 0 && b.Pin() != pin })
 	get("/redfish/v1/Managers/1", "Id", "1").run(t, b)
 	if b.Done("restart-bmc") != 1 {
 		t.Errorf("log %v", b.Requests())

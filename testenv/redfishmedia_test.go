@@ -203,7 +203,7 @@ func TestSimulatedMachineStartsWhatTheBMCNames(t *testing.T) {
 			}
 			patch(redfishTestSystem, `{"Boot":{"BootSourceOverrideTarget":"`+c.target+`","BootSourceOverrideEnabled":"Once","BootSourceOverrideMode":"UEFI"`+uri+`}}`, 204, "").run(t, s.Redfish)
 			reset("On", 204).run(t, s.Redfish)
-			eventually(t, func() bool { return simHas(s.Boots()[0].Path, c.want) })
+			await(t, "it boots", 20*time.Second, func() bool { return simHas(s.Boots()[0].Path, c.want) })
 		})
 	}
 }

@@ -54,14 +54,14 @@ func TestOpenSSHOpensTheConsole(t *testing.T) {
 		t.Errorf("ssh-keygen shows %q, %v; want %s", shown, err, b.HostKey())
 	}
 	p, cmd := atTerminal(t, fmt.Sprintf("env SSH_ASKPASS=%s SSH_ASKPASS_REQUIRE=force ssh -F none -tt -o UserKnownHostsFile=%s -p %s admin@127.0.0.1", askpass, known, port), time.Minute)
-	within(t, 20*time.Second, "the machine is heard", func() bool {
+	await(t, "the machine is heard", 20*time.Second, func() bool {
 		machine.Port.Say("GRUB loading\r\n")
 		return p.sees("GRUB loading")
 	})
 	p.types(t, "typed by hand\r")
-	within(t, 10*time.Second, "the machine hears what is typed", func() bool { return p.sees("typed by hand") })
+	await(t, "the machine hears what is typed", 10*time.Second, func() bool { return p.sees("typed by hand") })
 	p.types(t, "~B")
-	within(t, 10*time.Second, "a break", func() bool { return machine.Port.Breaks() == 1 })
+	await(t, "a break", 10*time.Second, func() bool { return machine.Port.Breaks() == 1 })
 	p.types(t, "\r~.")
 	_ = cmd.Wait() // ssh ends with 255 there
 	if n := b.Count("login"); n != 1 {
