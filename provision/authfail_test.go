@@ -3,7 +3,6 @@ package provision
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"recast/bmc"
 	"recast/store"
@@ -92,11 +91,7 @@ func TestSessionsOfAKilledServerAreSoughtAtTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.restart()
-	for deadline := time.Now().Add(10 * time.Second); s.bmcs["10.9.0.2"].Count("dial") == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("nobody logs in where a session was left")
-		}
-	}
+	s.until("somebody logs in where a session was left", func() bool { return s.bmcs["10.9.0.2"].Count("dial") > 0 })
 	if n := s.bmcs["10.9.0.1"].Count("dial"); n != 0 {
 		t.Errorf("%d logins where none was left", n)
 	}

@@ -48,18 +48,6 @@ func nonceOf(t *testing.T, s ipxe.Spec) string {
 	return ""
 }
 
-func (s *site) until(what string, ok func() bool) {
-	s.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			v, _ := s.View("m1")
-			s.t.Fatalf("%s: never; %+v", what, v.Status)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
 func TestMediumHoldsAddressAndNonceAndLeavesWithTheClaim(t *testing.T) {
 	s := newSite(t, 1)
 	fake := s.bmcs["10.9.0.1"]

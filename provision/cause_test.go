@@ -312,15 +312,10 @@ func TestExplainAsksTheBMC(t *testing.T) {
 	s.await("m1", Deploying, StepBooting)
 	s.await("m2", Deploying, StepBooting)
 	fake := s.bmcs["10.9.0.1"]
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // its BMC may still be at work
+	s.until("its BMC, which may still be at work, says on", func() bool {
 		x, err := s.Explain(t.Context(), "m1")
-		if err == nil && strings.HasPrefix(x.Power, "on, ") {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("power %q, %v", x.Power, err)
-		}
-	}
+		return err == nil && strings.HasPrefix(x.Power, "on, ")
+	})
 	asked := fake.Count("power")
 	if _, err := s.Explain(t.Context(), "m1"); err != nil || fake.Count("power") != asked {
 		t.Errorf("asked again at once: %v", err)

@@ -164,19 +164,26 @@ func (s *site) apply(yaml string, erase ...string) {
 	}
 }
 
-func (s *site) await(name string, phase Phase, step StepName) View {
+// until waits for what nobody announces.
+func (s *site) until(what string, ok func() bool) {
 	s.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		v, _ := s.View(name)
-		if v.Status.Phase == phase && v.Status.Step == step {
-			return v
-		}
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			s.t.Fatalf("%s is %s/%s (%s), want %s/%s", name, v.Status.Phase, v.Status.Step, v.Status.LastError, phase, step)
+			for _, v := range s.Views() {
+				s.t.Logf("%s is %s/%s (%s), health %s, power %q, waits for %q, findings %q", v.Name, v.Status.Phase, v.Status.Step, v.Status.LastError, v.Status.Health, v.Status.Power, v.Waiting, v.Status.Findings)
+			}
+			s.t.Fatalf("never: %s", what)
 		}
-		time.Sleep(2 * time.Millisecond)
 	}
+}
+
+func (s *site) await(name string, phase Phase, step StepName) (v View) {
+	s.t.Helper()
+	s.until(fmt.Sprintf("%s is %s/%s", name, phase, step), func() bool {
+		v, _ = s.View(name)
+		return v.Status.Phase == phase && v.Status.Step == step
+	})
+	return v
 }
 
 func testMAC(i int) inventory.MAC { return inventory.MAC(fmt.Sprintf("52:54:00:00:00:%02x", i)) }
@@ -444,13 +451,11 @@ func TestALookAtWhatFailedStartsNoOther(t *testing.T) {
 // awaitWait waits until a machine waits for the reason, and never lets it start.
 func (s *site) awaitWait(name, why string) {
 	s.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	s.until(name+" waits for "+why, func() bool {
 		v, _ := s.View(name)
-		if Busy(v.Status.Phase) || time.Now().After(deadline) {
+		if Busy(v.Status.Phase) {
 			s.t.Fatalf("%s is %s and waits for %q, want %q", name, v.Status.Phase, v.Waiting, why)
 		}
-		if strings.Contains(v.Waiting, why) {
-			return
-		}
-	}
+		return strings.Contains(v.Waiting, why)
+	})
 }

@@ -16,14 +16,7 @@ func redfishSite(t *testing.T, o testenv.RedfishOptions) (*site, *testenv.Redfis
 	t.Helper()
 	o.User, o.Password, o.Machine = "admin", "secret", &testenv.SimMachine{}
 	b, err := testenv.NewRedfish(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = b.Close() })
-	s := newSite(t, 1)
-	s.idle()
-	s.apply(anyBMC.ReplaceAllString(s.yaml(true), b.URL()))
-	return s, b
+	return behind(t, b, err), b
 }
 
 // ipmiSite has one machine behind a virtual IPMI BMC.
@@ -31,6 +24,15 @@ func ipmiSite(t *testing.T, o testenv.IPMIOptions) (*site, *testenv.IPMIBMC) {
 	t.Helper()
 	o.User, o.Password, o.Machine = "admin", "secret", &testenv.SimMachine{}
 	b, err := testenv.NewIPMI(o)
+	return behind(t, b, err), b
+}
+
+// behind is a site with one machine behind a virtual BMC.
+func behind(t *testing.T, b interface {
+	URL() string
+	Close() error
+}, err error) *site {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +40,7 @@ func ipmiSite(t *testing.T, o testenv.IPMIOptions) (*site, *testenv.IPMIBMC) {
 	s := newSite(t, 1)
 	s.idle()
 	s.apply(anyBMC.ReplaceAllString(s.yaml(true), b.URL()))
-	return s, b
+	return s
 }
 
 // findings of a machine, as one text.

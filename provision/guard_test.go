@@ -2,6 +2,7 @@ package provision
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -100,14 +101,10 @@ func TestSecretsKeepTheVersionsThatGenerationsName(t *testing.T) {
 	s.restart()
 	x := s.Secrets()
 	// The start collects what nothing names: when that is gone, it has looked at all.
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		if _, err := x.GetVersion(t.Context(), "pw", 1); errors.Is(err, errNoSecret) {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the version that no generation names is still kept")
-		}
-	}
+	s.until("the version that no generation names is gone", func() bool {
+		_, err := x.GetVersion(t.Context(), "pw", 1)
+		return errors.Is(err, errNoSecret)
+	})
 	if b, err := x.GetVersion(t.Context(), "used", 1); err != nil || string(b) != "one" {
 		t.Errorf("version 1 is %q, %v", b, err)
 	}
@@ -236,15 +233,10 @@ func TestLeaseOfABMCIsNotItsMachines(t *testing.T) {
 		if _, err := s.Store.Commit(t.Context(), op); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		s.until(fmt.Sprintf("BMC %v: the lease is %q's", bmc, want), func() bool {
 			got, err := s.leaseOf(t.Context(), "n", a) // what was watched may be the round before
-			if err == nil && got == want {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("BMC %v: the lease is %q's, %v; want %q", bmc, got, err, want)
-			}
-		}
+			return err == nil && got == want
+		})
 	}
 }
 
@@ -275,17 +267,12 @@ func TestALeaseThatIsGoneIsNobodys(t *testing.T) {
 	a := netip.MustParseAddr("10.99.0.7")
 	held := func(want bool) {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		s.until(fmt.Sprintf("held: %v", want), func() bool {
 			s.mu.RLock()
+			defer s.mu.RUnlock()
 			_, has := s.leases[a]
-			s.mu.RUnlock()
-			if has == want {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("held: %v", has)
-			}
-		}
+			return has == want
+		})
 	}
 	rev, err := s.leaseTable.Put(t.Context(), "n/"+a.String(), inventory.Lease{Network: "n", Addr: a, State: inventory.LeaseBound, Expires: s.Now().Add(time.Hour)}, 0)
 	if err != nil {
@@ -445,11 +432,5 @@ func TestAHoldThatExpiredTakesNoOtherAlong(t *testing.T) {
 	if err := s.Hold(t.Context(), "m1", "bob", "memory test", time.Nanosecond); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(20 * time.Second)
-	for s.machine("m1").snapshot().Status.Hold != nil {
-		if time.Now().After(deadline) {
-			t.Fatal("a hold that has expired stays")
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
+	s.until("a hold that has expired ends", func() bool { return s.machine("m1").snapshot().Status.Hold == nil })
 }

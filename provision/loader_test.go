@@ -55,17 +55,13 @@ func TestAMachineWithoutALoaderWaitsInThePlanUntilItHasOne(t *testing.T) {
 		t.Fatalf("%+v, %v", p.Entries, err)
 	}
 	s.apply(yaml, "m1")
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		if x, err := s.Explain(t.Context(), "m1"); err != nil {
+	s.until("explain says why", func() bool {
+		x, err := s.Explain(t.Context(), "m1")
+		if err != nil {
 			t.Fatal(err)
-		} else if strings.Contains(x.Missing, why) {
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatalf("explain: %+v", x)
 		}
-		time.Sleep(2 * time.Millisecond)
-	}
+		return strings.Contains(x.Missing, why)
+	})
 	if f := s.bmcs["10.9.0.1"]; len(f.Boots()) != 0 {
 		t.Errorf("it was started: %+v", f.Calls())
 	}

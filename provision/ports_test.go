@@ -2,6 +2,7 @@ package provision
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -31,20 +32,10 @@ func (s *site) learnPort(circuit string, mac inventory.MAC) {
 
 func (s *site) knows(mac inventory.MAC, name string) {
 	s.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		got := ""
-		if m := s.machineBehind(mac); m != nil {
-			got = m.Name
-		}
-		if got == name {
-			return
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("%s is %q; want %q", mac, got, name)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	s.until(fmt.Sprintf("%s is %q", mac, name), func() bool {
+		m := s.machineBehind(mac)
+		return m == nil && name == "" || m != nil && m.Name == name
+	})
 }
 
 // A machine that is declared by its switch port alone is deployed under the

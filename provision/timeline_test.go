@@ -229,11 +229,9 @@ func TestBootsOfOneMomentAreEachOnTheirOwn(t *testing.T) {
 	}
 	settled := func() { // whatever came of what was asked
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); slices.ContainsFunc(s.list(), func(m *machine) bool { return m.booting.Load() }); time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal("boots are still being recorded")
-			}
-		}
+		s.until("boots are recorded", func() bool {
+			return !slices.ContainsFunc(s.list(), func(m *machine) bool { return m.booting.Load() })
+		})
 	}
 	step := func(i int) StepName {
 		v, _ := s.View(all[i-1])
@@ -295,21 +293,13 @@ func TestABootThatItsClaimOvertakesIsNoRestart(t *testing.T) {
 	s.moment.mu.Unlock()
 	s.Observe(inventory.Observation{Kind: inventory.SawScript, MAC: testMAC(1), Remote: testAddr(1), Detail: "ramdisk: deploy, attempt 1"})
 	m := s.list()[0]
-	for deadline := time.Now().Add(20 * time.Second); !m.booting.Load(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("its boot is not being recorded")
-		}
-	}
+	s.until("its boot is being recorded", m.booting.Load)
 	if _, _, err := s.boot(1, "b1", testUUID(1)); err != nil {
 		t.Fatal(err)
 	}
 	before := m.committed()
 	close(over)
-	for deadline := time.Now().Add(20 * time.Second); m.booting.Load(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("its boot is still being recorded")
-		}
-	}
+	s.until("its boot is recorded", func() bool { return !m.booting.Load() })
 	if after := m.committed(); after.Intent.Asked || !after.Status.Deadline.Equal(before.Status.Deadline) {
 		t.Errorf("it claimed, and is taken for one that started again: asked %v, deadline %s later", after.Intent.Asked, after.Status.Deadline.Sub(before.Status.Deadline))
 	}

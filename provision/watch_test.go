@@ -120,11 +120,7 @@ func TestEveryMachineIsLookedAtInTurn(t *testing.T) {
 	s.restart()
 	for i := range 5 {
 		host := "10.9.0." + string(rune('1'+i))
-		for deadline := time.Now().Add(20 * time.Second); s.bmcs[host].Count("power") < 3; time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("%s was looked at %d times", host, s.bmcs[host].Count("power"))
-			}
-		}
+		s.until(host+" was looked at three times", func() bool { return s.bmcs[host].Count("power") >= 3 })
 		if n := s.bmcs[host].Count("dial"); n != 1 {
 			t.Errorf("%s: %d logins, want one session", host, n)
 		}

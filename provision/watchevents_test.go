@@ -72,17 +72,13 @@ func TestStreamsThatFailAreRetriedMoreAndMoreSeldom(t *testing.T) {
 }
 
 // awaitStatus waits until ok likes a machine's Status.
-func (s *site) awaitStatus(name, what string, ok func(Status) bool) Status {
+func (s *site) awaitStatus(name, what string, ok func(Status) bool) (st Status) {
 	s.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		st := s.machine(name).snapshot().Status
-		if ok(st) {
-			return st
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("never %s: %s, health %s, power %q, findings %q", what, st.Phase, st.Health, st.Power, st.Findings)
-		}
-	}
+	s.until(name+" "+what, func() bool {
+		st = s.machine(name).snapshot().Status
+		return ok(st)
+	})
+	return st
 }
 
 // running makes a machine one that runs what is wanted of it, without the work.
@@ -150,9 +146,7 @@ func TestAnEventMakesTheWatchLook(t *testing.T) {
 	looks := a.Count("power")
 	w.machines["m1"].last = t0
 	a.SetPowered(false)
-	for a.Tell() == 0 { // subscribed, and not yet listening
-		time.Sleep(time.Millisecond)
-	}
+	s.until("it listens to what it subscribed to", func() bool { return a.Tell() > 0 })
 	until("it is looked at", func() bool {
 		return a.Count("power") > looks && s.machine("m1").snapshot().Status.Power == "off" && !w.machines["m1"].looking
 	})
@@ -293,19 +287,15 @@ func TestSessionsOfABMCThatIsNotDeclaredAreCollected(t *testing.T) {
 	}
 	s.restart()
 	book = bmcSessions{s.bmcTable()}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		open, err := book.Sessions(t.Context())
-		if err != nil {
+	var open map[string][]bmc.Session
+	s.until("those of the undeclared one are gone", func() bool {
+		var err error
+		if open, err = book.Sessions(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if len(open["10.9.0.9:443"]) == 0 {
-			if len(open["10.9.0.1:623"]) != 1 {
-				t.Errorf("on record are %v", open)
-			}
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("on record are %v", open)
-		}
+		return len(open["10.9.0.9:443"]) == 0
+	})
+	if len(open["10.9.0.1:623"]) != 1 {
+		t.Errorf("on record are %v", open)
 	}
 }
