@@ -162,3 +162,80 @@ func (e *Engine) sweepBMCs(ctx context.Context) {
 		})
 	}
 }
+
+// ResetBMC restarts the BMC of a machine, and waits until it answers again. The
+// machine does not notice; an armed boot override may be lost.
+func (e *Engine) ResetBMC(ctx context.Context, name, who string) error {
+	_, k, err := e.declaredBMC(name)
+	if err != nil {
+		return fmt.Errorf("reset: %w", err)
+	}
+	release, err := e.quietBMC(name, k)
+	if err != nil {
+		return fmt.Errorf("reset: %w", err)
+	}
+	defer release()
+	if err := e.operate(ctx, name, who, "bmc reset", "", func(s State) (State, error) { return s, nil }); err != nil {
+		return err
+	}
+	if err := e.withBMC(ctx, name, func(ctx context.Context, c bmc.Client) error {
+		r, ok := c.(bmc.Resetter)
+		if !ok {
+			return bmc.ErrUnsupported
+		}
+		return r.ResetBMC(ctx)
+	}); err != nil {
+		return fmt.Errorf("reset the BMC of %q: %w", name, err)
+	}
+	return nil
+}
+
+// inventoryTime is how long a BMC may take to tell what it knows: seconds for each
+// resource, and hundreds of them.
+const inventoryTime = 5 * time.Minute
+
+// askingBMC reads something that a BMC may be able to tell.
+func askingBMC[C, T any](ctx context.Context, e *Engine, name, what string, ask func(context.Context, C) (T, error)) (answer T, err error) {
+	if _, _, err := e.declaredBMC(name); err != nil {
+		return answer, fmt.Errorf("%s: %w", what, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, inventoryTime)
+	defer cancel()
+	err = e.withBMC(ctx, name, func(ctx context.Context, c bmc.Client) (err error) {
+		able, ok := c.(C)
+		if !ok {
+			return bmc.ErrUnsupported
+		}
+		answer, err = ask(ctx, able)
+		return err
+	})
+	if err != nil {
+		return answer, fmt.Errorf("%s of %q: %w", what, name, err)
+	}
+	return answer, nil
+}
+
+// What a BMC tells, for those who do not know package bmc.
+type (
+	BMCSensorList = bmc.Sensors
+	BMCEventList  = bmc.Events
+	BMCHardware   = bmc.Inventory
+)
+
+// IsBMCTrouble tells what went wrong with a BMC from what was wrong before it was asked.
+func IsBMCTrouble(err error) bool { return bmc.IsReason(err) }
+
+// BMCSensors are the readings of a machine's sensors.
+func (e *Engine) BMCSensors(ctx context.Context, name string) (bmc.Sensors, error) {
+	return askingBMC(ctx, e, name, "sensors", func(ctx context.Context, c bmc.SensorReader) (bmc.Sensors, error) { return c.Sensors(ctx) })
+}
+
+// BMCEvents are the entries of the event log behind a cursor; "" all.
+func (e *Engine) BMCEvents(ctx context.Context, name, cursor string) (bmc.Events, error) {
+	return askingBMC(ctx, e, name, "events", func(ctx context.Context, c bmc.EventLog) (bmc.Events, error) { return c.Events(ctx, cursor) })
+}
+
+// BMCInventory is the hardware as the BMC tells it.
+func (e *Engine) BMCInventory(ctx context.Context, name string) (bmc.Inventory, error) {
+	return askingBMC(ctx, e, name, "inventory", func(ctx context.Context, c bmc.Describer) (bmc.Inventory, error) { return c.Inventory(ctx) })
+}
