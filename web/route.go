@@ -9,7 +9,9 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,6 +77,21 @@ func (s *Server) routes() []route {
 	return append(s.agentRoutes(), s.operatorRoutes()...)
 }
 
+// unescapeParams makes a path's parts what was meant by them: echo matches the path as
+// it was sent where it was escaped in another way than Go would.
+func unescapeParams(c echo.Context) {
+	if c.Request().URL.RawPath == "" {
+		return
+	}
+	values := slices.Clone(c.ParamValues())
+	for i, v := range values {
+		if plain, err := url.PathUnescape(v); err == nil {
+			values[i] = plain
+		}
+	}
+	c.SetParamValues(values...)
+}
+
 // guard denies whoever is not in the route's scope.
 func (s *Server) guard(r route) echo.HandlerFunc {
 	return func(c echo.Context) error {
@@ -98,6 +115,7 @@ func (s *Server) guard(r route) echo.HandlerFunc {
 		if r.scope == scopeAgent || r.scope == scopeKnock {
 			s.log().Debug("agent", "path", r.path, "remote", remote(c.Request()), "trace", printable(c.Request().Header.Get(inventory.TraceHeader)))
 		}
+		unescapeParams(c)
 		if !r.stream {
 			c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, bodyLimit[r.scope])
 			hurry(c.Response(), c.Request())

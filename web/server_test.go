@@ -332,7 +332,11 @@ func TestUnknownMachineIsNotFound(t *testing.T) {
 			t.Errorf("%s: %d %s", r.path, code, text)
 		}
 	}
-	code, text, h := s.send(t, "GET", "/api/v2/machines", operatorToken, nil)
+	code, text, h := s.send(t, "GET", apiRoot+"/machines/..%2Fx%20y", operatorToken, nil)
+	if p := checkProblem(t, "an escaped name", code, text, h); code != http.StatusNotFound || !strings.Contains(p.Detail, `"../x y"`) {
+		t.Errorf("%d %s", code, text)
+	}
+	code, text, h = s.send(t, "GET", "/api/v2/machines", operatorToken, nil)
 	if p := checkProblem(t, "no route", code, text, h); code != http.StatusNotFound || !strings.Contains(p.Detail, "openapi.json") {
 		t.Errorf("%d %s", code, text)
 	}
