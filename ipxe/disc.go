@@ -101,17 +101,29 @@ func (l *Loaders) NewDisc(arch inventory.Arch, script string) (*Disc, error) {
 	return newDisc(script, l.discParts(arch, true), l.discParts(arch, false))
 }
 
-// DiscProblem says why a machine has nothing to start from a disc, "" it has. Where
-// its firmware is not declared, either will do.
-func (l *Loaders) DiscProblem(arch inventory.Arch, firmware inventory.Firmware) string {
-	uefi, bios := len(l.discParts(arch, true)) > 0, len(l.discParts(arch, false)) > 0
-	switch {
-	case firmware != inventory.BIOS && uefi, firmware != inventory.UEFI && bios:
+// DiscProblem says why a machine has nothing to start from a disc, "" it has.
+func (l *Loaders) DiscProblem(m *inventory.Machine) string {
+	name := l.discLack(m)
+	if name == "" {
 		return ""
-	case firmware == inventory.BIOS:
-		return fmt.Sprintf("loader %q or %q is missing: %s", LoaderCD, LoaderKernel, loaderCure)
 	}
-	return fmt.Sprintf("loader %q is missing: %s", discLoader[arch], loaderCure)
+	return fmt.Sprintf("loader %q is missing: %s", name, LoaderCure(name))
+}
+
+// discLack names a loader without which a machine starts from no disc. Where its
+// firmware is not declared, either will do.
+func (l *Loaders) discLack(m *inventory.Machine) string {
+	uefi, bios := l.absent(discLoader[m.Arch]), l.absent(LoaderCD, LoaderKernel)
+	if m.Arch != inventory.AMD64 {
+		bios = LoaderCD // there is one for no other processor
+	}
+	switch {
+	case m.Firmware == inventory.BIOS:
+		return bios
+	case m.Firmware == inventory.UEFI || bios != "":
+		return uefi
+	}
+	return ""
 }
 
 // discLoader is what UEFI starts from a disc: with drivers of its own, since the

@@ -88,7 +88,7 @@ func TestDiscLacksTheFirmwareThatHasNoLoader(t *testing.T) {
 	} {
 		l := discLoaders(tc.without...)
 		for firmware, problem := range tc.problem {
-			if why := l.DiscProblem(tc.arch, firmware); (why != "") != problem {
+			if why := l.DiscProblem(&inventory.Machine{Arch: tc.arch, Firmware: firmware}); (why != "") != problem {
 				t.Errorf("%s, firmware %q: %q", tc.name, firmware, why)
 			}
 		}

@@ -126,7 +126,7 @@ func TestALoaderIsLackedByWhoIsDeclaredToNeedIt(t *testing.T) {
 		}
 		return l
 	}
-	byGRUB := inventory.Boot{Local: inventory.LocalGRUB}
+	byGRUB, byMedia := inventory.Boot{Local: inventory.LocalGRUB}, inventory.Boot{Via: inventory.BootMedia, Local: inventory.LocalGRUB}
 	for _, tc := range []struct {
 		have *Loaders
 		m    inventory.Machine
@@ -139,6 +139,10 @@ func TestALoaderIsLackedByWhoIsDeclaredToNeedIt(t *testing.T) {
 		{with(LoaderLocalBIOS, LoaderLocalAMD64), inventory.Machine{Boot: byGRUB}, ""},
 		{with(LoaderShimAMD64), inventory.Machine{SecureBoot: true}, LoaderGRUBAMD64},
 		{with(LoaderShimAMD64, LoaderGRUBAMD64), inventory.Machine{SecureBoot: true, Boot: byGRUB}, ""}, // the signed one
+		{with(), inventory.Machine{Boot: byMedia, Arch: inventory.AMD64}, LoaderAMD64},
+		{with(LoaderKernel), inventory.Machine{Boot: byMedia, Arch: inventory.AMD64, Firmware: inventory.BIOS}, LoaderCD},
+		{with(LoaderKernel, LoaderCD), inventory.Machine{Boot: byMedia, Arch: inventory.AMD64}, ""},
+		{with(LoaderKernel, LoaderCD), inventory.Machine{Boot: byMedia, Arch: inventory.ARM64}, LoaderARM64},
 		{with(), inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: string(inventory.DigestOf(nil))}}, ""},
 	} {
 		got := tc.have.Lack(&tc.m)

@@ -53,7 +53,7 @@ func LoaderCure(name string) string {
 	switch name {
 	case LoaderShimAMD64, LoaderGRUBAMD64:
 		return signedCure
-	case LoaderLocalBIOS, LoaderLocalAMD64:
+	case LoaderLocalBIOS, LoaderLocalAMD64, LoaderCD:
 		return "run `sudo ./setup.sh loaders` and build again; then restart recast serve"
 	}
 	return loaderCure
@@ -155,6 +155,8 @@ func (l *Loaders) Lack(m *inventory.Machine) string {
 	switch {
 	case m.SecureBoot && !imported:
 		need = []string{LoaderShimAMD64, LoaderGRUBAMD64}
+	case m.Boot.Via == inventory.BootMedia:
+		return l.discLack(m)
 	case m.SecureBoot || m.Boot.Local != inventory.LocalGRUB:
 	case m.Firmware == inventory.BIOS:
 		need = []string{LoaderLocalBIOS}
@@ -163,7 +165,12 @@ func (l *Loaders) Lack(m *inventory.Machine) string {
 	default: // which of them it has is seen at its first boot
 		need = []string{LoaderLocalBIOS, LoaderLocalAMD64}
 	}
-	for _, name := range need {
+	return l.absent(need...)
+}
+
+// absent is the first of the loaders that is not there; "" for none.
+func (l *Loaders) absent(names ...string) string {
+	for _, name := range names {
 		if !l.Have(name) {
 			return name
 		}

@@ -124,6 +124,7 @@ func TestDoctorFindsWhatIsWrong(t *testing.T) {
 		{"loaders missing", func(f *surroundings) { f.loaders = errors.New("undionly.kpxe is missing") }, "loaders", stateWarn, "undionly.kpxe", ""},
 		{"old loaders", func(f *surroundings) { f.version = "1.0.0+git-20190125" }, "loaders", stateWarn, "before 2.0", "setup.sh"},
 		{"a GRUB missing", func(f *surroundings) { f.lacking = map[string][]string{"local.pxe": {"n1", "n2"}} }, "loaders", stateFail, "local.pxe is missing: machines that are declared to start their own disk by it (boot.local): n1, n2", "setup.sh loaders"},
+		{"a disc's loader missing", func(f *surroundings) { f.lacking = map[string][]string{"cd.img": {"n1"}} }, "loaders", stateFail, "cd.img is missing: machines that are declared to start from a virtual medium (boot.via: media): n1", "setup.sh loaders"},
 		{"a shim missing", func(f *surroundings) { f.lacking = map[string][]string{"shimx64.efi": {"n1"}} }, "loaders", stateFail, "secureBoot", "shim-signed"},
 		{"no ramdisk", func(f *surroundings) { f.ramdisk = fmt.Errorf("open: %w", fs.ErrNotExist) }, "ramdisk", stateWarn, "/var/lib/recast/ramdisk holds none", "recast ramdisk build"},
 		{"a damaged ramdisk", func(f *surroundings) { f.ramdisk = errors.New("vmlinuz is not the file that was built") }, "ramdisk", stateFail, "not the file that was built", ""},

@@ -348,9 +348,12 @@ func (d *doctor) host() {
 		d.say("clock", stateOK, "", "%s, synchronised", dateClock(d.now))
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.lacking)) {
-		why := "to start their own disk by it (boot.local)"
-		if name == ipxe.LoaderShimAMD64 || name == ipxe.LoaderGRUBAMD64 {
+		why := "to start from a virtual medium (boot.via: media)"
+		switch name {
+		case ipxe.LoaderShimAMD64, ipxe.LoaderGRUBAMD64:
 			why = "secureBoot"
+		case ipxe.LoaderLocalBIOS, ipxe.LoaderLocalAMD64:
+			why = "to start their own disk by it (boot.local)"
 		}
 		d.say("loaders", stateFail, ipxe.LoaderCure(name), "%s is missing: machines that are declared %s: %s", name, why, strings.Join(d.lacking[name], ", "))
 	}

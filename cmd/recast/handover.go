@@ -36,7 +36,7 @@ func (s *server) bootfile(boot ipxe.Boot, port int) func(ipxe.Client, ipxe.Spec,
 func (s *server) loaderProblem(m *inventory.Machine, byHTTP bool) string {
 	switch m.Boot.Via {
 	case inventory.BootMedia:
-		return s.loaders.DiscProblem(m.Arch, m.Firmware)
+		return s.loaders.DiscProblem(m)
 	case inventory.BootHTTP:
 		byHTTP = true
 	}
