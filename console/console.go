@@ -192,6 +192,7 @@ func (p *port) run(ctx context.Context) {
 		p.mu.Lock()
 		if !p.wanted() || ctx.Err() != nil {
 			p.running = false
+			p.kept.close() // a rack's worth of files is not held open for nothing
 			p.mu.Unlock()
 			return
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -266,6 +267,24 @@ func TestALineIsOpenOnlyWhileItIsNeeded(t *testing.T) {
 	if _, err := d.Watch("m1", "ann", 0, false); err == nil {
 		t.Error("a seat after the end")
 	}
+}
+
+func TestAConsoleThatNobodyNeedsHoldsNoFileOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t, t.TempDir())
+		d.lines <- newFakeLine()
+		d.Keep("m1", true)
+		<-d.evict
+		d.Keep("m1", false)
+		time.Sleep(linger + time.Second)
+		synctest.Wait()
+		p := d.ports["m1"]
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.running || p.kept.file != nil {
+			t.Errorf("it runs: %v, and has %v open", p.running, p.kept.file)
+		}
+	})
 }
 
 func TestWhoWaitsForALineIsToldWhyAndMayPutOutItsHolder(t *testing.T) {
