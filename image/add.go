@@ -171,7 +171,7 @@ func (s *Store) add(ctx context.Context, r io.Reader, o AddOptions) (_ Info, err
 	}
 
 	s.change.Lock()
-	info, what, err := s.commit(m, f, temp, o.Source)
+	info, what, err := s.commit(index, f, temp, o.Source)
 	s.change.Unlock()
 	if err != nil {
 		return Info{}, err
@@ -186,7 +186,8 @@ func (s *Store) add(ctx context.Context, r io.Reader, o AddOptions) (_ Info, err
 
 // commit makes the pack in temp the image's own, unless the store holds a good
 // one. what is empty if it does.
-func (s *Store) commit(m *pack.Manifest, f *os.File, temp, source string) (info Info, what string, err error) {
+func (s *Store) commit(index *pack.Index, f *os.File, temp, source string) (info Info, what string, err error) {
+	m := index.Manifest
 	manifest := m.Encode()
 	info = Info{
 		Digest: inventory.NewDigest(m.Digest), Manifest: inventory.DigestOf(manifest), Pack: inventory.NewDigest(m.Pack),
@@ -199,6 +200,9 @@ func (s *Store) commit(m *pack.Manifest, f *os.File, temp, source string) (info 
 	if known {
 		bad, err := s.compare(old, m, f)
 		if err == nil && bad == 0 {
+			if old.Damaged == "" && old.Index == "" {
+				return s.addIndex(old, index)
+			}
 			if old.Damaged == "" {
 				return old, "", nil
 			}
@@ -219,28 +223,43 @@ func (s *Store) commit(m *pack.Manifest, f *os.File, temp, source string) (info 
 	}
 	undo := func(err error) (Info, string, error) {
 		if !known {
-			err = errors.Join(err, s.removeBlob(info.Pack), s.removeBlob(info.Manifest))
+			err = errors.Join(err, s.unlink(info.Pack, info.Manifest, info.Index))
 		}
 		return Info{}, "", err
 	}
 	if err := s.write("blobs", info.Manifest.Hex(), manifest); err != nil {
 		return undo(err)
 	}
+	if err := s.keepIndex(&info, index); err != nil {
+		return undo(err)
+	}
 	if err := s.writeRecord(info); err != nil {
 		return undo(err)
 	}
-	if known {
-		s.drop(old)
-	}
 	s.put(info)
-	// Another version of the compressor gives other blobs for the same image.
-	if known && old.Pack != info.Pack {
-		s.removeBlob(old.Pack)
-	}
-	if known && old.Manifest != info.Manifest {
-		s.removeBlob(old.Manifest)
+	if known {
+		// Another version of the compressor gives other blobs for the same image.
+		err := s.unlink(old.Pack, old.Manifest, old.Index)
+		if old.Manifest != info.Manifest {
+			err = errors.Join(err, s.dropDifferences(func(d Difference) bool { return d.To == info.Digest }))
+		}
+		if err != nil {
+			s.log.Warn("blobs of a mended image are left", "image", info.Digest, "err", err)
+		}
 	}
 	return info, what, nil
+}
+
+// addIndex gives an image that was added before there were any its index.
+func (s *Store) addIndex(info Info, index *pack.Index) (Info, string, error) {
+	err := s.keepIndex(&info, index)
+	if err == nil {
+		err = s.writeRecord(info)
+	}
+	if err == nil {
+		s.put(info)
+	}
+	return info, "", err
 }
 
 // compare counts the frames of the old pack that are not the right chunk any

@@ -29,7 +29,7 @@ func (s *Store) Check(ctx context.Context, d inventory.Digest, frame int) error 
 }
 
 // Verify looks at every byte of the store's copy of image d. A good one loses
-// its mark.
+// its mark. A block index or a difference that is not what it was is dropped.
 func (s *Store) Verify(ctx context.Context, d inventory.Digest) error {
 	err := s.check(ctx, d, func(m *pack.Manifest, f *os.File) error {
 		buf := make([]byte, pack.ChunkSize)
@@ -54,6 +54,9 @@ func (s *Store) Verify(ctx context.Context, d inventory.Digest) error {
 	})
 	if err != nil {
 		return err
+	}
+	if err := s.checkDerived(d); err != nil {
+		return fmt.Errorf("check image %s: %w", d.Short(), err)
 	}
 	return s.mark(d, "")
 }

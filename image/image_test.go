@@ -120,7 +120,7 @@ func add(t testing.TB, s *Store, b []byte) Info {
 func files(t testing.TB, dir string) []string {
 	t.Helper()
 	var all []string
-	for _, d := range []string{"blobs", "images"} {
+	for _, d := range []string{"blobs", "images", "differences"} {
 		entries, err := os.ReadDir(filepath.Join(dir, d))
 		if err != nil {
 			t.Fatal(err)
@@ -136,7 +136,7 @@ func files(t testing.TB, dir string) []string {
 func filesOf(infos ...Info) []string {
 	var all []string
 	for _, i := range infos {
-		all = append(all, "blobs/"+i.Pack.Hex(), "blobs/"+i.Manifest.Hex(), "images/"+i.Digest.Hex()+".json")
+		all = append(all, "blobs/"+i.Pack.Hex(), "blobs/"+i.Manifest.Hex(), "blobs/"+i.Index.Hex(), "images/"+i.Digest.Hex()+".json")
 	}
 	slices.Sort(all)
 	return all
@@ -167,7 +167,7 @@ func TestTheSameImageGivesTheSamePackHoweverItComes(t *testing.T) {
 		if diff := cmp.Diff(filesOf(info), files(t, dir)); diff != "" {
 			t.Errorf("%s: files (-want +got):\n%s", name, diff)
 		}
-		for hex, size := range map[string]int64{info.Pack.Hex(): info.PackSize, info.Manifest.Hex(): info.ManifestSize} {
+		for hex, size := range map[string]int64{info.Pack.Hex(): info.PackSize, info.Manifest.Hex(): info.ManifestSize, info.Index.Hex(): info.IndexSize} {
 			b, err := os.ReadFile(filepath.Join(dir, "blobs", hex))
 			if err != nil || inventory.DigestOf(b).Hex() != hex || int64(len(b)) != size {
 				t.Errorf("%s: blob %s: %d bytes of %d, %v", name, hex, len(b), size, err)
@@ -405,7 +405,7 @@ func TestImagesOutliveTheProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = open(t, dir, Options{})
-	if len(s.List()) != 0 || len(files(t, dir)) != 3 {
+	if len(s.List()) != 0 || len(files(t, dir)) != 4 {
 		t.Errorf("unreadable record: %v %v", s.List(), files(t, dir))
 	}
 	if got := add(t, s, disk(t, 5, 2)); got.Pack != b.Pack {
@@ -579,7 +579,11 @@ func TestMendingWithAnotherCompressor(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Write(old.Bytes())
-	older, _, err := s.commit(m, f, temp, "older")
+	index, err := pack.NewIndex(t.Context(), m, func(i int) ([]byte, error) { return m.ReadChunk(f, i) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	older, _, err := s.commit(index, f, temp, "older")
 	f.Close()
 	s.change.Unlock()
 	if err != nil || older.Pack == info.Pack {

@@ -1,6 +1,6 @@
 // Package image keeps disk images by their digest: it ingests them into packs,
-// serves packs and manifests by Range, finds and mends damage of its own copy,
-// and builds the ramdisk.
+// serves them by Range, builds the differences between them, finds and mends
+// damage of its own copy, and builds the ramdisk.
 package image
 
 import (
@@ -65,6 +65,9 @@ type Info struct {
 	BlockSize    int              `json:"blockSize"` // logical, that the image was made for
 	Added        time.Time        `json:"added"`
 	Source       string           `json:"source,omitempty"`
+	// Index is the blob of 4 KiB block sums; empty where none was needed yet.
+	Index     inventory.Digest `json:"index,omitempty"`
+	IndexSize int64            `json:"indexSize,omitempty"`
 	// Damaged names the frame and the file that is wrong; empty for a good image.
 	Damaged string `json:"damaged,omitempty"`
 }
@@ -76,8 +79,9 @@ type record struct {
 
 const recordVersion = 1
 
-// Store is a folder of images: blobs/<hex> holds packs and manifests,
-// images/<hex>.json one record for each image. A blob without a record is
+// Store is a folder of images: blobs/<hex> holds packs, manifests, block indexes
+// and differences, images/<hex>.json one record for each image, and
+// differences/<from>-<to>.json one for each difference. A blob without a record is
 // garbage. All methods are safe for several goroutines.
 type Store struct {
 	dir  string // for messages
@@ -89,7 +93,11 @@ type Store struct {
 	change sync.Mutex // held by whoever changes records or referenced blobs
 	mu     sync.RWMutex
 	images map[inventory.Digest]Info
-	blobs  map[string]blob // by hex: only what a record refers to
+	// differences that are built; loaded after the images that they are between.
+	differences map[pair]Difference
+	blobs       map[string]blob // by hex: only what a record refers to
+
+	flights *flights // that build indexes and differences
 }
 
 type blob struct {
@@ -109,7 +117,7 @@ func Open(dir string, o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, d := range []string{dir, path.Join(dir, "blobs"), path.Join(dir, "images")} {
+	for _, d := range []string{dir, path.Join(dir, "blobs"), path.Join(dir, "images"), path.Join(dir, "differences")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("open the image store: %w", err)
 		}
@@ -120,7 +128,8 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	s := &Store{
 		dir: dir, root: root, o: o, log: o.Log,
-		images: map[inventory.Digest]Info{}, blobs: map[string]blob{},
+		images: map[inventory.Digest]Info{}, differences: map[pair]Difference{}, blobs: map[string]blob{},
+		flights: newFlights(),
 	}
 	if s.lock, err = root.OpenFile("lock", os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		root.Close()
@@ -137,8 +146,12 @@ func Open(dir string, o Options) (*Store, error) {
 	return s, nil
 }
 
-// Close lets another process open the store.
+// errClosed ends what was being built.
+var errClosed = errors.New("the server stops")
+
+// Close ends what is being built, and lets another process open the store.
 func (s *Store) Close() error {
+	s.flights.end()
 	return errors.Join(s.lock.Close(), s.root.Close())
 }
 
@@ -179,7 +192,17 @@ func (s *Store) load() error {
 				s.log.Error("image is damaged; add it again to mend it", "image", info.Digest, "reason", info.Damaged)
 			}
 		}
+		if info.Index != "" {
+			// It can be made again: an older recast, which knows of none, removes it.
+			if fi, err := s.root.Stat("blobs/" + info.Index.Hex()); err != nil || fi.Size() != info.IndexSize {
+				s.log.Info("block index is gone and is made anew when it is needed", "image", info.Digest)
+				info.Index, info.IndexSize = "", 0
+			}
+		}
 		s.put(info)
+	}
+	if err := s.loadDifferences(); err != nil {
+		return err
 	}
 	blobs, err := s.readDir("blobs")
 	if err != nil {
@@ -261,11 +284,14 @@ func (s *Store) List() []Info {
 	return all
 }
 
-// Remove forgets image d and deletes its blobs. Transfers that are under way
-// end well.
+// Remove forgets image d with the differences from and to it, and deletes their
+// blobs. Transfers that are under way end well.
 func (s *Store) Remove(d inventory.Digest) error {
 	s.change.Lock()
 	info, err := s.Info(d)
+	if err == nil {
+		err = s.dropDifferences(func(x Difference) bool { return x.From == d || x.To == d })
+	}
 	if err == nil {
 		// The record goes first: a crash between leaves garbage, which Open removes.
 		if err = s.root.Remove("images/" + d.Hex() + ".json"); err == nil {
@@ -274,7 +300,7 @@ func (s *Store) Remove(d inventory.Digest) error {
 	}
 	if err == nil {
 		s.drop(info)
-		err = errors.Join(s.removeBlob(info.Manifest), s.removeBlob(info.Pack))
+		err = s.unlink(info.Manifest, info.Pack, info.Index)
 	}
 	s.change.Unlock()
 	if err != nil {
@@ -314,16 +340,34 @@ func (s *Store) put(info Info) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.images[info.Digest] = info
-	s.blobs[info.Manifest.Hex()] = blob{info.Digest, "application/json"}
-	s.blobs[info.Pack.Hex()] = blob{info.Digest, "application/zstd"}
+	s.refer()
 }
 
 func (s *Store) drop(info Info) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.images, info.Digest)
-	delete(s.blobs, info.Manifest.Hex())
-	delete(s.blobs, info.Pack.Hex())
+	s.refer()
+}
+
+// refer lists anew what the records refer to: two of them may share a blob. The
+// caller holds mu.
+func (s *Store) refer() {
+	s.blobs = map[string]blob{}
+	refer := func(d, image inventory.Digest, mimeType string) {
+		if d != "" {
+			s.blobs[d.Hex()] = blob{image, mimeType}
+		}
+	}
+	for _, x := range s.differences {
+		refer(x.List, x.To, "application/octet-stream")
+		refer(x.Pack, x.To, "application/zstd")
+	}
+	for _, info := range s.images {
+		refer(info.Index, info.Digest, "application/zstd")
+		refer(info.Manifest, info.Digest, "application/json")
+		refer(info.Pack, info.Digest, "application/zstd")
+	}
 }
 
 func (s *Store) changed(d inventory.Digest) {
@@ -376,11 +420,20 @@ func (s *Store) syncDir(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-func (s *Store) removeBlob(d inventory.Digest) error {
-	if err := s.root.Remove("blobs/" + d.Hex()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+// unlink deletes blobs that no record refers to any more; the caller holds change.
+func (s *Store) unlink(blobs ...inventory.Digest) (err error) {
+	for _, d := range blobs {
+		s.mu.RLock()
+		_, used := s.blobs[d.Hex()]
+		s.mu.RUnlock()
+		if d == "" || used {
+			continue
+		}
+		if e := s.root.Remove("blobs/" + d.Hex()); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
 	}
-	return nil
+	return err
 }
 
 // contextReader ends a read between two calls when ctx is done.
