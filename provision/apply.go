@@ -223,6 +223,10 @@ func (e *Engine) planSet(ctx context.Context, set *inventory.Set, erase []string
 	if err != nil {
 		return p, err
 	}
+	e.measure(ctx, &p)
+	if ctx.Err() != nil {
+		return p, context.Cause(ctx) // the caller hung up
+	}
 	raw, err := set.Encode()
 	if err != nil {
 		return p, err
@@ -261,7 +265,7 @@ func (e *Engine) plan(set *inventory.Set, erase []string) (Plan, error) {
 			}
 			return State{Status: Status{Machine: name, Phase: Available}}
 		},
-		Image: e.imageFacts, Discovered: e.discoveredFacts, Loader: e.noLoader, Erase: erase, Frozen: frozen.Reason})
+		Image: e.imageFacts, ImageOf: e.imageOf, Difference: e.difference, Discovered: e.discoveredFacts, Loader: e.noLoader, Erase: erase, Frozen: frozen.Reason})
 }
 
 func (e *Engine) imageFacts(d inventory.Digest) (ImageFacts, bool) {
@@ -269,7 +273,7 @@ func (e *Engine) imageFacts(d inventory.Digest) (ImageFacts, bool) {
 	if err != nil {
 		return ImageFacts{}, false
 	}
-	return ImageFacts{Size: info.Size, Pack: info.PackSize, BlockSize: info.BlockSize, Damaged: info.Damaged}, true
+	return ImageFacts{Size: info.Size, Pack: info.PackSize, Index: info.IndexSize, BlockSize: info.BlockSize, Damaged: info.Damaged}, true
 }
 
 // Apply makes the candidate of a plan the truth and lets its machines start in

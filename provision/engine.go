@@ -113,7 +113,8 @@ type Engine struct {
 	wake    chan struct{} // schedule now
 	changes *broadcast
 	work    sync.WaitGroup
-	ended   bool // Run waits for the last of work; nothing joins it any more
+	missing map[between]bool // what was built for the machines that come later
+	ended   bool             // Run waits for the last of work; nothing joins it any more
 	runCtx  context.Context
 	uuids   uuidIndex
 	moment  moment // when boots are recorded
@@ -193,6 +194,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		strays:      map[inventory.MAC]Stray{},
 		leases:      map[netip.Addr]inventory.Lease{},
 		ports:       learned{},
+		missing:     map[between]bool{},
 		wake:        make(chan struct{}, 1),
 		changes:     newBroadcast(),
 	}

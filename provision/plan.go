@@ -20,6 +20,7 @@ type Wanted struct {
 type ImageFacts struct {
 	Size      int64 // unpacked
 	Pack      int64 // compressed
+	Index     int64 // of the blocks; 0 there is none yet
 	BlockSize int
 	Damaged   string // why nobody may start on it; "" whole
 }
@@ -79,7 +80,10 @@ type planInput struct {
 	Wanted    func(*inventory.Machine) (Wanted, bool, error)
 	State     func(machine string) State
 	Image     func(inventory.Digest) (ImageFacts, bool)
-	Loader    func(*inventory.Machine) string // why it has none to boot by; nil: never
+	// ImageOf a kept generation; Difference to an image from the one on a disk.
+	ImageOf    func(generation inventory.Digest) inventory.Digest
+	Difference differenceOf
+	Loader     func(*inventory.Machine) string // why it has none to boot by; nil: never
 	// Discovered is what the machine showed while nobody had declared it; nil nothing.
 	Discovered func(*inventory.Machine) *inventory.Facts
 	Erase      []string
@@ -176,7 +180,8 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	}
 	image, here := in.Image(w.Generation.Resolved.Image.Digest)
 	e.Waits = imageWait(w.Generation.Resolved.Image.Digest, image, here).String()
-	e.FetchBytes, e.WriteBytes = image.Pack, image.Size
+	e.toImage = w.Generation.Resolved.Image.Digest
+	e.moves(image, in.Difference)
 	if in.Loader != nil && e.Waits == "" {
 		e.Waits = in.Loader(m)
 	}
@@ -196,6 +201,10 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	}
 	if planDisk(&e, m, w, s, image, erase); e.Blocked == "" && never != (Wait{}) {
 		e.leaveOut(never.Why, never.Next)
+	}
+	if e.disk != nil && e.Kind == EntryWrite && e.Blocked == "" && here {
+		e.FromImage, e.look = beneath(s.Status, *e.disk, in.ImageOf), worthALook(e.Holds, s.Status)
+		e.moves(image, in.Difference)
 	}
 	switch {
 	case e.Blocked != "" || e.Waits != "":
@@ -275,7 +284,7 @@ func planDisk(e *Entry, m *inventory.Machine, w Wanted, s State, image ImageFact
 	switch d.Verdict {
 	case DiskAdopt:
 		e.Kind, e.Why = EntryAdopt, "its disk says that it is this generation already"
-		e.FetchBytes, e.WriteBytes = 0, 0
+		e.FetchBytes, e.WriteBytes, e.ImageBytes = 0, 0, 0
 	case DiskAsk:
 		e.NeedsErase = true
 		e.leaveOut(d.Reason, fmt.Sprintf("apply with --erase %s", m.Name))
@@ -288,7 +297,7 @@ func planDisk(e *Entry, m *inventory.Machine, w Wanted, s State, image ImageFact
 func (e *Entry) leaveOut(why, next string) {
 	e.left = Wait{why, next}
 	e.Blocked = e.left.String()
-	e.FetchBytes, e.WriteBytes, e.PowerCycles = 0, 0, 0
+	e.FetchBytes, e.WriteBytes, e.ImageBytes, e.PowerCycles = 0, 0, 0, 0
 }
 
 // protectedNext ends the protection of a machine.

@@ -444,6 +444,7 @@ func (t *transition) inspected(ev Inspected) {
 		if t.Intent.Erase && t.Intent.Consent == nil {
 			t.Intent.Consent = &Consent{Disk: d.Disk, Holds: d.Holds}
 		}
+		t.Status.DiskImage = beneath(t.Status, d.Disk, func(inventory.Digest) inventory.Digest { return "" })
 		// From here the disk may be erased: nothing is known to run any more.
 		t.Status.Running, t.Status.RunningRendered = "", ""
 		t.Status.Evidence = Evidence{Level: inventory.E0, Generation: t.Status.Wanted, At: t.now}

@@ -48,14 +48,16 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 		}
 		t.Status.Running, t.Status.RunningRendered, t.Status.Ran = t.Status.Wanted, t.Status.WantedRendered, false
 		t.Status.RunningWrite = t.Intent.WriteName()
-		t.Status.Disk, t.Status.Unfinished = &w.Disk, false
+		t.Status.Disk, t.Status.Unfinished, t.Status.DiskImage = &w.Disk, false, r.ReadBack
+		t.Status.Moved = &Moved{At: t.now, Fetched: r.Fetched, Written: r.Written}
 		if t.Status.BootOrder = r.BootOrder; r.BootEntry != "" {
 			t.finding("the firmware has no boot entry for the disk: " + r.BootEntry)
 		}
-		t.holds()
+		t.holds(r.ReadBack)
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
 			Detail: "read back " + r.ReadBack.Short()}
-		t.line("step", "written and read back: image %s, %s fetched", r.ReadBack.Short(), inventory.SizeText(r.Fetched))
+		t.line("step", "written and read back: image %s, %s fetched, %s written", r.ReadBack.Short(),
+			inventory.SizeText(r.Fetched), inventory.SizeText(r.Written))
 		if f := t.Status.Facts; f != nil && f.Boot.Mode == string(inventory.BIOS) {
 			t.line("step", "its boot order is as it was: that of a BIOS cannot be set from here")
 		}
@@ -71,8 +73,8 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 }
 
 // holds brings the inventory up to date about the disk that was written.
-func (t *transition) holds() {
-	m := inventory.Marker{Machine: t.Status.Machine, Generation: t.Status.Wanted,
+func (t *transition) holds(image inventory.Digest) {
+	m := inventory.Marker{Machine: t.Status.Machine, Generation: t.Status.Wanted, Image: image,
 		Rendered: t.Status.WantedRendered, Attempt: t.Status.Attempt, Write: t.Intent.WriteName()}
 	t.seen(t.Intent.Write.Disk, func(d *inventory.DiskFacts) {
 		d.Holds, d.Recast = holdsText(m), &m

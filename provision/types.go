@@ -92,6 +92,13 @@ type Progress struct {
 	Written int64               `json:"written"`
 }
 
+// Moved is what a write took, in bytes: over the wire, and to the disk.
+type Moved struct {
+	At      time.Time `json:"at"`
+	Fetched int64     `json:"fetched"`
+	Written int64     `json:"written"`
+}
+
 // Status is the observed side of one machine. One writer: the engine.
 type Status struct {
 	Machine string   `json:"machine"`
@@ -130,11 +137,16 @@ type Status struct {
 	Disk *inventory.DiskID `json:"disk,omitempty"` // the disk last written
 	// Unfinished: Disk was erased and not written to its end, so that it cannot
 	// say by itself that it is ours.
-	Unfinished bool             `json:"unfinished,omitempty"`
-	Facts      *inventory.Facts `json:"facts,omitempty"`
-	FactsAt    time.Time        `json:"factsAt,omitzero"`
-	Progress   *Progress        `json:"progress,omitempty"` // kept in memory only
-	BootID     string           `json:"bootID,omitempty"`   // of the operating system's last report
+	Unfinished bool `json:"unfinished,omitempty"`
+	// DiskImage is the image of which Disk, or the disk that may be written now, holds
+	// blocks; "" unknown.
+	DiskImage inventory.Digest `json:"diskImage,omitempty"`
+	// Moved is what the last finished write took.
+	Moved    *Moved           `json:"moved,omitempty"`
+	Facts    *inventory.Facts `json:"facts,omitempty"`
+	FactsAt  time.Time        `json:"factsAt,omitzero"`
+	Progress *Progress        `json:"progress,omitempty"` // kept in memory only
+	BootID   string           `json:"bootID,omitempty"`   // of the operating system's last report
 	// BootOrder of the firmware, in hex, as the agent left it with the present disk.
 	BootOrder string `json:"bootOrder,omitempty"`
 	Power     string `json:"power,omitempty"`    // as last seen: on, off, unknown
@@ -179,10 +191,19 @@ type Entry struct {
 	// disk is the one in question, where the inventory is known.
 	disk *inventory.DiskID
 	// NeedsErase: it will not be written unless named with --erase.
-	NeedsErase  bool  `json:"needsErase,omitempty"`
-	FetchBytes  int64 `json:"fetchBytes,omitempty"`
-	WriteBytes  int64 `json:"writeBytes,omitempty"`
-	PowerCycles int   `json:"powerCycles,omitempty"`
+	NeedsErase bool `json:"needsErase,omitempty"`
+	// FetchBytes and WriteBytes are what its disk takes, if it holds what it is
+	// believed to hold; ImageBytes is the whole image, packed.
+	FetchBytes int64 `json:"fetchBytes,omitempty"`
+	WriteBytes int64 `json:"writeBytes,omitempty"`
+	ImageBytes int64 `json:"imageBytes,omitempty"`
+	// FromImage is the image that the disk holds, "" unknown; Whole says why all of
+	// the image is fetched nevertheless, "" only what FromImage lacks.
+	FromImage   inventory.Digest `json:"fromImage,omitempty"`
+	Whole       string           `json:"whole,omitempty"`
+	toImage     inventory.Digest
+	look        bool // blocks of toImage may stand on the disk
+	PowerCycles int  `json:"powerCycles,omitempty"`
 	// Blocked says why apply leaves it out; "" it does not.
 	Blocked string `json:"blocked,omitempty"`
 	left    Wait   // Blocked in its parts

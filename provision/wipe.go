@@ -248,7 +248,7 @@ func (t *transition) wiped(r inventory.Report) {
 		t.Status.BootID, t.Status.BootOrder, t.Status.Findings = "", "", nil
 	}
 	if t.Status.Disk != nil && sameDisk(*t.Status.Disk, disk) {
-		t.Status.Disk, t.Status.Unfinished = nil, false
+		t.Status.Disk, t.Status.Unfinished, t.Status.DiskImage = nil, false, ""
 	}
 	t.seen(disk, func(d *inventory.DiskFacts) { d.Holds, d.Recast = "", nil })
 	t.line("step", "wiped and read back: %s, %s", what, inventory.SizeText(r.Blank))

@@ -16,10 +16,22 @@ type ImageSource struct {
 	Digest inventory.Digest `json:"digest,omitempty"`
 }
 
+// ImageView is one image here, and what is built to make it of others.
+type ImageView struct {
+	image.Info
+	Differences []image.Difference `json:"differences,omitempty"`
+}
+
 func (s *Server) imageRoutes() []route {
 	return []route{
-		show(apiRoot+"/images", scopeOperator, "Images here.",
-			func(echo.Context) ([]image.Info, error) { return s.Images.List(), nil }),
+		show(apiRoot+"/images", scopeOperator, "Images here, and the differences between them.",
+			func(echo.Context) ([]ImageView, error) {
+				var all []ImageView
+				for _, i := range s.Images.List() {
+					all = append(all, ImageView{i, s.Images.Differences(i.Digest)})
+				}
+				return all, nil
+			}),
 		{method: http.MethodPost, path: apiRoot + "/images", scope: scopeOperator, stream: true,
 			doc: "Ingest an image: the body's bytes, with ?digest= and ?source=; or an ImageSource as application/json.",
 			in:  ImageSource{}, out: image.Info{}, handle: s.addImage},

@@ -9,7 +9,7 @@ import (
 
 func TestApplySaysWhomItLeavesOut(t *testing.T) {
 	out := provision.Entry{Machine: "r1u01", Kind: provision.EntryWrite, Blocked: "the machine is protected"}
-	goes := provision.Entry{Machine: "r1u02", Kind: provision.EntryWrite, WriteBytes: 5}
+	goes := provision.Entry{Machine: "r1u02", Kind: provision.EntryWrite, ImageBytes: 5}
 	for _, c := range []struct {
 		name      string
 		entries   []provision.Entry

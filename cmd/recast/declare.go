@@ -43,7 +43,8 @@ func newPlan() *cobra.Command {
 		Use: "plan PATH...", GroupID: "declare", Short: "Show what apply would do",
 		Long: `Compare declared files with what is known of every machine, and show what apply
 would do: which machines, from which generation to which, which disk by serial,
-what it holds, how many bytes. Nothing changes.
+what it holds, how many bytes: where a disk holds another image, only what that
+one lacks is fetched. Nothing changes.
 
 PATH is a file, a folder of *.yaml, or - for standard input. Marks: ! writes a disk, ? looks
 first, . touches none.`,
@@ -331,12 +332,12 @@ func printPlan(w io.Writer, p provision.Plan) {
 			}
 			fmt.Fprintf(w, "      disk     %s%s\n", strings.TrimPrefix(e.Disk, "disk "), holds)
 		}
-		if e.WriteBytes > 0 {
+		if e.ImageBytes > 0 {
 			cycles := strconv.Itoa(e.PowerCycles)
 			if e.PowerCycles == 0 {
 				cycles = "by a person: it has no BMC" // and once written, its disk comes before the network
 			}
-			fmt.Fprintf(w, "      bytes    fetch %s, write %s; power cycles: %s\n", size(e.FetchBytes), size(e.WriteBytes), cycles)
+			fmt.Fprintf(w, "      bytes    %s; power cycles: %s\n", movesText(e), cycles)
 		}
 		if e.Blocked != "" {
 			fmt.Fprintf(w, "      left out %s\n", e.Blocked)
@@ -346,6 +347,20 @@ func printPlan(w io.Writer, p provision.Plan) {
 		}
 	}
 	fmt.Fprintf(w, "\nPlan %s\n", p.Digest)
+}
+
+// movesText says what an entry fetches and writes: less than all of the image
+// where its disk holds another one.
+func movesText(e provision.Entry) string {
+	text := fmt.Sprintf("fetch %s, write %s", size(e.FetchBytes), size(e.WriteBytes))
+	switch {
+	case e.Whole != "":
+		text += " (all of the image: " + e.Whole + ")"
+	case e.FromImage != "":
+		text = fmt.Sprintf("fetch %s of %s, write %s, and what has changed on the disk since",
+			size(e.FetchBytes), size(e.ImageBytes), size(e.WriteBytes))
+	}
+	return text
 }
 
 func shortOr(d inventory.Digest, none string) string {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"recast/image"
 	"recast/inventory"
 	"recast/provision"
 	"recast/web"
@@ -104,7 +103,7 @@ func describe(cmd *cobra.Command, c *client, kind, name string) (description, er
 	case "image":
 		for _, i := range set.Images {
 			if i.Name == name {
-				var here []image.Info
+				var here []web.ImageView
 				err := ask("images", &here)
 				return description{i, func(w io.Writer) { printImage(w, i, here, set.Definitions) }}, err
 			}
@@ -192,7 +191,7 @@ func printDefinition(w io.Writer, d *inventory.Definition, groups []*inventory.G
 	}
 }
 
-func printImage(w io.Writer, i *inventory.Image, here []image.Info, definitions []*inventory.Definition) {
+func printImage(w io.Writer, i *inventory.Image, here []web.ImageView, definitions []*inventory.Definition) {
 	line(w, "Name", "%s", i.Name)
 	line(w, "Type", "%s, %s", i.Type, i.Arch)
 	line(w, "Digest", "%s", i.Digest)
@@ -207,10 +206,22 @@ func printImage(w io.Writer, i *inventory.Image, here []image.Info, definitions 
 		}
 	}
 	line(w, "Our copy", "%s", state)
+	for _, h := range here {
+		if h.Digest == i.Digest {
+			printDifferences(w, h)
+		}
+	}
 	for _, d := range definitions {
 		if d.Image == i.Name {
 			line(w, "  definition", "%s", d.Name)
 		}
+	}
+}
+
+// printDifferences says what it takes to make this image of others.
+func printDifferences(w io.Writer, i web.ImageView) {
+	for _, d := range i.Differences {
+		line(w, "  from image", "%s: fetch %s, write %s", d.From.Short(), size(i.IndexSize+d.Fetch), size(d.Write))
 	}
 }
 
@@ -285,6 +296,9 @@ func printView(w io.Writer, v provision.View) {
 	}
 	if st.Disk != nil {
 		line(w, "Disk", "%s, serial %s, %s", st.Disk.Name, dash(st.Disk.Serial), inventory.DiskSizeText(st.Disk.Size))
+	}
+	if m := st.Moved; m != nil {
+		line(w, "Last write", "%s fetched, %s written, %s ago", size(m.Fetched), size(m.Written), since(m.At, now))
 	}
 	if st.Hold != nil {
 		line(w, "Hold", "by %s: %s", st.Hold.Owner, st.Hold.Reason)

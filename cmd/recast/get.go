@@ -10,10 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"recast/image"
 	"recast/inventory"
 	"recast/ipxe"
 	"recast/provision"
+	"recast/web"
 )
 
 // kindNames that get knows.
@@ -97,7 +97,7 @@ func get(cmd *cobra.Command, kind, name, output string) error {
 	case "secrets":
 		return list(l, named(func(s provision.SecretInfo) string { return s.Name }), secretRow)
 	case "images":
-		return list(l, func(i image.Info, name string) bool { return isDigits(i.Digest, name) }, imageRow)
+		return list(l, func(i web.ImageView, name string) bool { return isDigits(i.Digest, name) }, imageRow)
 	}
 	if kind == "loaders" {
 		return list(l, func(x ipxe.Imported, name string) bool { return isDigits(x.Digest, name) }, loaderRow)

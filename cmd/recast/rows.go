@@ -7,10 +7,10 @@ import (
 	"strings"
 	"time"
 
-	"recast/image"
 	"recast/inventory"
 	"recast/ipxe"
 	"recast/provision"
+	"recast/web"
 )
 
 // The rows of tables: a row function with nil gives the heading.
@@ -164,7 +164,7 @@ func secretRow(s *provision.SecretInfo, _ bool) []string {
 	return []string{s.Name, fmt.Sprint(s.Version), dateClock(s.At), dash(s.By)}
 }
 
-func imageRow(i *image.Info, wide bool) []string {
+func imageRow(i *web.ImageView, wide bool) []string {
 	if i == nil {
 		return []string{"DIGEST", "SIZE", "PACKED", "ADDED", "STATE", "SOURCE"}
 	}

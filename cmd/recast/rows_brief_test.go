@@ -6,12 +6,13 @@ import (
 
 	"recast/image"
 	"recast/provision"
+	"recast/web"
 )
 
 // TestADamagedImageFitsItsTables: digests in full stand in describe and json.
 func TestADamagedImageFitsItsTables(t *testing.T) {
 	hex := strings.Repeat("0123456789ab", 6)[:64]
-	i := &image.Info{Damaged: "pack blobs/" + hex + " has 7 bytes"}
+	i := &web.ImageView{Info: image.Info{Damaged: "pack blobs/" + hex + " has 7 bytes"}}
 	if row := imageRow(i, false); row[4] != "damaged" {
 		t.Errorf("state %q", row[4])
 	}
