@@ -335,7 +335,7 @@ type storyPlan struct {
 type storyEntry struct {
 	Machine, Kind, Why, Disk, Holds, Blocked, Waits string
 	From, To, ToRendered                            inventory.Digest
-	FetchBytes, WriteBytes                          int64
+	FetchBytes, WriteBytes, ImageBytes              int64
 }
 
 // machines that the plan names, in its order, with what it does to each.

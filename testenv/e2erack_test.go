@@ -124,8 +124,8 @@ func TestRackIsDeployedChangedAndRolledBack(t *testing.T) {
 		}
 		for i, e := range p.Entries {
 			serial := fmt.Sprintf("LAB%04d-0", i+1)
-			if !strings.Contains(e.Disk, serial) || !strings.Contains(e.Holds, e.From.Short()) || e.WriteBytes != first.Size || e.FetchBytes == 0 || e.From == e.To {
-				s.t.Errorf("the plan says %+v; want disk %s, that it holds generation %s, and %d bytes", e, serial, e.From.Short(), first.Size)
+			if !strings.Contains(e.Disk, serial) || !strings.Contains(e.Holds, e.From.Short()) || e.WriteBytes == 0 || e.WriteBytes > first.Size/4 || e.FetchBytes == 0 || e.FetchBytes > e.ImageBytes/4 || e.From == e.To {
+				s.t.Errorf("the plan says %+v; want disk %s, that it holds generation %s, and hardly a byte of %d", e, serial, e.From.Short(), first.Size)
 			}
 		}
 		if out, code := s.try("apply", "--plan", outdated.Digest.String()); code != 4 || !strings.Contains(out, "out of date") {

@@ -333,6 +333,7 @@ type simView struct {
 		Evidence            struct{ Level, Detail string }
 		Hold                *struct{ Owner, Reason string }
 		Findings            []string
+		Moved               struct{ Fetched, Written int64 }
 	}
 }
 
@@ -484,7 +485,10 @@ func (s *simServer) yaml(d simDeclare) string {
 // simPlan is what the tests read of a plan.
 type simPlan struct {
 	Digest  inventory.Digest
-	Entries []struct{ Machine, Kind, Why, Disk, Holds, Blocked, Waits string }
+	Entries []struct {
+		Machine, Kind, Why, Disk, Holds, Blocked, Waits, Whole string
+		FetchBytes, WriteBytes, ImageBytes                     int64
+	}
 	Changes []string
 }
 
