@@ -1,6 +1,8 @@
 package provision
 
 import (
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,6 +65,44 @@ func TestARefusedPasswordIsAFindingAndNotTriedAgainUntilItIsSet(t *testing.T) {
 	}
 	if n := fake.Count("dial"); n != 2 || len(s.onBMC("m1")) != 0 {
 		t.Errorf("%d logins, findings %q; want 2 and none", n, s.onBMC("m1"))
+	}
+}
+
+// A server that is restarted, or killed again and again, must not lock an account.
+func TestARefusedPasswordIsNotTriedAgainByTheNextServer(t *testing.T) {
+	s := newSite(t, 1)
+	fake := s.bmcs["10.9.0.1"]
+	fake.SetFault(bmc.FaultAuth)
+	s.apply(s.yaml(true), "m1")
+	s.await("m1", Failed, StepNone)
+	before := s.onBMC("m1")
+	fake.SetFault(bmc.FaultNone)
+	for range 3 {
+		s.restart()
+		if _, err := s.Power(t.Context(), "m1", "ann", "status", false); !errors.Is(err, bmc.ErrAuth) || !strings.HasSuffix(err.Error(), "; recast secret set rack-bmc") {
+			t.Errorf("power says %v", err)
+		}
+		if _, err := s.Console(t.Context(), "m1", false); !errors.Is(err, bmc.ErrAuth) {
+			t.Errorf("console says %v", err)
+		}
+		if now := s.onBMC("m1"); len(before) != 1 || !slices.Equal(now, before) {
+			t.Errorf("findings %q, before %q", now, before)
+		}
+	}
+	if n := fake.Count("dial"); n != 1 {
+		t.Errorf("%d logins, want 1", n)
+	}
+	if _, err := s.SetSecret(t.Context(), "rack-bmc", []byte("admin:secret"), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.lets("m1"); err != nil {
+			t.Error(err)
+		}
+		s.restart()
+	}
+	if n := fake.Count("dial"); n != 3 || len(s.onBMC("m1")) != 0 {
+		t.Errorf("%d logins, findings %q; want 3 and none", n, s.onBMC("m1"))
 	}
 }
 

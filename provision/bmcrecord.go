@@ -34,6 +34,19 @@ type bmcRecord struct {
 	// to the BMC, perhaps: one of the two lets us in.
 	Login   *bmcLogin `json:"login,omitempty"`
 	Pending *bmcLogin `json:"pending,omitempty"`
+	// Refused is the login that was refused last.
+	Refused *bmcRefusal `json:"refused,omitempty"`
+}
+
+// bmcRefusal is on record, since a server that starts anew would try it again, and be
+// locked out after a few starts.
+type bmcRefusal struct {
+	At         string    `json:"at"`         // host:port
+	Credential string    `json:"credential"` // as bmc.Target names it
+	Since      time.Time `json:"since"`
+	Until      time.Time `json:"until,omitzero"`
+	Locked     bool      `json:"locked,omitempty"`
+	Said       string    `json:"said"`
 }
 
 // bmcLogin is a user, and a password that is sealed as secrets are.
@@ -169,6 +182,55 @@ func (e *Engine) learn(ctx context.Context, k *bmcKnown, facts bmc.Facts) {
 	r.Facts = facts
 	if err := e.putBMC(ctx, k, r); err != nil {
 		e.Log.Debug("what was learned of a BMC is not on record", "bmc", k.key, "err", err)
+	}
+}
+
+// refuses is why a login is not tried, nil where it may be.
+func (r *bmcRefusal) refuses(t bmc.Target, now time.Time) error {
+	if r == nil || r.At != atBMC(t.URL) || r.Credential != t.Credential || !r.Until.IsZero() && !now.Before(r.Until) {
+		return nil
+	}
+	reason := bmc.ErrAuth
+	if r.Locked {
+		reason = bmc.ErrLockedOut
+	}
+	return &bmc.RefusedError{BMC: r.At, Since: r.Since, Until: r.Until, Err: saidBefore{r.Said, reason}}
+}
+
+// saidBefore is what an earlier run of the server was told.
+type saidBefore struct {
+	text   string
+	reason error
+}
+
+func (e saidBefore) Error() string { return e.text }
+func (e saidBefore) Unwrap() error { return e.reason }
+
+// keepRefusal records a refused login, or that there is none any more. Where somebody
+// else has the turn, the next conversation does.
+func (e *Engine) keepRefusal(ctx context.Context, k *bmcKnown, t bmc.Target, err error) {
+	var refused *bmc.RefusedError
+	known, now := k.record().Refused, (*bmcRefusal)(nil)
+	switch {
+	case errors.As(err, &refused):
+		if known != nil && known.Credential == t.Credential && known.Since.Equal(refused.Since) {
+			return
+		}
+		now = &bmcRefusal{At: refused.BMC, Credential: t.Credential, Since: refused.Since, Until: refused.Until,
+			Locked: errors.Is(err, bmc.ErrLockedOut), Said: refused.Err.Error()}
+	case err != nil || known == nil:
+		return
+	}
+	select {
+	case k.turn <- struct{}{}:
+		defer func() { <-k.turn }()
+	default:
+		return
+	}
+	r := k.record()
+	r.Refused = now
+	if err := e.putBMC(ctx, k, r); err != nil {
+		e.Log.Warn("a refused login is not on record, and is tried again by the next run of the server", "bmc", k.key, "err", err)
 	}
 }
 

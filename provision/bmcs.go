@@ -69,6 +69,7 @@ func (e *Engine) withBMC(ctx context.Context, name string, do func(context.Conte
 		return err
 	})
 	e.learn(ctx, k, facts)
+	e.keepRefusal(ctx, k, t, err)
 	e.noticeRefusal(ctx, name, err)
 	return err
 }
@@ -84,16 +85,17 @@ func (e *Engine) Console(ctx context.Context, name string, evict bool) (bmc.Cons
 		return nil, err
 	}
 	defer stop()
-	_, target, err := e.presentBMC(dial, decl)
+	k, target, err := e.presentBMC(dial, decl)
 	if err != nil {
 		return nil, err
 	}
 	c, err := e.bmcs.Console(dial, target, bmc.ConsoleOptions{Evict: evict})
+	e.keepRefusal(ctx, k, target, err)
 	e.noticeRefusal(ctx, name, err)
 	return c, err
 }
 
-// presentBMC is a machine's BMC with the password that it has. While it is not known
+// presentBMC is a machine's BMC with the password that it has, unless that was refused. While it is not known
 // which one that is, nothing else is tried with any.
 func (e *Engine) presentBMC(ctx context.Context, decl *inventory.Machine) (*bmcKnown, bmc.Target, error) {
 	k, err := e.book.of(decl)
@@ -111,6 +113,9 @@ func (e *Engine) presentBMC(ctx context.Context, decl *inventory.Machine) (*bmcK
 		}
 	}
 	t, err := e.bmcTarget(ctx, decl, k, k.record().Login)
+	if err == nil {
+		err = k.record().Refused.refuses(t, e.Now())
+	}
 	return k, t, err
 }
 

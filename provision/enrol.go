@@ -110,7 +110,7 @@ func (n *enrolment) run(ctx context.Context) error {
 		return err
 	}
 	r := n.k.record()
-	r.Driver, r.At, r.By, r.Exposure = driver, n.e.Now(), n.who, &x
+	r.Driver, r.At, r.By, r.Exposure, r.Refused = driver, n.e.Now(), n.who, &x, nil
 	detail := driver
 	if pin := n.k.view(n.decl).Pin; pin != "" {
 		detail += ", certificate " + string(pin)
