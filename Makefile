@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab test test-long test-boot race fuzz fuzz-ci fuzz-long bench bench-dhcp bench-bmc bench-watch lint arrows need-go need-root
+.PHONY: help setup build lab test test-long test-boot race fuzz fuzz-ci fuzz-long bench bench-dhcp bench-bmc bench-watch bench-image lint arrows need-go need-root
 
 # Who called: under sudo the user, whose Go, caches and work tree these are.
 ROOT := $(filter 0,$(shell id -u))
@@ -98,6 +98,10 @@ bench-watch: need-go ## a server that watches 10,000 BMCs, each every 300 s: CPU
 
 bench-bmc: need-go ## 500 BMCs by Redfish and IPMI, five times, against sushy and ipmitool where they are installed
 	@$(AS_USER) $(GO) test -run '^$$' -bench Fleet -benchtime 1x -count 5 ./bmc
+
+bench-image: need-root need-go ## an image written first and again, against curl|zstd|dd, bmaptool and casync, also over 1 Gbit/s (sudo)
+	@./setup.sh packages peers
+	@$(AS_ROOT) $(GO) test -run '^$$' -bench '^BenchmarkImage$$' -benchtime 3x -timeout 60m ./testenv
 
 arrows: need-go ## which package may import what
 	$(AS_USER) $(GO) test -run '^TestImports' .

@@ -302,6 +302,8 @@ setup_peers() {
 	packages='
 	kea-dhcp4-server  DHCP
 	nginx-light       files over HTTP
+	bmap-tools        images to disks
+	casync            images to disks, by chunks
 	' setup_packages
 }
 

@@ -67,7 +67,7 @@ func Write(ctx context.Context, w Work) (Result, error) {
 	}
 	j := newWriter(w)
 	j.source = source{http: w.HTTP, image: w.Job.Image, wait: w.wait, alive: w.Lease.Check,
-		fetched: func(n int64) { w.Progress.fetched.Add(n) }}
+		fetched: func(n int64) { j.Progress.fetched.Add(n) }}
 	return j.run(ctx, []workStep{
 		{"check the disk", j.identify},
 		{"prepare", j.prepare},

@@ -1,6 +1,7 @@
 // Package pack is recast's image format: a disk image as one zstd file of
-// independent frames, the manifest that lists and proves every chunk, and the
-// partition table as it shall stand on one particular disk.
+// independent frames, the manifest that lists and proves every chunk, the index
+// by which its blocks are found elsewhere, the difference to another image, and
+// the partition table as it shall stand on one particular disk.
 //
 // A pack is a plain zstd file (RFC 8878) with one frame for each MiB of the
 // unpacked image, in order and without gaps: "zstd -d" restores the image, and
@@ -11,9 +12,12 @@
 //
 //	m, err := ParseManifest(b)            // after checking b's own digest
 //	t, err := RenderTable(m, chunk, …)    // chunk fetches and decodes one frame
-//	err = Walk(ctx, disk, m, t, …)        // what is already right, what is not
-//	… write the chunks that are not right, chunk 0 left out …
-//	err = Walk(…)                         // read back: all must be Right
+//	x, err := ParseIndex(b, m)            // nil will do, and so will no difference
+//	d, err := ParseDifference(b, x)
+//	f, err := Scan(ctx, disk, m, x, t, …) // what of the image stands where
+//	p := NewPlan(f, d, room)              // where each block will come from
+//	… carry out p, chunk 0 left out …
+//	err = Read(…)                         // read back: Decide must say Right of all
 //	… write t.Last, then t.First …
 //
 // The package does no network I/O, keeps no clock and imports nothing else of

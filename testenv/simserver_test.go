@@ -58,6 +58,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if job := os.Getenv(benchWrite); job != "" {
+		if err := benchWriteJob(job); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	if simBuilt != "" {
 		_ = os.RemoveAll(simBuilt)
