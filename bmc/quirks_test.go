@@ -61,6 +61,16 @@ var bootRows = []bootRow{
 	{name: "writes numbers as text", faults: testenv.BMCFaults{Redfish: testenv.RedfishFaults{NumbersAsText: true}}},
 }
 
+func TestAnAnswerThatTakesLongerThanTheChangeIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	b := newRedfish(t, testenv.RedfishOptions{Machine: &testenv.SimMachine{}})
+	c := dial(t, bmc.InGreatHurry(redfishTarget(b))) // a change is awaited for 25 ms
+	b.SetFaults(func(f *testenv.BMCFaults) { f.Delay = 200 * time.Millisecond })
+	if err := c.SetNextBoot(within(t, 20*time.Second), bmc.NextBoot{Device: bmc.BootNetwork, UEFI: true}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestBootOnceOnEachKindOfRedfish(t *testing.T) {
 	t.Parallel()
 	for _, row := range bootRows {
@@ -74,8 +84,9 @@ func TestBootOnceOnEachKindOfRedfish(t *testing.T) {
 			t.Run(row.name+": "+string(next.Device), func(t *testing.T) {
 				t.Parallel()
 				machine := &testenv.SimMachine{Firmware: true}
-				row.options.Machine = machine
-				b := newRedfish(t, row.options)
+				options := row.options
+				options.Machine = machine
+				b := newRedfish(t, options)
 				c := dial(t, redfishTarget(b))
 				ctx := within(t, 60*time.Second)
 				if row.want == bmc.ErrTimeout {

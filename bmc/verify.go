@@ -34,7 +34,8 @@ func OutcomeOf(err error) Outcome {
 
 // verify looks until what was asked for is seen: look returns "" then, else what
 // it sees instead. A refusal is believed after one look, because nothing is on
-// its way. Nothing is asked again here. A patience of 0 lasts as long as ctx.
+// its way. Nothing is asked again here. A patience of 0 lasts as long as ctx, and the
+// first look does in any case: some BMCs take longer to answer than to change.
 func (s *session) verify(ctx context.Context, verb string, patience time.Duration, actErr error, look func(context.Context) (string, error)) error {
 	if errors.Is(actErr, context.Canceled) || final(actErr) || errors.Is(actErr, errClosed) {
 		return actErr
@@ -53,8 +54,8 @@ func (s *session) verify(ctx context.Context, verb string, patience time.Duratio
 	defer cancel()
 	var last string
 	var lastErr error
-	for pause := pollFirst; ; pause = min(2*pause, pollMost) {
-		other, err := look(watch)
+	for at, pause := ctx, pollFirst; ; at, pause = watch, min(2*pause, pollMost) {
+		other, err := look(at)
 		if err == nil && other == "" {
 			return nil
 		}
