@@ -6,6 +6,46 @@ import (
 	"time"
 )
 
+// MachineBMC is the virtual BMC of a machine: one of these, or neither.
+type MachineBMC struct {
+	IPMI    *IPMIBMC
+	Redfish *RedfishBMC
+}
+
+// virtualBMC is what both can do.
+type virtualBMC interface {
+	SetFaults(func(*BMCFaults))
+	Requests() []BMCRequest
+	Count(verb string) int
+	Restart()
+	Close() error
+}
+
+// either of them; nil for neither.
+func (m MachineBMC) either() virtualBMC {
+	switch {
+	case m.IPMI != nil:
+		return m.IPMI
+	case m.Redfish != nil:
+		return m.Redfish
+	}
+	return nil
+}
+
+// SetFaults changes how it fails.
+func (m MachineBMC) SetFaults(change func(*BMCFaults)) {
+	if b := m.either(); b != nil {
+		b.SetFaults(change)
+	}
+}
+
+func (m MachineBMC) closeBMC() error {
+	if b := m.either(); b != nil {
+		return b.Close()
+	}
+	return nil
+}
+
 // BMCFaults are the ways in which a virtual BMC fails its caller. Change them
 // at any time with SetFaults; the zero value is a BMC that keeps its word.
 type BMCFaults struct {

@@ -22,7 +22,7 @@ func controlledRack(t *testing.T) (dir string, rack *Rack) {
 		simMust(t, err)
 		t.Cleanup(func() { simMust(t, sim.Close()) })
 		rack.members = append(rack.members, rackMember{spec: RackMachine{Name: sim.Options.Name, BMC: bmc, Simulated: true}, machine: sim,
-			ipmi: sim.IPMI, redfish: sim.Redfish, simulated: sim})
+			MachineBMC: sim.MachineBMC, simulated: sim})
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended, err := serveLabControl(ctx, dir, rack)
@@ -62,10 +62,10 @@ func TestLabIsAskedToFailItsMachines(t *testing.T) {
 			t.Errorf("%s %s: %q, want %q", c.machines, c.faults, got, c.want)
 		}
 	}
-	if f := rack.members[0].ipmi.now(); !f.Hang || f.Delay != 3*time.Second {
+	if f := rack.members[0].IPMI.now(); !f.Hang || f.Delay != 3*time.Second {
 		t.Errorf("the BMC has %+v", f)
 	}
-	if f := rack.members[1].redfish.now(); !f.Busy || f.Delay != 0 {
+	if f := rack.members[1].Redfish.now(); !f.Busy || f.Delay != 0 {
 		t.Errorf("the BMC has %+v", f)
 	}
 	if got := ask("r1u01", "none stale-reads=2", time.Millisecond); got != "r1u01: stale-reads=2; " {

@@ -97,19 +97,7 @@ type RackNode struct {
 	Spec RackMachine
 	MAC  inventory.MAC // of the first card
 	IP   netip.Addr    // reserved for it in the YAML
-	// One of these, or neither.
-	IPMI    *IPMIBMC
-	Redfish *RedfishBMC
-}
-
-// SetFaults changes how its BMC fails.
-func (n *RackNode) SetFaults(change func(*BMCFaults)) {
-	switch {
-	case n.IPMI != nil:
-		n.IPMI.SetFaults(change)
-	case n.Redfish != nil:
-		n.Redfish.SetFaults(change)
-	}
+	MachineBMC
 }
 
 // RackSimulated is a simulated machine that was built.
@@ -121,14 +109,13 @@ type RackSimulated struct {
 
 // rackMember is what both kinds are to the rack.
 type rackMember struct {
+	MachineBMC
 	spec         RackMachine
 	machine      Machine
 	mac          inventory.MAC
 	ip           netip.Addr
 	uuid, serial string
 	disk, dir    string
-	ipmi         *IPMIBMC
-	redfish      *RedfishBMC
 	qemu         *QEMU      // or
 	simulated    *Simulated // one of these
 	faults       []Fault
@@ -292,9 +279,9 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 		node.Disks = append(node.Disks, disk)
 	}
 	r.Nodes = append(r.Nodes, node) // from here on Close ends it
-	node.IPMI, node.Redfish, err = r.newBMC(i, m, dir, node.QEMU, redfishHardwareOf(node.QEMU))
+	node.MachineBMC, err = r.newBMC(i, m, dir, node.QEMU, redfishHardwareOf(node.QEMU))
 	r.members = append(r.members, rackMember{spec: m, machine: node.QEMU, mac: node.MAC, ip: node.IP, uuid: node.UUID, serial: node.Serial,
-		disk: node.Disks[0].Path, dir: dir, ipmi: node.IPMI, redfish: node.Redfish, qemu: node.QEMU})
+		disk: node.Disks[0].Path, dir: dir, MachineBMC: node.MachineBMC, qemu: node.QEMU})
 	return err
 }
 
@@ -329,9 +316,9 @@ func (r *Rack) addSimulated(_ context.Context, i int, m RackMachine) (err error)
 		return err
 	}
 	r.Simulated = append(r.Simulated, &RackSimulated{Simulated: sim, Spec: m, IP: rackAddr(first, i)})
-	sim.IPMI, sim.Redfish, err = r.newBMC(i, m, dir, sim, RedfishHardware{MACs: []string{string(sim.Options.MAC)}, Cores: 2, MemoryMiB: 1024, Disks: disks})
+	sim.MachineBMC, err = r.newBMC(i, m, dir, sim, RedfishHardware{MACs: []string{string(sim.Options.MAC)}, Cores: 2, MemoryMiB: 1024, Disks: disks})
 	r.members = append(r.members, rackMember{spec: m, machine: sim, mac: sim.Options.MAC, ip: rackAddr(first, i), uuid: sim.Options.UUID, serial: sim.Options.Serial,
-		disk: sim.Disks[0].Path, dir: dir, ipmi: sim.IPMI, redfish: sim.Redfish, simulated: sim})
+		disk: sim.Disks[0].Path, dir: dir, MachineBMC: sim.MachineBMC, simulated: sim})
 	return err
 }
 
@@ -345,13 +332,13 @@ func rackUUID(i int) string   { return fmt.Sprintf("7265636a-7374-4c61-8b00-%012
 func rackSerial(i int) string { return fmt.Sprintf("LAB%04d", i+1) }
 
 // newBMC starts the BMC of machine i, in the namespace.
-func (r *Rack) newBMC(i int, m RackMachine, dir string, machine Machine, hardware RedfishHardware) (*IPMIBMC, *RedfishBMC, error) {
+func (r *Rack) newBMC(i int, m RackMachine, dir string, machine Machine, hardware RedfishHardware) (made MachineBMC, err error) {
 	if m.BMC == BMCNone || m.BMC == "" {
-		return nil, nil, nil
+		return made, nil
 	}
 	addr := rackAddr(rackBMC, i)
 	if err := r.Net.AddAddr(addr); err != nil {
-		return nil, nil, err
+		return made, err
 	}
 	switch m.BMC {
 	case BMCIPMI:
@@ -361,11 +348,11 @@ func (r *Rack) newBMC(i int, m RackMachine, dir string, machine Machine, hardwar
 			return err
 		})
 		if err != nil {
-			return nil, nil, err
+			return made, err
 		}
-		b, err := NewIPMI(IPMIOptions{Conn: conn, User: r.BMCUser, Password: r.BMCPassword,
+		made.IPMI, err = NewIPMI(IPMIOptions{Conn: conn, User: r.BMCUser, Password: r.BMCPassword,
 			UUID: rackUUID(i), Serial: rackSerial(i), Machine: machine, Faults: m.Faults})
-		return b, nil, err
+		return made, err
 	case BMCRedfish:
 		var l net.Listener
 		err := r.Net.Do(func() (err error) {
@@ -373,11 +360,11 @@ func (r *Rack) newBMC(i int, m RackMachine, dir string, machine Machine, hardwar
 			return err
 		})
 		if err != nil {
-			return nil, nil, err
+			return made, err
 		}
 		certificate, err := rackCertificate(dir)
 		if err != nil {
-			return nil, nil, errors.Join(err, l.Close())
+			return made, errors.Join(err, l.Close())
 		}
 		var console net.Listener
 		if _, ok := machine.(Consoled); ok {
@@ -385,10 +372,10 @@ func (r *Rack) newBMC(i int, m RackMachine, dir string, machine Machine, hardwar
 				console, err = net.Listen("tcp4", netip.AddrPortFrom(addr, 22).String())
 				return err
 			}); err != nil {
-				return nil, nil, errors.Join(err, l.Close())
+				return made, errors.Join(err, l.Close())
 			}
 		}
-		b, err := NewRedfish(RedfishOptions{Listener: l, SSH: console, Certificate: certificate, User: r.BMCUser, Password: r.BMCPassword,
+		made.Redfish, err = NewRedfish(RedfishOptions{Listener: l, SSH: console, Certificate: certificate, User: r.BMCUser, Password: r.BMCPassword,
 			UUID: rackUUID(i), Serial: rackSerial(i), Machine: machine, Faults: m.Faults, Hardware: hardware,
 			Dial: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 				err = r.Net.Do(func() error {
@@ -397,9 +384,9 @@ func (r *Rack) newBMC(i int, m RackMachine, dir string, machine Machine, hardwar
 				})
 				return conn, err
 			}})
-		return nil, b, err
+		return made, err
 	}
-	return nil, nil, fmt.Errorf("unknown BMC %q, want ipmi, redfish or none", m.BMC)
+	return made, fmt.Errorf("unknown BMC %q, want ipmi, redfish or none", m.BMC)
 }
 
 // Node finds a machine by name, or nil.
@@ -422,13 +409,7 @@ func (r *Rack) Close() error {
 	r.servers = nil
 	for _, n := range r.Nodes {
 		// First the BMC: nobody shall switch the machine on again.
-		if n.IPMI != nil {
-			errs = append(errs, n.IPMI.Close())
-		}
-		if n.Redfish != nil {
-			errs = append(errs, n.Redfish.Close())
-		}
-		errs = append(errs, n.PowerOff(context.Background()))
+		errs = append(errs, n.closeBMC(), n.PowerOff(context.Background()))
 	}
 	r.Nodes = nil
 	for _, s := range r.Simulated {

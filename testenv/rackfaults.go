@@ -50,12 +50,7 @@ func (r *Rack) SetFaults(name string, faults []Fault) error {
 			own.set(f)
 		}
 	}
-	switch {
-	case m.ipmi != nil:
-		m.ipmi.SetFaults(func(f *BMCFaults) { *f = bmc })
-	case m.redfish != nil:
-		m.redfish.SetFaults(func(f *BMCFaults) { *f = bmc })
-	}
+	m.SetFaults(func(f *BMCFaults) { *f = bmc })
 	var errs []error
 	if m.simulated != nil {
 		m.simulated.fail(own, len(faults) == 0)
@@ -65,13 +60,10 @@ func (r *Rack) SetFaults(name string, faults []Fault) error {
 		}
 	}
 	for _, f := range once {
-		switch {
-		case f.Name == "new-certificate":
-			errs = append(errs, m.redfish.SwapCertificate())
-		case m.ipmi != nil:
-			m.ipmi.Restart()
-		default:
-			m.redfish.Restart()
+		if f.Name == "new-certificate" {
+			errs = append(errs, m.Redfish.SwapCertificate())
+		} else {
+			m.either().Restart()
 		}
 	}
 	m.faults = slices.DeleteFunc(slices.Clone(faults), func(f Fault) bool { return f.kind().Once })
@@ -102,15 +94,14 @@ func (r *Rack) Reset(ctx context.Context, name string) error {
 // RequestsOf is what the BMC of a machine was asked.
 func (r *Rack) RequestsOf(name string) ([]BMCRequest, error) {
 	m, err := r.member(name)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case m.ipmi != nil:
-		return m.ipmi.Requests(), nil
-	case m.redfish != nil:
-		return m.redfish.Requests(), nil
 	}
-	return nil, fmt.Errorf("%s has no BMC", name)
+	b := m.either()
+	if b == nil {
+		return nil, fmt.Errorf("%s has no BMC", name)
+	}
+	return b.Requests(), nil
 }
 
 // simFaults are those of a simulated machine itself.

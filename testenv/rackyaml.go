@@ -98,14 +98,14 @@ func (r *Rack) YAML(d RackDeclare) string {
 			spec += "  arch: arm64\n"
 		}
 		switch {
-		case m.ipmi != nil:
-			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s}\n", m.ipmi.URL(), RackSecret)
-		case m.redfish != nil:
+		case m.IPMI != nil:
+			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s}\n", m.IPMI.URL(), RackSecret)
+		case m.Redfish != nil:
 			hostKey := ""
-			if key := m.redfish.HostKey(); key != "" {
+			if key := m.Redfish.HostKey(); key != "" {
 				hostKey = fmt.Sprintf(", hostKey: %q", key)
 			}
-			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s, pin: %q%s}\n", m.redfish.URL(), RackSecret, m.redfish.Pin(), hostKey)
+			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s, pin: %q%s}\n", m.Redfish.URL(), RackSecret, m.Redfish.Pin(), hostKey)
 		}
 		if d.Via != "" {
 			spec += fmt.Sprintf("  boot: {via: %s}\n", d.Via)

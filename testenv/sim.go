@@ -56,8 +56,7 @@ type Simulated struct {
 	*SimMachine
 	Options SimulatedOptions
 	Disks   []*SimDisk
-	IPMI    *IPMIBMC
-	Redfish *RedfishBMC
+	MachineBMC
 
 	power sync.Mutex // over every change of the power
 	mu    sync.Mutex
@@ -127,16 +126,6 @@ func NewSimulated(o SimulatedOptions) (*Simulated, error) {
 	return s, nil
 }
 
-// SetFaults changes how its BMC fails.
-func (s *Simulated) SetFaults(change func(*BMCFaults)) {
-	switch {
-	case s.IPMI != nil:
-		s.IPMI.SetFaults(change)
-	case s.Redfish != nil:
-		s.Redfish.SetFaults(change)
-	}
-}
-
 // SetDead decides whether its next starts ask for anything.
 func (s *Simulated) SetDead(dead bool) {
 	s.mu.Lock()
@@ -154,11 +143,8 @@ func (s *Simulated) HangAtRestart(n int) {
 
 // Logins that its BMC saw.
 func (s *Simulated) Logins() int {
-	switch {
-	case s.IPMI != nil:
-		return s.IPMI.Count("login")
-	case s.Redfish != nil:
-		return s.Redfish.Count("login")
+	if b := s.either(); b != nil {
+		return b.Count("login")
 	}
 	return 0
 }
@@ -176,16 +162,9 @@ func (s *Simulated) Boots() []SimBoot {
 
 // Close takes the BMC away, then the power, and waits for everything.
 func (s *Simulated) Close() error {
-	var errs []error
-	if s.IPMI != nil {
-		errs = append(errs, s.IPMI.Close())
-	}
-	if s.Redfish != nil {
-		errs = append(errs, s.Redfish.Close())
-	}
-	errs = append(errs, s.PowerOff(context.Background()))
+	err := errors.Join(s.closeBMC(), s.PowerOff(context.Background()))
 	s.work.Wait()
-	return errors.Join(errs...)
+	return err
 }
 
 // PowerOn starts it; see Machine.
