@@ -137,6 +137,9 @@ type session struct {
 	over *[2]int64
 	// machine is who the claim's reply says we are.
 	machine string
+	// proved: a gate's job ended here, so that an order to start the disk is about a
+	// disk that was looked at.
+	proved bool
 }
 
 // introduce claims or discovers and returns the first order.
@@ -188,8 +191,11 @@ func (s *session) obey(ctx context.Context, order inventory.Order) (Outcome, err
 		}
 		switch order.Kind {
 		case inventory.OrderLocal, inventory.OrderReboot, inventory.OrderPowerOff:
+			if order.Kind == inventory.OrderLocal && s.proved {
+				s.startNext()
+			}
 			return Outcome{Kind: order.Kind, Reason: order.Reason}, nil
-		case inventory.OrderWrite, inventory.OrderWipe:
+		case inventory.OrderWrite, inventory.OrderWipe, inventory.OrderGate, inventory.OrderRepair:
 			if order.Job == nil || string(order.Job.Kind) != string(order.Kind) {
 				return Outcome{}, fmt.Errorf("obey the server: an order to %s without such a job", order.Kind)
 			}
@@ -208,6 +214,8 @@ func (s *session) obey(ctx context.Context, order inventory.Order) (Outcome, err
 			switch {
 			case done && order.Kind == inventory.OrderWipe:
 				return Outcome{Kind: inventory.OrderPowerOff, Reason: "the disk is wiped and read back"}, nil
+			case order.Kind == inventory.OrderGate || order.Kind == inventory.OrderRepair:
+				s.proved = s.proved || done // what follows from it, the server says
 			case done:
 				return Outcome{Kind: inventory.OrderLocal, Reason: "the disk is written and read back"}, nil
 			}
@@ -258,10 +266,17 @@ func (s *session) retry(ctx context.Context, what string, call func() error) err
 // is right and the server knows it; an error ends the whole boot.
 func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err error) {
 	progress := &Progress{}
-	if job.Kind == inventory.JobWipe {
+	switch job.Kind {
+	case inventory.JobWipe:
 		s.Log("wiping disk %s %s", job.Disk.Name, job.Disk.Serial)
 		progress.begin(inventory.AgentWriting, job.Disk.Size)
-	} else {
+	case inventory.JobGate:
+		s.Log("comparing disk %s %s with image %s", job.Disk.Name, job.Disk.Serial, job.Image.Digest.Short())
+		progress.begin(inventory.AgentProving, 0)
+	case inventory.JobRepair:
+		s.Log("repairing disk %s %s from image %s", job.Disk.Name, job.Disk.Serial, job.Image.Digest.Short())
+		progress.begin(inventory.AgentProving, 0)
+	default:
 		s.Log("writing image %s to disk %s %s", job.Image.Digest.Short(), job.Disk.Name, job.Disk.Serial)
 		progress.begin(inventory.AgentComparing, job.Image.Size)
 	}
@@ -291,10 +306,16 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 	if err == nil {
 		report.BootOrder, report.BootEntry = result.BootOrder, result.BootEntry
 		report.ReadBack, report.Table, report.Blank = result.Image, result.Table, result.Blank
+		report.Verdict = result.Verdict
 		report.Done = report.Total
-		if job.Kind == inventory.JobWipe {
+		switch {
+		case job.Kind == inventory.JobWipe:
 			s.Log("done: %d MiB of the disk read back as zeros", result.Blank/MiB)
-		} else {
+		case result.Verdict != nil && result.Verdict.Matches():
+			s.Log("done: the immutable regions are those of image %s", job.Image.Digest.Short())
+		case result.Verdict != nil:
+			s.Log("done: %d blocks differ from image %s", result.Verdict.Blocks(), job.Image.Digest.Short())
+		default:
 			s.Log("done: the disk reads back as image %s", result.Image.Short())
 		}
 	} else {
@@ -321,8 +342,11 @@ func (s *session) work(ctx context.Context, job inventory.Job, progress *Progres
 		return Result{}, err
 	}
 	do := Write
-	if job.Kind == inventory.JobWipe {
+	switch job.Kind {
+	case inventory.JobWipe:
 		do = Wipe
+	case inventory.JobGate, inventory.JobRepair:
+		do = Gate
 	}
 	result, err := do(ctx, Work{
 		Job: job, Disk: disk, Config: s.client.Config, EFI: s.Machine.Variables(),
@@ -333,6 +357,17 @@ func (s *session) work(ctx context.Context, job inventory.Job, progress *Progres
 		err = fmt.Errorf("close disk: %w", cerr)
 	}
 	return result, err
+}
+
+// startNext asks the firmware for the disk, so that the restart need not come by here
+// again. Where it cannot, the server's next answer is the disk.
+func (s *session) startNext() {
+	switch text, err := bootNext(s.Machine.Variables(), inventory.BootLabel); {
+	case err != nil:
+		s.Log("the firmware takes no order for its next start: %v", err)
+	case text != "":
+		s.Log("%s", text)
+	}
 }
 
 const reportPath = "/agent/v1/report"

@@ -183,9 +183,9 @@ func hexVariable(vars Variables, name string) string {
 	return hex.EncodeToString(b)
 }
 
-// setBootEntry makes the firmware start e from esp, before everything else. It
-// replaces the entries with e's label, which are ours, and touches no other.
-// The returned text says what was done.
+// setBootEntry makes the firmware start e from esp, before everything else or behind
+// the entry that it came by. It replaces the entries with e's label, which are ours,
+// and touches no other. The returned text says what was done.
 func setBootEntry(vars Variables, e inventory.EFIEntry, esp systemPart) (string, error) {
 	if e.Label == "" || e.Loader == "" {
 		return "", errors.New("the job's boot entry has no label or no loader")
@@ -213,11 +213,21 @@ func setBootEntry(vars Variables, e inventory.EFIEntry, esp systemPart) (string,
 		return "", fmt.Errorf("write Boot%04X: %w", number, err)
 	}
 	order = slices.DeleteFunc(order, func(n uint16) bool { return n == number || slices.Contains(ours, n) })
-	order = slices.Insert(order, 0, number)
+	at, place := 0, "first"
+	if e.Second {
+		if came, err := vars.Get(bootCurrent); err == nil && len(came) == 2 {
+			if by := binary.LittleEndian.Uint16(came); by != number {
+				order = slices.DeleteFunc(order, func(n uint16) bool { return n == by })
+				order = slices.Insert(order, 0, by)
+			}
+		}
+		at, place = min(1, len(order)), "second"
+	}
+	order = slices.Insert(order, at, number)
 	if err := dropEntries(vars, ours, order); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("Boot%04X %q is first in the firmware's boot order", number, e.Label), nil
+	return fmt.Sprintf("Boot%04X %q is %s in the firmware's boot order", number, e.Label, place), nil
 }
 
 // labelled are the numbers of the entries of that label that fit, sorted, and all that

@@ -52,6 +52,8 @@ type Result struct {
 	BootOrder, BootEntry string
 	// Blank is how many bytes were read back as zeros, of a wipe.
 	Blank int64
+	// Verdict of a gate.
+	Verdict *inventory.Verdict
 }
 
 // Write makes the disk what the job says, in the one order in which a crash

@@ -221,6 +221,7 @@ func (b *builder) buildImage(d *declared[rawImage]) {
 			d.problem(raw.Source.Line, "spec.source", why, "want a file path or an https URL, or leave it out and use recast image add")
 		}
 	}
+	d.buildImmutable(raw.Immutable, i)
 	if d.named && i.Digest != "" {
 		b.image[i.Name] = i
 		b.set.Images = append(b.set.Images, i)
@@ -261,9 +262,7 @@ func (b *builder) buildDefinition(d *declared[rawDefinition]) {
 		Attempts:       DefaultAttempts,
 	}
 	d.refers(raw.Image, "spec.image", "Image")
-	if o.Every != BootDisk {
-		d.problem(raw.Boot.Every.Line, "spec.boot.every", fmt.Sprintf("every: %s is not accepted yet", o.Every), "want disk")
-	}
+	d.buildGate(raw, o)
 	if len(raw.KernelArgs) > 0 {
 		d.problem(raw.KernelArgs[0].Line, "spec.kernelArgs", "the boot loader of a disk image owns the kernel's arguments", "remove it and set them in the image")
 	}

@@ -7,6 +7,7 @@ package inventory
 type Resolved struct {
 	Image      ResolvedImage `json:"image"`
 	Every      BootEvery     `json:"every"`
+	Gate       *Gate         `json:"gate,omitempty"`
 	KernelArgs []string      `json:"kernelArgs,omitempty"`
 	Select     DiskSelect    `json:"select"`
 	Wipe       WipeMode      `json:"wipe"`
@@ -22,6 +23,8 @@ type ResolvedImage struct {
 	Type   ImageType `json:"type"`
 	Arch   Arch      `json:"arch"`
 	Digest Digest    `json:"digest"`
+	// Immutable where a gate proves them: nothing else depends on them.
+	Immutable []string `json:"immutable,omitempty"`
 }
 
 // Generation is a Resolved with the SHA-256 of its RFC 8785 JSON.

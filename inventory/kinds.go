@@ -119,6 +119,10 @@ type Image struct {
 	// Source is a file path or https URL it can be fetched from; may be empty
 	// for an image that was added by hand.
 	Source string `json:"source,omitempty"`
+	// Immutable are the partitions, by GPT name or number, whose bytes never change
+	// after the write: what a gate proves. All others are state, which it neither
+	// reads nor writes.
+	Immutable []string `json:"immutable,omitempty"`
 }
 
 // BootEvery says how a deployed machine boots from then on.
@@ -126,9 +130,30 @@ type BootEvery string
 
 const (
 	BootDisk    BootEvery = "disk"    // firmware starts the disk
-	BootGate    BootEvery = "gate"    // every boot proves the disk first (not yet accepted)
+	BootGate    BootEvery = "gate"    // every boot proves the disk first
 	BootRestore BootEvery = "restore" // not yet accepted
 )
+
+// OnMismatch says what a gate does with a machine whose disk is not what was
+// written.
+type OnMismatch string
+
+const (
+	MismatchRepair   OnMismatch = "repair"   // write the blocks that differ, then start it
+	MismatchReport   OnMismatch = "report"   // start it all the same, and say so
+	MismatchHold     OnMismatch = "hold"     // keep it in the ramdisk until it is released (the default)
+	MismatchPowerOff OnMismatch = "poweroff" // hold it, and switch it off
+)
+
+// Gate says how every boot is proved.
+type Gate struct {
+	OnMismatch OnMismatch `json:"onMismatch"`
+	// RepairLimit is how much of a disk one repair may write, bytes.
+	RepairLimit int64 `json:"repairLimit"`
+}
+
+// DefaultRepairLimit is far more than a disk loses and far less than an image.
+const DefaultRepairLimit = 64 << 20
 
 // EvidenceLevel is how we know what a machine runs, weakest first.
 type EvidenceLevel int
@@ -205,6 +230,7 @@ type Definition struct {
 	Name       string        `json:"name"`
 	Image      string        `json:"image"`
 	Every      BootEvery     `json:"every"`
+	Gate       *Gate         `json:"gate,omitempty"` // with BootGate
 	KernelArgs []string      `json:"kernelArgs,omitempty"`
 	Select     DiskSelect    `json:"select"`
 	Wipe       WipeMode      `json:"wipe"`

@@ -227,8 +227,23 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 			`rack.yaml:54: spec.arch: machine "r1u05" is amd64, image "debian-12" of definition "compute" is arm64; put it in a group whose image fits`,
 			`rack.yaml:62: spec.arch: machine "r1u06" is amd64, image "debian-12" of definition "compute" is arm64; put it in a group whose image fits`,
 		}},
-		{"every gate", "every: disk", "every: gate", []string{
-			"rack.yaml:27: spec.boot.every: every: gate is not accepted yet; want disk",
+		{"every restore", "every: disk", "every: restore", []string{
+			"rack.yaml:27: spec.boot.every: every: restore is not accepted yet; want disk or gate",
+		}},
+		{"a gate without anything to prove", "every: disk", "every: gate", []string{
+			`rack.yaml:27: spec.boot.every: image "debian-12" names no immutable partition, so that there is nothing to prove; name those that never change in its immutable, or want disk`,
+		}},
+		{"a gate's words without a gate", "every: disk", "every: disk, onMismatch: repair, repairLimit: 1MiB, handover: reboot, onServerDown: lastGood", []string{
+			"rack.yaml:27: spec.boot.onMismatch: it says what a gate does, and there is none; remove it, or set every: gate",
+			"rack.yaml:27: spec.boot.repairLimit: it says what a gate does, and there is none; remove it, or set every: gate",
+			"rack.yaml:27: spec.boot.handover: it says what a gate does, and there is none; remove it, or set every: gate",
+			"rack.yaml:27: spec.boot.onServerDown: it says what a gate does, and there is none; remove it, or set every: gate",
+		}},
+		{"immutable twice", "type: disk", "type: disk\n  immutable: [esp, 2, esp]", []string{
+			`rack.yaml:18: spec.immutable[2]: "esp" stands there twice; remove one`,
+		}},
+		{"immutable without a name", "type: disk", "type: disk\n  immutable: [\"\"]", []string{
+			`rack.yaml:18: spec.immutable[0]: "" cannot name a partition; want its GPT name, at most 36 characters, or its number`,
 		}},
 		{"kernelArgs on a disk image", "  boot: {every: disk}", "  kernelArgs: [quiet]", []string{
 			"rack.yaml:27: spec.kernelArgs: the boot loader of a disk image owns the kernel's arguments; remove it and set them in the image",

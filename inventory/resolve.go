@@ -17,11 +17,15 @@ func (s *Set) Resolve(def *Definition, secretVersion func(name string) (int, boo
 	r := Resolved{
 		Image:      ResolvedImage{Type: img.Type, Arch: img.Arch, Digest: img.Digest},
 		Every:      def.Every,
+		Gate:       def.Gate,
 		KernelArgs: def.KernelArgs,
 		Select:     def.Select,
 		Wipe:       def.Wipe,
 		Config:     def.Config,
 		Evidence:   def.Evidence,
+	}
+	if def.Every == BootGate {
+		r.Image.Immutable = img.Immutable
 	}
 	for _, name := range secretsIn(def.Config.UserData) {
 		version, ok := secretVersion(name)

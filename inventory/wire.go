@@ -158,6 +158,8 @@ const (
 	OrderWait     OrderKind = "wait"     // ask again: the reply was a long poll that ran out
 	OrderWrite    OrderKind = "write"    // do Job, which writes an image
 	OrderWipe     OrderKind = "wipe"     // do Job, which leaves zeros
+	OrderGate     OrderKind = "gate"     // do Job, which reads regions and compares them
+	OrderRepair   OrderKind = "repair"   // do Job, which writes what of them differs
 	OrderLocal    OrderKind = "local"    // reboot; the answer will be the local disk
 	OrderReboot   OrderKind = "reboot"   // reboot and ask again from the start
 	OrderPowerOff OrderKind = "poweroff" // power off
@@ -167,7 +169,7 @@ const (
 type Order struct {
 	Kind   OrderKind `json:"kind"`
 	Reason string    `json:"reason,omitempty"` // for the console
-	Job    *Job      `json:"job,omitempty"`    // with OrderWrite and OrderWipe only
+	Job    *Job      `json:"job,omitempty"`    // with the orders to do one only
 	// LeaseSeconds renews the lease, as in ClaimReply; 0 leaves it.
 	LeaseSeconds int `json:"leaseSeconds,omitempty"`
 }
@@ -179,6 +181,10 @@ type JobKind string
 const (
 	JobWrite JobKind = "write" // Image and Config
 	JobWipe  JobKind = "wipe"  // zeros; nothing but Disk and Quick is set
+	// Of Image these take what they need to know its bytes in Regions; nothing else of
+	// the disk is compared, and nothing else is written.
+	JobGate   JobKind = "gate"   // compare
+	JobRepair JobKind = "repair" // compare, write at most Limit bytes, compare again
 )
 
 // Job is a write intent as the agent gets it: everything it needs and nothing
@@ -202,6 +208,74 @@ type Job struct {
 	EFI *EFIEntry `json:"efi,omitempty"`
 	// Quick, with JobWipe: zero only what makes the disk look used.
 	Quick bool `json:"quick,omitempty"`
+	// Regions are compared by JobGate and JobRepair, and Limit is what a repair may
+	// write, in bytes; beyond it JobGate counts no more.
+	Regions []Region `json:"regions,omitempty"`
+	Limit   int64    `json:"limit,omitempty"`
+}
+
+// Region is an immutable partition of an image, in bytes from its beginning; it
+// stands at the same place on the disk.
+type Region struct {
+	Name  string `json:"name"` // as declared: GPT name or number
+	Start int64  `json:"start"`
+	End   int64  `json:"end"`
+}
+
+// Verdict is what a gate read of a disk.
+type Verdict struct {
+	// Table says what of the partition table means something else than the image's; ""
+	// nothing.
+	Table   string          `json:"table,omitempty"`
+	Regions []RegionVerdict `json:"regions"` // as in the job
+}
+
+// RegionVerdict is what was read of one region. Read and Want are SHA-256 over the
+// SHA-256 of each MiB of the image, or of the part of it that lies in the region: of
+// what the disk gave, and of what the image has there.
+type RegionVerdict struct {
+	Name string `json:"name"`
+	Read Digest `json:"read"`
+	// Want is "" where it was not fetched, since more differs than a repair may write.
+	Want Digest `json:"want,omitempty"`
+	// Blocks of 4 KiB that differ, at least so many where Want is ""; First is where
+	// the first of them lies in the region, in bytes.
+	Blocks int64 `json:"blocks,omitempty"`
+	First  int64 `json:"first,omitempty"`
+}
+
+// GateBlock is the unit in which a gate counts and writes, bytes.
+const GateBlock = 4096
+
+// Matches tells that everything is what was written.
+func (v Verdict) Matches() bool {
+	for _, r := range v.Regions {
+		if r.Blocks != 0 || r.Read != r.Want || r.Read == "" {
+			return false
+		}
+	}
+	return v.Table == "" && len(v.Regions) > 0
+}
+
+// Blocks of all regions that differ.
+func (v Verdict) Blocks() (n int64) {
+	for _, r := range v.Regions {
+		n += r.Blocks
+	}
+	return n
+}
+
+// About tells whether the verdict is about these regions, in their order.
+func (v Verdict) About(regions []Region) bool {
+	if len(v.Regions) != len(regions) {
+		return false
+	}
+	for i, r := range regions {
+		if v.Regions[i].Name != r.Name {
+			return false
+		}
+	}
+	return true
 }
 
 // JobImage says where the bytes are. URLs are tried in order; each is plain
@@ -242,6 +316,8 @@ const BootLabel = "recast"
 type EFIEntry struct {
 	Label  string `json:"label"`
 	Loader string `json:"loader"` // \EFI\BOOT\BOOTX64.EFI
+	// Second: behind the entry that the ramdisk came by, which goes on to be the first.
+	Second bool `json:"second,omitempty"`
 }
 
 // AgentStep is where the agent is. The words double as steps of deploying.
@@ -253,6 +329,8 @@ const (
 	AgentWriting    AgentStep = "writing"
 	AgentVerifying  AgentStep = "verifying"
 	AgentConfigure  AgentStep = "configuring"
+	AgentProving    AgentStep = "proving"   // of a gate
+	AgentRepairing  AgentStep = "repairing" // likewise
 	AgentDone       AgentStep = "done"
 	AgentFailed     AgentStep = "failed"
 )
@@ -291,6 +369,8 @@ type Report struct {
 	// Blank is how many bytes of the disk were read back as zeros after the flush,
 	// with AgentDone of a wipe.
 	Blank int64 `json:"blank,omitempty"`
+	// Verdict of a gate, with AgentDone; after a repair it is that of the second look.
+	Verdict *Verdict `json:"verdict,omitempty"`
 }
 
 // ReportReply renews the lease, or stops the agent.

@@ -45,12 +45,22 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 	twin := e.twin(decl.Name, c.UUID)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	d := decideClaim(claimQuestion{Key: e.key, Machine: decl, State: m.state, Claim: c, Remote: remote,
-		Minimum: e.minimumOf(decl.Name), Lease: lease, Authoritative: net.DHCP == inventory.DHCPAuthoritative, Twin: twin, TwinDeclares: e.declares(twin, c.UUID), Now: e.Now()})
+	q := claimQuestion{Key: e.key, Machine: decl, State: m.state, Claim: c, Remote: remote,
+		Minimum: e.minimumOf(decl.Name), Lease: lease, Authoritative: net.DHCP == inventory.DHCPAuthoritative, Twin: twin, TwinDeclares: e.declares(twin, c.UUID), Now: e.Now()}
+	var d ClaimDecision
+	var granted Event
+	gate := gated(m.state)
+	if gate != nil {
+		d = decideGateClaim(q, gate, e.Store.Epoch())
+		granted = GateClaimed{Claim: d.Claim}
+	} else {
+		d = decideClaim(q)
+		granted = Claimed{Claim: d.Claim, Resume: d.Resume, Doubt: d.Doubt}
+	}
 	switch d.Verdict {
 	case ClaimGrant:
 		m.history.saw(sawClaim(c, remote, e.Now(), ""))
-		err = e.handleLocked(ctx, m, Claimed{Claim: d.Claim, Resume: d.Resume, Doubt: d.Doubt})
+		err = e.handleLocked(ctx, m, granted)
 	case ClaimRepeat:
 	case ClaimReplay:
 		err = e.handleLocked(ctx, m, Noticed{Finding: "a claim nonce was presented again, by another boot or from another address: somebody else has read its boot script"})
@@ -65,6 +75,10 @@ func (e *Engine) Claim(ctx context.Context, c inventory.Claim, remote netip.Addr
 	}
 	if err != nil {
 		return inventory.ClaimReply{}, err
+	}
+	if gate != nil {
+		g := m.state.Intent.Gate
+		return inventory.ClaimReply{Machine: decl.Name, Token: e.key.GateToken(e.Store.Epoch(), decl.Name, g), LeaseSeconds: e.gateLeaseLeft(g)}, nil
 	}
 	return inventory.ClaimReply{Machine: decl.Name, Token: e.key.AgentToken(m.state.Intent),
 		LeaseSeconds: e.leaseLeft(m)}, nil
@@ -219,14 +233,18 @@ func (e *Engine) Order(ctx context.Context, token string) (inventory.Order, erro
 	if mac, ok := tokenMAC(token); ok {
 		return e.discoveryPoll(ctx, token, mac)
 	}
+	var err error
 	deadline := time.NewTimer(PollTime)
 	defer deadline.Stop()
 	for {
-		m, err := e.agent(token)
-		if err != nil {
+		order := e.order
+		m, through := e.gateAgent(token)
+		if through {
+			order = e.gateOrder
+		} else if m, err = e.agent(token); err != nil {
 			return inventory.Order{}, err
 		}
-		o, err := e.order(ctx, m)
+		o, err := order(ctx, m)
 		changed := m.orders
 		m.mu.Unlock()
 		if err != nil || o.Kind != inventory.OrderWait {

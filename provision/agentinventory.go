@@ -14,14 +14,18 @@ import (
 // Inventory takes what the ramdisk saw, decides about the disk, and answers
 // with the first order. A write intent is durable before its job is given.
 func (e *Engine) Inventory(ctx context.Context, token string, facts inventory.Facts) (inventory.Order, error) {
+	if err := checkFacts(facts); err != nil {
+		return inventory.Order{}, err
+	}
+	if m, ok := e.gateAgent(token); ok {
+		defer m.mu.Unlock()
+		return e.gateInventory(ctx, m, facts)
+	}
 	m, err := e.agent(token)
 	if err != nil {
 		return inventory.Order{}, err
 	}
 	m.mu.Unlock()
-	if err := checkFacts(facts); err != nil {
-		return inventory.Order{}, err
-	}
 	// Both of two that started in one moment have claimed by now.
 	twin := e.twin(m.name, facts.SystemVendor.UUID)
 	if m, err = e.agent(token); err != nil {
@@ -103,10 +107,12 @@ func (e *Engine) decideDisk(ctx context.Context, name string, s State, facts inv
 		}
 		q.ImageSize, q.BlockSize = f.Size, f.BlockSize
 	}
-	if s.Intent.Purpose != PurposeDeploy {
-		return decideDisk(q, facts), nil
+	if s.Intent.Purpose == PurposeDeploy {
+		d, err := e.decideWrite(ctx, q, s, facts)
+		return e.withGate(d, s.Intent.Generation), err
 	}
-	return e.decideWrite(ctx, q, s, facts)
+	d := decideDisk(q, facts)
+	return e.withGate(d, d.Marker.Generation), nil
 }
 
 // decideWrite makes everything that the job will need before anything may be

@@ -12,6 +12,10 @@ import (
 
 // Report takes the agent's word. The reply renews its lease or stops it.
 func (e *Engine) Report(ctx context.Context, token string, r inventory.Report) (inventory.ReportReply, error) {
+	if m, ok := e.gateAgent(token); ok {
+		defer m.mu.Unlock()
+		return e.gateReport(ctx, m, r)
+	}
 	var damaged inventory.Digest
 	if r.Step == inventory.AgentFailed && r.BadFrame != nil {
 		var whole bool

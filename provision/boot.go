@@ -56,6 +56,9 @@ func boot(q bootQuestion) ipxe.Spec {
 	name := q.Machine.Name
 	local := func(reason string) ipxe.Spec { return bootLocal(q, reason) }
 	st, in := q.State.Status, q.State.Intent
+	if g := gated(q.State); g != nil {
+		return bootGate(q, g)
+	}
 	switch {
 	case st.Hold != nil:
 		return local("held: " + st.Hold.Reason)

@@ -79,21 +79,11 @@ func decideClaim(q claimQuestion) ClaimDecision {
 	if !sameToken(q.Claim.Nonce, q.Key.Nonce(in, in.Boots)) {
 		return refuse("the claim nonce is not the armed one of %s", q.Machine.Name)
 	}
-	if q.Authoritative && q.Lease != q.Machine.Name {
-		return refuse("the claim for %s comes from %s, which is not its lease", q.Machine.Name, q.Remote)
-	}
 	if in.Via == inventory.BootMedia && len(q.Machine.NICs) > 0 && q.Remote != q.Machine.NICs[0].IP {
 		return refuse("the claim for %s comes from %s, and its medium says %s", q.Machine.Name, q.Remote, q.Machine.NICs[0].IP)
 	}
-	if w := q.Machine.Serial; w != "" && w != q.Claim.Serial {
-		return hold("correct its serial in its file, or its nics if they are another machine's, and apply", "%s is declared with serial %q, the machine says %q", q.Machine.Name, w, q.Claim.Serial)
-	}
-	if w := q.Machine.UUID; w != "" && !strings.EqualFold(w, q.Claim.UUID) {
-		return hold("correct its uuid in its file, or its nics if they are another machine's, and apply", "%s is declared with UUID %q, the machine says %q", q.Machine.Name, w, q.Claim.UUID)
-	}
-	if q.Twin != "" {
-		reason, cure := twins(q.Machine, q.Twin, q.TwinDeclares, q.Claim.UUID)
-		return hold(cure, "%s", reason)
+	if d, ok := wrongMachine(q); !ok {
+		return d
 	}
 	identity, doubt := identityOf(in, q.State.Status.Board, q.Claim.UUID, q.Claim.Serial)
 	if q.Minimum == inventory.L1 && identity != inventory.L1 {
@@ -112,6 +102,28 @@ func decideClaim(q claimQuestion) ClaimDecision {
 		return refuse("%s started the ramdisk %d times in one attempt", q.Machine.Name, MaxRestarts+1)
 	}
 	return ClaimDecision{Verdict: ClaimGrant, Claim: claim, Resume: true, Doubt: doubt}
+}
+
+// wrongMachine says of a claim with the right nonce that it is not that of the machine
+// which was meant; ok: it may be.
+func wrongMachine(q claimQuestion) (d ClaimDecision, ok bool) {
+	hold := func(cure, format string, args ...any) (ClaimDecision, bool) {
+		return ClaimDecision{Verdict: ClaimHold, Reason: fmt.Sprintf(format, args...), Cure: cure}, false
+	}
+	if q.Authoritative && q.Lease != q.Machine.Name {
+		return ClaimDecision{Verdict: ClaimRefuse, Reason: fmt.Sprintf("the claim for %s comes from %s, which is not its lease", q.Machine.Name, q.Remote)}, false
+	}
+	if w := q.Machine.Serial; w != "" && w != q.Claim.Serial {
+		return hold("correct its serial in its file, or its nics if they are another machine's, and apply", "%s is declared with serial %q, the machine says %q", q.Machine.Name, w, q.Claim.Serial)
+	}
+	if w := q.Machine.UUID; w != "" && !strings.EqualFold(w, q.Claim.UUID) {
+		return hold("correct its uuid in its file, or its nics if they are another machine's, and apply", "%s is declared with UUID %q, the machine says %q", q.Machine.Name, w, q.Claim.UUID)
+	}
+	if q.Twin != "" {
+		reason, cure := twins(q.Machine, q.Twin, q.TwinDeclares, q.Claim.UUID)
+		return hold(cure, "%s", reason)
+	}
+	return ClaimDecision{}, true
 }
 
 // twins says that two machines have one UUID, whose own it is where one of them

@@ -29,6 +29,7 @@ type DiskDecision struct {
 	Holds   string
 	Marker  inventory.Marker
 	Image   inventory.Digest // with DiskDamaged
+	Gate    *Gate            // with DiskWrite and DiskAdopt: that of what is on it then
 }
 
 // diskQuestion is what decideDisk needs.

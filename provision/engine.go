@@ -84,7 +84,8 @@ type Engine struct {
 	// applyMu makes apply, rollback, freeze and the scheduler one at a time: each
 	// reads what is applied and writes rollouts.
 	applyMu sync.Mutex
-	swept   bool // every candidate is named by a plan; applyMu guards it
+	gateMu  sync.Mutex // over counting repairs and recording one
+	swept   bool       // every candidate is named by a plan; applyMu guards it
 	// rests are the rollouts in which no machine waits, with what moved counted when
 	// they were looked at; applyMu guards them.
 	rests map[string]uint64

@@ -70,6 +70,8 @@ type Intent struct {
 	// HeldBack: a hold ended the attempt before it touched the disk; the machine has
 	// its turn again.
 	HeldBack bool `json:"heldBack,omitempty"`
+	// Gate stands through every later intent, until the disk is written or wiped.
+	Gate *Gate `json:"gate,omitempty"`
 	// AbortedBy an operator, whose rollout then starts no more; "" nobody.
 	AbortedBy string `json:"abortedBy,omitempty"`
 }
@@ -115,6 +117,8 @@ type WriteState struct {
 	// Declared is the machine as it was declared then: what is begun is finished,
 	// whatever is applied meanwhile.
 	Declared *inventory.Machine `json:"declared,omitempty"`
+	// Gate that every boot goes through afterwards, as it was approved; nil: none.
+	Gate *Gate `json:"gate,omitempty"`
 }
 
 // WriteName names the write that the intent's present fence permits: what is on

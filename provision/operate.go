@@ -126,8 +126,12 @@ func (e *Engine) Retry(ctx context.Context, name, who string) error {
 		if _, ok := e.rolloutOf(name); !ok {
 			return s, fmt.Errorf("no applied plan says what to do with it; recast plan PATH shows what apply would do")
 		}
-		if s.Status.Phase == Failed {
-			s.Status.Phase, s.Status.Step, s.Status.NextAction = Available, StepNone, ""
+		st := &s.Status
+		if stopped(s) && st.Phase == Active { // its gate has seen that it does not hold what it was given
+			st.Phase, st.Running, st.RunningRendered, st.RunningWrite, st.Ran = Available, "", "", "", false
+		}
+		if st.Phase == Failed {
+			st.Phase, st.Step, st.NextAction = Available, StepNone, ""
 		}
 		return s, nil
 	}); err != nil {

@@ -84,6 +84,8 @@ type planInput struct {
 	ImageOf    func(generation inventory.Digest) inventory.Digest
 	Difference differenceOf
 	Loader     func(*inventory.Machine) string // why it has none to boot by; nil: never
+	// Gate says why a generation's gate cannot be; nil: it can.
+	Gate func(inventory.Generation) error
 	// Discovered is what the machine showed while nobody had declared it; nil nothing.
 	Discovered func(*inventory.Machine) *inventory.Facts
 	Erase      []string
@@ -199,6 +201,9 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	if m.Boot.Via == inventory.BootHTTP {
 		e.Why += "; " + httpWarning
 	}
+	if never == (Wait{}) {
+		never = gateWay(in, m, w.Generation, here)
+	}
 	if planDisk(&e, m, w, s, image, erase); e.Blocked == "" && never != (Wait{}) {
 		e.leaveOut(never.Why, never.Next)
 	}
@@ -218,6 +223,23 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	return e, true
 }
 
+// gateWay says why a machine's boots cannot go through the gate that its definition
+// wants; none: they can, or it wants none.
+func gateWay(in planInput, m *inventory.Machine, gen inventory.Generation, here bool) Wait {
+	if gen.Resolved.Every != inventory.BootGate {
+		return Wait{}
+	}
+	if m.Boot.Via != "" {
+		return Wait{fmt.Sprintf("its BMC makes it boot via %s, once; a gate needs each boot to begin at the network", m.Boot.Via), "leave boot.via out, or give its group a definition with every: disk, and apply"}
+	}
+	if in.Gate != nil && here {
+		if err := in.Gate(gen); err != nil {
+			return Wait{err.Error(), "correct immutable of the Image and apply"}
+		}
+	}
+	return Wait{}
+}
+
 // untouched tells that a machine was active with the generation on record and is
 // not now, although nothing was written to its disk since.
 func untouched(st Status) bool {
@@ -230,6 +252,8 @@ func planWhy(st Status, w Wanted) string {
 		return "failed: " + st.LastError
 	case !blankSince(st).IsZero():
 		return "its disk was wiped"
+	case st.Running == "" && stopped(State{Status: st}):
+		return "its gate has seen that it does not hold what was written"
 	case st.Running == "" && Busy(st.Phase) && st.Evidence.Generation == st.Wanted: // it may be erased already
 		return fmt.Sprintf("generation %s is being written", st.Wanted.Short())
 	case st.Unfinished:

@@ -21,7 +21,8 @@ type walk struct {
 	now   time.Time
 	trail []trailLine
 	boots int
-	wrote bool // the disk may have been written since the machine was active last
+	wrote bool  // the disk may have been written since the machine was active last
+	gate  *Gate // of what is written; nil none
 	// allowed is what the write intent of an attempt permits, by intent and attempt.
 	allowed map[string]permission
 }

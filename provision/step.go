@@ -91,6 +91,16 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 		t.reverted()
 	case Mended:
 		t.mended()
+	case GateClaimed:
+		t.gateClaimed(ev)
+	case GateInspected:
+		t.gateInspected(ev)
+	case GateReported:
+		t.gateReported(ev)
+	case GateRenewed:
+		t.gateRenewed(ev)
+	case LocalServed:
+		t.localServed()
 	default:
 		t.impossible(ev)
 	}
@@ -160,9 +170,10 @@ func (t *transition) started(ev Started) {
 	}
 	var fence int64
 	var claim *ClaimState
+	var gate *Gate
 	consent := ev.Consent
 	if old := t.Intent; old != nil {
-		fence = old.Fence
+		fence, gate = old.Fence, old.Gate
 		claim = old.Claim // its lease may still run: see begin
 		if consent == nil && ev.Erase && old.Erase && old.Plan == ev.Plan {
 			consent = old.Consent // another turn of one plan: it is about the same disk
@@ -170,7 +181,7 @@ func (t *transition) started(ev Started) {
 	}
 	t.Intent = &Intent{Machine: t.Status.Machine, Purpose: ev.Purpose, Epoch: ev.Epoch,
 		Generation: ev.Generation, Rendered: ev.Rendered, Fence: fence, Erase: ev.Erase, Consent: consent,
-		Quick: ev.Quick, Live: true, Claim: claim, Plan: ev.Plan, By: ev.By, Created: t.now, Before: t.Status.Phase}
+		Quick: ev.Quick, Live: true, Claim: claim, Gate: gate, Plan: ev.Plan, By: ev.By, Created: t.now, Before: t.Status.Phase}
 	switch ev.Purpose {
 	case PurposeDeploy:
 		t.phase(Deploying)
@@ -436,7 +447,7 @@ func (t *transition) inspected(ev Inspected) {
 			return
 		}
 		if w := t.Intent.Write; w == nil || w.Attempt != t.Status.Attempt {
-			t.Intent.Write = &WriteState{Disk: d.Disk, Holds: d.Holds, At: t.now, Attempt: t.Status.Attempt, Declared: ev.Declared}
+			t.Intent.Write = &WriteState{Disk: d.Disk, Holds: d.Holds, At: t.now, Attempt: t.Status.Attempt, Declared: ev.Declared, Gate: d.Gate}
 		} else if !sameDisk(w.Disk, d.Disk) {
 			t.fail(fmt.Sprintf("the disk changed within an attempt: %s was to be written, now it is %s", diskName(w.Disk), diskName(d.Disk)), false)
 			return
@@ -560,6 +571,7 @@ func (t *transition) adopt(d DiskDecision) {
 	t.Status.Attempt, t.Status.RunningWrite = d.Marker.Attempt, d.Marker.Write
 	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: d.Marker.Generation, At: t.now, Detail: "the disk's own config volume"}
 	t.phase(Active)
+	t.gateOpens(disk, d.Gate, false)
 	t.Status.Health = HealthUnknown
 	t.line("phase", "adopted: %s says generation %s, attempt %d", diskName(d.Disk), d.Marker.Generation.Short(), d.Marker.Attempt)
 }

@@ -51,6 +51,7 @@ type story struct {
 	params Params
 	state  State
 	now    time.Time
+	gate   *Gate // of what is written
 }
 
 func newStory() *story {
@@ -100,7 +101,7 @@ func (s *story) event(t *testing.T, line string) Event {
 	case "claim":
 		return Claimed{Claim: ClaimState{BootID: f[1], UUID: "u1", Until: s.now.Add(LeaseTime)}, Resume: len(f) > 2}
 	case "inventory":
-		d := DiskDecision{Verdict: DiskVerdict(f[1]), Disk: disk("S1"), Reason: strings.Join(f[2:], " ")}
+		d := DiskDecision{Verdict: DiskVerdict(f[1]), Disk: disk("S1"), Reason: strings.Join(f[2:], " "), Gate: s.gate}
 		if d.Verdict == DiskWipe && len(f) > 2 {
 			d.Disk = disk(f[2])
 		}
@@ -146,6 +147,10 @@ func (s *story) event(t *testing.T, line string) Event {
 			ev.Board = &Board{Serial: f[2]}
 		}
 		return ev
+	case "gate":
+		return s.gateEvent(t, f[1:])
+	case "local":
+		return LocalServed{}
 	case "tick":
 		return Ticked{}
 	case "abort":
@@ -182,6 +187,9 @@ func replay(t *testing.T, text string) string {
 			fmt.Fprintln(&out, line)
 		case strings.HasPrefix(line, "via "):
 			s.params.Via = inventory.BootVia(strings.TrimPrefix(line, "via "))
+			fmt.Fprintln(&out, line)
+		case strings.HasPrefix(line, "gate "): // gate repair: what the definition says from now on
+			s.gate = storyGate(inventory.OnMismatch(strings.TrimPrefix(line, "gate ")))
 			fmt.Fprintln(&out, line)
 		case line == "no bmc":
 			s.params.HasBMC = false
@@ -230,6 +238,15 @@ func (s *story) take(t *testing.T, out *strings.Builder, line string) {
 	}
 	if st.NextAction != "" {
 		fmt.Fprintf(out, " next %q", st.NextAction)
+	}
+	if g := st.Gate; g != nil {
+		fmt.Fprintf(out, " gate %s %s boot %d repairs %d", orDash(string(g.Step)), orDash(string(g.Verdict)), g.Boot, len(g.Repairs))
+		if in := next.Intent.Gate; in != nil && in.Pass.valid(s.now) {
+			fmt.Fprintf(out, " pass for %s", in.Pass.Until.Sub(s.now))
+		}
+		if st.Hold != nil {
+			fmt.Fprintf(out, " held by %s", st.Hold.Owner)
+		}
 	}
 	if left := st.Deadline.Sub(s.now); Busy(st.Phase) && left != time.Duration(s.params.Deadlines[string(st.Step)]) && st.Step != StepStarting {
 		fmt.Fprintf(out, " in %s", left)

@@ -17,6 +17,9 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 	if r.Erased && !w.Erased {
 		w.Erased = true
 		t.Intent.Write = &w
+		if g := t.Intent.Gate; g != nil && sameDisk(g.Disk, w.Disk) {
+			t.Intent.Gate, t.Status.Gate = nil, nil // what it was about is gone
+		}
 		if t.Intent.Purpose == PurposeDeploy || t.onlyDisk(w.Disk) {
 			t.Status.Disk, t.Status.Unfinished = &w.Disk, true
 		}
@@ -54,6 +57,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 			t.finding("the firmware has no boot entry for the disk: " + r.BootEntry)
 		}
 		t.holds(r.ReadBack)
+		t.gateOpens(w.Disk, w.Gate, true)
 		t.Status.Evidence = Evidence{Level: inventory.E3, Generation: t.Status.Wanted, At: t.now,
 			Detail: "read back " + r.ReadBack.Short()}
 		t.line("step", "written and read back: image %s, %s fetched, %s written", r.ReadBack.Short(),
@@ -136,6 +140,9 @@ func (t *transition) running(ev Running) {
 	}
 	recorded := r.Generation == st.Running && r.Rendered == st.RunningRendered && r.Write == st.RunningWrite
 	wanted := r.Generation == st.Wanted && r.Rendered == st.WantedRendered
+	if fresh && recorded {
+		t.gateStarted()
+	}
 	switch {
 	case written(st.Step) && recorded:
 		t.seenRunning(ev)
@@ -191,8 +198,14 @@ func (t *transition) seenRunning(ev Running) {
 	if level < inventory.E2 {
 		level = inventory.E2
 	}
-	t.Status.Evidence = Evidence{Level: level, Generation: t.Status.Running, At: t.now, Detail: detail}
-	if text := bootOrderFinding(t.Status.BootOrder, r.BootOrder, r.BootCurrent); text == "" || !slices.Contains(t.Status.Findings, text) {
+	current := r.BootCurrent
+	if gated(t.State) != nil {
+		current = "" // BootNext is what it starts by
+	}
+	if gated(t.State) == nil || level != inventory.E3 { // what a gate proved is as old as its proof
+		t.Status.Evidence = Evidence{Level: level, Generation: t.Status.Running, At: t.now, Detail: detail}
+	}
+	if text := bootOrderFinding(t.Status.BootOrder, r.BootOrder, current); text == "" || !slices.Contains(t.Status.Findings, text) {
 		t.Status.Findings = dropFindings(t.Status.Findings, bootOrderPrefix)
 		if text != "" {
 			t.finding(text)

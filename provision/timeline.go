@@ -258,7 +258,7 @@ func hideOnce(text string) string {
 // stirs tells whether a boot would be told on the timeline, and so on record.
 func (e *Engine) stirs(m *machine, ev Event) bool {
 	s := m.committed()
-	if !Busy(s.Status.Phase) {
+	if !Busy(s.Status.Phase) && gated(s) == nil {
 		return false
 	}
 	_, _, lines, err := Step(e.params(m.name), s, e.Now(), ev)
@@ -319,6 +319,8 @@ func bootEvent(o inventory.Observation) Event {
 		return BootServed{}
 	case waits(&o):
 		return BootWaits{}
+	case strings.HasPrefix(o.Detail, string(ipxe.SpecLocal)):
+		return LocalServed{}
 	}
 	return nil
 }

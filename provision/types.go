@@ -115,8 +115,9 @@ type Status struct {
 	Wanted         inventory.Digest `json:"wanted,omitempty"`
 	WantedRendered inventory.Digest `json:"wantedRendered,omitempty"`
 
-	Evidence Evidence `json:"evidence"`
-	Health   Health   `json:"health"`
+	Evidence Evidence  `json:"evidence"`
+	Gate     *GateSeen `json:"gate,omitempty"` // what its gate saw last; nil: it has none
+	Health   Health    `json:"health"`
 
 	Attempt  int       `json:"attempt,omitempty"` // of Wanted; counts from 1
 	Since    time.Time `json:"since,omitzero"`    // of Step (or Phase)

@@ -30,6 +30,10 @@ type LabAsk struct {
 	Faults []string `json:"faults,omitempty"`
 	// For how long; 0 until they are ended.
 	For time.Duration `json:"for,omitempty"`
+	// Region of a machine's first disk, by GPT name or number, and the byte in it that
+	// is flipped.
+	Region string `json:"region,omitempty"`
+	Offset int64  `json:"offset,omitempty"`
 }
 
 // LabFaults are those of one machine, in words.
@@ -69,6 +73,7 @@ func serveLabControl(ctx context.Context, dir string, rack *Rack) (ended <-chan 
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /faults", c.answer(c.faults))
 	mux.HandleFunc("POST /reset", c.answer(c.reset))
+	mux.HandleFunc("POST /tamper", c.answer(c.tamper))
 	mux.HandleFunc("POST /requests", c.answer(c.requests))
 	server := &http.Server{Handler: mux}
 	done := make(chan struct{})
@@ -219,6 +224,19 @@ func (c *labControl) reset(ctx context.Context, ask LabAsk) (any, error) {
 	return struct{}{}, nil
 }
 
+// Tampered is the byte of a disk that was flipped.
+type Tampered struct {
+	Disk string `json:"disk"`
+	At   int64  `json:"at"` // from the disk's beginning
+}
+
+func (c *labControl) tamper(_ context.Context, ask LabAsk) (any, error) {
+	if len(ask.Machines) != 1 {
+		return nil, errors.New("want one machine")
+	}
+	return c.rack.Tamper(ask.Machines[0], ask.Region, ask.Offset)
+}
+
 func (c *labControl) requests(_ context.Context, ask LabAsk) (any, error) {
 	if len(ask.Machines) != 1 {
 		return nil, errors.New("want one machine")
@@ -226,7 +244,7 @@ func (c *labControl) requests(_ context.Context, ask LabAsk) (any, error) {
 	return c.rack.RequestsOf(ask.Machines[0])
 }
 
-// AskLab asks the supervisor of the lab in dir: /faults, /reset or /requests.
+// AskLab asks the supervisor of the lab in dir: /faults, /reset, /tamper or /requests.
 func AskLab(ctx context.Context, dir, what string, ask LabAsk, out any) error {
 	raw, err := json.Marshal(ask)
 	if err != nil {

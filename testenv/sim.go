@@ -44,6 +44,8 @@ type SimulatedOptions struct {
 	// Pace is how long each stage of a start takes, and each change of a disk;
 	// 0 as fast as the host is.
 	Pace time.Duration
+	// NetworkFirst is a boot order with the network before the disk, as a gate needs it.
+	NetworkFirst bool
 	// Dead machines show power and never ask for anything.
 	Dead bool
 	Log  func(format string, args ...any) // nil discards

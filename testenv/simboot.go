@@ -45,6 +45,9 @@ func simPause(ctx context.Context, d time.Duration) error {
 // disk, then the network, as recast leaves it on a machine that it installed.
 func (s *Simulated) run(b *simBoot) {
 	order := []BootDevice{BootDisk, BootPXE}
+	if s.Options.NetworkFirst {
+		order = []BootDevice{BootPXE, BootDisk}
+	}
 	if b.once.Device != BootNone {
 		order = append([]BootDevice{b.once.Device}, order...)
 	}

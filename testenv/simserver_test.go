@@ -341,6 +341,10 @@ type simView struct {
 		Hold                *struct{ Owner, Reason string }
 		Findings            []string
 		Moved               struct{ Fetched, Written int64 }
+		Gate                *struct {
+			Step, Verdict, Detail string
+			Repairs               []struct{ Blocks int64 }
+		}
 	}
 }
 
@@ -445,15 +449,17 @@ func (s *simServer) add(i int, change func(*SimulatedOptions)) *Simulated {
 // simDeclare says what the machines of a server shall run.
 type simDeclare struct {
 	Image    inventory.Digest
-	UserData string   // "" for one that sets the hostname
-	Spec     string   // added to the Definition's spec
-	Hint     string   // of disk.select; "" the size
-	Unknown  string   // of the Network
-	Without  []string // machines left out
-	Shy      bool     // declare neither serial nor UUID
-	Failures string   // maxFailures; "" all
-	NoBMC    []string // declared without their BMC
-	Labels   string   // of the group's selector
+	UserData string // "" for one that sets the hostname
+	Spec     string // added to the Definition's spec
+	// Immutable partitions of the image, as a YAML list.
+	Immutable string
+	Hint      string   // of disk.select; "" the size
+	Unknown   string   // of the Network
+	Without   []string // machines left out
+	Shy       bool     // declare neither serial nor UUID
+	Failures  string   // maxFailures; "" all
+	NoBMC     []string // declared without their BMC
+	Labels    string   // of the group's selector
 }
 
 func (s *simServer) yaml(d simDeclare) string {
@@ -465,7 +471,7 @@ func (s *simServer) yaml(d simDeclare) string {
 		return v
 	}
 	fmt.Fprintf(&b, "apiVersion: recast/v1\nkind: Network\nmetadata: {name: sim}\nspec: {subnet: 127.0.0.0/8, dhcp: off, unknown: %s}\n", or(d.Unknown, "ignore"))
-	fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Image\nmetadata: {name: sim}\nspec: {type: disk, arch: amd64, digest: %q}\n", d.Image)
+	fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Image\nmetadata: {name: sim}\nspec: {type: disk, arch: amd64, digest: %q, immutable: %s}\n", d.Image, or(d.Immutable, "[]"))
 	fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Definition\nmetadata: {name: sim}\nspec:\n  image: sim\n  disk: {select: {%s}}\n  config:\n    format: cloud-init\n    userData: |\n%s%s",
 		or(d.Hint, "minSize: 16MiB"), rackIndent(or(d.UserData, "#cloud-config\nhostname: ${machine.name}\n"), "      "), d.Spec)
 	fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Group\nmetadata: {name: sim}\nspec: {select: {rack: sim}, definition: sim, rollout: {maxUnavailable: 100%%, maxFailures: %s}}\n", or(d.Failures, "100%"))

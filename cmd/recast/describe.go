@@ -284,6 +284,9 @@ func printView(w io.Writer, v provision.View) {
 	line(w, "Sync", "%s", joined(": ", string(v.Sync), v.SyncWhy))
 	line(w, "Health", "%s", healthText(st))
 	line(w, "Evidence", "%s", joined(", ", st.Evidence.Level.String(), ago(st.Evidence.At, now), st.Evidence.Detail))
+	if st.Gate != nil {
+		line(w, "Gate", "%s", gateText(*st.Gate, now))
+	}
 	line(w, "Running", "%s", runningText(st))
 	line(w, "Wanted", "%s", shortOr(v.Wanted, "-"))
 	line(w, "Attempt", "%d, ramdisk restarts %d", st.Attempt, st.Restarts)
@@ -319,6 +322,25 @@ func printView(w io.Writer, v provision.View) {
 	if st.Facts != nil {
 		printFacts(w, st.Facts)
 	}
+}
+
+// gateText says what the gate of a machine saw of its last boot.
+func gateText(g provision.GateSeen, now time.Time) string {
+	parts := []string{string(g.Verdict), ago(g.At, now), g.Detail}
+	if g.Verdict == "" {
+		parts = []string{"has not seen a boot yet"}
+	}
+	for _, r := range g.Regions {
+		parts = append(parts, fmt.Sprintf("%s read as %s", r.Name, r.Read.Short()))
+	}
+	if g.Step != provision.GateIdle {
+		parts = append(parts, fmt.Sprintf("boot %d: %s", g.Boot, g.Step))
+	}
+	if n := len(g.Repairs); n > 0 {
+		last := g.Repairs[n-1]
+		parts = append(parts, fmt.Sprintf("last repaired %s, %d blocks", ago(last.At, now), last.Blocks))
+	}
+	return joined(", ", parts...)
 }
 
 // identityText says what the identity is worth that a machine claimed with last.

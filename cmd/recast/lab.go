@@ -80,7 +80,7 @@ names where they are missing.`}
 	cmd.PersistentFlags().StringVar(&f.name, "name", defaultLabName, "name of the lab; several may run at once")
 	cmd.PersistentFlags().StringVar(&f.root, "root", defaultLabRoot, "folder that holds labs and what they have cached")
 	return parent(cmd, newLabUp(&f), newLabDown(&f), newLabStatus(&f),
-		newLabFault(&f), newLabReset(&f), newLabLog(&f), newLabSupervise(&f))
+		newLabFault(&f), newLabReset(&f), newLabTamper(&f), newLabLog(&f), newLabSupervise(&f))
 }
 
 // labShape are the flags that say what a lab is made of.

@@ -1,0 +1,289 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"sync"
+	"sync/atomic"
+
+	"recast/inventory"
+	"recast/pack"
+)
+
+// Gate compares the regions of a job with the image, and the partition table by its
+// meaning. With JobRepair it then writes the blocks that differ, no others, and
+// compares again. Result.Verdict is what was read at the end: it is no error that
+// something differs.
+func Gate(ctx context.Context, w Work) (Result, error) {
+	if k := w.Job.Kind; k != inventory.JobGate && k != inventory.JobRepair {
+		return Result{}, fmt.Errorf("prove the disk: the job is to %q", k)
+	}
+	if w.HTTP == nil {
+		w.HTTP = ImageHTTP()
+		defer w.HTTP.CloseIdleConnections()
+	}
+	g := &prover{writer: newWriter(w)}
+	g.source = source{http: w.HTTP, image: w.Job.Image, wait: g.wait, alive: w.Lease.Check,
+		fetched: func(n int64) { g.Progress.fetched.Add(n) }}
+	steps := []workStep{
+		{"check the disk", g.identify},
+		{"fetch the manifest", g.describe},
+		{"compare the regions", g.prove},
+	}
+	if w.Job.Kind == inventory.JobRepair {
+		steps = append(steps, workStep{"write the blocks that differ", g.repair}, workStep{"compare the regions again", g.prove})
+	}
+	return g.run(ctx, steps)
+}
+
+// prover is the state of one Gate between its steps.
+type prover struct {
+	*writer
+	pieces []gatePiece
+}
+
+// gatePiece is a piece of a region, and what was last read there.
+type gatePiece struct {
+	pack.Piece
+	region int
+	read   pack.Digest
+	want   pack.Digest
+	known  bool  // want is
+	blocks int64 // that differ
+	first  int64 // where, in the image
+}
+
+func (g *prover) describe(ctx context.Context) error {
+	m, err := g.source.manifest(ctx)
+	if err != nil {
+		return err
+	}
+	g.manifest = m
+	for i, r := range g.Job.Regions {
+		if r.Start < 0 || r.End <= r.Start || r.End > m.Size || r.End > g.size {
+			return fmt.Errorf("region %q from byte %d to %d does not lie in the image and on the disk", printable(r.Name), r.Start, r.End)
+		}
+		for _, p := range m.Pieces(r.Start, r.End) {
+			g.pieces = append(g.pieces, gatePiece{Piece: p, region: i})
+		}
+	}
+	if len(g.pieces) == 0 {
+		return errors.New("the job names no region")
+	}
+	return nil
+}
+
+// prove reads every piece from the disk, on all workers.
+func (g *prover) prove(ctx context.Context) error {
+	if err := g.Disk.DropCaches(); err != nil {
+		return err
+	}
+	table, err := g.table()
+	if err != nil {
+		return err
+	}
+	var total int64
+	for _, p := range g.pieces {
+		total += p.End - p.Start
+	}
+	g.Progress.begin(inventory.AgentProving, total)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var (
+		wg      sync.WaitGroup
+		next    atomic.Int64
+		differs atomic.Int64 // bytes
+	)
+	for range g.Workers {
+		wg.Go(func() {
+			buf := make([]byte, pack.ChunkSize)
+			for ctx.Err() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(g.pieces) {
+					return
+				}
+				if err := g.look(ctx, &g.pieces[i], buf, &differs); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	g.result.Verdict = g.verdict(table)
+	return nil
+}
+
+// table compares the partition table by its meaning; a table that cannot be read
+// is another one.
+func (g *prover) table() (string, error) {
+	first := make([]byte, min(g.size, MiB))
+	if _, err := g.Disk.ReadAt(first, 0); err != nil {
+		return "", fmt.Errorf("read the partition table: %w", err)
+	}
+	layout, _, err := pack.ParseLayout(first, g.size)
+	if err != nil {
+		return fmt.Sprintf("it cannot be read: %v", err), nil
+	}
+	return g.manifest.Layout.Differs(&layout), nil
+}
+
+// look reads one piece. The image's own bytes are fetched only where the piece is not
+// right, or where it is a part of a chunk, which has no sum of its own; and no more
+// once more differs than may be written.
+func (g *prover) look(ctx context.Context, p *gatePiece, buf []byte, differs *atomic.Int64) error {
+	have := buf[:p.End-p.Start]
+	if _, err := g.Disk.ReadAt(have, p.Start); err != nil {
+		return fmt.Errorf("read at byte %d: %w", p.Start, err)
+	}
+	p.read, p.blocks = sha256.Sum256(have), 0
+	if p.Whole {
+		p.want, p.known = g.manifest.Chunks[p.Chunk].Sum, true
+	}
+	if !p.known || p.read != p.want {
+		if differs.Load() > g.Job.Limit {
+			if p.known {
+				p.blocks, p.first = 1, p.Start
+			}
+		} else {
+			data, err := g.source.chunk(ctx, g.manifest, p.Chunk)
+			if err != nil {
+				return err
+			}
+			off := g.manifest.ChunkOffset(p.Chunk)
+			want := data[p.Start-off : p.End-off]
+			p.want, p.known = sha256.Sum256(want), true
+			_ = gateBlocks(p.Start, have, want, func(at int64, _ []byte) error {
+				if p.blocks == 0 {
+					p.first = at
+				}
+				p.blocks++
+				return nil
+			})
+			differs.Add(p.blocks * inventory.GateBlock)
+		}
+	}
+	g.Progress.done.Add(int64(len(have)))
+	return nil
+}
+
+// gateBlocks calls each for every block that differs, with where it begins, and the
+// bytes that belong there. Blocks are counted from the image's beginning; those at the
+// ends of a piece may be shorter.
+func gateBlocks(start int64, have, want []byte, each func(at int64, want []byte) error) error {
+	for k := 0; k < len(have); {
+		n := min(len(have)-k, inventory.GateBlock-int((start+int64(k))%inventory.GateBlock))
+		if !bytes.Equal(have[k:k+n], want[k:k+n]) {
+			if err := each(start+int64(k), want[k:k+n]); err != nil {
+				return err
+			}
+		}
+		k += n
+	}
+	return nil
+}
+
+func (g *prover) verdict(table string) *inventory.Verdict {
+	v := &inventory.Verdict{Table: table}
+	for i, r := range g.Job.Regions {
+		out := inventory.RegionVerdict{Name: r.Name}
+		read, want, known := sha256.New(), sha256.New(), true
+		for _, p := range g.pieces {
+			if p.region != i {
+				continue
+			}
+			read.Write(p.read[:])
+			want.Write(p.want[:])
+			known = known && p.known
+			if p.blocks > 0 && out.Blocks == 0 {
+				out.First = p.first - r.Start
+			}
+			out.Blocks += p.blocks
+		}
+		if out.Read = gateSum(read); known {
+			out.Want = gateSum(want)
+		}
+		v.Regions = append(v.Regions, out)
+	}
+	return v
+}
+
+func gateSum(h hash.Hash) inventory.Digest {
+	return inventory.NewDigest([sha256.Size]byte(h.Sum(nil)))
+}
+
+// repair writes the blocks that differ. A disk whose table means something else is
+// not written: what stands at these places may be somebody's state.
+func (g *prover) repair(ctx context.Context) error {
+	v := *g.result.Verdict
+	switch {
+	case v.Matches():
+		return nil
+	case v.Table != "":
+		return fmt.Errorf("the partition table is another one: %s", v.Table)
+	case v.Blocks()*inventory.GateBlock > g.Job.Limit:
+		return fmt.Errorf("%d blocks or more differ, and at most %d bytes may be written", v.Blocks(), g.Job.Limit)
+	}
+	if err := g.identify(ctx); err != nil { // the comparison may have taken minutes
+		return err
+	}
+	g.Progress.begin(inventory.AgentRepairing, v.Blocks()*inventory.GateBlock)
+	var written int64
+	for _, p := range g.pieces {
+		if p.blocks == 0 {
+			continue
+		}
+		data, err := g.source.chunk(ctx, g.manifest, p.Chunk)
+		if err != nil {
+			return err
+		}
+		have := make([]byte, p.End-p.Start)
+		if _, err := g.Disk.ReadAt(have, p.Start); err != nil {
+			return fmt.Errorf("read at byte %d: %w", p.Start, err)
+		}
+		off := g.manifest.ChunkOffset(p.Chunk)
+		err = gateBlocks(p.Start, have, data[p.Start-off:p.End-off], func(at int64, want []byte) error {
+			if written += inventory.GateBlock; written > g.Job.Limit {
+				return fmt.Errorf("more than %d bytes would be written", g.Job.Limit)
+			}
+			if err := g.writeAt(ctx, want, at); err != nil {
+				return err
+			}
+			g.Progress.done.Add(int64(len(want)))
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return g.Disk.Flush()
+}
+
+// bootNext makes the firmware start our entry once, at the next start, whatever its
+// order says; "" there is no entry of ours, or no firmware that has any.
+func bootNext(vars Variables, label string) (string, error) {
+	if vars == nil {
+		return "", nil
+	}
+	ours, _, err := labelled(vars, label, func(LoadOption) bool { return true })
+	if err != nil || len(ours) == 0 {
+		return "", err
+	}
+	want := binary.LittleEndian.AppendUint16(nil, ours[0])
+	if err := vars.Set(bootNextName, bootVariable, want); err != nil {
+		return "", fmt.Errorf("write BootNext: %w", err)
+	}
+	if have, err := vars.Get(bootNextName); err != nil || !bytes.Equal(have, want) {
+		return "", fmt.Errorf("BootNext reads back as %x, not as %x (%v)", have, want, err)
+	}
+	return fmt.Sprintf("Boot%04X %q is next", ours[0], label), nil
+}
+
+const bootNextName = "BootNext-" + globalVariable

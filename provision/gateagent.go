@@ -1,0 +1,225 @@
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"recast/inventory"
+)
+
+// gateOf is the gate of a generation, nil where it has none. What is no partition of
+// its image is an error.
+func (e *Engine) gateOf(gen inventory.Generation) (*Gate, error) {
+	r := gen.Resolved
+	if r.Every != inventory.BootGate || r.Gate == nil {
+		return nil, nil
+	}
+	m, err := e.Images.Manifest(r.Image.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("open the image: %w", err)
+	}
+	g := &Gate{Gate: *r.Gate}
+	numbers := map[int]string{}
+	for _, name := range r.Image.Immutable {
+		p, err := m.Layout.Find(name)
+		if err != nil {
+			return nil, fmt.Errorf("immutable of image %s: %w", r.Image.Digest.Short(), err)
+		}
+		if other, twice := numbers[p.Number]; twice {
+			return nil, fmt.Errorf("immutable of image %s: %q and %q are both partition %d", r.Image.Digest.Short(), other, name, p.Number)
+		}
+		numbers[p.Number] = name
+		g.Regions = append(g.Regions, inventory.Region{Name: name, Start: p.Start, End: p.End})
+	}
+	if len(g.Regions) == 0 {
+		return nil, fmt.Errorf("image %s names no immutable partition", r.Image.Digest.Short())
+	}
+	return g, nil
+}
+
+// noGate is gateOf for a plan, which asks for the same generation for each machine.
+func (e *Engine) noGate() func(inventory.Generation) error {
+	known := map[inventory.Digest]error{}
+	return func(gen inventory.Generation) error {
+		err, ok := known[gen.Digest]
+		if !ok {
+			_, err = e.gateOf(gen)
+			known[gen.Digest] = err
+		}
+		return err
+	}
+}
+
+// withGate adds to a decision the gate of what will be on the disk, or is.
+func (e *Engine) withGate(d DiskDecision, generation inventory.Digest) DiskDecision {
+	if d.Verdict != DiskWrite && d.Verdict != DiskAdopt {
+		return d
+	}
+	gen, err := e.generation(generation)
+	if err != nil && d.Verdict == DiskAdopt {
+		return d // one of another store: nothing is known of its gate
+	}
+	if err == nil {
+		d.Gate, err = e.gateOf(gen)
+	}
+	if err != nil {
+		return DiskDecision{Verdict: DiskRefuse, Reason: err.Error(), Disk: d.Disk, Holds: d.Holds}
+	}
+	return d
+}
+
+// gateAgent finds the machine whose present boot through its gate holds the token, and
+// locks it.
+func (e *Engine) gateAgent(token string) (*machine, bool) {
+	m, ok := e.known(tokenMachine(token))
+	if !ok {
+		return nil, false
+	}
+	m.mu.Lock()
+	if g := gated(m.state); g != nil && g.Claim != nil && sameToken(token, e.key.GateToken(e.Store.Epoch(), m.name, g)) {
+		return m, true
+	}
+	m.mu.Unlock()
+	return nil, false
+}
+
+func (e *Engine) gateLeaseLeft(g *Gate) int {
+	return max(0, int(g.Claim.Until.Sub(e.Now()).Seconds()))
+}
+
+// gateInventory takes what the ramdisk saw; see Inventory.
+func (e *Engine) gateInventory(ctx context.Context, m *machine, facts inventory.Facts) (inventory.Order, error) {
+	g, seen := gated(m.state), m.state.Status.Gate
+	if seen.Step == GateInspecting {
+		facts = namedFacts(facts, m.name)
+		if c, v := g.Claim, facts.SystemVendor; c.UUID != v.UUID || c.Serial != v.SerialNumber {
+			return inventory.Order{}, errors.Join(refused("inventory: UUID %q serial %q is not what claimed %s", v.UUID, v.SerialNumber, m.name),
+				e.suspect(ctx, m, "", Suspected{Reason: fmt.Sprintf("%s was claimed with UUID %q serial %q, its inventory says %q %q", m.name, c.UUID, c.Serial, v.UUID, v.SerialNumber)}))
+		}
+		ev := GateInspected{Facts: facts}
+		ev.Foreign, ev.Cure = foreignDisk(g, m.name, facts)
+		if err := e.handleLocked(ctx, m, ev); err != nil {
+			return inventory.Order{}, err
+		}
+	}
+	return e.gateOrder(ctx, m)
+}
+
+// gateOrder is what a boot through the gate shall do now. The lock is held.
+func (e *Engine) gateOrder(ctx context.Context, m *machine) (inventory.Order, error) {
+	st := m.state.Status
+	switch seen := st.Gate; seen.Step {
+	case GateProving, GateRepairing:
+		kind := inventory.OrderGate
+		if seen.Step == GateRepairing {
+			kind = inventory.OrderRepair
+		}
+		left, err := e.renewGate(ctx, m)
+		if err != nil {
+			return inventory.Order{}, err
+		}
+		job, err := e.gateJob(m, inventory.JobKind(kind))
+		return inventory.Order{Kind: kind, Job: job, LeaseSeconds: left}, err
+	case GateInspecting:
+		return inventory.Order{Kind: inventory.OrderWait, Reason: "send the inventory"}, nil
+	case GateOff:
+		if st.Hold != nil {
+			return inventory.Order{Kind: inventory.OrderPowerOff, Reason: seen.Detail}, nil
+		}
+	case GateStopped:
+		if st.Hold != nil {
+			return inventory.Order{Kind: inventory.OrderWait, Reason: seen.Detail}, nil
+		}
+	case GateAgain:
+	default:
+		return inventory.Order{Kind: inventory.OrderLocal, Reason: "the disk is what was written"}, nil
+	}
+	return inventory.Order{Kind: inventory.OrderReboot, Reason: "through the gate again"}, nil
+}
+
+func (e *Engine) gateJob(m *machine, kind inventory.JobKind) (*inventory.Job, error) {
+	g := m.state.Intent.Gate
+	gen, err := e.generation(g.Generation)
+	if err != nil {
+		return nil, err
+	}
+	info, err := e.Images.Info(gen.Resolved.Image.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("open the image: %w", err)
+	}
+	base, err := e.bootURL(g.Claim.Addr)
+	if err != nil {
+		return nil, err
+	}
+	return &inventory.Job{Kind: kind, Machine: m.name, Generation: g.Generation, Rendered: g.Rendered, Epoch: e.Store.Epoch(),
+		Fence: int64(g.Boots), Attempt: g.Jobs, Disk: g.Disk, Regions: g.Regions, Limit: g.RepairLimit,
+		Image: inventory.JobImage{Digest: info.Digest, Size: info.Size, Manifest: info.Manifest, Pack: info.Pack, URLs: []string{base + "/images"}}}, nil
+}
+
+// renewGate is renew for a boot through the gate.
+func (e *Engine) renewGate(ctx context.Context, m *machine) (int, error) {
+	now := e.Now()
+	if m.state.Intent.Gate.Claim.Until.Sub(now) < LeaseTime*2/3 {
+		if err := e.handleLocked(ctx, m, GateRenewed{Until: now.Add(LeaseTime)}); err != nil {
+			return e.gateLeaseLeft(m.state.Intent.Gate), err
+		}
+	}
+	return e.gateLeaseLeft(m.state.Intent.Gate), nil
+}
+
+// gateReport takes the word of a boot through the gate; see Report.
+func (e *Engine) gateReport(ctx context.Context, m *machine, r inventory.Report) (inventory.ReportReply, error) {
+	g := m.state.Intent.Gate
+	r.Error = clip(r.Error, 4*maxWord)
+	if r.Fence != int64(g.Boots) || r.Attempt != g.Jobs || r.BootID != g.Claim.BootID {
+		return inventory.ReportReply{Abort: true, Reason: "it is about another boot or job"}, nil
+	}
+	if v := r.Verdict; v != nil {
+		v.Table = clip(v.Table, maxWord)
+	}
+	if err := e.judge(ctx, m, GateReported{Report: r, Epoch: e.Store.Epoch()}); err != nil {
+		return inventory.ReportReply{Abort: true, Reason: err.Error()}, err
+	}
+	if step := m.state.Status.Gate.Step; r.Step != inventory.AgentDone && r.Step != inventory.AgentFailed && step != GateProving && step != GateRepairing {
+		return inventory.ReportReply{Abort: true, Reason: "the job has ended"}, nil
+	}
+	left, err := e.renewGate(ctx, m)
+	return inventory.ReportReply{LeaseSeconds: left}, err
+}
+
+// judge lets machines that may have to be repaired come one after the other, so that
+// each is counted before the next one is.
+func (e *Engine) judge(ctx context.Context, m *machine, ev GateReported) error {
+	if v := ev.Report.Verdict; v != nil && !v.Matches() && m.state.Status.Gate.Step == GateProving {
+		e.gateMu.Lock()
+		defer e.gateMu.Unlock()
+		ev.NoRepair, ev.Cure = e.repairBudget(m.name)
+	}
+	return e.handleLocked(ctx, m, ev)
+}
+
+func (e *Engine) repairBudget(name string) (why, cure string) {
+	q := budgetQuestion{Machine: e.Set().Machine(name)}
+	var members []string
+	e.mu.RLock()
+	q.Frozen = e.frozen.Reason
+	if w, ok := e.wanted[name]; ok {
+		q.Group, q.Failures = w.Group.Name, w.Group.Rollout.MaxFailures
+		for other, o := range e.wanted {
+			if o.Group.Name == q.Group {
+				members = append(members, other)
+			}
+		}
+	}
+	e.mu.RUnlock()
+	q.Members = len(members)
+	hour := e.Now().Add(-time.Hour)
+	for _, other := range members {
+		if m, ok := e.known(other); ok && other != name && m.committed().Status.Gate.repairedSince(hour) > 0 {
+			q.Repaired++
+		}
+	}
+	return repairBudget(q)
+}

@@ -1,0 +1,289 @@
+package provision
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"recast/inventory"
+)
+
+// GateClaimed: a boot through the gate presented the right nonce; see decideGateClaim.
+type GateClaimed struct{ Claim ClaimState }
+
+// GateInspected: it reported what the machine is.
+type GateInspected struct {
+	Facts inventory.Facts
+	// Foreign is why the disk is not the one that was written, Cure what ends that; see
+	// foreignDisk.
+	Foreign, Cure string
+}
+
+// GateReported is one report of it, already checked against boot and job.
+type GateReported struct {
+	Report inventory.Report
+	Epoch  string // of the store now
+	// NoRepair is why nothing may be written now, Cure what ends that; see repairBudget.
+	NoRepair, Cure string
+}
+
+// GateRenewed prolongs its lease.
+type GateRenewed struct{ Until time.Time }
+
+// LocalServed: the machine asked what to boot and was given its disk.
+type LocalServed struct{}
+
+func (GateClaimed) event()   {}
+func (GateInspected) event() {}
+func (GateReported) event()  {}
+func (GateRenewed) event()   {}
+func (LocalServed) event()   {}
+
+// gatePrefix begins what a gate finds.
+const gatePrefix = "gate: "
+
+// maxRepairs of one machine in an hour: what breaks again and again is its hardware.
+const maxRepairs = 3
+
+// gate is the machine's gate and what it saw, both to be changed; nil where its boots
+// go through none.
+func (t *transition) gate() (*Gate, *GateSeen) {
+	if gated(t.State) == nil {
+		return nil, nil
+	}
+	g, seen := *t.Intent.Gate, GateSeen{}
+	if t.Status.Gate != nil {
+		seen = *t.Status.Gate
+	}
+	t.Intent.Gate, t.Status.Gate = &g, &seen
+	return &g, &seen
+}
+
+// gateOpens: the disk was written and read back, and from now on every boot is proved.
+// The first is: nothing ran since.
+// One that was adopted is proved at its next, and nothing may be written to it.
+func (t *transition) gateOpens(disk inventory.DiskID, plan *Gate, wrote bool) {
+	st := &t.Status
+	t.Intent.Gate, st.Gate = nil, nil
+	if plan == nil {
+		return
+	}
+	g := *plan
+	g.Disk, g.Generation, g.Rendered, g.Write, g.Since = disk, st.Running, st.RunningRendered, st.RunningWrite, t.now
+	t.Intent.Gate, st.Gate = &g, &GateSeen{}
+	if wrote {
+		g.Epoch, g.Pass, g.Passed = t.Intent.Epoch, &Pass{Until: t.now.Add(PassTime)}, true
+		*st.Gate = GateSeen{Step: GatePassed, Verdict: GateMatches, At: t.now, Detail: "written and read back"}
+	}
+	may := "nothing is written without a new apply"
+	if wrote && g.OnMismatch == inventory.MismatchRepair {
+		may = fmt.Sprintf("may write blocks of %s on %s that differ, at most %s each time", regionNames(g.Regions), diskName(disk), inventory.SizeText(g.RepairLimit))
+	}
+	t.line("step", "every boot is proved from now on; on a mismatch: %s; %s", g.OnMismatch, may)
+}
+
+func regionNames(list []inventory.Region) string {
+	text := ""
+	for i, r := range list {
+		if i > 0 {
+			text += ", "
+		}
+		text += r.Name
+	}
+	return text
+}
+
+func (t *transition) gateClaimed(ev GateClaimed) {
+	g, seen := t.gate()
+	if g == nil {
+		t.impossible(ev)
+		return
+	}
+	slow := g.Pass != nil && g.Pass.Asked.IsZero() && g.Passed && t.now.After(g.Pass.Until) && t.now.Before(g.Pass.Until.Add(PassTimeSlow))
+	claim := ev.Claim
+	g.Boots++
+	g.Claim, g.Jobs, g.Passed = &claim, 0, false
+	if g.Pass = nil; slow {
+		// It was let through and came back before it started anything: its firmware takes
+		// longer than a pass lasts. What is past tells the next pass so.
+		g.Pass = &Pass{}
+	}
+	seen.Boot = g.Boots
+	t.line("seen", "the ramdisk claims it for its gate, boot %d", g.Boots)
+	if stopped(t.State) && t.Status.Hold != nil {
+		return // it waits there for its release
+	}
+	seen.Step = GateInspecting
+	if t.Status.Health = Progressing; !t.busy() {
+		t.Status.NextAction = ""
+	}
+}
+
+func (t *transition) gateInspected(ev GateInspected) {
+	g, seen := t.gate()
+	if g == nil || seen.Step != GateInspecting {
+		t.impossible(ev)
+		return
+	}
+	facts := ev.Facts
+	t.Status.Facts, t.Status.FactsAt = &facts, t.now
+	if ev.Foreign != "" {
+		t.gateStops(g, seen, inventory.Verdict{}, ev.Foreign, ev.Cure)
+		return
+	}
+	g.Jobs++
+	seen.Step = GateProving
+}
+
+func (t *transition) gateRenewed(ev GateRenewed) {
+	if g, _ := t.gate(); g != nil && g.Claim != nil {
+		claim := *g.Claim
+		claim.Until = ev.Until
+		g.Claim = &claim
+	}
+}
+
+// localServed uses the pass.
+func (t *transition) localServed() {
+	if g := gated(t.State); g == nil || !g.Pass.valid(t.now) || !g.Pass.Asked.IsZero() {
+		return
+	}
+	g, _ := t.gate()
+	pass := *g.Pass
+	pass.Asked = t.now
+	g.Pass = &pass
+	t.line("seen", "it was told to start its disk, which its gate has proved")
+}
+
+func (t *transition) gateReported(ev GateReported) {
+	if g := gated(t.State); g == nil || t.Status.Gate == nil || t.Status.Gate.Step != GateProving && t.Status.Gate.Step != GateRepairing {
+		return // late
+	}
+	r := ev.Report
+	if r.Step != inventory.AgentDone && r.Step != inventory.AgentFailed {
+		return // the console shows how far it is
+	}
+	g, seen := t.gate()
+	v := r.Verdict
+	switch {
+	case r.Step == inventory.AgentFailed:
+		t.gateFails(g, seen, r.Error)
+	case v == nil || !v.About(g.Regions):
+		t.gateFails(g, seen, "its verdict is not about the regions of the image")
+	case v.Matches() && seen.Step == GateRepairing:
+		t.line("step", "repaired: %s written, and read back", inventory.SizeText(r.Written))
+		t.gatePasses(g, seen, GateRepaired, *v)
+	case v.Matches():
+		t.gatePasses(g, seen, GateMatches, *v)
+	case seen.Step == GateRepairing:
+		t.gateStops(g, seen, *v, "after its repair there still differs "+describeVerdict(*v), "its disk does not keep what is written to it: replace it")
+	case g.OnMismatch == inventory.MismatchReport:
+		t.finding(gatePrefix + "not as it was written: " + describeVerdict(*v))
+		t.gatePasses(g, seen, GateDiffers, *v)
+	case g.OnMismatch == inventory.MismatchRepair:
+		t.gateRepairs(g, seen, ev)
+	default:
+		t.gateStops(g, seen, *v, "not as it was written: "+describeVerdict(*v), "recast retry "+t.Status.Machine+" writes it anew")
+	}
+}
+
+// gateRepairs uses the standing intent, where nothing speaks against it.
+func (t *transition) gateRepairs(g *Gate, seen *GateSeen, ev GateReported) {
+	v := *ev.Report.Verdict
+	why, cure := ev.NoRepair, ev.Cure
+	anew := "recast retry " + t.Status.Machine + " writes it anew"
+	switch size := v.Blocks() * inventory.GateBlock; {
+	case g.Epoch == "":
+		why, cure = "its disk was adopted, so that nobody approved a write to it", anew
+	case g.Epoch != ev.Epoch:
+		why, cure = "the store came back from a backup since it was written, which ends what it permits", anew
+	case v.Table != "":
+		why, cure = "a partition table is not repaired block by block", anew
+	case size > g.RepairLimit:
+		why, cure = fmt.Sprintf("%s or more differ, and its repairLimit is %s", inventory.SizeText(size), inventory.SizeText(g.RepairLimit)), anew
+	case t.Status.Hold != nil:
+		why, cure = fmt.Sprintf("held by %s: %s", t.Status.Hold.Owner, t.Status.Hold.Reason), ""
+	case seen.repairedSince(t.now.Add(-time.Hour)) >= maxRepairs:
+		why, cure = fmt.Sprintf("it was repaired %d times within the hour", maxRepairs), "test its disk and its memory"
+	}
+	if why != "" {
+		t.gateStops(g, seen, v, fmt.Sprintf("not as it was written: %s; not repaired: %s", describeVerdict(v), why), cure)
+		return
+	}
+	lately := slices.DeleteFunc(slices.Clone(seen.Repairs), func(r GateRepair) bool { return t.now.Sub(r.At) > 24*time.Hour })
+	seen.Repairs = append(lately, GateRepair{At: t.now, Blocks: v.Blocks()})
+	seen.Step, seen.Regions = GateRepairing, v.Regions
+	g.Jobs++
+	t.line("step", "not as it was written: %s; may write %d blocks to %s under the intent that stands since %s", describeVerdict(v), v.Blocks(), diskName(g.Disk), g.Since.UTC().Format(time.DateTime))
+}
+
+// gatePasses lets the machine start its disk, once.
+func (t *transition) gatePasses(g *Gate, seen *GateSeen, verdict GateVerdict, v inventory.Verdict) {
+	st := &t.Status
+	last := PassTime
+	if g.Pass != nil {
+		last = PassTimeSlow
+	}
+	g.Pass, g.Passed, g.Failures = &Pass{Until: t.now.Add(last)}, true, 0
+	seen.Step, seen.Verdict, seen.At, seen.Regions = GatePassed, verdict, t.now, v.Regions
+	seen.Detail = describeVerdict(v)
+	st.Evidence = Evidence{Level: inventory.E3, Generation: g.Generation, At: t.now, Detail: "the gate read " + readText(v)}
+	if verdict == GateDiffers {
+		st.Evidence.Level, st.Evidence.Detail = inventory.E0, "the gate read what was not written: "+describeVerdict(v)
+		t.line("step", "let through although it differs: onMismatch is %s", g.OnMismatch)
+	} else {
+		st.Findings = dropFindings(st.Findings, gatePrefix)
+		t.line("step", "as it was written: %s; it starts its disk", readText(v))
+	}
+	if !t.p.Reports && st.Phase == Active {
+		st.Health = HealthUnknown
+	}
+	if written(st.Step) {
+		t.prolong(t.now.Add(t.deadline(StepStarting)))
+	}
+}
+
+// gateFails: nothing is known; it tries anew, not for ever.
+func (t *transition) gateFails(g *Gate, seen *GateSeen, why string) {
+	g.Failures++
+	if g.Failures > MaxRestarts {
+		t.gateStops(g, seen, inventory.Verdict{}, fmt.Sprintf("it could not be proved, %d times: %s", g.Failures, why), "mend the cause")
+		return
+	}
+	seen.Step = GateAgain
+	t.line("error", "gate boot %d: %s", g.Boots, why)
+}
+
+// gateStops holds the machine where it is: its disk is not started.
+func (t *transition) gateStops(g *Gate, seen *GateSeen, v inventory.Verdict, why, cure string) {
+	st := &t.Status
+	g.Pass, g.Passed, g.Failures = nil, false, 0
+	seen.Step, seen.Verdict, seen.At, seen.Detail, seen.Regions = GateStopped, GateDiffers, t.now, why, v.Regions
+	if g.OnMismatch == inventory.MismatchPowerOff {
+		seen.Step = GateOff
+	}
+	st.Evidence = Evidence{Level: inventory.E0, Generation: g.Generation, At: t.now, Detail: "the gate: " + why}
+	st.Health = Degraded
+	t.line("error", "stopped by its gate: %s", why)
+	if st.Hold == nil {
+		st.Hold = &Hold{Owner: "recast", Reason: gatePrefix + why, Cure: cure, Since: t.now}
+	}
+	st.NextAction = fmt.Sprintf("%s, then: recast release %s", cmp.Or(cure, "find out why"), st.Machine)
+}
+
+// gateStarted notes what a start of the system says of its gate.
+func (t *transition) gateStarted() {
+	if gated(t.State) == nil {
+		return
+	}
+	g, seen := t.gate()
+	if g.Passed {
+		g.Pass, g.Passed, seen.Step = nil, false, GateIdle
+		return
+	}
+	seen.Step, seen.Verdict, seen.At, seen.Regions = GateIdle, GateUnverified, t.now, nil
+	seen.Detail = "it started from its disk without its gate"
+	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: t.Status.Running, At: t.now, Detail: "the system's own word: this start was not proved"}
+	t.finding(gatePrefix + "its last start was not proved: it did not come by its gate, because recast was not reached, or by its boot order")
+}
