@@ -104,7 +104,7 @@ func (j *writer) walk(ctx context.Context, work chan<- func(*frameBuffer) error,
 // else the disk or the difference were not what they were taken for, and the
 // whole chunk is fetched.
 func (j *writer) settle(ctx context.Context, i int, chunk []byte, whole bool, buf *frameBuffer) error {
-	if whole && j.plan.Proves(i, chunk) {
+	if whole && pack.Decide(j.manifest, nil, i, chunk) == pack.Right {
 		return j.put(ctx, i, chunk, j.plan.Wrong(i))
 	}
 	return j.source.span(ctx, imageFrames(j.manifest), span{i}, buf, func(i int, data []byte) error {

@@ -1,9 +1,6 @@
 package pack
 
-import (
-	"crypto/sha256"
-	"slices"
-)
+import "slices"
 
 // Plan is the one walk over an image: what has to happen to each of its chunks,
 // in order. First write, re-image and repair differ only in what was found.
@@ -115,7 +112,7 @@ func (f *Found) sources() sources {
 
 // stays says that nothing will be written to block p of the disk.
 func (f *Found) stays(p int) bool {
-	return p/blocksPerChunk >= len(f.m.Chunks) || p < int((f.m.Size+BlockSize-1)/BlockSize) && f.Right(p)
+	return p/blocksPerChunk >= len(f.m.Chunks) || p < int((f.m.Size+BlockSize-1)/BlockSize) && f.right(p)
 }
 
 // decide fills p.blocks[i] where it says Elsewhere. A block that moves to a
@@ -128,13 +125,13 @@ func (p *Plan) decide(i int, src sources) Decision {
 	n := blocksFor(f.m.ChunkLen(i), BlockSize)
 	first := i * blocksPerChunk
 	right := 0
-	for right < n && f.Right(first+right) {
+	for right < n && f.right(first+right) {
 		right++
 	}
 	switch {
 	case right == n:
 		return Right
-	case f.m.Chunks[i].Hole && !slices.Contains(f.mib[i], left):
+	case f.m.Chunks[i].Hole:
 		return Zero
 	case f.x == nil:
 		return Fetch
@@ -143,7 +140,7 @@ func (p *Plan) decide(i int, src sources) Decision {
 	for b := range blocks {
 		k := first + b
 		want := f.want(k)
-		if f.Right(k) {
+		if f.right(k) {
 			blocks[b] = Block{Right, uint32(k)}
 		} else if want == zeros {
 			blocks[b] = Block{Decision: Zero}
@@ -235,7 +232,7 @@ func (p *Plan) count() {
 			p.Fetched += int64(f.m.Chunks[i].Length)
 		}
 		for b, at := 0, 0; b < blocksFor(f.m.ChunkLen(i), BlockSize); b++ {
-			if !f.Right(i*blocksPerChunk + b) {
+			if !f.right(i*blocksPerChunk + b) {
 				p.Written += BlockSize
 			}
 			if d != Elsewhere || p.blocks[i][b].Decision != Fetch {
@@ -253,12 +250,15 @@ func (p *Plan) count() {
 // Blocks of chunk i, where they come from; nil unless it is Elsewhere.
 func (p *Plan) Blocks(i int) []Block { return p.blocks[i] }
 
+// Region is the bytes from Start up to End.
+type Region struct{ Start, End int64 }
+
 // Wrong are the bytes of chunk i, counted from its start, that are to be written.
 func (p *Plan) Wrong(i int) []Region {
 	var out []Region
 	n := int64(p.found.m.ChunkLen(i))
 	for b := int64(0); b*BlockSize < n; b++ {
-		if p.found.Right(i*blocksPerChunk + int(b)) {
+		if p.found.right(i*blocksPerChunk + int(b)) {
 			continue
 		}
 		start, end := b*BlockSize, min((b+1)*BlockSize, n)
@@ -269,19 +269,4 @@ func (p *Plan) Wrong(i int) []Region {
 		}
 	}
 	return out
-}
-
-// Proves says whether chunk is what shall stand at chunk i: all of it by the
-// manifest, or, where blocks are left alone, the others by the index.
-func (p *Plan) Proves(i int, chunk []byte) bool {
-	f := p.found
-	if f.x == nil || i >= len(f.mib) || !slices.Contains(f.mib[i], left) {
-		return Digest(sha256.Sum256(chunk)) == f.m.Chunks[i].Sum
-	}
-	for b, sum := range sumBlocks(chunk) {
-		if f.mib[i][b] != left && sum != f.x.Sum(i*blocksPerChunk+b) {
-			return false
-		}
-	}
-	return true
 }

@@ -3,6 +3,7 @@ package pack
 import (
 	"context"
 	"io"
+	"sync/atomic"
 )
 
 // Found is what of one image stands where on a disk.
@@ -21,52 +22,82 @@ type content uint32
 const (
 	foreign content = iota // nothing of the image
 	zeros
-	left // not looked at, and not to be written
 	firstBlock
 )
 
 // ScanOptions of Scan; the zero value works.
 type ScanOptions struct {
 	// Size is how far the disk is looked at, bytes; at least as far as the image goes.
-	Size int64
-	// Regions are what shall be the image's, in bytes; nil for all of it. A block
-	// that does not lie in one whole is left alone.
-	Regions []Region
+	Size    int64
 	Workers int // that read and hash; at least 1
 	// Done is told how many bytes were looked at, by several goroutines. Nil for nobody.
 	Done func(n int64)
 }
-
-// Region is the bytes from Start up to End.
-type Region struct{ Start, End int64 }
-
-func (r Region) holds(off, end int64) bool   { return r.Start <= off && end <= r.End }
-func (r Region) touches(off, end int64) bool { return r.Start < end && off < r.End }
 
 // Scan reads a disk and finds what of the image stands on it: with an index
 // each block, wherever it is; without one (nil) whole chunks in their places.
 // It goes by content alone, so it does not matter what the disk was believed to
 // hold. Chunks of the table (nil for none) are not looked at.
 func Scan(ctx context.Context, disk io.ReaderAt, m *Manifest, x *Index, t *Table, o ScanOptions) (*Found, error) {
-	o.Size = max(o.Size, m.Size)
+	if o.Size = max(o.Size, m.Size); x == nil {
+		o.Size = m.Size
+	}
 	f := &Found{m: m, x: x, t: t, mib: make([][]content, NumChunks(o.Size))}
 	if x != nil {
 		x.once.Do(x.fill)
 	}
-	err := Read(ctx, disk, o.Size, o.Workers, func(i int, have []byte) error {
-		f.mib[i] = f.look(i, have)
-		if o.Regions != nil && i < len(m.Chunks) {
-			f.mib[i] = f.leave(i, o.Regions)
-		}
-		if o.Done != nil {
-			o.Done(int64(len(have)))
-		}
-		return nil
-	})
+	var right atomic.Bool
+	scan := func(pieces []int) error {
+		return read(ctx, disk, o.Size, pieces, o.Workers, func(i int, have []byte) error {
+			f.mib[i] = f.look(i, have)
+			if x == nil && !m.Chunks[i].Hole && f.right(i*blocksPerChunk) {
+				right.Store(true)
+			}
+			if o.Done != nil {
+				o.Done(int64(len(have)))
+			}
+			return nil
+		})
+	}
+	first, rest, blank := f.order()
+	err := scan(first)
+	if err == nil && (right.Load() || x != nil) {
+		err = scan(rest)
+	}
+	if err == nil {
+		err = scan(blank)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return f, nil
+}
+
+// samples are enough to see whether a write without an index was cut off here.
+const samples = 64
+
+// order is in which order a disk is looked at: where none of the first holds
+// what it should, the rest is not worth reading. Where zeros shall be is looked
+// at always: they are written slower than read.
+func (f *Found) order() (first, rest, blank []int) {
+	var data []int
+	for i := range f.mib {
+		switch {
+		case f.rendered(i):
+		case f.x == nil && f.m.Chunks[i].Hole:
+			blank = append(blank, i)
+		default:
+			data = append(data, i)
+		}
+	}
+	for k, i := range data {
+		if k*samples/len(data) != (k-1)*samples/len(data) || k == 0 {
+			first = append(first, i)
+		} else {
+			rest = append(rest, i)
+		}
+	}
+	return first, rest, blank
 }
 
 var zeroBlocks = func() []content {
@@ -79,9 +110,6 @@ var zeroBlocks = func() []content {
 
 // look names the contents of one MiB of the disk.
 func (f *Found) look(i int, have []byte) []content {
-	if f.rendered(i) {
-		return nil
-	}
 	n := blocksFor(len(have), BlockSize)
 	if isZero(have) {
 		return zeroBlocks[:n]
@@ -109,23 +137,6 @@ func (f *Found) look(i int, have []byte) []content {
 		}
 		if out != nil {
 			out[b] = c
-		}
-	}
-	return out
-}
-
-// leave marks the blocks of one MiB that lie in none of the regions.
-func (f *Found) leave(i int, regions []Region) []content {
-	out := make([]content, blocksFor(f.m.ChunkLen(i), BlockSize))
-	copy(out, f.mib[i])
-	for b := range out {
-		off := int64(i)*ChunkSize + int64(b)*BlockSize
-		end, inside := min(off+BlockSize, f.m.Size), false
-		for _, r := range regions {
-			inside = inside || r.holds(off, end)
-		}
-		if !inside {
-			out[b] = left
 		}
 	}
 	return out
@@ -170,10 +181,10 @@ func (f *Found) Lose(off, end int64, zeroed bool) {
 		out = out[:n]
 		for b := range out {
 			at := int64(i)*ChunkSize + int64(b)*BlockSize
-			switch r := (Region{off, end}); {
-			case r.holds(at, at+BlockSize) && zeroed:
+			switch {
+			case off <= at && at+BlockSize <= end && zeroed:
 				out[b] = zeros
-			case r.touches(at, at+BlockSize):
+			case off < at+BlockSize && at < end:
 				out[b] = foreign
 			}
 		}
@@ -219,8 +230,8 @@ func (f *Found) at(p int) content {
 	return foreign
 }
 
-// Right says whether block k of the image stands in its place, or is left alone.
-func (f *Found) Right(k int) bool {
+// right says whether block k of the image stands in its place.
+func (f *Found) right(k int) bool {
 	have := f.at(k)
-	return have == left || have != foreign && have == f.want(k)
+	return have != foreign && have == f.want(k)
 }

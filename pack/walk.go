@@ -68,10 +68,20 @@ func Decide(m *Manifest, t *Table, i int, have []byte) Decision {
 // so many goroutines at once and in no fixed order. The slice that look gets is
 // used again. The first error, look's or the disk's, ends it.
 func Read(ctx context.Context, disk io.ReaderAt, size int64, workers int, look func(i int, have []byte) error) error {
+	all := make([]int, NumChunks(size))
+	for i := range all {
+		all[i] = i
+	}
+	return read(ctx, disk, size, all, workers, look)
+}
+
+// read is Read of some of the MiBs.
+func read(ctx context.Context, disk io.ReaderAt, size int64, pieces []int, workers int, look func(i int, have []byte) error) error {
 	buffers := sync.Pool{New: func() any { return new([ChunkSize]byte) }}
-	return each(ctx, NumChunks(size), workers, func(i int) error {
+	return each(ctx, len(pieces), workers, func(k int) error {
 		buf := buffers.Get().(*[ChunkSize]byte)
 		defer buffers.Put(buf)
+		i := pieces[k]
 		off := int64(i) * ChunkSize
 		have := buf[:min(ChunkSize, size-off)]
 		if n, err := disk.ReadAt(have, off); n < len(have) {
