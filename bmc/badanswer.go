@@ -40,6 +40,8 @@ const (
 	badShape badAnswer = "Redfish: JSON of another shape"
 	badLink  badAnswer = "Redfish: a link or redirect that leads elsewhere"
 
+	badImage badAnswer = "Redfish: a screenshot that is no PNG"
+
 	badPower badAnswer = "a power state without meaning"
 	badPanic badAnswer = "an answer that breaks its decoder"
 )

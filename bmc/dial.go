@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -104,6 +105,8 @@ func Dial(ctx context.Context, t Target) (Client, error) {
 	if t.Log == nil {
 		t.Log = slog.New(slog.DiscardHandler)
 	}
+	// With it bmclib writes each login to the standard output, with its password.
+	_ = os.Unsetenv("DEBUG_BMCLIB")
 	t.Log = t.Log.With("bmc", a.hostPort())
 	var d driver
 	switch a.scheme {

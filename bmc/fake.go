@@ -39,7 +39,7 @@ const (
 
 // FakeCall is one call that a Fake received.
 type FakeCall struct {
-	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, events, offers, subscribe, set-account, reset-bmc, sensors, close
+	Verb string // dial, power, on, off, soft-off, next-boot, set-next-boot, media, insert, eject, identity, inventory, events, offers, subscribe, set-account, reset-bmc, sensors, screenshot, close
 	Next NextBoot
 	Err  error
 }
@@ -62,6 +62,9 @@ type Fake struct {
 	Passwords map[string]string
 	// Readings are what Sensors tells.
 	Readings []Sensor
+
+	// Picture is what Screenshot tells; nil: ErrUnsupported.
+	Picture []byte
 
 	mu       sync.Mutex
 	streams  map[*fakeEvents]bool

@@ -73,6 +73,16 @@ func (f *Fake) Inventory(ctx context.Context) (all Inventory, err error) {
 	return all, err
 }
 
+func (f *Fake) Screenshot(ctx context.Context) (image []byte, err error) {
+	err = f.call(ctx, "screenshot", NextBoot{}, func(Fault) (func(), error) {
+		if image = f.Picture; image == nil {
+			return nil, fmt.Errorf("take a screenshot: %w", ErrUnsupported)
+		}
+		return nil, nil
+	})
+	return image, err
+}
+
 // AddEvent writes an entry into the event log.
 func (f *Fake) AddEvent(e Event) {
 	f.mu.Lock()
@@ -153,4 +163,11 @@ func (s *fakeSession) Events(ctx context.Context, cursor string) (Events, error)
 		return Events{}, err
 	}
 	return s.Fake.Events(ctx, cursor)
+}
+
+func (s *fakeSession) Screenshot(ctx context.Context) ([]byte, error) {
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	return s.Fake.Screenshot(ctx)
 }

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/bmc-toolbox/bmclib/v2/providers/dell"
 	"github.com/bougou/go-ipmi/pkg/types"
 )
 
@@ -51,6 +52,8 @@ type quirks struct {
 	tag bool
 	// console is what is typed into the BMC's own shell to reach the machine's console.
 	console string
+	// provider of bmclib for what Redfish has no word for; "" none.
+	provider string
 	// uefiDisk is the IPMI selector by which UEFI firmware boots its disk.
 	uefiDisk types.BootDeviceSelector
 }
@@ -74,6 +77,7 @@ var profiles = []profile{
 	{vendor: "supermicro", model: "ARS-111GL-NHR", quirks: quirks{cd: []string{"Cd", "UsbCd"}}, source: "sushy"},
 	{vendor: "lenovo", model: "ThinkSystem SD530", quirks: quirks{insert: "patch"}, source: "sushy: no InsertMedia action"},
 	{vendor: "dell", quirks: quirks{console: "console com2"}, source: "iDRAC's manual, for firmware whose system tells of no console"},
+	{vendor: "dell", quirks: quirks{provider: dell.ProviderName}, source: "bmclib"},
 	{vendor: "hpe", quirks: quirks{console: "vsp"}, source: "iLO's manual, likewise"},
 	{vendor: "hewlettpackard", quirks: quirks{console: "vsp"}, source: "likewise"},
 	{vendor: "lenovo", quirks: quirks{console: "console start"}, source: "XCC's manual, likewise"},
@@ -96,6 +100,9 @@ func quirksOf(vendor, model, firmware string) (q quirks) {
 		q.tag = q.tag || p.quirks.tag
 		if p.quirks.console != "" {
 			q.console = p.quirks.console
+		}
+		if p.quirks.provider != "" {
+			q.provider = p.quirks.provider
 		}
 		if p.quirks.uefiDisk != 0 {
 			q.uefiDisk = p.quirks.uefiDisk

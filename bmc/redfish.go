@@ -250,14 +250,9 @@ func (d *redfishDriver) do(ctx context.Context, method, uri, etag string, body [
 		request.Header.Set("If-Match", etag)
 	}
 	d.transport.mu.Lock()
-	token, basic := d.transport.token, d.transport.basic
 	d.transport.failure, d.transport.status = nil, 0
 	d.transport.mu.Unlock()
-	if basic {
-		request.SetBasicAuth(d.target.User, d.target.Password.Reveal())
-	} else if token != "" {
-		request.Header.Set("X-Auth-Token", token)
-	}
+	d.authorise(request)
 	response, err := d.http.Do(request)
 	if err != nil {
 		return nil, d.transport.failed(err)
@@ -267,4 +262,16 @@ func (d *redfishDriver) do(ctx context.Context, method, uri, etag string, body [
 		return nil, d.transport.failed(fmt.Errorf("%s %s: status %d", method, uri, response.StatusCode))
 	}
 	return response, nil
+}
+
+// authorise puts our session, or the password where there is none, into a request.
+func (d *redfishDriver) authorise(request *http.Request) {
+	d.transport.mu.Lock()
+	token, basic := d.transport.token, d.transport.basic
+	d.transport.mu.Unlock()
+	if basic {
+		request.SetBasicAuth(d.target.User, d.target.Password.Reveal())
+	} else if token != "" {
+		request.Header.Set("X-Auth-Token", token)
+	}
 }

@@ -227,8 +227,9 @@ type (
 	BMCHardware   = bmc.Inventory
 )
 
-// IsBMCTrouble tells what went wrong with a BMC from what was wrong before it was asked.
-func IsBMCTrouble(err error) bool { return bmc.IsReason(err) }
+// IsBMCTrouble tells what went wrong with a BMC from what was wrong before it was asked,
+// and from what it never will do.
+func IsBMCTrouble(err error) bool { return bmc.IsReason(err) && !errors.Is(err, bmc.ErrUnsupported) }
 
 // BMCSensors are the readings of a machine's sensors.
 func (e *Engine) BMCSensors(ctx context.Context, name string) (bmc.Sensors, error) {
@@ -243,4 +244,9 @@ func (e *Engine) BMCEvents(ctx context.Context, name, cursor string) (bmc.Events
 // BMCInventory is the hardware as the BMC tells it.
 func (e *Engine) BMCInventory(ctx context.Context, name string) (bmc.Inventory, error) {
 	return askingBMC(ctx, e, name, "inventory", func(ctx context.Context, c bmc.Describer) (bmc.Inventory, error) { return c.Inventory(ctx) })
+}
+
+// BMCScreenshot is a PNG file of what the machine's screen shows now.
+func (e *Engine) BMCScreenshot(ctx context.Context, name string) ([]byte, error) {
+	return askingBMC(ctx, e, name, "screenshot", func(ctx context.Context, c bmc.Screen) ([]byte, error) { return c.Screenshot(ctx) })
 }

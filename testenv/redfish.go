@@ -59,6 +59,10 @@ type RedfishOptions struct {
 	// MediaUnderSystem has them under the system (Dell) instead of the manager.
 	MediaUnderSystem bool
 
+	// Screen is a PNG file of the machine's screen, as Dell's iDRAC gives it out. Nil:
+	// there is no such action.
+	Screen func() []byte
+
 	// SSH is the socket of a console by SSH before a machine that has a serial port
 	// (Consoled); the BMC closes it. Nil: none is on offer. SSHCommand has to be typed
 	// first, into a shell of the BMC's own.

@@ -37,6 +37,25 @@ func (b *RedfishBMC) managerResource([]string) *redfishResource {
 	}}
 }
 
+// dellScreenshot is iDRAC's own way to see the screen, in the words of its answer.
+func (b *RedfishBMC) dellScreenshot([]string) *redfishResource {
+	if b.options.Screen == nil {
+		return nil
+	}
+	return &redfishResource{action: true, post: func(c *redfishCall) {
+		var action struct{ FileType *string }
+		if !c.read(&action) {
+			return
+		}
+		if action.FileType == nil || *action.FileType != "ServerScreenShot" {
+			c.refuse(http.StatusBadRequest, "ActionParameterMissing", "DellLCService.ExportServerScreenShot", "FileType")
+			return
+		}
+		b.record("screenshot", "", true)
+		c.reply(http.StatusOK, map[string]any{"ServerScreenshotFile": b.options.Screen()})
+	}}
+}
+
 var redfishManagerResets = []string{"GracefulRestart", "ForceRestart"}
 
 // managerReset restarts the BMC: it answers, then nobody does for a while, and

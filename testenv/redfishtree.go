@@ -80,6 +80,7 @@ var redfishRoutes = []struct {
 	{"CertificateService/CertificateLocations", (*RedfishBMC).certificateLocations},
 	{"CertificateService/Actions/CertificateService.ReplaceCertificate", (*RedfishBMC).replaceCertificate},
 	{"CertificateService/Actions/CertificateService.GenerateCSR", (*RedfishBMC).generateCSR},
+	{"Dell/Managers/iDRAC.Embedded.1/DellLCService/Actions/DellLCService.ExportServerScreenShot", (*RedfishBMC).dellScreenshot},
 	{"Registries", (*RedfishBMC).registryCollection},
 	{"Registries/*", (*RedfishBMC).registryAt},
 }

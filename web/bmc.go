@@ -85,8 +85,23 @@ func (s *Server) bmcRoutes() []route {
 			v, err = e.BMCInventory(c.Request().Context(), c.Param("name"))
 			return v, refuseBMC(err)
 		}),
+		{method: http.MethodGet, path: one + "/screenshot", scope: scopeOperator, doc: "What the machine's screen shows now.",
+			answer: pngType, handle: func(c echo.Context) error {
+				if err := has(c); err != nil {
+					return err
+				}
+				image, err := e.BMCScreenshot(c.Request().Context(), c.Param("name"))
+				if err != nil {
+					return refuseBMC(err)
+				}
+				s.audit(c, c.Param("name"), "bmc screenshot") // there may be secrets on a screen
+				c.Response().Header().Set("Cache-Control", "no-store")
+				return c.Blob(http.StatusOK, pngType, image)
+			}},
 	}
 }
+
+const pngType = "image/png"
 
 // refuseBMC tells the BMC's trouble from what the operator has to do first.
 func refuseBMC(err error) error {

@@ -24,6 +24,8 @@ func TestABMCIsReadAndLookedAfterThroughTheAPI(t *testing.T) {
 	}{
 		{http.MethodGet, one + "/sensors", nil, 200, `"reading":42.5`},
 		{http.MethodGet, one + "/inventory", nil, 200, `"serial":"SN1"`},
+		{http.MethodGet, one + "/screenshot", nil, 200, "\x89PNG of a screen"},
+		{http.MethodGet, "/api/v1/audit", nil, 200, "bmc screenshot"},
 		{http.MethodGet, one + "/events", nil, 200, `"events":[]`},
 		{http.MethodGet, one + "/events?cursor=nonsense", nil, 409, "cursor"},
 		{http.MethodPost, one + "/reset", nil, 204, ""},
@@ -39,6 +41,10 @@ func TestABMCIsReadAndLookedAfterThroughTheAPI(t *testing.T) {
 	}
 	if s.bmc.Password("recast") == "" || s.bmc.Count("reset-bmc") != 1 {
 		t.Errorf("%d resets", s.bmc.Count("reset-bmc"))
+	}
+	s.bmc.Picture = nil
+	if code, text, _ := s.send(t, http.MethodGet, one+"/screenshot", operatorToken, nil); code != http.StatusConflict {
+		t.Errorf("of a BMC without pictures: %d %s", code, text)
 	}
 	s.bmc.SetFault(bmc.FaultUnreachable)
 	if code, text, _ := s.send(t, http.MethodGet, one+"/sensors", operatorToken, nil); code != http.StatusBadGateway {

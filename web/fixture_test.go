@@ -75,7 +75,7 @@ func (s *site) observed() []inventory.Observation {
 
 func newSite(t testing.TB) *site {
 	t.Helper()
-	s := &site{dir: t.TempDir(), bmc: &bmc.Fake{}}
+	s := &site{dir: t.TempDir(), bmc: &bmc.Fake{Picture: []byte("\x89PNG of a screen")}}
 	log := slog.New(slog.NewTextHandler(&s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	ramdisk := filepath.Join(s.dir, "ramdisk")
 	if err := os.MkdirAll(filepath.Join(ramdisk, "below"), 0o755); err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +23,7 @@ import (
 func newBMC() *cobra.Command {
 	cmd := &cobra.Command{Use: "bmc", GroupID: "machine", Short: "Enrol, read and look after machines' BMCs",
 		Long: "Enrol BMCs, give them passwords that nobody has seen, restart them, and read what they tell of\ntheir machines. recast power switches the machines."}
-	return parent(cmd, newBMCEnrol(), newBMCRotate(), newBMCReset(), newBMCSensors(), newBMCEvents(), newBMCInventory())
+	return parent(cmd, newBMCEnrol(), newBMCRotate(), newBMCReset(), newBMCSensors(), newBMCEvents(), newBMCInventory(), newBMCScreenshot())
 }
 
 // bmcVerb is a command about the BMCs of machines, named or by rack.
@@ -260,6 +261,32 @@ func newBMCInventory() *cobra.Command {
 		}}
 	addOutput(cmd, &output)
 	return cmd
+}
+
+func newBMCScreenshot() *cobra.Command {
+	return &cobra.Command{Use: "screenshot MACHINE", Short: "Write what a machine's screen shows now, as PNG",
+		Long: `Write a picture of what the machine's screen shows now, a PNG file, to standard output. Dell's
+iDRAC takes them, where its licence has the virtual console; recast has them of no other BMC.
+recast console shows the serial console of any.`,
+		Example: "  recast bmc screenshot r1u05 > r1u05.png", Args: arguments(cobra.ExactArgs(1)), ValidArgsFunction: completeOneMachine,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if out, ok := cmd.OutOrStdout().(*os.File); ok && isTerminal(out) {
+				return codeError{fmt.Errorf("a PNG file is nothing for a terminal: recast bmc screenshot %s > %s.png", args[0], args[0]), exitUsage}
+			}
+			c, err := clientOf(cmd)
+			if err != nil {
+				return err
+			}
+			resp, err := c.do(cmd.Context(), http.MethodGet, machinePath(args[0])+"/bmc/screenshot", nil, "")
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			if _, err := io.Copy(cmd.OutOrStdout(), resp.Body); err != nil {
+				return fmt.Errorf("write the screenshot: %w", err)
+			}
+			return nil
+		}}
 }
 
 func readBMC[T any](cmd *cobra.Command, name, path, output string, table func(io.Writer, T, bool)) error {

@@ -8,12 +8,15 @@ import (
 	"recast/testenv"
 )
 
+// picture is what the screen of the first machine shows.
+const picture = "\x89PNG\r\n\x1a\n and so on"
+
 // bmcRack declares two machines of rack r1 behind virtual BMCs, and keeps them from
 // starting.
 func bmcRack(t *testing.T) (redfish *testenv.RedfishBMC, ipmi *testenv.IPMIBMC) {
 	t.Helper()
 	workplace(t)
-	redfish, err := testenv.NewRedfish(testenv.RedfishOptions{User: "admin", Password: "hunter2", Vendor: "Contoso", Serial: "SN1", Machine: &testenv.SimMachine{}})
+	redfish, err := testenv.NewRedfish(testenv.RedfishOptions{User: "admin", Password: "hunter2", Vendor: "Contoso", Manufacturer: "Dell Inc.", Serial: "SN1", Screen: func() []byte { return []byte(picture) }, Machine: &testenv.SimMachine{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,12 +61,14 @@ func TestBMCsAreEnrolledReadAndRotatedByRack(t *testing.T) {
 		{"bmc sensors a1", exitOK, []string{"SENSOR", "Inlet temperature", "22 °C", "ok"}},
 		{"bmc sensors a2 -o json", exitOK, []string{`"name": "Inlet Temp"`, `"reading": 22`}},
 		{"bmc inventory a1", exitOK, []string{"serial SN1"}},
+		{"bmc screenshot a1", exitOK, []string{picture}},
+		{"bmc screenshot a2", exitRefused, []string{`screenshot of "a2": take a screenshot: the BMC does not offer this: IPMI does not know of a screen`}},
 		{"bmc events a1", exitOK, []string{"SEVERITY"}},
 		{"bmc reset a2", exitOK, []string{"a2: its BMC has restarted"}},
 		{"bmc rotate --rack r1 --user recast", exitOK, []string{`a1: "recast" has a new password`, `a2: "recast" has a new password`}},
 		{"describe a2", exitOK, []string{`password of "recast" rotated`}},
 		{"power status a1 a2", exitOK, []string{"a1: off", "a2: off"}},
-		{"get audit", exitOK, []string{"bmc pin", "bmc enrol", "bmc reset", "bmc rotate"}},
+		{"get audit", exitOK, []string{"bmc pin", "bmc enrol", "bmc reset", "bmc rotate", "bmc screenshot"}},
 	} {
 		out, code := recast(t, strings.NewReader(""), strings.Fields(c.args)...)
 		for _, want := range c.says {
