@@ -305,3 +305,35 @@ func TestWhereNothingIsSharedNoDifferenceIsMade(t *testing.T) {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
 }
+
+// TestABuildHoldsUpNobody: whoever boots, adds or removes does not wait for it.
+func TestABuildHoldsUpNobody(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	a, b := add(t, s, release(t, 0, 40, 2)), add(t, s, release(t, 3, 40, 3))
+	ctx, cancel := context.WithCancel(t.Context())
+	begun, ended := make(chan struct{}), make(chan error)
+	go func() {
+		ended <- s.flights.do(ctx, "a long one", func(ctx context.Context) error {
+			close(begun)
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	<-begun
+	if _, err := s.Manifest(b.Digest); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Index(t.Context(), b.Digest); err != nil {
+		t.Error(err) // it is there
+	}
+	w := httptest.NewRecorder()
+	if s.ServeHTTP(w, httptest.NewRequest("GET", "/"+b.Pack.Hex(), nil)); w.Code != 200 {
+		t.Errorf("status %d", w.Code)
+	}
+	add(t, s, release(t, 0, 40, 5))
+	if err := s.Remove(a.Digest); err != nil || s.Check(t.Context(), b.Digest, 1) != nil {
+		t.Error(err)
+	}
+	cancel()
+	<-ended
+}
