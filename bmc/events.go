@@ -15,16 +15,16 @@ type EventStream interface {
 	Close() error
 }
 
-// Teller is a Client whose BMC may have events. A stream outlives its conversation;
+// EventSource is a Client whose BMC may have events. A stream outlives its conversation;
 // whoever opened it closes it. Those of Dial and Fake are.
-type Teller interface {
+type EventSource interface {
 	// Listen opens a stream of its own connection; ErrUnsupported where there is none.
 	Listen(ctx context.Context) (EventStream, error)
 }
 
 var (
-	_ Teller = (*session)(nil)
-	_ Teller = (*Fake)(nil)
+	_ EventSource = (*session)(nil)
+	_ EventSource = (*Fake)(nil)
 )
 
 func (s *session) Listen(ctx context.Context) (stream EventStream, err error) {

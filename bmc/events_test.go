@@ -18,7 +18,7 @@ func listening(t *testing.T, b *testenv.RedfishBMC) (bmc.Client, bmc.EventStream
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close(context.Background()) })
-	s, err := c.(bmc.Teller).Listen(within(t, 20*time.Second))
+	s, err := c.(bmc.EventSource).Listen(within(t, 20*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestAStreamOfEventsLogsInOnceMoreWhereTheSessionIsForgotten(t *testing.T) {
 	}
 	defer c.Close(context.Background())
 	b.DropSessions()
-	s, err := c.(bmc.Teller).Listen(within(t, 20*time.Second))
+	s, err := c.(bmc.EventSource).Listen(within(t, 20*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +124,7 @@ func TestWhoHasNoEventsSaysSo(t *testing.T) {
 		"nothing where it shall be": service(`{"ServerSentEventUri": "/redfish/v1/EventService/SSE"}`),
 		"on another host":           service(`{"ServerSentEventUri": "https://192.0.2.1/SSE"}`),
 	} {
-		if s, err := c.(bmc.Teller).Listen(within(t, 20*time.Second)); !errors.Is(err, bmc.ErrUnsupported) {
+		if s, err := c.(bmc.EventSource).Listen(within(t, 20*time.Second)); !errors.Is(err, bmc.ErrUnsupported) {
 			t.Errorf("%s: %v, %v, want ErrUnsupported", name, s, err)
 		}
 	}

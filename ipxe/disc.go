@@ -13,11 +13,11 @@ import (
 	"recast/inventory"
 )
 
-// Disc is an ISO 9660 image from which a machine without DHCP boots: a loader for
+// disc is an ISO 9660 image from which a machine without DHCP boots: a loader for
 // BIOS, one for UEFI, and the script for both. It is a layout and not a file: the
 // loaders are shared by all discs, and any part can be read at any time, in any
 // pieces, with the same bytes.
-type Disc struct {
+type disc struct {
 	extents []extent // in their order, without overlap; between them are zeros
 	size    int64
 	tag     string
@@ -29,13 +29,13 @@ type extent struct {
 }
 
 // Size in bytes.
-func (d *Disc) Size() int64 { return d.size }
+func (d *disc) Size() int64 { return d.size }
 
 // ETag is a strong one: the SHA-256 of the image.
-func (d *Disc) ETag() string { return d.tag }
+func (d *disc) ETag() string { return d.tag }
 
 // ReadAt implements io.ReaderAt.
-func (d *Disc) ReadAt(p []byte, off int64) (int, error) {
+func (d *disc) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read disc: negative offset %d", off)
 	}
@@ -95,9 +95,9 @@ const (
 	discScript = "RECAST.IPX;1"
 )
 
-// NewDisc makes the disc with a script for machines of an architecture; a loader that
+// disc makes the disc with a script for machines of an architecture; a loader that
 // is missing leaves out its firmware. It fails where neither is there.
-func (l *Loaders) NewDisc(arch inventory.Arch, script string) (*Disc, error) {
+func (l *Loaders) disc(arch inventory.Arch, script string) (*disc, error) {
 	return newDisc(script, l.discParts(arch, true), l.discParts(arch, false))
 }
 
@@ -155,7 +155,7 @@ func (l *Loaders) discParts(arch inventory.Arch, uefi bool) []discPart {
 // efiNames are what UEFI starts of a removable medium (UEFI 2.10, 3.5.1.1).
 var efiNames = map[string]string{LoaderAMD64: "BOOTX64.EFI", LoaderARM64: "BOOTAA64.EFI"}
 
-func newDisc(script string, uefi, bios []discPart) (*Disc, error) {
+func newDisc(script string, uefi, bios []discPart) (*disc, error) {
 	if len(uefi)+len(bios) == 0 {
 		return nil, fmt.Errorf("make disc: no loader starts from one: %s", loaderCure)
 	}
@@ -199,7 +199,7 @@ func newDisc(script string, uefi, bios []discPart) (*Disc, error) {
 	}
 	slices.SortFunc(files, func(a, b *discFile) int { return strings.Compare(a.name, b.name) })
 	root := discDirectory(files)
-	d := &Disc{size: int64(at) * discSector}
+	d := &disc{size: int64(at) * discSector}
 	put := func(sector uint32, data []byte) {
 		d.extents = append(d.extents, extent{int64(sector) * discSector, data})
 	}

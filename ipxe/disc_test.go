@@ -34,7 +34,7 @@ func discLoaders(without ...string) *Loaders {
 	return l
 }
 
-func wholeDisc(t *testing.T, d *Disc) []byte {
+func wholeDisc(t *testing.T, d *disc) []byte {
 	t.Helper()
 	b := make([]byte, d.Size())
 	if n, err := d.ReadAt(b, 0); err != nil || int64(n) != d.Size() {
@@ -44,7 +44,7 @@ func wholeDisc(t *testing.T, d *Disc) []byte {
 }
 
 func TestDiscIsTheSameInPiecesOfAnySize(t *testing.T) {
-	d, err := discLoaders().NewDisc(inventory.AMD64, "#!ipxe\nexit\n")
+	d, err := discLoaders().disc(inventory.AMD64, "#!ipxe\nexit\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,11 +62,11 @@ func TestDiscIsTheSameInPiecesOfAnySize(t *testing.T) {
 			t.Fatalf("%d bytes from %d: %v", len(p), from, err)
 		}
 	}
-	again, err := discLoaders().NewDisc(inventory.AMD64, "#!ipxe\nexit\n")
+	again, err := discLoaders().disc(inventory.AMD64, "#!ipxe\nexit\n")
 	if err != nil || again.ETag() != d.ETag() || !bytes.Equal(wholeDisc(t, again), whole) {
 		t.Errorf("made again it differs: %v", err)
 	}
-	other, err := discLoaders().NewDisc(inventory.AMD64, "#!ipxe\nexit 1\n")
+	other, err := discLoaders().disc(inventory.AMD64, "#!ipxe\nexit 1\n")
 	if err != nil || other.ETag() == d.ETag() {
 		t.Errorf("another script has the same tag: %v", err)
 	}
@@ -92,7 +92,7 @@ func TestDiscLacksTheFirmwareThatHasNoLoader(t *testing.T) {
 				t.Errorf("%s, firmware %q: %q", tc.name, firmware, why)
 			}
 		}
-		if _, err := l.NewDisc(tc.arch, "#!ipxe\n"); (err != nil) != tc.fails {
+		if _, err := l.disc(tc.arch, "#!ipxe\n"); (err != nil) != tc.fails {
 			t.Errorf("%s: %v", tc.name, err)
 		}
 	}
@@ -121,7 +121,7 @@ func TestForeignToolsFindTheFilesOfADisc(t *testing.T) {
 	l := discLoaders()
 	for arch, loader := range map[inventory.Arch]string{inventory.AMD64: "BOOTX64.EFI", inventory.ARM64: "BOOTAA64.EFI"} {
 		t.Run(string(arch), func(t *testing.T) {
-			d, err := l.NewDisc(arch, script)
+			d, err := l.disc(arch, script)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -20,12 +20,12 @@ const OncePath = "/boot/once/"
 
 // What stands in the folder of a token, beside loaders and autoexec.ipxe.
 const (
-	DiscName       = "recast.iso"
+	discName       = "recast.iso"
 	onceScriptName = "script"
 )
 
 // DiscPath is what a BMC is told to insert.
-func DiscPath(token string) string { return OncePath + token + "/" + DiscName }
+func DiscPath(token string) string { return OncePath + token + "/" + discName }
 
 // OnceLoaderPath is the loader that a BMC is told for a machine which boots by HTTP
 // Boot; an error where there is none.
@@ -63,34 +63,34 @@ type Once struct {
 // whatever changes meanwhile. The last few thousand are kept, of some 20 KB each.
 type discs struct {
 	mu    sync.Mutex
-	made  map[string]*Disc // by token
+	made  map[string]*disc // by token
 	order []string
 	told  map[string]bool
 }
 
 const keepDiscs = 4096
 
-func (d *discs) get(token string, build func() (*Disc, error)) (*Disc, error) {
+func (d *discs) get(token string, build func() (*disc, error)) (*disc, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if disc, ok := d.made[token]; ok {
-		return disc, nil
+	if made, ok := d.made[token]; ok {
+		return made, nil
 	}
-	disc, err := build()
+	made, err := build()
 	if err != nil {
 		return nil, err
 	}
 	if d.made == nil {
-		d.made, d.told = map[string]*Disc{}, map[string]bool{}
+		d.made, d.told = map[string]*disc{}, map[string]bool{}
 	}
 	if len(d.order) >= keepDiscs {
 		delete(d.made, d.order[0])
 		delete(d.told, d.order[0])
 		d.order = d.order[1:]
 	}
-	d.made[token] = disc
+	d.made[token] = made
 	d.order = append(d.order, token)
-	return disc, nil
+	return made, nil
 }
 
 // first tells once that a disc is read: a BMC asks for hundreds of pieces.
@@ -119,7 +119,7 @@ func (h *Handler) once(w http.ResponseWriter, r *http.Request, rest string) {
 		return
 	}
 	switch {
-	case o.Via == inventory.BootMedia && name == DiscName:
+	case o.Via == inventory.BootMedia && name == discName:
 		h.disc(w, r, token, o)
 	case o.Via != inventory.BootHTTP:
 		http.NotFound(w, r)
@@ -133,7 +133,7 @@ func (h *Handler) once(w http.ResponseWriter, r *http.Request, rest string) {
 }
 
 func (h *Handler) disc(w http.ResponseWriter, r *http.Request, token string, o Once) {
-	d, err := h.discs.get(token, func() (*Disc, error) {
+	d, err := h.discs.get(token, func() (*disc, error) {
 		script, err := discText(o)
 		if err != nil {
 			return nil, err
@@ -141,7 +141,7 @@ func (h *Handler) disc(w http.ResponseWriter, r *http.Request, token string, o O
 		if h.Loaders == nil {
 			return nil, fmt.Errorf("make disc: no loaders")
 		}
-		return h.Loaders.NewDisc(o.Arch, script)
+		return h.Loaders.disc(o.Arch, script)
 	})
 	if err != nil {
 		h.log().Warn("no virtual medium", "machine", o.Machine, "err", err)
@@ -152,7 +152,7 @@ func (h *Handler) disc(w http.ResponseWriter, r *http.Request, token string, o O
 	w.Header().Set("ETag", d.ETag())
 	w.Header().Set("Cache-Control", "no-store") // it holds a nonce
 	// A BMC may take it at once or read it piece by piece for an hour.
-	seen := Transfer(w, r, DiscName, func(w http.ResponseWriter, r *http.Request) {
+	seen := Transfer(w, r, discName, func(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "", time.Time{}, io.NewSectionReader(d, 0, d.Size()))
 	})
 	if seen.Error == "" && !seen.Asked && h.discs.first(token) {

@@ -329,7 +329,7 @@ func (w *watch) listen(ctx, run context.Context, machine, at string) {
 	opening, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
 	err := w.withBMC(opening, machine, func(ctx context.Context, c bmc.Client) (err error) {
-		t, ok := c.(bmc.Teller)
+		t, ok := c.(bmc.EventSource)
 		if !ok {
 			return bmc.ErrUnsupported
 		}
