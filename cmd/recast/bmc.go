@@ -199,7 +199,7 @@ func newBMCSensors() *cobra.Command {
 		Long:    "Read the sensors that have numbers, as the BMC shows them now.",
 		Example: "  recast bmc sensors r1u05", Args: arguments(cobra.ExactArgs(1)), ValidArgsFunction: completeOneMachine,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return readBMC(cmd, args[0], "sensors", output, func(w io.Writer, v bmc.Sensors, _ bool) {
+			return readBMC(cmd, args[0], "sensors", output, func(w io.Writer, v bmc.Sensors) {
 				lines := [][]string{{"SENSOR", "KIND", "READING", "STATE"}}
 				for _, s := range v.Sensors {
 					reading := "-"
@@ -228,7 +228,7 @@ with it --after goes on where this ended, across logins and restarts of either s
 			if cursor != "" {
 				path += "?cursor=" + url.QueryEscape(cursor)
 			}
-			return readBMC(cmd, args[0], path, output, func(w io.Writer, v bmc.Events, _ bool) {
+			return readBMC(cmd, args[0], path, output, func(w io.Writer, v bmc.Events) {
 				lines := [][]string{{"TIME", "ID", "SEVERITY", "EVENT"}}
 				for _, e := range v.Events {
 					at := "-"
@@ -257,7 +257,7 @@ func newBMCInventory() *cobra.Command {
 		Long:    "Read identity, processors, memory, disks, interfaces and firmware, as the BMC tells them. Over IPMI\nthere is the identity alone. What recast deploys by is the ramdisk's inventory: recast describe.",
 		Example: "  recast bmc inventory r1u05", Args: arguments(cobra.ExactArgs(1)), ValidArgsFunction: completeOneMachine,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return readBMC(cmd, args[0], "inventory", output, func(w io.Writer, v bmc.Inventory, _ bool) { printBMCInventory(w, v) })
+			return readBMC(cmd, args[0], "inventory", output, printBMCInventory)
 		}}
 	addOutput(cmd, &output)
 	return cmd
@@ -289,7 +289,7 @@ recast console shows the serial console of any.`,
 		}}
 }
 
-func readBMC[T any](cmd *cobra.Command, name, path, output string, table func(io.Writer, T, bool)) error {
+func readBMC[T any](cmd *cobra.Command, name, path, output string, table func(io.Writer, T)) error {
 	c, err := clientOf(cmd)
 	if err != nil {
 		return err
@@ -298,7 +298,7 @@ func readBMC[T any](cmd *cobra.Command, name, path, output string, table func(io
 	if err := c.call(cmd.Context(), http.MethodGet, machinePath(name)+"/bmc/"+path, nil, &v); err != nil {
 		return err
 	}
-	return show(cmd.OutOrStdout(), output, v, func(w io.Writer, wide bool) { table(w, v, wide) })
+	return show(cmd.OutOrStdout(), output, v, func(w io.Writer, _ bool) { table(w, v) })
 }
 
 // completeOneMachine completes a single name.
