@@ -86,6 +86,8 @@ type NIC struct {
 type Firmware struct {
 	Name    string `json:"name"`
 	Version string `json:"version,omitempty"`
+	// State of what is there and not in use: previous, available (Dell); "" it is in use.
+	State string `json:"state,omitempty"`
 }
 
 // Describer is a Client that tells what it is in front of. Those of Dial and Fake

@@ -164,7 +164,7 @@ func (w *inventoryWalk) system(ctx context.Context) {
 			ID      text `json:"Id"`
 			Version text `json:"Version"`
 		}) {
-			w.all.Firmware = append(w.all.Firmware, Firmware{Name: either(f.Name, f.ID), Version: string(f.Version)})
+			w.all.Firmware = append(w.all.Firmware, Firmware{Name: either(f.Name, f.ID), Version: string(f.Version), State: firmwareState(string(f.ID))})
 		})
 	}
 }
@@ -214,6 +214,17 @@ func (w *inventoryWalk) disks(ctx context.Context, system redfishOwner) {
 			add(d, text(either(s.Name, s.ID)))
 		}
 	})
+}
+
+// firmwareState reads it off the id: iDRAC lists what it could go back to beside what is
+// installed, by the same name.
+func firmwareState(id string) string {
+	for _, state := range []string{"previous", "available"} {
+		if strings.HasPrefix(strings.ToLower(id), state+"-") {
+			return state
+		}
+	}
+	return ""
 }
 
 func either(a, b text) string {

@@ -405,8 +405,10 @@ func TestInventoryToleratesHoles(t *testing.T) {
 		"/Systems/1/NICs":                    `{"Members":[` + id("/Systems/1/NICs/1") + `]}`,
 		"/Systems/1/NICs/1":                  `{"Id":"1","MACAddress":"5254.0012.3456","LinkStatus":"LinkUp","SpeedMbps":null}`,
 		"/UpdateService":                     `{"FirmwareInventory":` + id("/UpdateService/FirmwareInventory") + `}`,
-		"/UpdateService/FirmwareInventory":   `{"Members":[` + id("/UpdateService/FirmwareInventory/B") + `]}`,
+		"/UpdateService/FirmwareInventory":   `{"Members":[` + id("/UpdateService/FirmwareInventory/B") + `,` + id("/UpdateService/FirmwareInventory/P") + `,` + id("/UpdateService/FirmwareInventory/I") + `]}`,
 		"/UpdateService/FirmwareInventory/B": `{"Id":"BIOS","Version":"2.1"}`,
+		"/UpdateService/FirmwareInventory/P": `{"Id":"Previous-25227-4.40__iDRAC.Embedded.1-1","Name":"Remote Access Controller","Version":"4.40"}`,
+		"/UpdateService/FirmwareInventory/I": `{"Id":"Installed-25227-5.10__iDRAC.Embedded.1-1","Name":"Remote Access Controller","Version":"5.10"}`,
 	})
 	s.on = func(w http.ResponseWriter, method, path string, _ map[string]any) bool {
 		if strings.HasSuffix(path, "/Storage/broken") {
@@ -429,7 +431,7 @@ func TestInventoryToleratesHoles(t *testing.T) {
 		Memory:     []bmc.Module{{Slot: "A1", Type: "DDR5", MiB: 16384, MHz: 4800, Serial: "M1"}},
 		Disks:      []bmc.Disk{{Name: "Disk 1", Controller: "AHCI", Model: "SSD", Serial: "D1", Protocol: "SATA", Media: "SSD", Bytes: 960197124096, Health: "OK"}},
 		NICs:       []bmc.NIC{{Name: "1", MAC: "52:54:00:12:34:56", Link: "LinkUp"}},
-		Firmware:   []bmc.Firmware{{Name: "BIOS", Version: "2.1"}},
+		Firmware:   []bmc.Firmware{{Name: "BIOS", Version: "2.1"}, {Name: "Remote Access Controller", Version: "4.40", State: "previous"}, {Name: "Remote Access Controller", Version: "5.10"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

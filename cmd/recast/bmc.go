@@ -334,7 +334,7 @@ func printBMCInventory(w io.Writer, v bmc.Inventory) {
 		line(w, "  nic", "%s", joined(", ", n.Name, n.MAC, n.Link, countText(n.Mbps, "Mbit/s")))
 	}
 	for _, f := range v.Firmware {
-		line(w, "  firmware", "%s %s", f.Name, dash(f.Version))
+		line(w, "  firmware", "%s", joined(", ", f.Name+" "+dash(f.Version), f.State))
 	}
 	holes(w, v.Holes)
 }

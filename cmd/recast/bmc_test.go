@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"recast/bmc"
 	"recast/testenv"
 )
 
@@ -100,5 +101,15 @@ func TestBMCsAreEnrolledReadAndRotatedByRack(t *testing.T) {
 	}
 	if n, m := redfish.Count("login"), ipmi.Count("login"); n != 1 || m != 0 {
 		t.Errorf("%d and %d logins, want one with the first BMC alone", n, m)
+	}
+}
+
+func TestBMCInventoryTellsFirmwareThatIsNotInUse(t *testing.T) {
+	var b strings.Builder
+	printBMCInventory(&b, bmc.Inventory{Firmware: []bmc.Firmware{{Name: "BIOS", Version: "2.2.4"}, {Name: "BIOS", Version: "2.3.6", State: "previous"}, {Name: "CPLD"}}})
+	for _, want := range []string{"BIOS 2.2.4\n", "BIOS 2.3.6, previous\n", "CPLD -\n"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("without %q:\n%s", want, b.String())
+		}
 	}
 }
