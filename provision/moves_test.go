@@ -2,9 +2,12 @@ package provision
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -205,5 +208,38 @@ func TestABlankDiskAndAnImageThatIsGoneAreWrittenWhole(t *testing.T) {
 	}
 	if _, why := s.difference(st.DiskImage, info.Digest); !strings.Contains(why, "is not here any more") {
 		t.Errorf("the plan says %q", why)
+	}
+}
+
+func TestWhatAPlanDoesNotWaitForIsBuiltOn(t *testing.T) {
+	s := newSite(t, 1)
+	next := testenv.SimImage(4<<20, 1)
+	copy(next[2<<20:], "another word")
+	info, err := s.images.Add(t.Context(), bytes.NewReader(next), image.AddOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := between{s.image, info.Digest}
+	caller, hangUp := context.WithCancel(t.Context())
+	patience, lose := context.WithCancel(caller)
+	lose()
+	if err := s.prepare(caller, b)(patience); err != nil && !errors.Is(err, errBuilding) {
+		t.Fatal(err)
+	}
+	hangUp() // it is nobody's any more
+	deadline := time.Now().Add(20 * time.Second)
+	for !s.ready(b) {
+		if time.Now().After(deadline) {
+			t.Fatal("it was not built on")
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	// Who hangs up while it waits gets no plan, and leaves nothing half done.
+	set, err := inventory.Parse([]inventory.File{{Name: "site.yaml", Data: []byte(s.yaml(true))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.planSet(caller, set, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("a plan for nobody: %v", err)
 	}
 }
