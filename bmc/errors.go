@@ -254,7 +254,7 @@ var completionReasons = map[types.CompletionCode]error{
 	types.CodeCannotProvideResponseFirmwareUpdate: ErrBusy,
 	types.CodeCannotProvideResponseBMCInitialize:  ErrBusy,
 	types.CodeDestinationUnavailable:              ErrBusy,
-	types.CodeInsufficientPrivilege:               ErrAuth,
+	types.CodeInsufficientPrivilege:               ErrRejected, // within a session: the password is right
 	types.CodeNotSupported:                        ErrRejected, // "not supported in present state"
 	types.CodeSubFnDisabled:                       ErrUnsupported,
 	types.CodeParameterNotSupported:               ErrUnsupported,

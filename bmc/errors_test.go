@@ -34,7 +34,7 @@ func TestReasonOf(t *testing.T) {
 		{fmt.Errorf("connect20 failed, errs: %v", types.NewRmcpStatusError(types.RmcpStatusCodeInvalidAuthAlg)), ErrUnsupported},
 		{fmt.Errorf("connect20 failed, errs: %v", client.ErrRAKPAuthentication), ErrAuth},
 		{types.NewResponseError(types.CodeNodeBusy, ""), ErrBusy},
-		{types.NewResponseError(types.CodeInsufficientPrivilege, ""), ErrAuth},
+		{types.NewResponseError(types.CodeInsufficientPrivilege, ""), ErrRejected},
 		{types.NewResponseError(types.CodeInvalidCommand, ""), ErrUnsupported},
 		{types.NewResponseError(types.CodeNotSupported, ""), ErrRejected},
 		{types.NewResponseError(0x7e, ""), ErrRejected},

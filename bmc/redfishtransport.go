@@ -326,6 +326,9 @@ func (r *redfishTransport) note(request *http.Request, response *http.Response, 
 		After: retryAfter(response.Header.Get("Retry-After"), time.Now()),
 		what:  request.Method + " " + request.URL.EscapedPath(),
 	}
+	if answer.Reason == ErrAuth && answer.Status == http.StatusForbidden && plainMessageID(id) == "Base.InsufficientPrivilege" && request.Header.Get("X-Auth-Token") != "" {
+		answer.Reason = ErrRejected // who is in has the right password, and not the right to do this
+	}
 	r.fail(response.StatusCode, answer, nil)
 	if hidden {
 		return answer

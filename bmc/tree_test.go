@@ -377,6 +377,29 @@ func TestTaskThatOutlivesItsSessionIsNotBegunAgain(t *testing.T) {
 	}
 }
 
+// A user who may read and no more has the right password: it is not to be set anew, and
+// what may be read is read on.
+func TestALackOfRightsIsNoWrongPassword(t *testing.T) {
+	t.Parallel()
+	s := newTree(t, nil)
+	s.on = func(w http.ResponseWriter, method, _ string, _ map[string]any) bool {
+		if method == http.MethodPost {
+			refuse(w, http.StatusForbidden, "Base.1.8.InsufficientPrivilege", "There are insufficient privileges for the account.")
+		}
+		return method == http.MethodPost
+	}
+	c := s.dial()
+	if err := c.On(within(t, 20*time.Second)); !errors.Is(err, bmc.ErrRejected) || errors.Is(err, bmc.ErrAuth) || !strings.Contains(err.Error(), "insufficient privileges") {
+		t.Errorf("on: %v; want ErrRejected, and why", err)
+	}
+	if state, err := c.Power(within(t, 20*time.Second)); err != nil || state != bmc.PowerOff {
+		t.Errorf("power %q, %v", state, err)
+	}
+	if got := s.written(); len(got) != 1 {
+		t.Errorf("written:\n%s", strings.Join(got, "\n"))
+	}
+}
+
 func TestInventoryToleratesHoles(t *testing.T) {
 	t.Parallel()
 	id := func(path string) string { return fmt.Sprintf(`{"@odata.id":"/redfish/v1%s"}`, path) }
