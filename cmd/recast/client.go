@@ -132,6 +132,28 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	return nil
 }
 
+// resolve finds a digest, or the one that begins with the digits, in a list of the API.
+func (c *client) resolve(ctx context.Context, what, path, s, next string) (inventory.Digest, error) {
+	if d, err := inventory.ParseDigest(s); err == nil {
+		return d, nil
+	}
+	var list []struct {
+		Digest inventory.Digest `json:"digest"`
+	}
+	if err := c.call(ctx, http.MethodGet, path, nil, &list); err != nil {
+		return "", err
+	}
+	all := make([]inventory.Digest, len(list))
+	for i := range list {
+		all[i] = list[i].Digest
+	}
+	d, err := byDigits(all, s)
+	if err != nil {
+		return "", fmt.Errorf("%s %q: %w; %s", what, s, err, next)
+	}
+	return d, nil
+}
+
 // machinePath of the API.
 func machinePath(name string) string { return "/api/v1/machines/" + url.PathEscape(name) }
 

@@ -260,7 +260,7 @@ changed: the next apply of them brings their definition back.`,
 			}
 			req := web.RollbackRequest{Group: args[0]}
 			if to != "" {
-				if req.To, err = resolveGeneration(cmd, c, to); err != nil {
+				if req.To, err = c.resolve(cmd.Context(), "generation", "/api/v1/generations", to, "recast get generations lists those that are kept"); err != nil {
 					return err
 				}
 			}
@@ -283,26 +283,6 @@ changed: the next apply of them brings their definition back.`,
 	cmd.Flags().StringVar(&to, "to", "", "generation, or the first digits of one")
 	cmd.Flags().BoolVar(&yes, "yes", false, "roll back without asking")
 	return cmd
-}
-
-// resolveGeneration accepts the first digits of a kept generation.
-func resolveGeneration(cmd *cobra.Command, c *client, s string) (inventory.Digest, error) {
-	if d, err := inventory.ParseDigest(s); err == nil {
-		return d, nil
-	}
-	var kept []provision.GenerationInfo
-	if err := c.call(cmd.Context(), http.MethodGet, "/api/v1/generations", nil, &kept); err != nil {
-		return "", err
-	}
-	all := make([]inventory.Digest, len(kept))
-	for i := range kept {
-		all[i] = kept[i].Digest
-	}
-	d, err := byDigits(all, s)
-	if err != nil {
-		return "", fmt.Errorf("generation %q: %w; recast get generations lists those that are kept", s, err)
-	}
-	return d, nil
 }
 
 func printPlan(w io.Writer, p provision.Plan) {

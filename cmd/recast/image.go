@@ -193,19 +193,8 @@ func resolveImage(cmd *cobra.Command, s string) (*client, inventory.Digest, erro
 			return c, i.Digest, nil
 		}
 	}
-	var here []image.Info
-	if err := c.call(cmd.Context(), http.MethodGet, "/api/v1/images", nil, &here); err != nil {
-		return nil, "", err
-	}
-	all := make([]inventory.Digest, len(here))
-	for i := range here {
-		all[i] = here[i].Digest
-	}
-	d, err := byDigits(all, s)
-	if err != nil {
-		return nil, "", fmt.Errorf("image %q: %w; recast get images lists them", s, err)
-	}
-	return c, d, nil
+	d, err := c.resolve(cmd.Context(), "image", "/api/v1/images", s, "recast get images lists them")
+	return c, d, err
 }
 
 // byDigits finds the one digest that begins with the digits.

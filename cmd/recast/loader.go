@@ -151,22 +151,7 @@ func readLoader(cmd *cobra.Command, source string) (b []byte, origin, base strin
 
 // resolveLoader accepts the digest of an imported loader or its first digits.
 func resolveLoader(cmd *cobra.Command, c *client, s string) (inventory.Digest, error) {
-	if d, err := inventory.ParseDigest(s); err == nil {
-		return d, nil
-	}
-	var here []ipxe.Imported
-	if err := c.call(cmd.Context(), http.MethodGet, "/api/v1/loaders", nil, &here); err != nil {
-		return "", err
-	}
-	all := make([]inventory.Digest, len(here))
-	for i := range here {
-		all[i] = here[i].Digest
-	}
-	d, err := byDigits(all, s)
-	if err != nil {
-		return "", fmt.Errorf("loader %q: %w; recast loader list shows them", s, err)
-	}
-	return d, nil
+	return c.resolve(cmd.Context(), "loader", "/api/v1/loaders", s, "recast loader list shows them")
 }
 
 func loaderKind(b ipxe.Binary) string {
