@@ -44,7 +44,8 @@ type SimulatedOptions struct {
 	// Pace is how long each stage of a start takes, and each change of a disk;
 	// 0 as fast as the host is.
 	Pace time.Duration
-	// NetworkFirst is a boot order with the network before the disk, as a gate needs it.
+	// NetworkFirst is a boot order with the network before the disk. A BIOS has it for a
+	// gate by somebody's hand; in UEFI it is where the order begins.
 	NetworkFirst bool
 	// Dead machines show power and never ask for anything.
 	Dead bool
@@ -59,6 +60,8 @@ type Simulated struct {
 	Options SimulatedOptions
 	Disks   []*SimDisk
 	MachineBMC
+
+	vars *simVars // of UEFI; nil under a BIOS
 
 	power sync.Mutex // over every change of the power
 	mu    sync.Mutex
@@ -104,6 +107,9 @@ func NewSimulated(o SimulatedOptions) (*Simulated, error) {
 		o.Log = func(string, ...any) {}
 	}
 	s := &Simulated{SimMachine: &SimMachine{Firmware: o.UEFI}, Options: o, dead: o.Dead}
+	if o.UEFI {
+		s.vars = newSimVars(o.NetworkFirst)
+	}
 	for i, id := range o.Disks {
 		d, err := newSimDisk(filepath.Join(o.Dir, fmt.Sprintf("%s-%d.img", o.Name, i)), id, o.Fill, o.FillEnds)
 		if err != nil {
@@ -359,4 +365,9 @@ func (h simHardware) OpenDisk(_ context.Context, want inventory.DiskID) (agent.D
 	return found.open(h.b)
 }
 
-func (h simHardware) Variables() agent.Variables { return nil }
+func (h simHardware) Variables() agent.Variables {
+	if h.s.vars == nil {
+		return nil // and no interface that holds a nil
+	}
+	return h.s.vars
+}

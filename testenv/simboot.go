@@ -42,10 +42,13 @@ func simPause(ctx context.Context, d time.Duration) error {
 }
 
 // run is one start, from the firmware to whatever ends it. Its own order is the
-// disk, then the network, as recast leaves it on a machine that it installed.
+// disk, then the network, or what its variables say.
 func (s *Simulated) run(b *simBoot) {
 	order := []BootDevice{BootDisk, BootPXE}
-	if s.Options.NetworkFirst {
+	switch {
+	case s.vars != nil:
+		order = s.vars.start()
+	case s.Options.NetworkFirst:
 		order = []BootDevice{BootPXE, BootDisk}
 	}
 	if b.once.Device != BootNone {
@@ -55,6 +58,9 @@ func (s *Simulated) run(b *simBoot) {
 	for _, device := range order {
 		if simPause(b.ctx, s.Options.Pace) != nil {
 			return
+		}
+		if s.vars != nil {
+			s.vars.by(device)
 		}
 		switch device {
 		case BootDisk:

@@ -24,7 +24,8 @@ func newSimGate(t *testing.T, machines int, boot, failures string) (*simServer, 
 	d := simGate(s.addImage(raw), boot, failures)
 	s.setSecret(simSecret, simUser+":"+simPassword)
 	for i := range machines {
-		s.add(i+1, func(o *SimulatedOptions) { o.Sessions, o.NetworkFirst = 200, true })
+		// Under UEFI the agent sees to the order.
+		s.add(i+1, func(o *SimulatedOptions) { o.Sessions, o.NetworkFirst = 200, !o.UEFI })
 	}
 	s.apply(d)
 	for _, m := range s.machines {
@@ -77,10 +78,13 @@ func TestEveryBootGoesThroughTheGate(t *testing.T) {
 		for range 2 {
 			start := s.restart(m, func() {})
 			s.awaitReport(m, start)
-			boots := m.Boots()[start:]
-			if len(boots) != 2 || !strings.HasPrefix(boots[0].Path[0], "ramdisk: gate, boot ") ||
-				boots[1].Path[0] != "local: its gate has let it pass" || boots[1].Path[1] != simDiskStarted {
-				t.Errorf("%s went by %q", m.Options.Name, m.path(start))
+			want := "its gate has let it pass → disk → reported" // a BIOS asks the network again
+			if m.Options.UEFI {
+				want = "→ disk → reported" // BootNext does not
+			}
+			if path := strings.Join(m.path(start), " → "); len(m.Boots()) != start+2 || !strings.HasPrefix(path, "ramdisk: gate, boot ") || !strings.HasSuffix(path, want) ||
+				strings.Contains(path, "local: ") == m.Options.UEFI {
+				t.Errorf("%s went by %s", m.Options.Name, path)
 			}
 		}
 		v := s.awaitActive(m.Options.Name, 10*time.Second)
@@ -243,5 +247,65 @@ func TestAStartWithoutTheServerIsShownAsUnverified(t *testing.T) {
 	s.awaitReport(m, start)
 	if v := s.awaitActive("m01", 10*time.Second); v.Status.Gate.Verdict != "matches" || len(v.Status.Findings) != 0 {
 		t.Errorf("%v, gate %+v", v, v.Status.Gate)
+	}
+}
+
+// A power cut in the middle of a repair: the next boot finds what is left, and the
+// machine has started nothing meanwhile.
+func TestARepairThatIsCutIsTakenUpByTheNextBoot(t *testing.T) {
+	s, _, raw := newSimGate(t, 1, "onMismatch: repair", "100%")
+	m := s.machines[0]
+	cut := make(chan struct{})
+	start := s.restart(m, func() {
+		for i := range int64(5) {
+			simTamper(t, m, "esp", i*10000)
+		}
+		m.Disks[0].CutAfter(3*4096, func() {
+			_ = m.PowerOff(t.Context())
+			close(cut)
+		})
+	})
+	select {
+	case <-cut:
+	case <-time.After(30 * time.Second):
+		t.Fatal("no repair was cut")
+	}
+	if bytes.Equal(simBytes(t, m)[1<<20:2<<20], raw[1<<20:2<<20]) || simHas(m.path(start), simDiskStarted) {
+		t.Errorf("cut too late: %q", m.path(start))
+	}
+	start = len(m.Boots())
+	simMust(t, m.PowerOn(t.Context()))
+	s.awaitReport(m, start)
+	if !bytes.Equal(simBytes(t, m)[1<<20:2<<20], raw[1<<20:2<<20]) {
+		t.Error("the ESP is not the image's")
+	}
+	if v := s.awaitActive("m01", 10*time.Second); v.Status.Gate.Verdict != "repaired" || len(v.Status.Gate.Repairs) != 2 {
+		t.Errorf("%v, gate %+v", v, v.Status.Gate)
+	}
+}
+
+// The server is killed and started anew at every boundary of a repair: it ends as it
+// would have.
+func TestAServerKilledInAGateLosesNothing(t *testing.T) {
+	steps := []string{"inspecting", "proving", "repairing", "passed"}
+	s, _, raw := newSimGate(t, len(steps), "onMismatch: repair", "100%")
+	for i, at := range steps {
+		m := s.machines[i]
+		m.Disks[0].Pace = 20 * time.Millisecond
+		start := s.restart(m, func() {
+			for i := range int64(8) {
+				simTamper(t, m, "esp", i*10000)
+			}
+		})
+		s.await("the gate is "+at, 30*time.Second, func() bool { // or beyond, where it went by unseen
+			var v simView
+			return simHas(m.path(start), simReported) || s.call("GET", "/api/v1/machines/"+m.Options.Name, nil, &v) == nil && v.Status.Gate != nil && v.Status.Gate.Step == at
+		})
+		s.kill()
+		s.start()
+		s.awaitReport(m, start)
+		if !bytes.Equal(simBytes(t, m)[1<<20:2<<20], raw[1<<20:2<<20]) {
+			t.Fatalf("killed while %s: the ESP is not the image's", at)
+		}
 	}
 }
