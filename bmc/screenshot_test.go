@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bmc-toolbox/bmclib/v2/providers/asrockrack"
 	"github.com/bmc-toolbox/bmclib/v2/providers/supermicro"
 	"github.com/go-logr/logr"
 
@@ -349,6 +350,39 @@ var errPinned = errors.New("the certificate is not the pinned one")
 type refusing struct{}
 
 func (refusing) RoundTrip(*http.Request) (*http.Response, error) { return nil, errPinned }
+
+// Why bmclib's provider is not used: it says another password than it was given, and a
+// session stays where the board is not one of three.
+func TestASRockRackProviderSaysAnotherPasswordAndLeavesItsSession(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var said []string
+	open := 0
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch r.Method + r.URL.Path {
+		case "POST/api/session":
+			open++
+			said = append(said, r.FormValue("password"))
+			_, _ = io.WriteString(w, `{"CSRFToken":"l5L29IP7"}`)
+		case "DELETE/api/session":
+			open--
+		case "GET/api/fru":
+			_, _ = io.WriteString(w, `[{"board":{"manufacturer":"ASRockRack","product_name":"X570D4U"}}]`)
+		}
+	}))
+	t.Cleanup(server.Close)
+	c := asrockrack.NewWithOptions(server.Listener.Addr().String(), user, "a+b&c", logr.Discard(), asrockrack.WithHTTPClient(server.Client()))
+	if err := c.Open(within(t, 20*time.Second)); err == nil {
+		t.Error("it takes any board")
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if !slices.Equal(said, []string{"a b"}) || open != 1 {
+		t.Errorf("it said the passwords %q, and left %d sessions", said, open)
+	}
+}
 
 // Not in parallel: it is about the environment and the standard output.
 func TestNoLoginIsWrittenToTheStandardOutput(t *testing.T) {
