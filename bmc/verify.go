@@ -34,8 +34,8 @@ func OutcomeOf(err error) Outcome {
 
 // verify looks until what was asked for is seen: look returns "" then, else what
 // it sees instead. A refusal is believed after one look, because nothing is on
-// its way. Nothing is asked again here. A patience of 0 lasts as long as ctx, and the
-// first look does in any case: some BMCs take longer to answer than to change.
+// its way. Nothing is asked again here. A patience of 0 lasts as long as ctx, and so
+// does the first look at a BMC that took the change: some answer later than they change.
 func (s *session) verify(ctx context.Context, verb string, patience time.Duration, actErr error, look func(context.Context) (string, error)) error {
 	if errors.Is(actErr, context.Canceled) || final(actErr) || errors.Is(actErr, errClosed) {
 		return actErr
@@ -54,7 +54,11 @@ func (s *session) verify(ctx context.Context, verb string, patience time.Duratio
 	defer cancel()
 	var last string
 	var lastErr error
-	for at, pause := ctx, pollFirst; ; at, pause = watch, min(2*pause, pollMost) {
+	first := watch
+	if actErr == nil {
+		first = ctx
+	}
+	for at, pause := first, pollFirst; ; at, pause = watch, min(2*pause, pollMost) {
 		other, err := look(at)
 		if err == nil && other == "" {
 			return nil
