@@ -82,7 +82,8 @@ func (d *redfishDriver) screenshot(ctx context.Context) (image []byte, kind stri
 	case err == nil:
 		return image, kind, nil
 	case errors.As(d.transport.failed(err), &answer) && answer.Status == http.StatusForbidden && answer.Reason == ErrAuth:
-		// The session is good: what the user lacks is the privilege to see the console.
+		// The session is good: whatever this BMC's word for it, the user may not see the
+		// console, and power must not wait for another password because of that.
 		answer.Reason = ErrRejected
 	case errors.Is(err, bmcliberrors.ErrIncompatibleProvider):
 		err = fmt.Errorf("%w: %w", ErrUnsupported, err)

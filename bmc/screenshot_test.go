@@ -192,7 +192,7 @@ func TestScreenshotThatFailsIsAskedForOnceAndSaysWhy(t *testing.T) {
 			refuse(w, http.StatusForbidden, "IDRAC.2.5.LIC501", "A required license is missing.")
 		}, bmc.ErrUnsupported, "license is missing"},
 		"no privilege to see the console": {func(w http.ResponseWriter, _ *http.Request, _ string) {
-			refuse(w, http.StatusForbidden, "Base.1.8.InsufficientPrivilege", "no console for you")
+			refuse(w, http.StatusForbidden, "Base.1.8.AccessDenied", "no console for you")
 		}, bmc.ErrRejected, "no console for you"},
 		"busy": {func(w http.ResponseWriter, _ *http.Request, _ string) {
 			refuse(w, http.StatusServiceUnavailable, "Base.1.8.ServiceTemporarilyUnavailable")
