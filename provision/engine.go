@@ -145,6 +145,7 @@ type machine struct {
 
 	bmcMu    sync.Mutex    // one conversation at a time about a machine's power
 	boardDue time.Time     // under bmcMu: when to ask which board it is
+	boardAt  string        // under bmcMu: the bmc.url that boardDue is about
 	asked    bmcNow        // under bmcMu; void once we did something
 	booting  atomic.Bool   // what it asked to boot is being recorded
 	orders   chan struct{} // closed and renewed when the agent's order may have changed

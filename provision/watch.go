@@ -361,6 +361,9 @@ func (e *Engine) look(ctx context.Context, m *machine) (s sight) {
 	defer m.bmcMu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
+	if decl := e.Set().Machine(m.name); decl != nil && decl.BMC != nil && m.boardAt != decl.BMC.URL {
+		m.boardAt, m.boardDue = decl.BMC.URL, time.Time{} // two URLs may have changed places
+	}
 	var ev Looked
 	err := e.withBMC(ctx, m.name, func(ctx context.Context, c bmc.Client) error {
 		var err error

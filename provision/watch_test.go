@@ -102,7 +102,16 @@ func TestTheWatchSeesASwappedBoardAndSwitchesNothing(t *testing.T) {
 	if st := m.snapshot().Status; len(st.Findings) != 0 || st.Board == nil || st.Board.Serial != "A" {
 		t.Errorf("board %v, findings %q", st.Board, st.Findings)
 	}
-	for _, call := range fake.Calls() {
+	another := &bmc.Fake{}
+	another.SetPowered(true)
+	another.Told.Serial = "C"
+	s.apply(strings.Replace(s.yaml(true), "10.9.0.1", "10.9.0.9", 1)) // as if two URLs had changed places
+	s.bmcs["10.9.0.9"] = another
+	s.look(t.Context(), m)
+	if st := m.snapshot().Status; len(st.Findings) != 1 || !strings.Contains(st.Findings[0], "serial A before, C now") {
+		t.Errorf("behind another bmc.url: %q", st.Findings)
+	}
+	for _, call := range append(fake.Calls(), another.Calls()...) {
 		switch call.Verb {
 		case "on", "off", "soft-off", "set-next-boot":
 			t.Errorf("the watch called %s", call.Verb)
