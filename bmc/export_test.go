@@ -11,3 +11,6 @@ func InGreatHurry(t Target) Target {
 	t.hurry = 200
 	return t
 }
+
+// Rest closes a Client's connection, as between the conversations of a Fleet.
+func Rest(c Client) { c.(*session).rest() }

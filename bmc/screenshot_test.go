@@ -306,6 +306,7 @@ func TestScreenshotOfABMCWithAnotherCertificateIsNotAskedFor(t *testing.T) {
 	if err := b.SwapCertificate(); err != nil {
 		t.Fatal(err)
 	}
+	bmc.Rest(c)
 	if _, err := c.(bmc.Screen).Screenshot(within(t, 20*time.Second)); !errors.Is(err, bmc.ErrPin) {
 		t.Errorf("%v, want ErrPin", err)
 	}
