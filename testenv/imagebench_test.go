@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -117,9 +118,11 @@ func makeBenchPair(b *testing.B, dir string, mib int64) *benchPair {
 			data++
 		}
 	}
-	b.Logf("%d files; image of %d MiB, %d MiB of it data, pack %d KiB; index %d KiB, difference %.1f %% of the blocks, %d KiB (%.1f %%), list %d KiB, made in %s",
+	moves := pack.NewPlan(pack.Expect(p.x[0], p.x[1]), d, math.MaxInt32)
+	b.Logf("%d files; image of %d MiB, %d MiB of it data, pack %d KiB; index %d KiB, difference %.1f %% of the blocks, %d KiB (%.1f %%), list %d KiB, made in %s; a re-image fetches %d KiB, writes %d MiB and keeps at most %d MiB aside",
 		len(files), p.size>>20, data>>8, m.PackSize>>10, len(p.x[1].Encode())>>10,
-		100*float64(len(d.Blocks))/float64(data), d.PackSize>>10, 100*float64(d.PackSize)/float64(m.PackSize), len(d.Encode())>>10, time.Since(start).Round(time.Millisecond))
+		100*float64(len(d.Blocks))/float64(data), d.PackSize>>10, 100*float64(d.PackSize)/float64(m.PackSize), len(d.Encode())>>10, time.Since(start).Round(time.Millisecond),
+		moves.Fetched>>10, moves.Written>>20, moves.Slots>>8)
 	return p
 }
 
