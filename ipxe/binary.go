@@ -63,6 +63,9 @@ func ReadBinary(b []byte) (Binary, error) {
 	if !bytes.HasPrefix(b, []byte("MZ")) || !hasPEHeader(b) {
 		// What holds no zero is text, such as the page that came instead of the file.
 		if bytes.IndexByte(b, 0) >= 0 && (bytes.Contains(b, []byte("iPXE")) || bytes.Contains(b, []byte("PXE->EB:"))) {
+			if size := sizeBIOS(b); size > len(b) {
+				return Binary{}, fmt.Errorf("read loader: its end is missing: it has %d of %d bytes", len(b), size)
+			}
 			return Binary{Kind: "ipxe", Arch: inventory.AMD64}, nil
 		}
 		return Binary{}, errors.New("read loader: it is neither a UEFI program (PE/COFF) nor an iPXE for BIOS")
@@ -119,6 +122,17 @@ func ReadBinary(b []byte) (Binary, error) {
 	}
 	out.identify(b, f)
 	return out, nil
+}
+
+// sizeBIOS is what an iPXE for PXE under BIOS says of its size, less what the last of
+// its paragraphs may lack; 0 nothing. It stands between two of its texts, since its
+// first stack begins behind it (iPXE's pxeprefix.S, image_size_pgh).
+func sizeBIOS(b []byte) int {
+	_, b, _ = bytes.Cut(b, []byte("PXE->EB:\x00"))
+	if len(b) < 2 || !bytes.HasPrefix(b[2:], []byte(" PXENV+ at")) {
+		return 0
+	}
+	return int(binary.LittleEndian.Uint16(b))*16 - 15
 }
 
 func hasPEHeader(b []byte) bool {

@@ -127,8 +127,8 @@ func TestWhatIsNoLoaderIsRefused(t *testing.T) {
 	if got, err := ReadBinary(shim[:len(shim)-4096]); err == nil {
 		t.Errorf("a shim without its end is %+v", got)
 	}
-	// One that nobody signed ends with its last section.
-	for _, name := range []string{LoaderSNPOnly, LoaderARM64, LoaderLoong64, LoaderLocalAMD64} {
+	// One that nobody signed ends with its last section, or says how long it is.
+	for _, name := range []string{LoaderSNPOnly, LoaderARM64, LoaderLoong64, LoaderLocalAMD64, LoaderUndionly, LoaderPXE} {
 		b := builtIn(t, name)
 		if got, err := ReadBinary(b[:len(b)-600]); err == nil {
 			t.Errorf("%s without its end is %+v", name, got)
