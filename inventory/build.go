@@ -274,6 +274,12 @@ func (b *builder) buildDefinition(d *declared[rawDefinition]) {
 	if o.Identity = Identity(raw.Identity.Minimum.V); o.Identity == L0 {
 		o.Identity = ""
 	}
+	if t := raw.Evidence.MaxAge; t.given() {
+		var err error
+		if o.EvidenceAge, err = parseDuration(t.V, time.Minute, 365*24*time.Hour); err != nil {
+			d.fail(t.Line, "spec.evidence.maxAge", err)
+		}
+	}
 	if t := raw.Health.Deadline; t.given() {
 		d.duration(t, "spec.health.deadline", &o.HealthDeadline)
 	}

@@ -73,6 +73,7 @@ func TestGenerationChangesWithWhatRunsAndNothingElse(t *testing.T) {
 		{"source", "https://images.example/debian-12.raw.zst", "/srv/debian-12.raw", false},
 		{"deadlines", "{booting: 15m}", "{booting: 9m}", false},
 		{"health", "deadline: 20m", "deadline: 30m", false},
+		{"the age of evidence", "{minimum: reported}", "{minimum: reported, maxAge: 24h}", false},
 		{"attempts", "attempts: 3", "attempts: 1", false},
 		{"rollout", "canary: 1", "canary: 2", false},
 		{"a machine", "unit: 5", "unit: 7", false},

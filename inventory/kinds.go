@@ -240,6 +240,8 @@ type Definition struct {
 	// The rest steers the way there and is no part of the generation.
 
 	HealthDeadline Duration `json:"healthDeadline"`
+	// EvidenceAge is how old evidence may be; 0: of any age.
+	EvidenceAge Duration `json:"evidenceAge,omitempty"`
 	// Deadlines per step of deploying, defaults filled in (see DefaultDeadlines).
 	Deadlines map[string]Duration `json:"deadlines"`
 	// Attempts before a machine is failed.

@@ -248,6 +248,9 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 		{"kernelArgs on a disk image", "  boot: {every: disk}", "  kernelArgs: [quiet]", []string{
 			"rack.yaml:27: spec.kernelArgs: the boot loader of a disk image owns the kernel's arguments; remove it and set them in the image",
 		}},
+		{"evidence that is old at once", "{minimum: reported}", "{minimum: reported, maxAge: 1s}", []string{
+			`rack.yaml:39: spec.evidence.maxAge: duration "1s" is too short: at least 1m0s`,
+		}},
 		{"evidence the image cannot give", "minimum: reported", "minimum: measured", []string{
 			"rack.yaml:39: spec.evidence.minimum: a disk image gives at most read-back, not measured; want reported or read-back",
 		}},

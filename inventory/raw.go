@@ -106,6 +106,7 @@ type rawConfig struct {
 type rawEvidence struct {
 	Line    int
 	Minimum text `yaml:"minimum" enum:"declared|fetched|reported|read-back|measured|enforced" doc:"the weakest proof that counts; default reported"`
+	MaxAge  text `yaml:"maxAge" form:"duration" doc:"how old it may be; older, a plan shows the machine as one to observe, and writes nothing for it; default any age"`
 }
 
 type rawHealth struct {

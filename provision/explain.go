@@ -91,7 +91,7 @@ func (e *Engine) leftOut(v View) Wait {
 	if m, ok := e.known(v.Name); ok {
 		s = m.snapshot()
 	}
-	en, _ := planMachine(planInput{Candidate: set, Applied: set, Image: e.imageFacts, Discovered: e.discoveredFacts}, v.Machine, w, s, false)
+	en, _ := planMachine(planInput{Candidate: set, Applied: set, Image: e.imageFacts, Discovered: e.discoveredFacts, Now: e.Now()}, v.Machine, w, s, false)
 	return en.left
 }
 

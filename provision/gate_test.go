@@ -426,3 +426,34 @@ func TestPassIsForOneStart(t *testing.T) {
 		t.Errorf("a slow firmware goes round for ever: %s", got)
 	}
 }
+
+func TestOldEvidenceIsObservedAndNeverWritten(t *testing.T) {
+	s := gatedStory(t, inventory.MismatchRepair)
+	w := Wanted{Group: &inventory.Group{Name: "g"}, Definition: &inventory.Definition{EvidenceAge: inventory.Duration(24 * time.Hour)},
+		Generation: inventory.Generation{Digest: genA, Resolved: inventory.Resolved{Evidence: inventory.E3}}, Rendered: inventory.Rendered{Digest: rendA}}
+	m := &inventory.Machine{Name: "m1"}
+	at := func(after time.Duration) (Entry, bool, Sync, string) {
+		now := s.state.Status.Evidence.At.Add(after)
+		e, ok := planMachine(planInput{Now: now}, m, w, s.state, true)
+		sync, why := synced(s.state.Status, w, true, now)
+		return e, ok, sync, why
+	}
+	if e, ok, sync, _ := at(24 * time.Hour); ok || sync != InSync {
+		t.Errorf("fresh: %s %q, %s", e.Kind, e.Why, sync)
+	}
+	e, ok, sync, why := at(25 * time.Hour)
+	if !ok || e.Kind != EntryObserve || e.Why != "evidence is older than 24h0m0s" || sync != SyncUnknown || why != e.Why || e.WriteBytes != 0 {
+		t.Errorf("old: %s %q, %s %q", e.Kind, e.Why, sync, why)
+	}
+	// The next proof makes it fresh; that the system goes on saying the same does not.
+	s.now = s.now.Add(25 * time.Hour)
+	s.must(t, Running{Report: inventory.BootReport{Machine: "m1", Generation: genA, Rendered: rendA, Write: "e.1", BootID: "os1"}})
+	if sync, _ := synced(s.state.Status, w, true, s.now); sync != SyncUnknown {
+		t.Errorf("after the system's word: %s", sync)
+	}
+	s.must(t, GateClaimed{ClaimState{BootID: "b2", Until: s.now.Add(LeaseTime)}}, GateInspected{},
+		GateReported{Report: inventory.Report{Step: inventory.AgentDone, Verdict: storyVerdict(0, "")}, Epoch: "e"})
+	if sync, why := synced(s.state.Status, w, true, s.now); sync != InSync {
+		t.Errorf("after its gate: %s, %s", sync, why)
+	}
+}

@@ -42,7 +42,7 @@ func TestALookThatSeesOtherDataTakesTheRecordBack(t *testing.T) {
 			}
 			continue
 		}
-		sync, why := synced(st, Wanted{}, true)
+		sync, why := synced(st, Wanted{}, true, t0)
 		if st.Phase == Active || st.Running != "" || sync != OutOfSync || !strings.Contains(why, c.want) || !strings.Contains(st.Evidence.Detail, c.want) {
 			t.Errorf("%s: %s, %q, %s: %s, %+v", c.name, st.Phase, st.Running, sync, why, st.Evidence)
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+	"time"
 
 	"recast/inventory"
 )
@@ -90,6 +91,7 @@ type planInput struct {
 	Discovered func(*inventory.Machine) *inventory.Facts
 	Erase      []string
 	Frozen     string
+	Now        time.Time
 }
 
 // plan lists, in the order of machine names, what would make every Status match
@@ -165,12 +167,10 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	}
 	if st.Phase == Active && st.Running == to && st.RunningRendered == rendered {
 		need := w.Generation.Resolved.Evidence
-		if st.Evidence.Level >= need {
-			return e, false
+		if e.Kind, e.Why = EntryObserve, tooOld(st, w, in.Now); st.Evidence.Level < need {
+			e.Why = fmt.Sprintf("evidence is %q, the definition wants %q", st.Evidence.Level, need)
 		}
-		e.Kind = EntryObserve
-		e.Why = fmt.Sprintf("evidence is %q, the definition wants %q", st.Evidence.Level, need)
-		return e, true
+		return e, e.Why != ""
 	}
 	if untouched(st) && st.Running == to && st.RunningRendered == rendered {
 		e.Kind, e.Why = EntryObserve, "it ran this generation, and its disk was not touched since"
@@ -238,6 +238,19 @@ func gateWay(in planInput, m *inventory.Machine, gen inventory.Generation, here 
 		}
 	}
 	return Wait{}
+}
+
+// tooOld says that the evidence for what a machine runs is older than its definition
+// allows; "" it is not. That is a reason to look, never to write.
+func tooOld(st Status, w Wanted, now time.Time) string {
+	if w.Definition == nil || w.Definition.EvidenceAge == 0 || st.Evidence.At.IsZero() {
+		return ""
+	}
+	age, limit := now.Sub(st.Evidence.At), time.Duration(w.Definition.EvidenceAge)
+	if age <= limit {
+		return ""
+	}
+	return fmt.Sprintf("evidence is older than %s", limit) // and no number that moves with each look
 }
 
 // untouched tells that a machine was active with the generation on record and is
@@ -357,7 +370,7 @@ func sortedKeys[V any](m map[string]V) []string {
 }
 
 // synced compares what a machine runs with what is wanted of it.
-func synced(st Status, w Wanted, declared bool) (Sync, string) {
+func synced(st Status, w Wanted, declared bool, now time.Time) (Sync, string) {
 	switch {
 	case !declared:
 		return SyncUnknown, "no group selects it"
@@ -379,6 +392,8 @@ func synced(st Status, w Wanted, declared bool) (Sync, string) {
 		return OutOfSync, "not seen running"
 	case st.Evidence.Level < w.Generation.Resolved.Evidence:
 		return SyncUnknown, fmt.Sprintf("evidence is %q, %q is wanted", st.Evidence.Level, w.Generation.Resolved.Evidence)
+	case tooOld(st, w, now) != "":
+		return SyncUnknown, tooOld(st, w, now)
 	}
 	return InSync, ""
 }

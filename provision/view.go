@@ -95,7 +95,7 @@ func (e *Engine) View(name string) (View, bool) {
 			v.BMC = k.view(decl)
 		}
 	}
-	v.Sync, v.SyncWhy = synced(v.Status, w, declared)
+	v.Sync, v.SyncWhy = synced(v.Status, w, declared, e.Now())
 	if unresolved != "" && group != nil {
 		v.Group, v.Waiting, v.SyncWhy = group.Name, unresolved, unresolved
 		v.next = unresolvedWait(unresolved).Next

@@ -87,6 +87,7 @@ func ParseLabFile(name string, data []byte) (LabFile, error) {
 // says nothing.
 type labSpec struct {
 	kind, firmware, bmc string
+	bootOrder           string
 	nics                int
 	disks               []RackDisk
 	line                map[string]int
@@ -188,7 +189,7 @@ func (p *labParser) size(n *yaml.Node, at string) int64 {
 	return v
 }
 
-var labSpecFields = []string{"kind", "firmware", "bmc", "nics", "disks"}
+var labSpecFields = []string{"kind", "firmware", "bmc", "bootOrder", "nics", "disks"}
 
 // spec reads one of the fields that racks and machines share.
 func (p *labParser) spec(s *labSpec, key string, v *yaml.Node, at string) {
@@ -199,6 +200,8 @@ func (p *labParser) spec(s *labSpec, key string, v *yaml.Node, at string) {
 	switch key {
 	case "kind":
 		s.kind = p.word(v, at, "qemu", "simulated")
+	case "bootOrder":
+		s.bootOrder = p.word(v, at, "disk", "network")
 	case "firmware":
 		s.firmware = p.word(v, at, string(SimBIOS), string(SimUEFI), string(SimHTTP), string(SimUBoot))
 	case "bmc":
@@ -397,6 +400,7 @@ func (p *labParser) machine(r labRack, name string, unit int) {
 		disks = r.disks
 	}
 	m.Firmware = QEMUFirmware(firmware)
+	m.NetworkFirst = cmp.Or(own.bootOrder, r.bootOrder) == "network"
 	if disks != nil {
 		m.Disks = slices.Clone(disks)
 	}

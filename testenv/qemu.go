@@ -72,13 +72,15 @@ type QEMU struct {
 	// SecureBoot: its UEFI starts what Microsoft or the machine's owner signed.
 	SecureBoot bool
 	TPM        bool // a TPM 2.0, which keeps its secrets
-	MemoryMB   int  // 0: 1024
-	CPUs       int  // 0: 1
-	Disks      []QEMUDisk
-	NICs       []QEMUNIC
-	Drive      bool   // a CD drive, empty at first, for virtual media
-	UUID       string // SMBIOS
-	Serial     string // SMBIOS
+	// NetworkFirst is a boot order with the network before the disks.
+	NetworkFirst bool
+	MemoryMB     int // 0: 1024
+	CPUs         int // 0: 1
+	Disks        []QEMUDisk
+	NICs         []QEMUNIC
+	Drive        bool   // a CD drive, empty at first, for virtual media
+	UUID         string // SMBIOS
+	Serial       string // SMBIOS
 	// Dir holds the console's log and socket, the firmware's variables and
 	// QEMU's own messages. It must exist.
 	Dir string
@@ -316,7 +318,7 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 		run.index[qemuDiskID(i)] = qemuDiskIndex(i, order)
 	}
 	for i := range m.NICs {
-		run.index[qemuNICID(i)] = qemuNICIndex(i, order)
+		run.index[qemuNICID(i)] = m.nicIndex(i, order)
 	}
 	run.index[qemuCDID] = qemuCDIndex(order)
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)

@@ -114,7 +114,7 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 		args = append(args, "-device", fmt.Sprintf("%s,id=%s,bootindex=%d", drive, qemuCDID, qemuCDIndex(boot)))
 	}
 	for i, n := range m.NICs {
-		nic, err := qemuNICArgs(i, n, qemuNICIndex(i, boot), m.UEFI())
+		nic, err := qemuNICArgs(i, n, m.nicIndex(i, boot), m.UEFI())
 		if err != nil {
 			return nil, err
 		}

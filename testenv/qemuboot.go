@@ -100,7 +100,7 @@ func (m *QEMU) setBootIndexes(ctx context.Context, run *qemuRun, boot BootDevice
 		}
 	}
 	for i := range m.NICs {
-		if err := set(qemuNICID(i), qemuNICIndex(i, boot)); err != nil {
+		if err := set(qemuNICID(i), m.nicIndex(i, boot)); err != nil {
 			return err
 		}
 	}
@@ -120,9 +120,12 @@ func qemuDiskIndex(i int, boot BootDevice) int {
 	return 50 + i
 }
 
-func qemuNICIndex(i int, boot BootDevice) int {
+func (m *QEMU) nicIndex(i int, boot BootDevice) int {
 	if boot == BootPXE || boot == BootHTTP {
 		return 1 + i
+	}
+	if m.NetworkFirst {
+		return 30 + i // behind a disk that was asked for, before all others
 	}
 	return 100 + i
 }

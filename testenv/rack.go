@@ -47,6 +47,8 @@ type RackMachine struct {
 	// SecureBoot: with Microsoft's keys.
 	SecureBoot bool
 	TPM        bool
+	// NetworkFirst: its boot order begins with the network, as a gate needs it.
+	NetworkFirst bool
 	// Drive is a virtual CD drive, which a Redfish BMC offers.
 	Drive bool
 	// Simulated plays it in this process; its Firmware may be any SimFirmware, its
@@ -247,7 +249,7 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 		MAC:  rackMAC(i, 0),
 		IP:   rackAddr(first, i),
 		QEMU: &QEMU{
-			Name: m.Name, Firmware: m.Firmware, Arch: m.Arch, NetBoot: m.NetBoot, SecureBoot: m.SecureBoot, TPM: m.TPM, Drive: m.Drive, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
+			Name: m.Name, Firmware: m.Firmware, Arch: m.Arch, NetBoot: m.NetBoot, SecureBoot: m.SecureBoot, TPM: m.TPM, NetworkFirst: m.NetworkFirst, Drive: m.Drive, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
 			UUID: rackUUID(i), Serial: rackSerial(i),
 			Log: r.Options.Log,
 		},
@@ -310,7 +312,7 @@ func (r *Rack) addSimulated(_ context.Context, i int, m RackMachine) (err error)
 	firmware := SimFirmware(m.Firmware)
 	// Its BMC stands where those of the others do.
 	sim, err := NewSimulated(SimulatedOptions{Name: m.Name, Dir: dir, MAC: inventory.MAC(fmt.Sprintf("52:54:01:77:%02x:%02x", i>>8, i&0xff)),
-		UUID: rackUUID(i), Serial: rackSerial(i), UEFI: firmware.UEFI(), Disks: disks, Fill: rackFill, FillEnds: true, Wire: r.wire, Firmware: firmware,
+		UUID: rackUUID(i), Serial: rackSerial(i), UEFI: firmware.UEFI(), Disks: disks, Fill: rackFill, FillEnds: true, Wire: r.wire, Firmware: firmware, NetworkFirst: m.NetworkFirst,
 		Log: func(format string, args ...any) { r.Options.Log.Debug(fmt.Sprintf(format, args...)) }})
 	if err != nil {
 		return err

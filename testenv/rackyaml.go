@@ -16,6 +16,8 @@ type RackDeclare struct {
 	Simulated map[string]inventory.Digest
 	// Source of the image: a path or URL; may be empty.
 	Source string
+	// Immutable are the partitions of the image that are, as a YAML list; "" none.
+	Immutable string
 	// UserData of cloud-init; "" for one that sets the hostname.
 	UserData string
 	// Unknown is what an undeclared machine gets; "" ignore.
@@ -75,6 +77,9 @@ func (r *Rack) YAML(d RackDeclare) string {
 			arch = inventory.ARM64
 		}
 		image := fmt.Sprintf("  type: disk\n  arch: %s\n  digest: %q\n", arch, digest)
+		if d.Immutable != "" && group == rackGroup {
+			image += fmt.Sprintf("  immutable: %s\n", d.Immutable)
+		}
 		if d.Source != "" && group == rackGroup {
 			image += fmt.Sprintf("  source: %q\n", d.Source)
 		}
