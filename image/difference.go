@@ -72,8 +72,8 @@ func (s *Store) Differences(to inventory.Digest) []Difference {
 }
 
 // Difference gives the difference between two images, and builds it where it is
-// not here yet: once, whoever asks, and one at a time. It takes about a second
-// for each GiB that was changed, and 6 MB of memory for each GiB of both. After
+// not here yet: once, whoever asks, and one at a time. It takes some ten
+// seconds for each GiB that was changed, and 6 MB of memory for each GiB of both. After
 // an error, or once nobody waits any more, nothing of it stays.
 func (s *Store) Difference(ctx context.Context, from, to inventory.Digest) (Difference, error) {
 	p := pair{from, to}

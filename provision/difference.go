@@ -12,7 +12,7 @@ import (
 
 const (
 	// differenceWait is how long a plan waits for what it needs: about the time of
-	// four images of 10 GiB. What is not ready then is built on for its machines.
+	// five GiB that changed. What is not ready then is built on for its machines.
 	differenceWait = time.Minute
 	// differenceTime ends a build that hangs.
 	differenceTime = time.Hour

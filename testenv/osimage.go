@@ -44,7 +44,14 @@ type OSOptions struct {
 	AgentBin string
 	// Variant is written to /etc/recast-variant: another word, another image.
 	Variant string
-	Log     *slog.Logger
+	// Frozen is a list of packages (debian only), of which the release named by
+	// Variant is built; "" for what the archive offers today.
+	Frozen string
+	Log    *slog.Logger
+
+	// freeze gets the packages of the release as its rules choose them today, for a
+	// new list; nil builds by the list.
+	freeze *[]osPackage
 }
 
 // OSImage is a built disk image: one GPT that boots by BIOS and by UEFI.
@@ -92,12 +99,12 @@ func BuildOS(ctx context.Context, o OSOptions) (OSImage, error) {
 	}
 	name := fmt.Sprintf("os-%s-%x", o.Kind, h.Sum(nil)[:8])
 	path := filepath.Join(o.CacheDir, name+".img")
-	if img, err := osCached(path); err == nil {
+	if img, err := osCached(path); err == nil && o.freeze == nil {
 		if err := markUsed(path, time.Now()); err != nil {
 			return OSImage{}, err
 		}
 		return img, pruneCache(o.CacheDir, path, time.Now())
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return OSImage{}, fmt.Errorf("read cached %s: %w (remove %q to build it again)", o.Kind, err, path)
 	}
 

@@ -136,6 +136,9 @@ func osDebianInputs(o OSOptions, w io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(w, "%q\n%q\n%v\n", []string{suite, list, deb822, osDebianGRUB}, osDebianPackages, osDebianFiles)
+	if o.Frozen != "" {
+		return osHashFile(w, o.Frozen) // whatever the archive offers meanwhile
+	}
 	// What the mirrors offered when this machine last looked: after an apt-get
 	// update with news the image is built anew.
 	releases, err := filepath.Glob("/var/lib/apt/lists/*_dists_" + suite + "*_InRelease")
@@ -168,8 +171,23 @@ func osBuildDebian(ctx context.Context, o OSOptions, dir string) (osLayout, erro
 		// Without udev inside the chroot the ramdisk cannot guess; it takes all drivers anyway.
 		"--customize-hook=chroot \"$1\" systemctl --quiet enable systemd-networkd systemd-resolved",
 		"--customize-hook=chroot \"$1\" passwd --quiet --lock root",
-		suite, layout.root,
 	}
+	var frozen []osPackage
+	if o.Frozen != "" {
+		prefs := fmt.Sprintf(osReleaseRules[o.Variant], suite)
+		if o.freeze == nil {
+			if frozen, err = osReadFrozen(o.Frozen, o.Variant); err != nil {
+				return osLayout{}, err
+			}
+			prefs = osPins(frozen)
+		}
+		hooks, err := osFrozenHooks(dir, prefs)
+		if err != nil {
+			return osLayout{}, err
+		}
+		args = append(args, hooks...)
+	}
+	args = append(args, suite, layout.root)
 	for name, text := range map[string]string{"sources.list": list, "debian.sources": deb822} {
 		if text == "" {
 			continue
@@ -182,6 +200,18 @@ func osBuildDebian(ctx context.Context, o OSOptions, dir string) (osLayout, erro
 	}
 	if err := osRun(ctx, "mmdebstrap", args...); err != nil {
 		return osLayout{}, err
+	}
+	if o.Frozen != "" {
+		installed, err := osInstalled(dir)
+		if err == nil && o.freeze == nil {
+			err = osSamePackages(frozen, installed)
+		}
+		if err != nil {
+			return osLayout{}, err
+		}
+		if o.freeze != nil {
+			*o.freeze = installed
+		}
 	}
 	if err := layout.finishDebian(); err != nil {
 		return osLayout{}, fmt.Errorf("finish the root: %w", err)
