@@ -327,17 +327,18 @@ func TestASlowWatcherHoldsUpNobody(t *testing.T) {
 
 func TestSecretsAreOverwrittenHoweverTheyArrive(t *testing.T) {
 	for in, want := range map[string]string{
-		"linux recast.nonce=abc123 quiet":    "linux recast.nonce=****** quiet",
-		"recast.discover=deadbeef\r\nnext":   "recast.discover=********\r\nnext",
-		"?mac=1&token=xyz&then=1":            "?mac=1&token=***&then=1",
-		"Set root PASSWORD: hunter2\r\nok":   "Set root PASSWORD: *******\r\nok",
-		"Password: \r\nlogin incorrect":      "Password: \r\nlogin incorrect",
-		"Password:\r\nLast login: today":     "Password:\r\nLast login: today",
-		"monkey=no matter, donkey: eeyore.":  "monkey=** matter, donkey: *******",
-		"keyboard: us, tokens 3":             "keyboard: us, tokens 3",
-		"Authorization: Bearer":              "Authorization: ******",
-		"secret=\x1b[1mbold":                 "secret=\x1b[1mbold",
-		"the key is secret. That is no line": "the key is secret. That is no line",
+		"linux recast.nonce=abc123 quiet":     "linux recast.nonce=****** quiet",
+		"recast.discover=deadbeef\r\nnext":    "recast.discover=********\r\nnext",
+		"?mac=1&token=xyz&then=1":             "?mac=1&token=***&then=1",
+		"Set root PASSWORD: hunter2\r\nok":    "Set root PASSWORD: *******\r\nok",
+		"Password: \r\nlogin incorrect":       "Password: \r\nlogin incorrect",
+		"Password:\r\nLast login: today":      "Password:\r\nLast login: today",
+		"monkey=no matter, donkey: eeyore.":   "monkey=** matter, donkey: *******",
+		"keyboard: us, tokens 3":              "keyboard: us, tokens 3",
+		"Authorization: Bearer":               "Authorization: ******",
+		"Authorization: Bearer abc d\r\nHost": "Authorization: ****** *** *\r\nHost",
+		"secret=\x1b[1mbold":                  "secret=\x1b[1mbold",
+		"the key is secret. That is no line":  "the key is secret. That is no line",
 	} {
 		for _, size := range []int{1, 2, 3, len(in)} {
 			var r redactor
