@@ -249,7 +249,7 @@ func BenchmarkImage(b *testing.B) {
 		benchRun(b, "casync", "make", "--store="+filepath.Join(dir, "store"), p.name(i)+".caibx", p.name(i))
 	}
 	const addr = "10.99.7.1"
-	space, err := NewNet("recast-bench-image", netip.MustParsePrefix(addr+"/24"))
+	space, err := NewNet(fmt.Sprintf("recast-bench-%d", os.Getpid()), netip.MustParsePrefix(addr+"/24"))
 	benchDo(b, err)
 	defer space.Close()
 	l := &sent{}
