@@ -68,7 +68,7 @@ func TestDebianReleasesMoveWhatChanged(t *testing.T) {
 	for _, step := range []struct {
 		to    string
 		share int64 // most that is fetched of the image, in a hundred
-	}{{"base", 101}, {"userland", 25}, {"base", 25}, {"kernel", 70}, {"base", 70}} {
+	}{{"base", 105}, {"userland", 25}, {"base", 25}, {"kernel", 70}, {"base", 70}} {
 		img := images[step.to]
 		var p simPlan
 		s.long(http.MethodPost, "/api/v1/plan", map[string]any{"erase": []string{m.Options.Name},
