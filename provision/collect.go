@@ -163,6 +163,9 @@ func (e *Engine) collectGenerations(ctx context.Context) error {
 		named[s.Status.Running], named[s.Status.Wanted] = true, true
 		if s.Intent != nil {
 			named[s.Intent.Generation] = true
+			if g := s.Intent.Gate; g != nil {
+				named[g.Generation] = true // a gate reads by it, whatever is wanted by now
+			}
 		}
 	}
 	rows, _, err := e.generations.List(ctx)

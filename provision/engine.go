@@ -404,7 +404,7 @@ func (e *Engine) tick(ctx context.Context) {
 	e.mu.RUnlock()
 	for _, m := range machines {
 		st := &m.shown.Load().Status // a commit under way is waited for by handle, where it matters
-		due := Busy(st.Phase) && !st.Deadline.IsZero() && !now.Before(st.Deadline)
+		due := Busy(st.Phase) && !st.Deadline.IsZero() && !now.Before(st.Deadline) || gateLate(*st, now)
 		over := expired(st.Hold, now)
 		back := untouched(*st) && st.Hold == nil && e.wants(m.name, st.Running, st.RunningRendered)
 		if back {

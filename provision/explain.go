@@ -134,6 +134,8 @@ func explain(q suspects, now time.Time) Explanation {
 		x.Missing, x.Next = v.Waiting, joinNext(v.next, x.Next)
 	case st.Health == Suspended || st.Health == Missing:
 		x.Missing = "it is switched off, as its BMC showed"
+	case st.Gate != nil && st.Gate.Step != GateIdle && st.Health != Healthy && st.Health != HealthUnknown:
+		x.Missing = fmt.Sprintf("boot %d through its gate: %s", st.Gate.Boot, gateMissing(st.Gate.Step))
 	case v.Sync != InSync:
 		x.Missing = v.SyncWhy
 		if st.LastError != "" {

@@ -87,12 +87,14 @@ const (
 
 // GateSeen is what the gate saw of a machine's last boot.
 type GateSeen struct {
-	Step    GateStep                  `json:"step,omitempty"`
-	Boot    int                       `json:"boot"`
-	Verdict GateVerdict               `json:"verdict,omitempty"`
-	At      time.Time                 `json:"at,omitzero"`
-	Detail  string                    `json:"detail,omitempty"`
-	Regions []inventory.RegionVerdict `json:"regions,omitempty"` // as read
+	Step    GateStep    `json:"step,omitempty"`
+	Boot    int         `json:"boot"`
+	Verdict GateVerdict `json:"verdict,omitempty"`
+	At      time.Time   `json:"at,omitzero"`
+	Detail  string      `json:"detail,omitempty"`
+	// Deadline of Step, past which it is told that nothing came of it; zero: none.
+	Deadline time.Time                 `json:"deadline,omitzero"`
+	Regions  []inventory.RegionVerdict `json:"regions,omitempty"` // as read
 	// Repairs of the last day, the newest last.
 	Repairs []GateRepair `json:"repairs,omitempty"`
 }

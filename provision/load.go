@@ -103,6 +103,10 @@ func loaded(s State, epoch string, now time.Time) State {
 		in := *s.Intent
 		in.Cycled, s.Intent = true, &in // what was seen of it is not on record
 	}
+	if g, d := st.Gate, now.Add(restartGrace); g != nil && !g.Deadline.IsZero() && g.Deadline.Before(d) {
+		seen := *g
+		seen.Deadline, st.Gate = d, &seen
+	}
 	if d := now.Add(restartGrace); Busy(st.Phase) && !st.Deadline.IsZero() && st.Deadline.Before(d) {
 		st.Deadline = d
 	}

@@ -247,6 +247,9 @@ func (s *story) take(t *testing.T, out *strings.Builder, line string) {
 		if st.Hold != nil {
 			fmt.Fprintf(out, " held by %s", st.Hold.Owner)
 		}
+		if !g.Deadline.IsZero() {
+			fmt.Fprintf(out, " in %s", g.Deadline.Sub(s.now))
+		}
 	}
 	if left := st.Deadline.Sub(s.now); Busy(st.Phase) && left != time.Duration(s.params.Deadlines[string(st.Step)]) && st.Step != StepStarting {
 		fmt.Fprintf(out, " in %s", left)

@@ -29,7 +29,11 @@ func (t *transition) rearm(why string) {
 }
 
 func (t *transition) ticked() {
-	if !t.busy() || t.Status.Deadline.IsZero() || t.now.Before(t.Status.Deadline) {
+	if !t.busy() {
+		t.gateTicked()
+		return
+	}
+	if t.Status.Deadline.IsZero() || t.now.Before(t.Status.Deadline) {
 		return
 	}
 	waited := t.now.Sub(t.Status.Since).Round(time.Second)

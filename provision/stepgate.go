@@ -114,7 +114,7 @@ func (t *transition) gateClaimed(ev GateClaimed) {
 	if stopped(t.State) && t.Status.Hold != nil {
 		return // it waits there for its release
 	}
-	seen.Step = GateInspecting
+	seen.Step, seen.Deadline = GateInspecting, t.now.Add(t.deadline(StepInspecting))
 	if t.Status.Health = Progressing; !t.busy() {
 		t.Status.NextAction = ""
 	}
@@ -133,14 +133,19 @@ func (t *transition) gateInspected(ev GateInspected) {
 		return
 	}
 	g.Jobs++
-	seen.Step = GateProving
+	seen.Step, seen.Deadline = GateProving, t.now.Add(gateSilence)
 }
 
 func (t *transition) gateRenewed(ev GateRenewed) {
-	if g, _ := t.gate(); g != nil && g.Claim != nil {
-		claim := *g.Claim
-		claim.Until = ev.Until
-		g.Claim = &claim
+	g, seen := t.gate()
+	if g == nil || g.Claim == nil {
+		return
+	}
+	claim := *g.Claim
+	claim.Until = ev.Until
+	g.Claim = &claim
+	if seen.Step == GateProving || seen.Step == GateRepairing {
+		seen.Deadline = t.now.Add(gateSilence)
 	}
 }
 
@@ -213,7 +218,7 @@ func (t *transition) gateRepairs(g *Gate, seen *GateSeen, ev GateReported) {
 	}
 	lately := slices.DeleteFunc(slices.Clone(seen.Repairs), func(r GateRepair) bool { return t.now.Sub(r.At) > 24*time.Hour })
 	seen.Repairs = append(lately, GateRepair{At: t.now, Blocks: v.Blocks()})
-	seen.Step, seen.Regions = GateRepairing, v.Regions
+	seen.Step, seen.Regions, seen.Deadline = GateRepairing, v.Regions, t.now.Add(gateSilence)
 	g.Jobs++
 	t.line("step", "not as it was written: %s; may write %d blocks to %s under the intent that stands since %s", describeVerdict(v), v.Blocks(), diskName(g.Disk), g.Since.UTC().Format(time.DateTime))
 }
@@ -227,7 +232,10 @@ func (t *transition) gatePasses(g *Gate, seen *GateSeen, verdict GateVerdict, v 
 	}
 	g.Pass, g.Passed, g.Failures = &Pass{Until: t.now.Add(last)}, true, 0
 	seen.Step, seen.Verdict, seen.At, seen.Regions = GatePassed, verdict, t.now, v.Regions
-	seen.Detail = describeVerdict(v)
+	seen.Detail, seen.Deadline = describeVerdict(v), time.Time{}
+	if t.p.Reports {
+		seen.Deadline = t.now.Add(t.deadline(StepStarting))
+	}
 	st.Evidence = Evidence{Level: inventory.E3, Generation: g.Generation, At: t.now, Detail: "the gate read " + readText(v)}
 	if verdict == GateDiffers {
 		st.Evidence.Level, st.Evidence.Detail = inventory.E0, "the gate read what was not written: "+describeVerdict(v)
@@ -251,7 +259,7 @@ func (t *transition) gateFails(g *Gate, seen *GateSeen, why string) {
 		t.gateStops(g, seen, inventory.Verdict{}, fmt.Sprintf("it could not be proved, %d times: %s", g.Failures, why), "mend the cause")
 		return
 	}
-	seen.Step = GateAgain
+	seen.Step, seen.Deadline = GateAgain, t.now.Add(t.deadline(StepBooting))
 	t.line("error", "gate boot %d: %s", g.Boots, why)
 }
 
@@ -259,7 +267,7 @@ func (t *transition) gateFails(g *Gate, seen *GateSeen, why string) {
 func (t *transition) gateStops(g *Gate, seen *GateSeen, v inventory.Verdict, why, cure string) {
 	st := &t.Status
 	g.Pass, g.Passed, g.Failures = nil, false, 0
-	seen.Step, seen.Verdict, seen.At, seen.Detail, seen.Regions = GateStopped, GateDiffers, t.now, why, v.Regions
+	seen.Step, seen.Verdict, seen.At, seen.Detail, seen.Regions, seen.Deadline = GateStopped, GateDiffers, t.now, why, v.Regions, time.Time{}
 	if g.OnMismatch == inventory.MismatchPowerOff {
 		seen.Step = GateOff
 	}
@@ -278,12 +286,53 @@ func (t *transition) gateStarted() {
 		return
 	}
 	g, seen := t.gate()
+	seen.Deadline = time.Time{}
 	if g.Passed {
 		g.Pass, g.Passed, seen.Step = nil, false, GateIdle
+		t.Status.Findings = dropFindings(t.Status.Findings, gateNothing)
 		return
 	}
 	seen.Step, seen.Verdict, seen.At, seen.Regions = GateIdle, GateUnverified, t.now, nil
 	seen.Detail = "it started from its disk without its gate"
 	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: t.Status.Running, At: t.now, Detail: "the system's own word: this start was not proved"}
 	t.finding(gatePrefix + "its last start was not proved: it did not come by its gate, because recast was not reached, or by its boot order")
+}
+
+// gateNothing begins what is found of a step that nothing came of.
+const gateNothing = gatePrefix + "nothing came"
+
+// gateSilence of a boot that proves or repairs: its reports renew its lease long before.
+const gateSilence = LeaseTime + LeaseGrace
+
+// gateLate tells that nothing came of a step of a boot through the gate.
+func gateLate(st Status, now time.Time) bool {
+	return !Busy(st.Phase) && st.Gate != nil && !st.Gate.Deadline.IsZero() && !now.Before(st.Gate.Deadline)
+}
+
+// gateTicked says so, once. What to do about it is a person's: the machine is not ours
+// to cycle while its system may be on its way.
+func (t *transition) gateTicked() {
+	if !gateLate(t.Status, t.now) || gated(t.State) == nil {
+		return
+	}
+	_, seen := t.gate()
+	seen.Deadline = time.Time{}
+	t.Status.Health = Degraded
+	t.Status.NextAction = fmt.Sprintf("look at its console; recast power cycle %s sends it through its gate again", t.Status.Machine)
+	t.finding(fmt.Sprintf("%s of boot %d: %s", gateNothing, seen.Boot, gateMissing(seen.Step)))
+}
+
+// gateMissing is what a boot through the gate waits for.
+func gateMissing(step GateStep) string {
+	switch step {
+	case GateInspecting:
+		return "its ramdisk has not reported its inventory"
+	case GateProving:
+		return "its ramdisk is comparing its disk"
+	case GateRepairing:
+		return "its ramdisk is repairing its disk"
+	case GatePassed:
+		return "its disk was proved, and its system has not reported itself since"
+	}
+	return "its ramdisk could not prove it, and has not come back"
 }
