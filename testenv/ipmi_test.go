@@ -55,6 +55,7 @@ func TestIpmitoolSwitchesTheMachine(t *testing.T) {
 					t.Fatalf("ipmitool %v: %v, output %q lacks %q", args, err, out, want)
 				}
 			}
+			run("IP Address              : 127.0.0.1", "lan", "print", "1")
 			run("Chassis Power is off", "chassis", "power", "status")
 			run("Set Boot Device to pxe", "chassis", "bootdev", "pxe", "options=efiboot")
 			run("Boot Flag Valid", "chassis", "bootparam", "get", "5")

@@ -3,6 +3,7 @@ package testenv
 import (
 	"context"
 	"io"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -47,10 +48,30 @@ func newIPMIHAL(b *IPMIBMC, serial string) (*ipmiHAL, error) {
 func (*ipmiHAL) Chassis() hal.ChassisHAL   { return nil }
 func (*ipmiHAL) Sensors() hal.SensorHAL    { return nil }
 func (h *ipmiHAL) Storage() hal.StorageHAL { return h.storage }
-func (*ipmiHAL) Network() hal.NetworkHAL   { return nil }
+func (h *ipmiHAL) Network() hal.NetworkHAL { return ipmiLAN{h.bmc} }
 func (*ipmiHAL) GPIO() hal.GPIOHAL         { return nil }
 func (*ipmiHAL) I2C() hal.I2CHAL           { return nil }
 func (*ipmiHAL) Close() error              { return nil }
+
+// ipmiLAN is the BMC's own card, as `ipmitool lan print` shows it.
+type ipmiLAN struct{ bmc *IPMIBMC }
+
+// GetConfig implements hal.NetworkHAL. A BMC on IPv6 has no IPv4 address.
+func (l ipmiLAN) GetConfig(context.Context) (*hal.IPConfig, error) {
+	at, err := netip.ParseAddrPort(l.bmc.addr)
+	if err != nil {
+		return nil, err
+	}
+	c := &hal.IPConfig{Mask: [4]byte{255, 255, 255, 0}, Port: at.Port(), MAC: [6]byte{0x02, 0x5e}}
+	if ip := at.Addr().Unmap(); ip.Is4() {
+		c.IP = ip.As4()
+		copy(c.MAC[2:], c.IP[:])
+	}
+	return c, nil
+}
+
+// SetConfig implements hal.NetworkHAL.
+func (ipmiLAN) SetConfig(context.Context, *hal.IPConfig) error { return hal.ErrNotSupported }
 
 // Console is nil for a machine without a serial port: SOL is not on offer then.
 func (h *ipmiHAL) Console() hal.ConsoleHAL {
