@@ -250,6 +250,9 @@ func (w *walk) gateStep(t *testing.T, seed uint64) {
 	if g != nil && stopped(next) && !stopped(prev) && (next.Status.Hold == nil || next.Status.NextAction == "" || next.Status.Health != Degraded) {
 		bad("stopped without a hold, or with nothing to do")
 	}
+	if _, says := ev.(Running); says && g != nil && stopped(prev) && !stopped(next) {
+		bad("what its gate stopped goes on because somebody says that it runs")
+	}
 	// Standing ends with the disk that it is about.
 	if in != nil && in.Write != nil && in.Write.Erased && in.Gate != nil && in.Gate.Epoch != "" && sameDisk(in.Gate.Disk, in.Write.Disk) && in.Gate.Write != in.WriteName() {
 		bad("the intent for write %s stands after write %s began", in.Gate.Write, in.WriteName())

@@ -132,8 +132,7 @@ func (e *Engine) gateOrder(ctx context.Context, m *machine) (inventory.Order, er
 		if st.Hold != nil {
 			return inventory.Order{Kind: inventory.OrderWait, Reason: seen.Detail}, nil
 		}
-	case GateAgain:
-	default:
+	case GatePassed:
 		return inventory.Order{Kind: inventory.OrderLocal, Reason: "the disk is what was written"}, nil
 	}
 	return inventory.Order{Kind: inventory.OrderReboot, Reason: "through the gate again"}, nil

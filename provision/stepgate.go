@@ -292,7 +292,10 @@ func (t *transition) gateStarted() {
 		t.Status.Findings = dropFindings(t.Status.Findings, gateNothing)
 		return
 	}
-	seen.Step, seen.Verdict, seen.At, seen.Regions = GateIdle, GateUnverified, t.now, nil
+	if !stopped(t.State) { // what its gate holds stays held, whoever says that it runs
+		seen.Step = GateIdle
+	}
+	seen.Verdict, seen.At, seen.Regions = GateUnverified, t.now, nil
 	seen.Detail = "it started from its disk without its gate"
 	t.Status.Evidence = Evidence{Level: inventory.E2, Generation: t.Status.Running, At: t.now, Detail: "the system's own word: this start was not proved"}
 	t.finding(gatePrefix + "its last start was not proved: it did not come by its gate, because recast was not reached, or by its boot order")
