@@ -305,3 +305,19 @@ func TestPowerThatIsSeenLateIsKnown(t *testing.T) {
 		t.Errorf("next %q", st.NextAction)
 	}
 }
+
+// A server that starts anew does not know what its machines were seen to do: one that is
+// on its way to its system may be in the middle of its first boot, and is left alone.
+func TestAServerThatStartsAnewPowerCyclesNobodyWhoStarts(t *testing.T) {
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	for step, forbidden := range map[StepName]bool{StepStarting: true, StepWriting: false, StepBooting: false} {
+		before := State{Status: Status{Phase: Deploying, Step: step, Deadline: now}, Intent: &Intent{Epoch: "e"}}
+		after := loaded(before, "e", now)
+		if after.Intent.Cycled != forbidden || before.Intent.Cycled {
+			t.Errorf("%s: may be power-cycled %v, want %v", step, !after.Intent.Cycled, !forbidden)
+		}
+		if got := after.Status.Deadline; !got.Equal(now.Add(restartGrace)) {
+			t.Errorf("%s: the deadline is %s", step, got)
+		}
+	}
+}
