@@ -115,7 +115,7 @@ func (n *enrolment) run(ctx context.Context) error {
 	if pin := n.k.view(n.decl).Pin; pin != "" {
 		detail += ", certificate " + string(pin)
 	}
-	ev := Noticed{About: exposurePrefix}
+	var ev Enrolled
 	if len(n.findings) > 0 {
 		ev.Finding = exposurePrefix + strings.Join(n.findings, "; ")
 	}

@@ -100,6 +100,11 @@ type Looked struct {
 	Board *Board // nil: not asked
 }
 
+// Enrolled: a person has said that the BMC is the machine's.
+type Enrolled struct {
+	Finding string // what it offers to anybody; "" nothing
+}
+
 // Reverted: what is wanted again is what an untouched machine holds.
 type Reverted struct{}
 
@@ -121,6 +126,7 @@ func (Held) event()       {}
 func (Suspected) event()  {}
 func (Noticed) event()    {}
 func (Looked) event()     {}
+func (Enrolled) event()   {}
 func (Reverted) event()   {}
 func (Mended) event()     {}
 

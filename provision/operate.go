@@ -259,6 +259,11 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 	defer cancel()
 	var seen bmc.PowerState
 	err := e.withBMC(ctx, name, func(ctx context.Context, c bmc.Client) error {
+		if verb != "status" {
+			if err := boardKept(ctx, c, m.snapshot().Status.Board, name); err != nil {
+				return err
+			}
+		}
 		var err error
 		switch verb {
 		case "status":

@@ -121,7 +121,7 @@ func (w *walk) event() Event {
 	case 12:
 		return pick[Event](r, Aborted{By: "ann"}, Held{Hold{Owner: "bob"}}, Suspected{Reason: "two machines"}, Noticed{Finding: "a nonce was used twice"})
 	}
-	return pick[Event](r, Mended{}, Reverted{}, Looked{Power: "off"}, Looked{Power: "on", Board: &Board{Serial: "A"}})
+	return pick[Event](r, Mended{}, Reverted{}, Looked{Power: "off"}, Enrolled{}, Looked{Power: "on", Board: &Board{Serial: "A"}})
 }
 
 func (w *walk) claim() Event {

@@ -83,6 +83,8 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 		t.noticed(ev)
 	case Looked:
 		t.looked(ev)
+	case Enrolled:
+		t.enrolled(ev)
 	case Offered:
 		t.offered(ev)
 	case Identified:

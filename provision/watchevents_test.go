@@ -168,6 +168,38 @@ func TestAnEventMakesTheWatchLook(t *testing.T) {
 	}
 }
 
+func TestNobodySwitchesTheMachineOfAnotherBoard(t *testing.T) {
+	s := newSite(t, 1)
+	if err := s.Freeze(t.Context(), "ann", "so that no machine starts"); err != nil {
+		t.Fatal(err)
+	}
+	s.apply(s.yaml(true))
+	s.running("m1", &Board{UUID: "u1", Serial: "A"})
+	fake, m := s.bmcs["10.9.0.1"], s.machine("m1")
+	fake.SetPowered(true)
+	fake.Told.UUID, fake.Told.Serial = "u2", "B" // two URLs have changed places
+	for _, verb := range []string{"off", "cycle", "on"} {
+		_, err := s.Power(t.Context(), "m1", "ann", verb, false)
+		if err == nil || !strings.Contains(err.Error(), "serial A before, B now") || !strings.Contains(err.Error(), "recast bmc enrol m1") {
+			t.Errorf("%s: %v", verb, err)
+		}
+	}
+	for _, call := range fake.Calls() {
+		if call.Verb == "off" || call.Verb == "soft-off" || call.Verb == "on" {
+			t.Errorf("the BMC was told %s", call.Verb)
+		}
+	}
+	if seen, err := s.Power(t.Context(), "m1", "ann", "status", false); err != nil || seen != "on" {
+		t.Errorf("status: %q, %v", seen, err)
+	}
+	if err := s.handle(t.Context(), m, Enrolled{}); err != nil {
+		t.Fatal(err)
+	}
+	if seen, err := s.Power(t.Context(), "m1", "ann", "off", false); err != nil || seen != "off" {
+		t.Errorf("off after an enrolment: %q, %v", seen, err)
+	}
+}
+
 func TestEnforceSwitchesOnOnlyTheSameBoard(t *testing.T) {
 	known := &Board{UUID: "u1", Serial: "A"}
 	told := func(uuid, serial string) bmc.Inventory {
