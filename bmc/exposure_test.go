@@ -81,7 +81,7 @@ func TestIPMISimIsSeenAsOpenAsItIs(t *testing.T) {
 	if _, err := exec.LookPath("ipmitool"); err != nil {
 		t.Skip("needs ipmitool (apt-get install ipmitool)")
 	}
-	_, port := runIPMISim(t, "")
+	_, port := runIPMISim(t, ipmiSimChassis, "")
 	at := fmt.Sprintf("127.0.0.1:%d", port)
 	out, err := exec.CommandContext(within(t, 20*time.Second), "ipmitool", "-I", "lanplus", "-H", "127.0.0.1", "-p", strconv.Itoa(port),
 		"-U", user, "-P", "not the password", "-C", "0", "-N", "1", "-R", "1", "power", "status").CombinedOutput()

@@ -36,7 +36,7 @@ done
 // It knows suite 3 but not 17, drops the mode and the valid bit of the boot
 // flags, and its machine has no firmware that would consume them.
 func startIPMISim(t *testing.T) subject {
-	dir, port := runIPMISim(t, "")
+	dir, port := runIPMISim(t, ipmiSimChassis, "")
 	c := dial(t, bmc.Target{URL: fmt.Sprintf("ipmi://127.0.0.1:%d", port), User: user, Password: password, CipherSuite: 3})
 	powered := func() bool {
 		text, err := os.ReadFile(filepath.Join(dir, "power"))
@@ -48,8 +48,9 @@ func startIPMISim(t *testing.T) subject {
 	return subject{client: c, powered: powered, soft: true}
 }
 
-// runIPMISim starts it with one more line of its configuration.
-func runIPMISim(t *testing.T, more string) (dir string, port int) {
+// runIPMISim starts it before a machine that is this script, with one more line of its
+// configuration.
+func runIPMISim(t *testing.T, chassis, more string) (dir string, port int) {
 	t.Helper()
 	sim, err := exec.LookPath("ipmi_sim")
 	if err != nil {
@@ -62,7 +63,7 @@ func runIPMISim(t *testing.T, more string) (dir string, port int) {
 			t.Fatal(err)
 		}
 	}
-	write("chassis.sh", ipmiSimChassis, 0o755)
+	write("chassis.sh", chassis, 0o755)
 	write("power", "0\n", 0o644)
 	write("boot", "none\n", 0o644)
 	// Without a guid it offers no RMCP+.

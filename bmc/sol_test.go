@@ -250,7 +250,7 @@ func TestConsoleOfIPMISim(t *testing.T) {
 			})
 		}
 	})
-	_, at := runIPMISim(t, fmt.Sprintf("sol \"telnet:%s\" 115200", port.Addr()))
+	_, at := runIPMISim(t, ipmiSimChassis, fmt.Sprintf("sol \"telnet:%s\" 115200", port.Addr()))
 	target := bmc.Target{URL: fmt.Sprintf("ipmi://127.0.0.1:%d", at), User: user, Password: password, CipherSuite: 3}
 	c, h := openConsole(t, newConsoleFleet(t), target, bmc.ConsoleOptions{})
 	long := strings.Repeat("0123456789abcdef", 20) + "END"
