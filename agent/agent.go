@@ -192,7 +192,7 @@ func (s *session) obey(ctx context.Context, order inventory.Order) (Outcome, err
 		switch order.Kind {
 		case inventory.OrderLocal, inventory.OrderReboot, inventory.OrderPowerOff:
 			if order.Kind == inventory.OrderLocal && s.proved {
-				s.startNext()
+				startNext(s.Machine.Variables(), s.Log)
 			}
 			return Outcome{Kind: order.Kind, Reason: order.Reason}, nil
 		case inventory.OrderWrite, inventory.OrderWipe, inventory.OrderGate, inventory.OrderRepair:
@@ -357,17 +357,6 @@ func (s *session) work(ctx context.Context, job inventory.Job, progress *Progres
 		err = fmt.Errorf("close disk: %w", cerr)
 	}
 	return result, err
-}
-
-// startNext asks the firmware for the disk, so that the restart need not come by here
-// again. Where it cannot, the server's next answer is the disk.
-func (s *session) startNext() {
-	switch text, err := bootNext(s.Machine.Variables(), inventory.BootLabel); {
-	case err != nil:
-		s.Log("the firmware takes no order for its next start: %v", err)
-	case text != "":
-		s.Log("%s", text)
-	}
 }
 
 const reportPath = "/agent/v1/report"

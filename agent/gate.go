@@ -266,6 +266,18 @@ func (g *prover) repair(ctx context.Context) error {
 	return g.Disk.Flush()
 }
 
+// startNext asks the firmware for the disk, so that the restart need not come by here
+// again: OVMF takes minutes to give up a network that leaves it to its disk. Where it
+// cannot, the server's next answer is the disk.
+func startNext(vars Variables, log func(string, ...any)) {
+	switch text, err := bootNext(vars, inventory.BootLabel); {
+	case err != nil:
+		log("the firmware takes no order for its next start: %v", err)
+	case text != "":
+		log("%s", text)
+	}
+}
+
 // bootNext makes the firmware start our entry once, at the next start, whatever its
 // order says; "" there is no entry of ours, or no firmware that has any.
 func bootNext(vars Variables, label string) (string, error) {

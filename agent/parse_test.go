@@ -201,6 +201,13 @@ func TestWriteSetsTheBootEntryOfTheWrittenDisk(t *testing.T) {
 	if binary.LittleEndian.Uint64(o.Path[8:]) != 2048 || !bytes.Equal(o.Path[24:40], bytes.Repeat([]byte{1}, 16)) {
 		t.Errorf("device path %x", o.Path)
 	}
+	if next, has := vars[bootNextName]; has {
+		t.Errorf("the first in the order is ordered to be next: %x", next)
+	}
+	w.Job.EFI.Second = true
+	if _, err := Write(t.Context(), w); err != nil || !bytes.Equal(vars[bootNextName], []byte{0, 0}) {
+		t.Errorf("after a write for a gate %x is next, %v", vars[bootNextName], err)
+	}
 }
 
 // readOnlyVars are those of a firmware that keeps nothing.

@@ -279,5 +279,8 @@ func (j *writer) entry(context.Context) error {
 	}
 	j.result.BootOrder = hexVariable(j.EFI, bootOrder)
 	j.Log("%s", text)
+	if j.Job.EFI.Second {
+		startNext(j.EFI, j.Log)
+	}
 	return nil
 }
