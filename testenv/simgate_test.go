@@ -190,7 +190,7 @@ func TestASwappedDiskIsHeldByItsGateAndNotWritten(t *testing.T) {
 }
 
 func TestManyMachinesThatDifferAtOnceAreNotRepaired(t *testing.T) {
-	const machines, budget = 8, 2
+	const machines, budget = 40, 2
 	s, _, _ := newSimGate(t, machines, "onMismatch: repair", "2")
 	starts := map[string]int{}
 	for _, m := range s.machines {
@@ -202,7 +202,7 @@ func TestManyMachinesThatDifferAtOnceAreNotRepaired(t *testing.T) {
 		simMust(t, m.PowerOn(t.Context()))
 	}
 	held, repaired := 0, 0
-	s.await("every machine is repaired or held", 60*time.Second, func() bool {
+	s.await("every machine is repaired or held", 2*time.Minute, func() bool {
 		held, repaired = 0, 0
 		for _, m := range s.machines {
 			v := s.view(m.Options.Name)
