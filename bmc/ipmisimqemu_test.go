@@ -89,19 +89,23 @@ func TestIPMISimBeforeARealMachine(t *testing.T) {
 			t.Errorf("power %q, %v; want %q", got, err, want)
 		}
 	}
-	says := func(text string) {
+	await := func(what string, done func() bool) {
 		t.Helper()
 		end, pause := time.Now().Add(2*time.Minute), time.NewTicker(100*time.Millisecond)
 		defer pause.Stop()
-		for time.Now().Before(end) {
-			said, _ := os.ReadFile(filepath.Join(dir, "console"))
-			if strings.Contains(string(said), text) {
-				return
+		for !done() {
+			if <-pause.C; time.Now().After(end) {
+				said, _ := os.ReadFile(filepath.Join(dir, "console"))
+				t.Fatalf("no %s; the machine said %q", what, said)
 			}
-			<-pause.C
 		}
-		said, _ := os.ReadFile(filepath.Join(dir, "console"))
-		t.Fatalf("the machine never said %q, but %q", text, said)
+	}
+	says := func(text string) {
+		t.Helper()
+		await(text, func() bool {
+			said, _ := os.ReadFile(filepath.Join(dir, "console"))
+			return strings.Contains(string(said), text)
+		})
 	}
 
 	power(bmc.PowerOff)
@@ -129,6 +133,7 @@ func TestIPMISimBeforeARealMachine(t *testing.T) {
 	if err := syscall.Kill(pid(), syscall.SIGKILL); err != nil { // behind everybody's back
 		t.Fatal(err)
 	}
+	await("end", func() bool { return !runs() })
 	power(bmc.PowerOff)
 	if err := c.On(within(t, time.Minute)); err != nil {
 		t.Fatal(err)

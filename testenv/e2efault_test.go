@@ -184,7 +184,7 @@ func TestMachineArrivesThoughTheServerIsKilled(t *testing.T) {
 		if wrote = s.written("r1u01") - wrote; wrote > img.Size+8*osMiB {
 			t.Errorf("%d bytes written for an image of %d", wrote, img.Size)
 		}
-		if n := strings.Count(s.console("r1u01", here), "MiB are on the disk already"); n != 1 {
+		if n := strings.Count(s.console("r1u01", here), "MiB are in their place"); n != 1 {
 			t.Errorf("the ramdisk began to write %d times", n)
 		}
 		if n := s.count("r1u01", begun, "may erase"); n != 1 {
