@@ -81,14 +81,7 @@ func (d *redfishDriver) ask(ctx context.Context, conn net.Conn, uri string) (*bu
 	}
 	request.Header.Set("Accept", "text/event-stream")
 	request.Header.Set("OData-Version", "4.0")
-	d.transport.mu.Lock()
-	token, basic := d.transport.token, d.transport.basic
-	d.transport.mu.Unlock()
-	if basic {
-		request.SetBasicAuth(d.target.User, d.target.Password.Reveal())
-	} else if token != "" {
-		request.Header.Set("X-Auth-Token", token)
-	}
+	d.authorise(request)
 	if err := request.Write(conn); err != nil {
 		return nil, err
 	}

@@ -210,16 +210,7 @@ func TestDifferencesShareWhatIsTheSame(t *testing.T) {
 }
 
 func TestAFullDiskCostsTheDifferenceAlone(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=20m"); err != nil {
-		t.Skip("needs root that may mount a tmpfs")
-	}
-	t.Cleanup(func() { syscall.Unmount(dir, 0) })
-	s := open(t, dir, Options{})
-	t.Cleanup(func() { s.Close() })
+	s, dir := openOn(t, "20m")
 	a, b := add(t, s, release(t, 0, 40, 2)), add(t, s, release(t, 3, 250, 3))
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {

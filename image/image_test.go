@@ -269,17 +269,24 @@ func TestABrokenLineIsNotTakenForCorruptData(t *testing.T) {
 	}
 }
 
-func TestAFullDiskIsRefusedCleanly(t *testing.T) {
+// openOn opens a store on a disk of its own, of that size.
+func openOn(t *testing.T, size string) (s *Store, dir string) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=48k"); err != nil {
+	dir = t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
 		t.Skip("needs root that may mount a tmpfs")
 	}
 	t.Cleanup(func() { syscall.Unmount(dir, 0) })
-	s := open(t, dir, Options{})
+	s = open(t, dir, Options{})
 	t.Cleanup(func() { s.Close() })
+	return s, dir
+}
+
+func TestAFullDiskIsRefusedCleanly(t *testing.T) {
+	s, dir := openOn(t, "48k")
 	_, err := s.Add(context.Background(), bytes.NewReader(disk(t, 5, 1)), AddOptions{})
 	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "write the pack at byte") {
 		t.Errorf("%v", err)

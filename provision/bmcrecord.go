@@ -166,21 +166,26 @@ func (e *Engine) putBMC(ctx context.Context, k *bmcKnown, r bmcRecord) error {
 	return nil
 }
 
-// learn keeps what a conversation taught of the way to ask. Where somebody else has
-// the turn, another conversation tells it.
-func (e *Engine) learn(ctx context.Context, k *bmcKnown, facts bmc.Facts) {
-	if facts == (bmc.Facts{}) || facts == k.record().Facts {
-		return
-	}
+// putWhereIdle changes a record, and does nothing where somebody else has the turn: the
+// next conversation tells the same.
+func (e *Engine) putWhereIdle(ctx context.Context, k *bmcKnown, change func(*bmcRecord)) error {
 	select {
 	case k.turn <- struct{}{}:
 		defer func() { <-k.turn }()
 	default:
-		return
+		return nil
 	}
 	r := k.record()
-	r.Facts = facts
-	if err := e.putBMC(ctx, k, r); err != nil {
+	change(&r)
+	return e.putBMC(ctx, k, r)
+}
+
+// learn keeps what a conversation taught of the way to ask.
+func (e *Engine) learn(ctx context.Context, k *bmcKnown, facts bmc.Facts) {
+	if facts == (bmc.Facts{}) || facts == k.record().Facts {
+		return
+	}
+	if err := e.putWhereIdle(ctx, k, func(r *bmcRecord) { r.Facts = facts }); err != nil {
 		e.Log.Debug("what was learned of a BMC is not on record", "bmc", k.key, "err", err)
 	}
 }
@@ -221,15 +226,7 @@ func (e *Engine) keepRefusal(ctx context.Context, k *bmcKnown, t bmc.Target, err
 	case err != nil || known == nil:
 		return
 	}
-	select {
-	case k.turn <- struct{}{}:
-		defer func() { <-k.turn }()
-	default:
-		return
-	}
-	r := k.record()
-	r.Refused = now
-	if err := e.putBMC(ctx, k, r); err != nil {
+	if err := e.putWhereIdle(ctx, k, func(r *bmcRecord) { r.Refused = now }); err != nil {
 		e.Log.Warn("a refused login is not on record, and is tried again by the next run of the server", "bmc", k.key, "err", err)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -227,13 +226,7 @@ func TestWhatAPlanDoesNotWaitForIsBuiltOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	hangUp() // it is nobody's any more
-	deadline := time.Now().Add(20 * time.Second)
-	for !s.ready(b) {
-		if time.Now().After(deadline) {
-			t.Fatal("it was not built on")
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
+	s.until("built on", func() bool { return s.ready(b) })
 	// Who hangs up while it waits gets no plan, and leaves nothing half done.
 	set, err := inventory.Parse([]inventory.File{{Name: "site.yaml", Data: []byte(s.yaml(true))}})
 	if err != nil {
