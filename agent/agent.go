@@ -312,7 +312,7 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 		case job.Kind == inventory.JobWipe:
 			s.Log("done: %d MiB of the disk read back as zeros", result.Blank/MiB)
 		case result.Verdict != nil && result.Verdict.Matches():
-			s.Log("done: the immutable regions are those of image %s", job.Image.Digest.Short())
+			s.Log("done: the regions are those of image %s", job.Image.Digest.Short())
 		case result.Verdict != nil:
 			s.Log("done: %d blocks differ from image %s", result.Verdict.Blocks(), job.Image.Digest.Short())
 		default:

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -17,8 +18,9 @@ import (
 
 // Gate compares the regions of a job with the image, and the partition table by its
 // meaning. With JobRepair it then writes the blocks that differ, no others, and
-// compares again. Result.Verdict is what was read at the end: it is no error that
-// something differs.
+// compares again; from the first of them until all are read back the disk does not
+// boot. Result.Verdict is what was read at the end: it is no error that something
+// differs.
 func Gate(ctx context.Context, w Work) (Result, error) {
 	if k := w.Job.Kind; k != inventory.JobGate && k != inventory.JobRepair {
 		return Result{}, fmt.Errorf("prove the disk: the job is to %q", k)
@@ -36,7 +38,7 @@ func Gate(ctx context.Context, w Work) (Result, error) {
 		{"compare the regions", g.prove},
 	}
 	if w.Job.Kind == inventory.JobRepair {
-		steps = append(steps, workStep{"write the blocks that differ", g.repair}, workStep{"compare the regions again", g.prove})
+		steps = append(steps, workStep{"write the blocks that differ", g.repair}, workStep{"compare the regions again", g.prove}, workStep{"put the partition table in force", g.resume})
 	}
 	return g.run(ctx, steps)
 }
@@ -45,6 +47,7 @@ func Gate(ctx context.Context, w Work) (Result, error) {
 type prover struct {
 	*writer
 	pieces []gatePiece
+	blocks int64 // of all pieces
 }
 
 // gatePiece is a piece of a region, and what was last read there.
@@ -53,7 +56,7 @@ type gatePiece struct {
 	region int
 	read   pack.Digest
 	want   pack.Digest
-	known  bool  // want is
+	known  bool  // want is, and blocks are all
 	blocks int64 // that differ
 	first  int64 // where, in the image
 }
@@ -70,6 +73,7 @@ func (g *prover) describe(ctx context.Context) error {
 		}
 		for _, p := range m.Pieces(r.Start, r.End) {
 			g.pieces = append(g.pieces, gatePiece{Piece: p, region: i})
+			g.blocks += blocksOf(p)
 		}
 	}
 	if len(g.pieces) == 0 {
@@ -78,12 +82,17 @@ func (g *prover) describe(ctx context.Context) error {
 	return nil
 }
 
+// blocksOf a piece, those that it has a part of included.
+func blocksOf(p pack.Piece) int64 {
+	return (p.End+inventory.GateBlock-1)/inventory.GateBlock - p.Start/inventory.GateBlock
+}
+
 // prove reads every piece from the disk, on all workers.
 func (g *prover) prove(ctx context.Context) error {
 	if err := g.Disk.DropCaches(); err != nil {
 		return err
 	}
-	table, err := g.table()
+	table, suspended, err := g.table()
 	if err != nil {
 		return err
 	}
@@ -92,12 +101,23 @@ func (g *prover) prove(ctx context.Context) error {
 		total += p.End - p.Start
 	}
 	g.Progress.begin(inventory.AgentProving, total)
+	var differs atomic.Int64 // bytes
+	if err := g.each(ctx, func(ctx context.Context, p *gatePiece, buf []byte) error { return g.look(ctx, p, buf, &differs) }); err != nil {
+		return err
+	}
+	g.result.Verdict = g.verdict(table)
+	g.result.Verdict.Suspended = suspended
+	return nil
+}
+
+// each calls do for every piece, on all workers, each with a buffer of its own; the
+// first error ends it.
+func (g *prover) each(ctx context.Context, do func(ctx context.Context, p *gatePiece, buf []byte) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var (
-		wg      sync.WaitGroup
-		next    atomic.Int64
-		differs atomic.Int64 // bytes
+		wg   sync.WaitGroup
+		next atomic.Int64
 	)
 	for range g.Workers {
 		wg.Go(func() {
@@ -107,7 +127,7 @@ func (g *prover) prove(ctx context.Context) error {
 				if i >= len(g.pieces) {
 					return
 				}
-				if err := g.look(ctx, &g.pieces[i], buf, &differs); err != nil {
+				if err := do(ctx, &g.pieces[i], buf); err != nil {
 					cancel(err)
 				}
 			}
@@ -117,27 +137,36 @@ func (g *prover) prove(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	g.result.Verdict = g.verdict(table)
 	return nil
 }
 
-// table compares the partition table by its meaning; a table that cannot be read
-// is another one.
-func (g *prover) table() (string, error) {
-	first := make([]byte, min(g.size, MiB))
-	if _, err := g.Disk.ReadAt(first, 0); err != nil {
-		return "", fmt.Errorf("read the partition table: %w", err)
+// table compares the partition table by its meaning, and tells whether it is
+// suspended; one that cannot be read is another one.
+func (g *prover) table() (differs string, suspended bool, err error) {
+	first, err := g.first()
+	if err != nil {
+		return "", false, err
 	}
+	first, suspended = pack.Resumed(first)
 	layout, _, err := pack.ParseLayout(first, g.size)
 	if err != nil {
-		return fmt.Sprintf("it cannot be read: %v", err), nil
+		return fmt.Sprintf("it cannot be read: %v", err), false, nil
 	}
-	return g.manifest.Layout.Differs(&layout), nil
+	return g.manifest.Layout.Differs(&layout), suspended, nil
+}
+
+func (g *prover) first() ([]byte, error) {
+	first := make([]byte, min(g.size, MiB))
+	if _, err := g.Disk.ReadAt(first, 0); err != nil {
+		return nil, fmt.Errorf("read the partition table: %w", err)
+	}
+	return first, nil
 }
 
 // look reads one piece. The image's own bytes are fetched only where the piece is not
 // right, or where it is a part of a chunk, which has no sum of its own; and no more
-// once more differs than may be written.
+// once more differs than may be written. A repair that may write all need not know how
+// much it will be: each block of what is not right counts.
 func (g *prover) look(ctx context.Context, p *gatePiece, buf []byte, differs *atomic.Int64) error {
 	have := buf[:p.End-p.Start]
 	if _, err := g.Disk.ReadAt(have, p.Start); err != nil {
@@ -148,9 +177,11 @@ func (g *prover) look(ctx context.Context, p *gatePiece, buf []byte, differs *at
 		p.want, p.known = g.manifest.Chunks[p.Chunk].Sum, true
 	}
 	if !p.known || p.read != p.want {
-		if differs.Load() > g.Job.Limit {
+		if p.known && g.Job.Kind == inventory.JobRepair && g.Job.Limit >= g.blocks*inventory.GateBlock {
+			p.blocks, p.first = blocksOf(p.Piece), p.Start
+		} else if differs.Load() > g.Job.Limit {
 			if p.known {
-				p.blocks, p.first = 1, p.Start
+				p.blocks, p.first, p.known = 1, p.Start, false
 			}
 		} else {
 			data, err := g.source.chunk(ctx, g.manifest, p.Chunk)
@@ -220,7 +251,8 @@ func gateSum(h hash.Hash) inventory.Digest {
 }
 
 // repair writes the blocks that differ. A disk whose table means something else is
-// not written: what stands at these places may be somebody's state.
+// not written: what stands at these places may be somebody's state. Until all is read
+// back firmware finds no table, as in a write: half of a file system is none.
 func (g *prover) repair(ctx context.Context) error {
 	v := *g.result.Verdict
 	switch {
@@ -234,36 +266,103 @@ func (g *prover) repair(ctx context.Context) error {
 	if err := g.identify(ctx); err != nil { // the comparison may have taken minutes
 		return err
 	}
+	if err := g.mark(ctx, true); err != nil {
+		return err
+	}
 	g.Progress.begin(inventory.AgentRepairing, v.Blocks()*inventory.GateBlock)
-	var written int64
-	for _, p := range g.pieces {
+	var written atomic.Int64
+	err := g.each(ctx, func(ctx context.Context, p *gatePiece, have []byte) error {
 		if p.blocks == 0 {
-			continue
+			return nil
 		}
 		data, err := g.source.chunk(ctx, g.manifest, p.Chunk)
 		if err != nil {
 			return err
 		}
-		have := make([]byte, p.End-p.Start)
+		have = have[:p.End-p.Start]
 		if _, err := g.Disk.ReadAt(have, p.Start); err != nil {
 			return fmt.Errorf("read at byte %d: %w", p.Start, err)
 		}
 		off := g.manifest.ChunkOffset(p.Chunk)
 		err = gateBlocks(p.Start, have, data[p.Start-off:p.End-off], func(at int64, want []byte) error {
-			if written += inventory.GateBlock; written > g.Job.Limit {
+			if written.Add(inventory.GateBlock) > g.Job.Limit {
 				return fmt.Errorf("more than %d bytes would be written", g.Job.Limit)
 			}
-			if err := g.writeAt(ctx, want, at); err != nil {
+			return g.writeAt(ctx, want, at)
+		})
+		g.Progress.done.Add(p.blocks * inventory.GateBlock)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return g.Disk.Flush()
+}
+
+// resume puts the table in force, where all that it names is right.
+func (g *prover) resume(ctx context.Context) error {
+	v := g.result.Verdict
+	if !v.Suspended || v.Table != "" || v.Blocks() > 0 {
+		return nil
+	}
+	if err := g.mark(ctx, false); err != nil {
+		return err
+	}
+	if err := g.Disk.DropCaches(); err != nil {
+		return err
+	}
+	first, err := g.first()
+	if err != nil {
+		return err
+	}
+	if _, v.Suspended = pack.Resumed(first); v.Suspended {
+		return errors.New("the disk gives back other bytes than were written")
+	}
+	return nil
+}
+
+// mark suspends the table, or resumes it: in the opposite order, so that the boot
+// signature says first and last how it stands. A mark that is neither way, as of a
+// backup that was lost, is left alone.
+func (g *prover) mark(ctx context.Context, suspend bool) error {
+	first, err := g.first()
+	if err != nil {
+		return err
+	}
+	marks, size := pack.Marks(first)
+	if marks == nil {
+		return errors.New("the partition table has no boot signature that could be taken from it: write the disk anew")
+	}
+	if !suspend {
+		slices.Reverse(marks)
+	}
+	block := make([]byte, size)
+	for _, m := range marks {
+		at := m.At / int64(size) * int64(size)
+		if at < 0 || at+int64(size) > g.size {
+			continue
+		}
+		if _, err := g.Disk.ReadAt(block, at); err != nil {
+			return fmt.Errorf("read at byte %d: %w", at, err)
+		}
+		from, to := m.Live, m.Suspended
+		if !suspend {
+			from, to = to, from
+		}
+		if here := block[m.At-at:]; bytes.HasPrefix(here, from) {
+			copy(here, to)
+			if err := g.guard(ctx); err != nil {
 				return err
 			}
-			g.Progress.done.Add(int64(len(want)))
-			return nil
-		})
-		if err != nil {
+			if _, err := g.Disk.WriteAt(block, at); err != nil {
+				return fmt.Errorf("write at byte %d: %w", at, err)
+			}
+		}
+		if err := g.Disk.Flush(); err != nil {
 			return err
 		}
 	}
-	return g.Disk.Flush()
+	return nil
 }
 
 // startNext asks the firmware for the disk, so that the restart need not come by here

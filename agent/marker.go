@@ -42,6 +42,7 @@ func ReadConfigFile(disk io.ReaderAt, size int64, name string) ([]byte, error) {
 	if _, err := disk.ReadAt(first, 0); err != nil {
 		return nil, fmt.Errorf("read partition table: %w", err)
 	}
+	first, _ = pack.Resumed(first)
 	layout, _, err := pack.ParseLayout(first, size)
 	if err != nil || layout.Scheme != pack.SchemeGPT {
 		return nil, nil // no table, or one of somebody else's that is broken

@@ -49,8 +49,11 @@ func Holds(disk io.ReaderAt, size int64) (string, error) {
 	if _, err := disk.ReadAt(last, size-int64(len(last))); err != nil {
 		return "", err
 	}
+	first, suspended := pack.Resumed(first)
 	if layout, _, err := pack.ParseLayout(first, size); err == nil {
 		switch {
+		case suspended:
+			return describeTable("gpt", layout, disk) + ", suspended by a repair that did not end", nil
 		case layout.Scheme == pack.SchemeGPT:
 			return describeTable("gpt", layout, disk), nil
 		case layout.Scheme == pack.SchemeMBR && len(layout.Partitions) > 0:

@@ -39,6 +39,7 @@ func partitionIDs(disk Disk, size int64) (ids []pack.GUID, err error) {
 	if _, err := disk.ReadAt(first, 0); err != nil {
 		return nil, fmt.Errorf("read the partition table: %w", err)
 	}
+	first, _ = pack.Resumed(first)
 	layout, _, err := pack.ParseLayout(first, size)
 	if err != nil {
 		return nil, nil
@@ -88,6 +89,7 @@ func wipeRegions(disk Disk, size int64, quick bool) ([]region, error) {
 	if _, err := disk.ReadAt(first, 0); err != nil {
 		return nil, fmt.Errorf("read the partition table: %w", err)
 	}
+	first, _ = pack.Resumed(first)
 	// A table that cannot be read names no partition.
 	if layout, _, err := pack.ParseLayout(first, size); err == nil {
 		for _, p := range layout.Partitions {

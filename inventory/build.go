@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -221,7 +222,13 @@ func (b *builder) buildImage(d *declared[rawImage]) {
 			d.problem(raw.Source.Line, "spec.source", why, "want a file path or an https URL, or leave it out and use recast image add")
 		}
 	}
-	d.buildImmutable(raw.Immutable, i)
+	i.Immutable = d.buildPartitions("immutable", raw.Immutable)
+	i.State = d.buildPartitions("state", raw.State)
+	for n, name := range i.State {
+		if slices.Contains(i.Immutable, name) {
+			d.problem(raw.State[n].Line, "spec.state["+strconv.Itoa(n)+"]", fmt.Sprintf("%q never changes, as immutable says", name), "remove one")
+		}
+	}
 	if d.named && i.Digest != "" {
 		b.image[i.Name] = i
 		b.set.Images = append(b.set.Images, i)

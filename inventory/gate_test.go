@@ -93,3 +93,27 @@ func TestVerdictMatchesOnlyWhereEverythingDoes(t *testing.T) {
 		t.Error("a verdict is taken for one about other regions")
 	}
 }
+
+func TestRestoreIsDeclaredByWhatIsKept(t *testing.T) {
+	restoreRack := func(state string) string {
+		doc := strings.Replace(rack(t), "type: disk", "type: disk\n  immutable: [usr]\n  state: "+state, 1)
+		return strings.Replace(doc, "every: disk", "every: restore", 1)
+	}
+	var digests []Digest
+	for state, want := range map[string][]string{"[home, 4]": {"home", "4"}, "[]": nil} {
+		g := resolved(t, parseOne(t, restoreRack(state)), "compute")
+		r := g.Resolved
+		if r.Every != BootRestore || !r.Every.Gated() || r.Gate == nil || *r.Gate != (Gate{OnMismatch: MismatchRestore}) || !r.Gate.Writes() ||
+			!slices.Equal(r.Image.State, want) || r.Image.Immutable != nil {
+			t.Errorf("state %s: %+v, gate %+v", state, r, r.Gate)
+		}
+		again, err := DecodeGeneration(g.Canonical)
+		if err != nil || again.Resolved.Every != BootRestore {
+			t.Errorf("read back as %+v, %v", again.Resolved, err)
+		}
+		digests = append(digests, g.Digest)
+	}
+	if digests[0] == digests[1] {
+		t.Error("to keep something else is the same generation")
+	}
+}

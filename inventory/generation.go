@@ -25,6 +25,8 @@ type ResolvedImage struct {
 	Digest Digest    `json:"digest"`
 	// Immutable where a gate proves them: nothing else depends on them.
 	Immutable []string `json:"immutable,omitempty"`
+	// State likewise, where every boot puts back all others.
+	State []string `json:"state,omitempty"`
 }
 
 // Generation is a Resolved with the SHA-256 of its RFC 8785 JSON.

@@ -123,6 +123,9 @@ type Image struct {
 	// after the write: what a gate proves. All others are state, which it neither
 	// reads nor writes.
 	Immutable []string `json:"immutable,omitempty"`
+	// State are the partitions that every: restore keeps, by GPT name or number; all
+	// others it puts back. Nil: it is not said, as it is by a list that is empty.
+	State []string `json:"state,omitzero"`
 }
 
 // BootEvery says how a deployed machine boots from then on.
@@ -131,8 +134,11 @@ type BootEvery string
 const (
 	BootDisk    BootEvery = "disk"    // firmware starts the disk
 	BootGate    BootEvery = "gate"    // every boot proves the disk first
-	BootRestore BootEvery = "restore" // not yet accepted
+	BootRestore BootEvery = "restore" // every boot puts back what is not state first
 )
+
+// Gated tells whether every boot goes through the ramdisk.
+func (e BootEvery) Gated() bool { return e == BootGate || e == BootRestore }
 
 // OnMismatch says what a gate does with a machine whose disk is not what was
 // written.
@@ -143,14 +149,21 @@ const (
 	MismatchReport   OnMismatch = "report"   // start it all the same, and say so
 	MismatchHold     OnMismatch = "hold"     // keep it in the ramdisk until it is released (the default)
 	MismatchPowerOff OnMismatch = "poweroff" // hold it, and switch it off
+	// MismatchRestore is what every: restore does, and nothing else: MismatchRepair of
+	// however much differs, however often, since its system writes to its own disk.
+	MismatchRestore OnMismatch = "restore"
 )
 
 // Gate says how every boot is proved.
 type Gate struct {
 	OnMismatch OnMismatch `json:"onMismatch"`
-	// RepairLimit is how much of a disk one repair may write, bytes.
+	// RepairLimit is how much of a disk one repair may write, bytes; with
+	// MismatchRestore that are the regions themselves, and a Definition says 0.
 	RepairLimit int64 `json:"repairLimit"`
 }
+
+// Writes tells whether it may write to the disk.
+func (g Gate) Writes() bool { return g.OnMismatch == MismatchRepair || g.OnMismatch == MismatchRestore }
 
 // DefaultRepairLimit is far more than a disk loses and far less than an image.
 const DefaultRepairLimit = 64 << 20
@@ -230,7 +243,7 @@ type Definition struct {
 	Name       string        `json:"name"`
 	Image      string        `json:"image"`
 	Every      BootEvery     `json:"every"`
-	Gate       *Gate         `json:"gate,omitempty"` // with BootGate
+	Gate       *Gate         `json:"gate,omitempty"` // with BootGate and BootRestore
 	KernelArgs []string      `json:"kernelArgs,omitempty"`
 	Select     DiskSelect    `json:"select"`
 	Wipe       WipeMode      `json:"wipe"`

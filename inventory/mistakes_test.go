@@ -227,8 +227,13 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 			`rack.yaml:54: spec.arch: machine "r1u05" is amd64, image "debian-12" of definition "compute" is arm64; put it in a group whose image fits`,
 			`rack.yaml:62: spec.arch: machine "r1u06" is amd64, image "debian-12" of definition "compute" is arm64; put it in a group whose image fits`,
 		}},
-		{"every restore", "every: disk", "every: restore", []string{
-			"rack.yaml:27: spec.boot.every: every: restore is not accepted yet; want disk or gate",
+		{"a restore that keeps nobody knows what", "every: disk", "every: restore, onMismatch: hold, repairLimit: 1MiB", []string{
+			"rack.yaml:27: spec.boot.onMismatch: every: restore puts back whatever differs; remove it, or set every: gate",
+			"rack.yaml:27: spec.boot.repairLimit: every: restore puts back whatever differs; remove it, or set every: gate",
+			`rack.yaml:27: spec.boot.every: image "debian-12" does not say what is kept: all else is put back at every boot; name the partitions that are kept in its state, or set state: [] to keep none`,
+		}},
+		{"state that never changes", "type: disk", "type: disk\n  immutable: [esp, usr]\n  state: [home, usr]", []string{
+			`rack.yaml:19: spec.state[1]: "usr" never changes, as immutable says; remove one`,
 		}},
 		{"a gate without anything to prove", "every: disk", "every: gate", []string{
 			`rack.yaml:27: spec.boot.every: image "debian-12" names no immutable partition, so that there is nothing to prove; name those that never change in its immutable, or want disk`,

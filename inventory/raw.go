@@ -47,6 +47,7 @@ type rawImage struct {
 	Source text `yaml:"source" doc:"a file path or an https URL to fetch it from"`
 
 	Immutable []word `yaml:"immutable" doc:"partitions, by GPT name or number, whose bytes never change after the write, for boot.every: gate; all others are state"`
+	State     []word `yaml:"state" doc:"partitions, by GPT name or number, that boot.every: restore keeps; all others are put back at every boot; [] keeps none"`
 }
 
 type rawDefinition struct {
@@ -65,10 +66,10 @@ type rawDefinition struct {
 
 type rawBoot struct {
 	Line  int
-	Every text `yaml:"every" enum:"disk|gate|restore" doc:"disk: the firmware starts the disk (the default); gate: every boot goes through the ramdisk, which proves the image's immutable partitions first; restore is not accepted yet"`
+	Every text `yaml:"every" enum:"disk|gate|restore" doc:"disk: the firmware starts the disk (the default); gate: every boot goes through the ramdisk, which proves the image's immutable partitions first; restore: through the ramdisk, which first puts back all partitions but the image's state"`
 
 	OnMismatch   text `yaml:"onMismatch" enum:"repair|report|hold|poweroff" doc:"what the gate does where they are not what was written; default hold"`
-	RepairLimit  text `yaml:"repairLimit" form:"size" doc:"how much one repair may write; default 64MiB"`
+	RepairLimit  text `yaml:"repairLimit" form:"size" doc:"how much one repair of a gate may write; default 64MiB"`
 	Handover     text `yaml:"handover" enum:"reboot|kexec" doc:"how the gate starts the disk: by a restart that boots it (the default); kexec is not accepted yet"`
 	OnServerDown text `yaml:"onServerDown" enum:"lastGood|refuse" doc:"lastGood: a machine that does not reach recast starts its disk unproved, and it shows (the default); refuse is not accepted yet"`
 }

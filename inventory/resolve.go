@@ -24,8 +24,11 @@ func (s *Set) Resolve(def *Definition, secretVersion func(name string) (int, boo
 		Config:     def.Config,
 		Evidence:   def.Evidence,
 	}
-	if def.Every == BootGate {
+	switch def.Every {
+	case BootGate:
 		r.Image.Immutable = img.Immutable
+	case BootRestore:
+		r.Image.State = img.State
 	}
 	for _, name := range secretsIn(def.Config.UserData) {
 		version, ok := secretVersion(name)

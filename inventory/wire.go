@@ -214,7 +214,7 @@ type Job struct {
 	Limit   int64    `json:"limit,omitempty"`
 }
 
-// Region is an immutable partition of an image, in bytes from its beginning; it
+// Region is a partition of an image, in bytes from its beginning; it
 // stands at the same place on the disk.
 type Region struct {
 	Name  string `json:"name"` // as declared: GPT name or number
@@ -226,8 +226,10 @@ type Region struct {
 type Verdict struct {
 	// Table says what of the partition table means something else than the image's; ""
 	// nothing.
-	Table   string          `json:"table,omitempty"`
-	Regions []RegionVerdict `json:"regions"` // as in the job
+	Table string `json:"table,omitempty"`
+	// Suspended tells that a repair has taken the table out of force and did not end.
+	Suspended bool            `json:"suspended,omitempty"`
+	Regions   []RegionVerdict `json:"regions"` // as in the job
 }
 
 // RegionVerdict is what was read of one region. Read and Want are SHA-256 over the
@@ -254,7 +256,7 @@ func (v Verdict) Matches() bool {
 			return false
 		}
 	}
-	return v.Table == "" && len(v.Regions) > 0
+	return v.Table == "" && !v.Suspended && len(v.Regions) > 0
 }
 
 // Blocks of all regions that differ.

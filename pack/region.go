@@ -2,6 +2,7 @@ package pack
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -30,6 +31,43 @@ func (l *Layout) Find(name string) (Partition, error) {
 		return Partition{}, fmt.Errorf("there is no partition %q: its table (%s) has none", name, l.Scheme)
 	}
 	return Partition{}, fmt.Errorf("there is no partition %q: it has %s", name, strings.Join(has, ", "))
+}
+
+// FindAll gives the partitions of those names or numbers, no two of which are one.
+func (l *Layout) FindAll(names []string) (list []Partition, err error) {
+	known := map[int]string{}
+	for _, name := range names {
+		p, err := l.Find(name)
+		if err != nil {
+			return nil, err
+		}
+		if other, twice := known[p.Number]; twice {
+			return nil, fmt.Errorf("%q and %q are both partition %d", other, name, p.Number)
+		}
+		known[p.Number] = name
+		list = append(list, p)
+	}
+	return list, nil
+}
+
+// Others names all partitions but those, by name or, where that names none or several,
+// by number.
+func (l *Layout) Others(names []string) (others []string, err error) {
+	left, err := l.FindAll(names)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range l.Partitions {
+		if slices.Contains(left, p) {
+			continue
+		}
+		name := p.Name
+		if found, err := l.Find(name); name == "" || err != nil || found.Number != p.Number {
+			name = strconv.Itoa(p.Number)
+		}
+		others = append(others, name)
+	}
+	return others, nil
 }
 
 // Differs says in words what of l, an image's, does not stand in disk by its

@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"testing"
@@ -77,5 +78,69 @@ func TestPiecesCoverARegionOnceAndNothingElse(t *testing.T) {
 		if at != r[1] {
 			t.Errorf("%v: the pieces end at byte %d", r, at)
 		}
+	}
+}
+
+func TestOthersAreAllButThose(t *testing.T) {
+	part := func(number int, name string) Partition { return Partition{Number: number, Name: name} }
+	l := Layout{Scheme: SchemeGPT, Partitions: []Partition{part(1, "esp"), part(2, ""), part(3, "data"), part(4, "data"), part(5, "4"), part(15, "home")}}
+	for _, tt := range []struct{ names, want, fail string }{
+		{"", "esp 2 3 4 5 home", ""},
+		{"home", "esp 2 3 4 5", ""},
+		{"home 4 1", "2 3 5", ""},
+		{"esp 2 3 4 5 15", "", ""},
+		{"data", "", "2 partitions have the name"},
+		{"srv", "", "there is no partition"},
+		{"home 15", "", `"home" and "15" are both partition 15`},
+	} {
+		others, err := l.Others(strings.Fields(tt.names))
+		if got := strings.Join(others, " "); got != tt.want || (err == nil) != (tt.fail == "") || err != nil && !strings.Contains(err.Error(), tt.fail) {
+			t.Errorf("%q: %q, %v; want %q, %q", tt.names, got, err, tt.want, tt.fail)
+		}
+		if all, err := l.FindAll(others); err != nil || len(all) != len(others) {
+			t.Errorf("%q: %q names %d partitions, %v", tt.names, others, len(all), err)
+		}
+	}
+}
+
+// A table that is suspended is none to a reader, and all there.
+func TestSuspendedTableIsAllThere(t *testing.T) {
+	for _, bs := range []int{512, 4096} {
+		img := testImage(t, 6*MiB, bs)
+		if len(img) < 512 || img[510] != 0x55 {
+			copy(img[510:], []byte{0x55, 0xaa})
+		}
+		live := bytes.Clone(img)
+		marks, size := Marks(img[:MiB])
+		if len(marks) != 3 || size != bs {
+			t.Fatalf("blocks of %d: %v, %d", bs, marks, size)
+		}
+		for n, m := range marks {
+			if !bytes.HasPrefix(img[m.At:], m.Live) {
+				t.Errorf("blocks of %d: at byte %d stands %q", bs, m.At, img[m.At:m.At+8])
+			}
+			copy(img[m.At:], m.Suspended)
+			first, suspended := Resumed(img[:MiB])
+			if !suspended || !bytes.Equal(first, live[:MiB]) {
+				t.Errorf("blocks of %d, %d marks: not all there", bs, n+1)
+			}
+			if again, _ := Marks(img[:MiB]); len(again) != 3 {
+				t.Errorf("blocks of %d, %d marks: they are not found again", bs, n+1)
+			}
+		}
+		if l, _, err := ParseLayout(img[:MiB], int64(len(img))); err == nil && l.Scheme != SchemeNone {
+			t.Errorf("blocks of %d: it reads as %s", bs, l.Scheme)
+		}
+		if first, suspended := Resumed(live[:MiB]); suspended || !bytes.Equal(first, live[:MiB]) {
+			t.Errorf("blocks of %d: a live table is resumed", bs)
+		}
+	}
+	zeros := make([]byte, MiB)
+	copy(zeros[510:], []byte{0xaa, 0x55})
+	if _, suspended := Resumed(zeros); suspended {
+		t.Error("nothing is resumed")
+	}
+	if marks, _ := Marks(zeros); marks != nil {
+		t.Errorf("marks of nothing: %v", marks)
 	}
 }

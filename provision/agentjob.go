@@ -40,7 +40,7 @@ func (e *Engine) job(ctx context.Context, name string, s State) (*inventory.Job,
 		Config: &inventory.JobConfig{Digest: volume.Digest, Size: int64(len(volume.Bytes)), Label: volume.Label},
 		Wipe:   gen.Resolved.Wipe,
 		EFI: &inventory.EFIEntry{Label: inventory.BootLabel, Loader: efiLoader(gen.Resolved.Image.Arch),
-			Second: gen.Resolved.Every == inventory.BootGate},
+			Second: gen.Resolved.Every.Gated()},
 	}, nil
 }
 

@@ -81,6 +81,7 @@ type GateVerdict string
 const (
 	GateMatches    GateVerdict = "matches"
 	GateRepaired   GateVerdict = "repaired" // it matches, after blocks were written
+	GateRestored   GateVerdict = "restored" // likewise, as every boot does
 	GateDiffers    GateVerdict = "differs"
 	GateUnverified GateVerdict = "unverified" // it started without its gate
 )
@@ -95,7 +96,7 @@ type GateSeen struct {
 	// Deadline of Step, past which it is told that nothing came of it; zero: none.
 	Deadline time.Time                 `json:"deadline,omitzero"`
 	Regions  []inventory.RegionVerdict `json:"regions,omitempty"` // as read
-	// Repairs of the last day, the newest last.
+	// Repairs of the last day, a hundred at most, the newest last.
 	Repairs []GateRepair `json:"repairs,omitempty"`
 }
 
@@ -125,6 +126,12 @@ func gated(s State) *Gate {
 		return nil
 	}
 	return s.Intent.Gate
+}
+
+// restores tells whether every boot of the machine puts back what its system wrote.
+func restores(s State) bool {
+	g := gated(s)
+	return g != nil && g.OnMismatch == inventory.MismatchRestore
 }
 
 // stopped tells whether the machine's gate holds it: it waits in the ramdisk.
@@ -215,6 +222,9 @@ func describeVerdict(v inventory.Verdict) string {
 	if v.Table != "" {
 		parts = append(parts, "the partition table: "+v.Table)
 	}
+	if v.Suspended {
+		parts = append(parts, "a repair that did not end, so that it does not boot")
+	}
 	for _, r := range v.Regions {
 		if r.Blocks > 0 {
 			least := ""
@@ -242,7 +252,8 @@ func readText(v inventory.Verdict) string {
 type budgetQuestion struct {
 	Group    string // "" none wants the machine
 	Members  int
-	Repaired int // other machines of the group in the last hour
+	Repaired int  // other machines of the group in the last hour
+	Restores bool // its every boot writes: none is one too many
 	Failures inventory.IntOrPercent
 	Frozen   string
 	Machine  *inventory.Machine // nil: not declared any more
@@ -260,7 +271,7 @@ func repairBudget(q budgetQuestion) (why, cure string) {
 		return "no group selects it", "let a Group select it and apply"
 	case q.Frozen != "":
 		return "everything is frozen: " + q.Frozen, "recast unfreeze"
-	case q.Repaired+1 > limit:
+	case q.Repaired+1 > limit && !q.Restores:
 		return fmt.Sprintf("%d other machines of group %s were repaired within the hour, and its maxFailures is %d: so many at once are hardly their disks' fault", q.Repaired, q.Group, limit),
 			fmt.Sprintf("find out what wrote to them; after the hour, or with more maxFailures in group %s, a release lets it be repaired", q.Group)
 	}

@@ -37,7 +37,7 @@ func storyVerdict(blocks int64, table string) *inventory.Verdict {
 //
 //	gate claim BOOT
 //	gate inventory [why it is another disk]
-//	gate report proving|done|failed [blocks=N] [table] [epoch=E] [other] [refused WHY]
+//	gate report proving|done|failed [blocks=N] [table] [suspended] [epoch=E] [other] [refused WHY]
 func (s *story) gateEvent(t *testing.T, f []string) Event {
 	t.Helper()
 	switch f[0] {
@@ -54,11 +54,13 @@ func (s *story) gateEvent(t *testing.T, f []string) Event {
 	case "report":
 		ev := GateReported{Report: inventory.Report{Step: inventory.AgentStep(f[1])}, Epoch: "e"}
 		var blocks int64
-		table := ""
+		table, suspended := "", false
 		for i, w := range f[2:] {
 			switch {
 			case strings.HasPrefix(w, "blocks="):
 				fmt.Sscanf(w, "blocks=%d", &blocks)
+			case w == "suspended":
+				suspended = true
 			case w == "table":
 				table = "partition 1 is missing"
 			case strings.HasPrefix(w, "epoch="):
@@ -69,6 +71,7 @@ func (s *story) gateEvent(t *testing.T, f []string) Event {
 		}
 		if ev.Report.Step == inventory.AgentDone {
 			ev.Report.Verdict = storyVerdict(blocks, table)
+			ev.Report.Verdict.Suspended = suspended
 			ev.Report.Written = 8192
 			if f[len(f)-1] == "other" {
 				ev.Report.Verdict.Regions = ev.Report.Verdict.Regions[:1]
@@ -90,7 +93,7 @@ func TestNothingIsEverRepairedWithoutItsStandingIntent(t *testing.T) {
 	verdicts := map[GateVerdict]int{}
 	for seed := range uint64(600) {
 		w := newWalk(seed)
-		w.gate = storyGate(pick(w.r, inventory.MismatchRepair, inventory.MismatchRepair, inventory.MismatchReport, inventory.MismatchHold, inventory.MismatchPowerOff))
+		w.gate = storyGate(pick(w.r, inventory.MismatchRepair, inventory.MismatchRepair, inventory.MismatchRestore, inventory.MismatchReport, inventory.MismatchHold, inventory.MismatchPowerOff))
 		if seed%4 > 0 { // the others have to come so far by themselves
 			w.s = gatedStory(t, w.gate.OnMismatch).state
 		}
@@ -107,7 +110,7 @@ func TestNothingIsEverRepairedWithoutItsStandingIntent(t *testing.T) {
 			t.Errorf("%q was reached %d times", step, reached[step])
 		}
 	}
-	for _, v := range []GateVerdict{GateMatches, GateRepaired, GateDiffers, GateUnverified} {
+	for _, v := range []GateVerdict{GateMatches, GateRepaired, GateRestored, GateDiffers, GateUnverified} {
 		if verdicts[v] < 50 {
 			t.Errorf("%q was the verdict %d times", v, verdicts[v])
 		}
@@ -214,13 +217,13 @@ func (w *walk) gateStep(t *testing.T, seed uint64) {
 		switch {
 		case !ok || was != GateProving || rep.Report.Step != inventory.AgentDone:
 			bad("a repair for %T after %q", ev, was)
-		case old.OnMismatch != inventory.MismatchRepair || old.Epoch != rep.Epoch || old.Epoch == "":
+		case !old.Writes() || old.Epoch != rep.Epoch || old.Epoch == "":
 			bad("a repair with %s, of epoch %q in %q", old.OnMismatch, old.Epoch, rep.Epoch)
 		case rep.NoRepair != "" || prev.Status.Hold != nil:
 			bad("a repair although %q, held %t", rep.NoRepair, prev.Status.Hold != nil)
 		case rep.Report.Verdict.Table != "" || rep.Report.Verdict.Blocks()*inventory.GateBlock > old.RepairLimit || !rep.Report.Verdict.About(old.Regions):
 			bad("a repair of %+v", rep.Report.Verdict)
-		case next.Status.Gate.repairedSince(w.now.Add(-time.Hour)) > maxRepairs:
+		case old.OnMismatch == inventory.MismatchRepair && next.Status.Gate.repairedSince(w.now.Add(-time.Hour)) > maxRepairs:
 			bad("the %dth repair within the hour", next.Status.Gate.repairedSince(w.now.Add(-time.Hour)))
 		case len(next.Status.Gate.Repairs) == 0 || !next.Status.Gate.Repairs[len(next.Status.Gate.Repairs)-1].At.Equal(w.now):
 			bad("a repair that is not on record")
@@ -369,6 +372,7 @@ func TestRepairsStopAtTheBudget(t *testing.T) {
 		"the third":      {func(q *budgetQuestion) { q.Repaired = 2 }, "its maxFailures is 2"},
 		"a share":        {func(q *budgetQuestion) { q.Repaired, q.Failures = 4, inventory.IntOrPercent{Value: 10, Percent: true} }, "its maxFailures is 4"},
 		"within a share": {func(q *budgetQuestion) { q.Repaired, q.Failures = 3, inventory.IntOrPercent{Value: 10, Percent: true} }, ""},
+		"a restore":      {func(q *budgetQuestion) { q.Repaired, q.Restores = 39, true }, ""},
 		"none allowed":   {func(q *budgetQuestion) { q.Failures = inventory.IntOrPercent{} }, "its maxFailures is 0"},
 		"frozen":         {func(q *budgetQuestion) { q.Frozen = "audit" }, "everything is frozen: audit"},
 		"undeclared":     {func(q *budgetQuestion) { q.Machine = nil }, "not declared"},
@@ -379,6 +383,15 @@ func TestRepairsStopAtTheBudget(t *testing.T) {
 		tt.change(&q)
 		if why, cure := repairBudget(q); tt.want == "" && why != "" || !strings.Contains(why, tt.want) || (why == "") != (cure == "") {
 			t.Errorf("%s: %q, cure %q", what, why, cure)
+		}
+	}
+}
+
+func TestEachBlockOfARegionCounts(t *testing.T) {
+	for _, tt := range []struct{ start, end, want int64 }{{0, 4096, 1}, {4096, 4097, 1}, {512, 4608, 2}, {1 << 20, 3<<20 - 512, 512}} {
+		list := []inventory.Region{{Start: tt.start, End: tt.end}, {Start: tt.start, End: tt.end}}
+		if got := blockBytes(list); got != 2*tt.want*inventory.GateBlock {
+			t.Errorf("from %d to %d: %d bytes", tt.start, tt.end, got)
 		}
 	}
 }

@@ -13,30 +13,43 @@ import (
 // its image is an error.
 func (e *Engine) gateOf(gen inventory.Generation) (*Gate, error) {
 	r := gen.Resolved
-	if r.Every != inventory.BootGate || r.Gate == nil {
+	if !r.Every.Gated() || r.Gate == nil {
 		return nil, nil
 	}
 	m, err := e.Images.Manifest(r.Image.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("open the image: %w", err)
 	}
-	g := &Gate{Gate: *r.Gate}
-	numbers := map[int]string{}
-	for _, name := range r.Image.Immutable {
-		p, err := m.Layout.Find(name)
-		if err != nil {
-			return nil, fmt.Errorf("immutable of image %s: %w", r.Image.Digest.Short(), err)
+	g, names := &Gate{Gate: *r.Gate}, r.Image.Immutable
+	if g.OnMismatch == inventory.MismatchRestore {
+		if names, err = m.Layout.Others(r.Image.State); err != nil {
+			return nil, fmt.Errorf("state of image %s: %w", r.Image.Digest.Short(), err)
 		}
-		if other, twice := numbers[p.Number]; twice {
-			return nil, fmt.Errorf("immutable of image %s: %q and %q are both partition %d", r.Image.Digest.Short(), other, name, p.Number)
-		}
-		numbers[p.Number] = name
-		g.Regions = append(g.Regions, inventory.Region{Name: name, Start: p.Start, End: p.End})
 	}
-	if len(g.Regions) == 0 {
+	parts, err := m.Layout.FindAll(names)
+	if err != nil {
+		return nil, fmt.Errorf("immutable of image %s: %w", r.Image.Digest.Short(), err)
+	}
+	for i, p := range parts {
+		g.Regions = append(g.Regions, inventory.Region{Name: names[i], Start: p.Start, End: p.End})
+	}
+	switch {
+	case len(g.Regions) == 0 && g.OnMismatch == inventory.MismatchRestore:
+		return nil, fmt.Errorf("state of image %s leaves no partition to put back", r.Image.Digest.Short())
+	case len(g.Regions) == 0:
 		return nil, fmt.Errorf("image %s names no immutable partition", r.Image.Digest.Short())
+	case g.OnMismatch == inventory.MismatchRestore:
+		g.RepairLimit = blockBytes(g.Regions)
 	}
 	return g, nil
+}
+
+// blockBytes are those of all blocks that the regions have a part of.
+func blockBytes(list []inventory.Region) (n int64) {
+	for _, r := range list {
+		n += (r.End+inventory.GateBlock-1)/inventory.GateBlock - r.Start/inventory.GateBlock
+	}
+	return n * inventory.GateBlock
 }
 
 // noGate is gateOf for a plan, which asks for the same generation for each machine.
@@ -152,8 +165,12 @@ func (e *Engine) gateJob(m *machine, kind inventory.JobKind) (*inventory.Job, er
 	if err != nil {
 		return nil, err
 	}
+	limit := g.RepairLimit
+	if kind == inventory.JobGate && g.OnMismatch == inventory.MismatchRestore {
+		limit = 0 // it will be written however much it is: nothing is fetched to count it
+	}
 	return &inventory.Job{Kind: kind, Machine: m.name, Generation: g.Generation, Rendered: g.Rendered, Epoch: e.Store.Epoch(),
-		Fence: int64(g.Boots), Attempt: g.Jobs, Disk: g.Disk, Regions: g.Regions, Limit: g.RepairLimit,
+		Fence: int64(g.Boots), Attempt: g.Jobs, Disk: g.Disk, Regions: g.Regions, Limit: limit,
 		Image: inventory.JobImage{Digest: info.Digest, Size: info.Size, Manifest: info.Manifest, Pack: info.Pack, URLs: []string{base + "/images"}}}, nil
 }
 
@@ -201,6 +218,9 @@ func (e *Engine) judge(ctx context.Context, m *machine, ev GateReported) error {
 
 func (e *Engine) repairBudget(name string) (why, cure string) {
 	q := budgetQuestion{Machine: e.Set().Machine(name)}
+	if m, ok := e.known(name); ok {
+		q.Restores = restores(m.state)
+	}
 	var members []string
 	e.mu.RLock()
 	q.Frozen = e.frozen.Reason
@@ -216,8 +236,10 @@ func (e *Engine) repairBudget(name string) (why, cure string) {
 	q.Members = len(members)
 	hour := e.Now().Add(-time.Hour)
 	for _, other := range members {
-		if m, ok := e.known(other); ok && other != name && m.committed().Status.Gate.repairedSince(hour) > 0 {
-			q.Repaired++
+		if m, ok := e.known(other); ok && other != name {
+			if s := m.committed(); !restores(s) && s.Status.Gate.repairedSince(hour) > 0 {
+				q.Repaired++
+			}
 		}
 	}
 	return repairBudget(q)

@@ -226,7 +226,7 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 // gateWay says why a machine's boots cannot go through the gate that its definition
 // wants; none: they can, or it wants none.
 func gateWay(in planInput, m *inventory.Machine, gen inventory.Generation, here bool) Wait {
-	if gen.Resolved.Every != inventory.BootGate {
+	if !gen.Resolved.Every.Gated() {
 		return Wait{}
 	}
 	if m.Boot.Via != "" {
@@ -234,7 +234,7 @@ func gateWay(in planInput, m *inventory.Machine, gen inventory.Generation, here 
 	}
 	if in.Gate != nil && here {
 		if err := in.Gate(gen); err != nil {
-			return Wait{err.Error(), "correct immutable of the Image and apply"}
+			return Wait{err.Error(), "correct immutable or state of the Image and apply"}
 		}
 	}
 	return Wait{}

@@ -77,7 +77,7 @@ func (t *transition) gateOpens(disk inventory.DiskID, plan *Gate, wrote bool) {
 		*st.Gate = GateSeen{Step: GatePassed, Verdict: GateMatches, At: t.now, Detail: "written and read back"}
 	}
 	may := "nothing is written without a new apply"
-	if wrote && g.OnMismatch == inventory.MismatchRepair {
+	if wrote && g.Writes() {
 		may = fmt.Sprintf("may write blocks of %s on %s that differ, at most %s each time", regionNames(g.Regions), diskName(disk), inventory.SizeText(g.RepairLimit))
 	}
 	t.line("step", "every boot is proved from now on; on a mismatch: %s; %s", g.OnMismatch, may)
@@ -177,8 +177,16 @@ func (t *transition) gateReported(ev GateReported) {
 	case v == nil || !v.About(g.Regions):
 		t.gateFails(g, seen, "its verdict is not about the regions of the image")
 	case v.Matches() && seen.Step == GateRepairing:
-		t.line("step", "repaired: %s written, and read back", inventory.SizeText(r.Written))
-		t.gatePasses(g, seen, GateRepaired, *v)
+		verdict := GateRepaired
+		if g.OnMismatch == inventory.MismatchRestore {
+			verdict = GateRestored
+			if n := len(seen.Repairs); n > 0 {
+				seen.Repairs = slices.Clone(seen.Repairs)
+				seen.Repairs[n-1].Blocks = r.Written / inventory.GateBlock // the comparison did not count them
+			}
+		}
+		t.line("step", "%s: %s written, and read back", verdict, inventory.SizeText(r.Written))
+		t.gatePasses(g, seen, verdict, *v)
 	case v.Matches():
 		t.gatePasses(g, seen, GateMatches, *v)
 	case seen.Step == GateRepairing:
@@ -186,7 +194,7 @@ func (t *transition) gateReported(ev GateReported) {
 	case g.OnMismatch == inventory.MismatchReport:
 		t.finding(gatePrefix + "not as it was written: " + describeVerdict(*v))
 		t.gatePasses(g, seen, GateDiffers, *v)
-	case g.OnMismatch == inventory.MismatchRepair:
+	case g.Writes():
 		t.gateRepairs(g, seen, ev)
 	default:
 		t.gateStops(g, seen, *v, "not as it was written: "+describeVerdict(*v), "recast retry "+t.Status.Machine+" writes it anew")
@@ -209,18 +217,22 @@ func (t *transition) gateRepairs(g *Gate, seen *GateSeen, ev GateReported) {
 		why, cure = fmt.Sprintf("%s or more differ, and its repairLimit is %s", inventory.SizeText(size), inventory.SizeText(g.RepairLimit)), anew
 	case t.Status.Hold != nil:
 		why, cure = fmt.Sprintf("held by %s: %s", t.Status.Hold.Owner, t.Status.Hold.Reason), ""
-	case seen.repairedSince(t.now.Add(-time.Hour)) >= maxRepairs:
+	case g.OnMismatch == inventory.MismatchRepair && seen.repairedSince(t.now.Add(-time.Hour)) >= maxRepairs:
 		why, cure = fmt.Sprintf("it was repaired %d times within the hour", maxRepairs), "test its disk and its memory"
 	}
 	if why != "" {
 		t.gateStops(g, seen, v, fmt.Sprintf("not as it was written: %s; not repaired: %s", describeVerdict(v), why), cure)
 		return
 	}
+	some := fmt.Sprintf("%d blocks", v.Blocks())
+	if g.OnMismatch == inventory.MismatchRestore {
+		some = "up to " + inventory.SizeText(g.RepairLimit) // nobody counted them
+	}
 	lately := slices.DeleteFunc(slices.Clone(seen.Repairs), func(r GateRepair) bool { return t.now.Sub(r.At) > 24*time.Hour })
-	seen.Repairs = append(lately, GateRepair{At: t.now, Blocks: v.Blocks()})
+	seen.Repairs = append(lately[max(0, len(lately)-99):], GateRepair{At: t.now, Blocks: v.Blocks()})
 	seen.Step, seen.Regions, seen.Deadline = GateRepairing, v.Regions, t.now.Add(gateSilence)
 	g.Jobs++
-	t.line("step", "not as it was written: %s; may write %d blocks to %s under the intent that stands since %s", describeVerdict(v), v.Blocks(), diskName(g.Disk), g.Since.UTC().Format(time.DateTime))
+	t.line("step", "not as it was written: %s; may write %s to %s under the intent that stands since %s", describeVerdict(v), some, diskName(g.Disk), g.Since.UTC().Format(time.DateTime))
 }
 
 // gatePasses lets the machine start its disk, once.

@@ -136,17 +136,22 @@ func (d *SimDisk) Digest() (inventory.Digest, error) {
 // Bootable tells whether firmware would find anything to start: a whole
 // partition table with a partition.
 func (d *SimDisk) Bootable() bool {
+	layout, err := d.layout()
+	return err == nil && layout.Scheme == pack.SchemeGPT && len(layout.Partitions) > 0
+}
+
+func (d *SimDisk) layout() (pack.Layout, error) {
 	f, err := os.Open(d.Path)
 	if err != nil {
-		return false
+		return pack.Layout{}, err
 	}
 	defer f.Close()
 	first := make([]byte, min(d.ID.Size, 1<<20))
 	if _, err := f.ReadAt(first, 0); err != nil {
-		return false
+		return pack.Layout{}, err
 	}
 	layout, _, err := pack.ParseLayout(first, d.ID.Size)
-	return err == nil && layout.Scheme == pack.SchemeGPT && len(layout.Partitions) > 0
+	return layout, err
 }
 
 // ConfigFile reads a file of recast's config partition; nil where there is none.

@@ -453,6 +453,7 @@ type simDeclare struct {
 	Spec     string // added to the Definition's spec
 	// Immutable partitions of the image, as a YAML list.
 	Immutable string
+	State     string   // likewise; "" is not said
 	Hint      string   // of disk.select; "" the size
 	Unknown   string   // of the Network
 	Without   []string // machines left out
@@ -471,7 +472,11 @@ func (s *simServer) yaml(d simDeclare) string {
 		return v
 	}
 	fmt.Fprintf(&b, "apiVersion: recast/v1\nkind: Network\nmetadata: {name: sim}\nspec: {subnet: 127.0.0.0/8, dhcp: off, unknown: %s}\n", or(d.Unknown, "ignore"))
-	fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Image\nmetadata: {name: sim}\nspec: {type: disk, arch: amd64, digest: %q, immutable: %s}\n", d.Image, or(d.Immutable, "[]"))
+	state := ""
+	if d.State != "" {
+		state = ", state: " + d.State
+	}
+	fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Image\nmetadata: {name: sim}\nspec: {type: disk, arch: amd64, digest: %q, immutable: %s%s}\n", d.Image, or(d.Immutable, "[]"), state)
 	fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Definition\nmetadata: {name: sim}\nspec:\n  image: sim\n  disk: {select: {%s}}\n  config:\n    format: cloud-init\n    userData: |\n%s%s",
 		or(d.Hint, "minSize: 16MiB"), rackIndent(or(d.UserData, "#cloud-config\nhostname: ${machine.name}\n"), "      "), d.Spec)
 	fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Group\nmetadata: {name: sim}\nspec: {select: {rack: sim}, definition: sim, rollout: {maxUnavailable: 100%%, maxFailures: %s}}\n", or(d.Failures, "100%"))
