@@ -138,7 +138,7 @@ func (j *writer) put(ctx context.Context, i int, data []byte, parts []pack.Regio
 // gather fills chunk from this disk and the difference. whole is false where the
 // difference could not be had.
 func (j *writer) gather(ctx context.Context, i int, chunk []byte, news *news) (whole bool, err error) {
-	var reads []piece
+	var reads, aside []piece
 	whole = true
 	for b, from := range j.plan.Blocks(i) {
 		to := chunk[b*pack.BlockSize : min((b+1)*pack.BlockSize, len(chunk))]
@@ -151,13 +151,31 @@ func (j *writer) gather(ctx context.Context, i int, chunk []byte, news *news) (w
 			if have, off := j.moved.get(int(from.At)); have != nil {
 				copy(to, have)
 			} else {
-				reads = join(reads, piece{off, to})
+				aside = join(aside, piece{off, to})
 			}
 		case pack.Fetch:
 			whole = news.copy(int(from.At), to) && whole
 		}
 	}
-	return whole, readPieces(ctx, j.Disk, reads)
+	return whole, readPieces(ctx, j.Disk, append(j.recall(reads), aside...))
+}
+
+// recall fills what was seen when the disk was compared, and returns the rest.
+func (j *writer) recall(pieces []piece) []piece {
+	var rest []piece
+	for _, p := range pieces {
+		for len(p.to) > 0 {
+			i, at := p.off/MiB, p.off%MiB
+			n := min(int64(len(p.to)), MiB-at)
+			if seen := j.seen[i]; seen != nil {
+				copy(p.to[:n], seen[at:])
+			} else {
+				rest = join(rest, piece{p.off, p.to[:n]})
+			}
+			p = piece{p.off + n, p.to[n:]}
+		}
+	}
+	return rest
 }
 
 // piece is bytes of the disk and where they go.
@@ -222,8 +240,8 @@ func (v *moved) keep(ctx context.Context, j *writer, blocks []pack.Keep) error {
 	}
 	first, last := int64(blocks[0].From), int64(blocks[len(blocks)-1].From)
 	have := make([]byte, (last+1-first)*pack.BlockSize)
-	if _, err := j.Disk.ReadAt(have, first*pack.BlockSize); err != nil {
-		return fmt.Errorf("read at byte %d: %w", first*pack.BlockSize, err)
+	if err := readPieces(ctx, j.Disk, j.recall([]piece{{first * pack.BlockSize, have}})); err != nil {
+		return err
 	}
 	var out []piece // to the disk; in slots that follow each other
 	for _, k := range blocks {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"recast/inventory"
 	"recast/pack"
@@ -105,8 +106,18 @@ func (j *writer) compare(ctx context.Context) error {
 		size = max(size, min(d.FromSize, j.size))
 	}
 	j.Progress.begin(inventory.AgentComparing, size)
+	j.seen = make([][]byte, pack.NumChunks(size))
+	var left atomic.Int64 // MiBs that may be held
+	left.Store(j.Memory / 4 / MiB)
 	found, err := pack.Scan(ctx, j.Disk, j.manifest, j.index, j.table, pack.ScanOptions{
 		Size: size, Workers: j.Workers, Done: func(n int64) { j.Progress.done.Add(n) },
+		Hold: func(i int, have []byte) bool {
+			if j.index == nil || len(have) < MiB || left.Add(-1) < 0 {
+				return false
+			}
+			j.seen[i] = have
+			return true
+		},
 	})
 	if err != nil {
 		return err
@@ -114,7 +125,8 @@ func (j *writer) compare(ctx context.Context) error {
 	for _, r := range j.ends() {
 		found.Lose(r.Start, r.End, true)
 	}
-	j.moved.memory = int(j.Memory / 2 / pack.BlockSize)
+	held := j.Memory/4/MiB - max(0, left.Load())
+	j.moved.memory = int((j.Memory/2 - held*MiB) / pack.BlockSize)
 	j.moved.disk = region{alignUp(size), j.size - MiB}
 	if j.table.ConfigStart > 0 {
 		j.moved.disk.end = j.table.ConfigStart
@@ -189,11 +201,8 @@ func (j *writer) readBack(ctx context.Context) error {
 	if err := j.Disk.Flush(); err != nil {
 		return err
 	}
-	if err := j.Disk.DropCaches(); err != nil {
-		return err
-	}
 	j.Progress.begin(inventory.AgentVerifying, j.manifest.Size)
-	err := pack.Read(ctx, j.Disk, j.manifest.Size, j.Workers, func(i int, have []byte) error {
+	err := pack.Read(ctx, backReader{j.Disk}, j.manifest.Size, j.Workers, func(i int, have []byte) error {
 		right := false
 		if c, ours := j.table.Chunks[i]; ours {
 			right = bytes.Equal(have, j.unfinished(i, c.Disk))

@@ -28,8 +28,8 @@ type Disk interface {
 	Discard(off, n int64) error
 	// Flush returns when everything written so far survives a loss of power.
 	Flush() error
-	// DropCaches makes the following reads come from the disk, not from memory.
-	DropCaches() error
+	// ReadBack is ReadAt of what was flushed, from the disk and not from memory.
+	ReadBack(b []byte, off int64) (int, error)
 	Size() int64
 	BlockSize() int // logical, in bytes
 	// Identity is what the disk says it is, read again at each call.
@@ -65,6 +65,10 @@ func SameDisk(want, have inventory.DiskID) error {
 // rawDisk is an open block device or a plain file.
 type rawDisk struct {
 	*os.File
+	// direct is the same device past the page cache: memory is not filled with what
+	// is written once, nor the CPU busy with copying it, and what is read is read
+	// from the disk. Nil for none.
+	direct   *os.File
 	size     int64
 	block    int
 	device   bool
@@ -118,7 +122,56 @@ func OpenDevice(path string, identity func() (inventory.DiskID, error)) (Disk, e
 		f.Close()
 		return nil, fmt.Errorf("read block size of disk %q: %w", path, err)
 	}
+	// By the open file, so that it is the same device whatever the name is now; the
+	// claim is that file's.
+	if direct, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR|unix.O_DIRECT, 0); err == nil {
+		d.direct = direct
+	}
 	return d, nil
+}
+
+// directUnit is what offset, length and memory of a direct transfer are whole
+// multiples of, where the disk's own block is no larger.
+const directUnit = 4096
+
+// past gives the file for a transfer: the direct one where that takes it, else
+// the one with the page cache, and the kernel keeps both in step.
+func (d *rawDisk) past(b []byte, off int64) *os.File {
+	if d.direct == nil || len(b) == 0 {
+		return d.File
+	}
+	if at := uint64(off) | uint64(len(b)) | uint64(uintptr(unsafe.Pointer(&b[0]))); at%max(directUnit, uint64(d.block)) != 0 {
+		return d.File
+	}
+	return d.direct
+}
+
+func (d *rawDisk) ReadAt(b []byte, off int64) (int, error)  { return d.past(b, off).ReadAt(b, off) }
+func (d *rawDisk) WriteAt(b []byte, off int64) (int, error) { return d.past(b, off).WriteAt(b, off) }
+
+func (d *rawDisk) ReadBack(b []byte, off int64) (int, error) {
+	f := d.past(b, off)
+	if f == d.File {
+		// What was flushed is dropped; whole pages alone, so of the widest there are.
+		const page = 64 << 10
+		start, end := off&^(page-1), (off+int64(len(b))+page-1)&^(page-1)
+		if err := unix.Fadvise(int(f.Fd()), start, end-start, unix.FADV_DONTNEED); err != nil {
+			return 0, fmt.Errorf("drop cached pages: %w", err)
+		}
+	}
+	return f.ReadAt(b, off)
+}
+
+// backReader reads as ReadBack does.
+type backReader struct{ Disk }
+
+func (r backReader) ReadAt(b []byte, off int64) (int, error) { return r.ReadBack(b, off) }
+
+func (d *rawDisk) Close() error {
+	if d.direct != nil {
+		d.direct.Close()
+	}
+	return d.File.Close()
 }
 
 func (d *rawDisk) Size() int64    { return d.size }
@@ -185,19 +238,6 @@ func (d *rawDisk) Discard(off, n int64) error {
 func (d *rawDisk) Flush() error {
 	if err := d.Sync(); err != nil {
 		return fmt.Errorf("flush disk: %w", err)
-	}
-	return nil
-}
-
-func (d *rawDisk) DropCaches() error {
-	if d.device {
-		if err := unix.IoctlSetInt(int(d.Fd()), unix.BLKFLSBUF, 0); err != nil {
-			return fmt.Errorf("drop cached blocks: %w", err)
-		}
-		return nil
-	}
-	if err := unix.Fadvise(int(d.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
-		return fmt.Errorf("drop cached pages: %w", err)
 	}
 	return nil
 }

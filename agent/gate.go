@@ -89,9 +89,6 @@ func blocksOf(p pack.Piece) int64 {
 
 // prove reads every piece from the disk, on all workers.
 func (g *prover) prove(ctx context.Context) error {
-	if err := g.Disk.DropCaches(); err != nil {
-		return err
-	}
 	table, suspended, err := g.table()
 	if err != nil {
 		return err
@@ -157,7 +154,7 @@ func (g *prover) table() (differs string, suspended bool, err error) {
 
 func (g *prover) first() ([]byte, error) {
 	first := make([]byte, min(g.size, MiB))
-	if _, err := g.Disk.ReadAt(first, 0); err != nil {
+	if _, err := g.Disk.ReadBack(first, 0); err != nil {
 		return nil, fmt.Errorf("read the partition table: %w", err)
 	}
 	return first, nil
@@ -169,7 +166,7 @@ func (g *prover) first() ([]byte, error) {
 // much it will be: each block of what is not right counts.
 func (g *prover) look(ctx context.Context, p *gatePiece, buf []byte, differs *atomic.Int64) error {
 	have := buf[:p.End-p.Start]
-	if _, err := g.Disk.ReadAt(have, p.Start); err != nil {
+	if _, err := g.Disk.ReadBack(have, p.Start); err != nil {
 		return fmt.Errorf("read at byte %d: %w", p.Start, err)
 	}
 	p.read, p.blocks = sha256.Sum256(have), 0
@@ -306,9 +303,6 @@ func (g *prover) resume(ctx context.Context) error {
 		return nil
 	}
 	if err := g.mark(ctx, false); err != nil {
-		return err
-	}
-	if err := g.Disk.DropCaches(); err != nil {
 		return err
 	}
 	first, err := g.first()

@@ -161,9 +161,6 @@ func (j *writer) blankRegion(ctx context.Context, r region) error {
 
 // readZeros proves from the disk, not from memory, that nothing is left.
 func (j *writer) readZeros(ctx context.Context, regions []region) error {
-	if err := j.Disk.DropCaches(); err != nil {
-		return err
-	}
 	j.Progress.begin(inventory.AgentVerifying, total(regions))
 	buf, zeros := make([]byte, MiB), make([]byte, MiB)
 	for _, r := range regions {
@@ -172,7 +169,7 @@ func (j *writer) readZeros(ctx context.Context, regions []region) error {
 				return context.Cause(ctx)
 			}
 			b := buf[:min(MiB, r.end-off)]
-			if _, err := j.Disk.ReadAt(b, off); err != nil {
+			if _, err := j.Disk.ReadBack(b, off); err != nil {
 				return fmt.Errorf("read at byte %d: %w", off, err)
 			}
 			if !bytes.Equal(b, zeros[:len(b)]) {

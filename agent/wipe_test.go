@@ -199,8 +199,8 @@ type stubbornDisk struct {
 	at int64
 }
 
-func (d stubbornDisk) ReadAt(b []byte, off int64) (int, error) {
-	n, err := d.Disk.ReadAt(b, off)
+func (d stubbornDisk) ReadBack(b []byte, off int64) (int, error) {
+	n, err := d.Disk.ReadBack(b, off)
 	if k := d.at - off; k >= 0 && k < int64(n) {
 		b[k] = 0x5a
 	}
@@ -220,7 +220,7 @@ func TestWipeFindsTheByteThatIsLeft(t *testing.T) {
 func TestWipeReadsFromTheDisk(t *testing.T) {
 	d := &volatileDisk{stable: bytes.Repeat([]byte{0xA5}, 4*MiB), pending: map[int64][]byte{}}
 	if _, err := Wipe(t.Context(), wipeWork(d, false)); err != nil {
-		t.Fatal(err) // DropCaches refuses what was not flushed
+		t.Fatal(err) // ReadBack refuses what was not flushed
 	}
 	if !allZero(d.stable) {
 		t.Error("zeros were left in the cache")

@@ -29,9 +29,9 @@ type Work struct {
 	// Workers is how many chunks are compared, fetched and hashed at once; 0 means
 	// one for each core, 4 to 16.
 	Workers int
-	// Memory is for blocks that move, in bytes, and half of it for knowing which; 0
-	// means a quarter of what is free. What does not fit is copied to the space
-	// behind the image, or fetched.
+	// Memory is for blocks that move, in bytes: half of it for knowing which, a quarter
+	// for those that were read; 0 means a quarter of what is free. What does not fit
+	// is read again, copied to the space behind the image, or fetched.
 	Memory int64
 	// Log gets one readable line for each step; nil discards.
 	Log func(format string, args ...any)
@@ -126,6 +126,7 @@ type writer struct {
 	index    *pack.Index      // nil for none
 	diff     *pack.Difference // nil for none
 	plan     *pack.Plan
+	seen     [][]byte // MiBs of the disk, as they were when it was compared; nil for most
 	moved    moved
 	result   Result
 }
@@ -213,11 +214,8 @@ func (j *writer) config(ctx context.Context) error {
 	if err := j.Disk.Flush(); err != nil {
 		return err
 	}
-	if err := j.Disk.DropCaches(); err != nil {
-		return err
-	}
 	have := make([]byte, len(j.volume))
-	if _, err := j.Disk.ReadAt(have, start); err != nil {
+	if _, err := j.Disk.ReadBack(have, start); err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}
 	if !bytes.Equal(have, j.volume) {
@@ -242,14 +240,11 @@ func (j *writer) tables(ctx context.Context) error {
 	if err := j.Disk.Flush(); err != nil {
 		return err
 	}
-	if err := j.Disk.DropCaches(); err != nil {
-		return err
-	}
 	first, last := make([]byte, MiB), make([]byte, MiB)
-	if _, err := j.Disk.ReadAt(first, 0); err != nil {
+	if _, err := j.Disk.ReadBack(first, 0); err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}
-	if _, err := j.Disk.ReadAt(last, j.size-MiB); err != nil {
+	if _, err := j.Disk.ReadBack(last, j.size-MiB); err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}
 	j.result.Table = inventory.DigestOf(append(first, last...))

@@ -326,14 +326,17 @@ func (d *volatileDisk) crash(keep func() bool) {
 	clear(d.pending)
 }
 
-// DropCaches refuses what was not flushed: it would be read from the cache.
-func (d *volatileDisk) DropCaches() error {
+// ReadBack refuses what was not flushed: it would be read from the cache.
+func (d *volatileDisk) ReadBack(b []byte, off int64) (int, error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(d.pending) > 0 {
-		return errors.New("caches dropped before they were flushed")
+	for i := off / sector; i*sector < off+int64(len(b)); i++ {
+		if _, ok := d.pending[i]; ok {
+			d.mu.Unlock()
+			return 0, fmt.Errorf("byte %d is read back before it was flushed", i*sector)
+		}
 	}
-	return nil
+	d.mu.Unlock()
+	return d.ReadAt(b, off)
 }
 
 func (d *volatileDisk) Size() int64    { return int64(len(d.stable)) }
@@ -477,8 +480,8 @@ func TestLeaseLostMidWrite(t *testing.T) {
 	}
 }
 
-// lyingDisk never brings one write to its medium. Until the caches are dropped
-// it reads as if it had.
+// lyingDisk never brings one write to its medium. From its memory it reads as if
+// it had.
 type lyingDisk struct {
 	Disk
 	at     int64
@@ -500,10 +503,7 @@ func (d *lyingDisk) ReadAt(b []byte, off int64) (int, error) {
 	return d.Disk.ReadAt(b, off)
 }
 
-func (d *lyingDisk) DropCaches() error {
-	d.cached = nil
-	return d.Disk.DropCaches()
-}
+func (d *lyingDisk) ReadBack(b []byte, off int64) (int, error) { return d.Disk.ReadAt(b, off) }
 
 func TestReadBackCatchesADiskThatLies(t *testing.T) {
 	p := packImage(t, gptImage(t, testImageSize, 1))

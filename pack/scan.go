@@ -32,6 +32,9 @@ type ScanOptions struct {
 	Workers int // that read and hash; at least 1
 	// Done is told how many bytes were looked at, by several goroutines. Nil for nobody.
 	Done func(n int64)
+	// Hold is offered each MiB that holds blocks of the image out of their places,
+	// by several goroutines; true takes the slice. Nil takes none.
+	Hold func(i int, have []byte) bool
 }
 
 // Scan reads a disk and finds what of the image stands on it: with an index
@@ -48,7 +51,7 @@ func Scan(ctx context.Context, disk io.ReaderAt, m *Manifest, x *Index, t *Table
 	}
 	var right atomic.Bool
 	scan := func(pieces []int) error {
-		return read(ctx, disk, o.Size, pieces, o.Workers, func(i int, have []byte) error {
+		return read(ctx, disk, o.Size, pieces, o.Workers, func(i int, have []byte) (held bool, err error) {
 			f.mib[i] = f.look(i, have)
 			if x == nil && !m.Chunks[i].Hole && f.right(i*blocksPerChunk) {
 				right.Store(true)
@@ -56,7 +59,7 @@ func Scan(ctx context.Context, disk io.ReaderAt, m *Manifest, x *Index, t *Table
 			if o.Done != nil {
 				o.Done(int64(len(have)))
 			}
-			return nil
+			return o.Hold != nil && f.astray(i) && o.Hold(i, have), nil
 		})
 	}
 	first, rest, blank := f.order()
@@ -140,6 +143,17 @@ func (f *Found) look(i int, have []byte) []content {
 		}
 	}
 	return out
+}
+
+// astray says that MiB i of the disk holds a block of the image out of its place.
+func (f *Found) astray(i int) bool {
+	for b, c := range f.mib[i] {
+		k := i*blocksPerChunk + b
+		if c >= firstBlock && (int64(k)*BlockSize >= f.m.Size || !f.right(k)) {
+			return true
+		}
+	}
+	return false
 }
 
 // Expect is what a Scan finds, with the index of another image, on a disk that

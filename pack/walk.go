@@ -72,22 +72,25 @@ func Read(ctx context.Context, disk io.ReaderAt, size int64, workers int, look f
 	for i := range all {
 		all[i] = i
 	}
-	return read(ctx, disk, size, all, workers, look)
+	return read(ctx, disk, size, all, workers, func(i int, have []byte) (bool, error) { return false, look(i, have) })
 }
 
-// read is Read of some of the MiBs.
-func read(ctx context.Context, disk io.ReaderAt, size int64, pieces []int, workers int, look func(i int, have []byte) error) error {
+// read is Read of some of the MiBs. A slice that look holds on to is its own.
+func read(ctx context.Context, disk io.ReaderAt, size int64, pieces []int, workers int, look func(i int, have []byte) (held bool, err error)) error {
 	buffers := sync.Pool{New: func() any { return new([ChunkSize]byte) }}
 	return each(ctx, len(pieces), workers, func(k int) error {
 		buf := buffers.Get().(*[ChunkSize]byte)
-		defer buffers.Put(buf)
 		i := pieces[k]
 		off := int64(i) * ChunkSize
 		have := buf[:min(ChunkSize, size-off)]
 		if n, err := disk.ReadAt(have, off); n < len(have) {
 			return fmt.Errorf("read the disk at byte %d: %w", off+int64(n), err)
 		}
-		return look(i, have)
+		held, err := look(i, have)
+		if !held {
+			buffers.Put(buf)
+		}
+		return err
 	})
 }
 

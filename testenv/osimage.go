@@ -75,30 +75,18 @@ const osRecipe = "2"
 // built before. It needs root for debian, and Debian's tools for both; a
 // missing one is named with its package.
 func BuildOS(ctx context.Context, o OSOptions) (OSImage, error) {
-	var build func(context.Context, OSOptions, string) (osLayout, error)
-	var inputs func(OSOptions, io.Writer) error
-	switch o.Kind {
-	case OSTiny:
-		build, inputs = osBuildTiny, osTinyInputs
-	case OSDebian:
-		build, inputs = osBuildDebian, osDebianInputs
-	default:
-		return OSImage{}, fmt.Errorf("build an operating system: unknown kind %q, want tiny or debian", o.Kind)
+	build := osBuildTiny
+	if o.Kind == OSDebian {
+		build = osBuildDebian
 	}
 	log := o.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	if err := osTools(o.Kind); err != nil {
-		return OSImage{}, fmt.Errorf("build %s: %w", o.Kind, err)
+	path, err := osPath(o)
+	if err != nil {
+		return OSImage{}, err
 	}
-	h := sha256.New()
-	fmt.Fprintf(h, "recipe %s\nkind %s\nvariant %q\ngo %s\n", osRecipe, o.Kind, o.Variant, runtime.Version())
-	if err := inputs(o, h); err != nil {
-		return OSImage{}, fmt.Errorf("build %s: %w", o.Kind, err)
-	}
-	name := fmt.Sprintf("os-%s-%x", o.Kind, h.Sum(nil)[:8])
-	path := filepath.Join(o.CacheDir, name+".img")
 	if img, err := osCached(path); err == nil && o.freeze == nil {
 		if err := markUsed(path, time.Now()); err != nil {
 			return OSImage{}, err
@@ -115,7 +103,7 @@ func BuildOS(ctx context.Context, o OSOptions) (OSImage, error) {
 	}
 	// In the cache's file system, so that the last step is a rename; two builders
 	// of one image do not meet.
-	dir, err := os.MkdirTemp(o.CacheDir, name+".building-")
+	dir, err := os.MkdirTemp(o.CacheDir, strings.TrimSuffix(filepath.Base(path), ".img")+".building-")
 	if err != nil {
 		return OSImage{}, fmt.Errorf("build %s: %w", o.Kind, err)
 	}
@@ -149,6 +137,28 @@ func BuildOS(ctx context.Context, o OSOptions) (OSImage, error) {
 	log.Info("built operating system", "kind", o.Kind, "variant", o.Variant, "size", img.Size,
 		"digest", img.Digest.Short(), "took", time.Since(start).Round(time.Second/10))
 	return img, nil
+}
+
+// osPath is where the image for the options stands in the cache, or shall stand.
+func osPath(o OSOptions) (string, error) {
+	var inputs func(OSOptions, io.Writer) error
+	switch o.Kind {
+	case OSTiny:
+		inputs = osTinyInputs
+	case OSDebian:
+		inputs = osDebianInputs
+	default:
+		return "", fmt.Errorf("build an operating system: unknown kind %q, want tiny or debian", o.Kind)
+	}
+	if err := osTools(o.Kind); err != nil {
+		return "", fmt.Errorf("build %s: %w", o.Kind, err)
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "recipe %s\nkind %s\nvariant %q\ngo %s\n", osRecipe, o.Kind, o.Variant, runtime.Version())
+	if err := inputs(o, h); err != nil {
+		return "", fmt.Errorf("build %s: %w", o.Kind, err)
+	}
+	return filepath.Join(o.CacheDir, fmt.Sprintf("os-%s-%x.img", o.Kind, h.Sum(nil)[:8])), nil
 }
 
 // osCached is an image that an earlier run left.

@@ -238,6 +238,13 @@ func (o simOpenDisk) ReadAt(b []byte, off int64) (int, error) {
 	return o.Disk.ReadAt(b, off)
 }
 
+func (o simOpenDisk) ReadBack(b []byte, off int64) (int, error) {
+	if o.disk.Pace > 0 {
+		time.Sleep(o.disk.Pace)
+	}
+	return o.Disk.ReadBack(b, off)
+}
+
 func (o simOpenDisk) WriteAt(b []byte, off int64) (n int, err error) {
 	err = o.change(off, int64(len(b)), false, func() error {
 		n, err = o.Disk.WriteAt(b, off)
