@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"time"
 
 	"recast/inventory"
@@ -29,11 +30,16 @@ type Machine interface {
 	OpenDisk(ctx context.Context, id inventory.DiskID) (Disk, error)
 	// Variables are the firmware's; nil where it has none.
 	Variables() Variables
+	// LoadKernel makes a kernel ready to be started in place of a restart; initrd may
+	// be nil.
+	LoadKernel(kernel, initrd *os.File, args string) error
 }
 
 // Outcome is what shall become of the machine when the conversation is over.
 type Outcome struct {
-	Kind   inventory.OrderKind // OrderLocal, OrderReboot or OrderPowerOff
+	// Kind is OrderLocal, OrderReboot, OrderPowerOff, or OrderKexec with a kernel that
+	// is loaded.
+	Kind   inventory.OrderKind
 	Reason string
 }
 
@@ -195,7 +201,7 @@ func (s *session) obey(ctx context.Context, order inventory.Order) (Outcome, err
 				startNext(s.Machine.Variables(), s.Log)
 			}
 			return Outcome{Kind: order.Kind, Reason: order.Reason}, nil
-		case inventory.OrderWrite, inventory.OrderWipe, inventory.OrderGate, inventory.OrderRepair:
+		case inventory.OrderWrite, inventory.OrderWipe, inventory.OrderGate, inventory.OrderRepair, inventory.OrderKexec:
 			if order.Job == nil || string(order.Job.Kind) != string(order.Kind) {
 				return Outcome{}, fmt.Errorf("obey the server: an order to %s without such a job", order.Kind)
 			}
@@ -214,6 +220,8 @@ func (s *session) obey(ctx context.Context, order inventory.Order) (Outcome, err
 			switch {
 			case done && order.Kind == inventory.OrderWipe:
 				return Outcome{Kind: inventory.OrderPowerOff, Reason: "the disk is wiped and read back"}, nil
+			case done && order.Kind == inventory.OrderKexec:
+				return Outcome{Kind: inventory.OrderKexec, Reason: "starting " + order.Job.Kernel.Kernel.Path}, nil
 			case order.Kind == inventory.OrderGate || order.Kind == inventory.OrderRepair:
 				s.proved = s.proved || done // what follows from it, the server says
 			case done:
@@ -276,6 +284,9 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 	case inventory.JobRepair:
 		s.Log("repairing disk %s %s from image %s", job.Disk.Name, job.Disk.Serial, job.Image.Digest.Short())
 		progress.begin(inventory.AgentProving, 0)
+	case inventory.JobKexec:
+		s.Log("loading the kernel of image %s from disk %s %s", job.Image.Digest.Short(), job.Disk.Name, job.Disk.Serial)
+		progress.begin(inventory.AgentLoading, 0)
 	default:
 		s.Log("writing image %s to disk %s %s", job.Image.Digest.Short(), job.Disk.Name, job.Disk.Serial)
 		progress.begin(inventory.AgentComparing, job.Image.Size)
@@ -287,7 +298,12 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 		defer close(reported)
 		s.reportUntil(work, stop, job, progress)
 	}()
-	result, err := s.work(work, job, progress)
+	var result Result
+	if job.Kind == inventory.JobKexec {
+		err = s.loadKernel(work, job, progress)
+	} else {
+		result, err = s.work(work, job, progress)
+	}
 	// The server's word outranks what it looked like from inside.
 	if cause := context.Cause(work); err != nil && cause != nil && ctx.Err() == nil {
 		err = cause
@@ -309,6 +325,8 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 		report.Verdict = result.Verdict
 		report.Done = report.Total
 		switch {
+		case job.Kind == inventory.JobKexec:
+			s.Log("done: %s is loaded", printable(job.Kernel.Kernel.Path))
 		case job.Kind == inventory.JobWipe:
 			s.Log("done: %d MiB of the disk read back as zeros", result.Blank/MiB)
 		case result.Verdict != nil && result.Verdict.Matches():

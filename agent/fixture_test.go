@@ -12,7 +12,9 @@ import (
 	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"hash/crc32"
+	"io"
 	"math/big"
 	mrand "math/rand/v2"
 	"net"
@@ -414,6 +416,8 @@ type simMachine struct {
 	path string
 	id   inventory.DiskID
 	vars Variables
+	// load takes what a kernel was given to it as; nil refuses any.
+	load func(kernel, initrd []byte, args string)
 }
 
 func (m simMachine) Facts(context.Context) (inventory.Facts, error) {
@@ -428,3 +432,22 @@ func (m simMachine) OpenDisk(context.Context, inventory.DiskID) (Disk, error) {
 }
 
 func (m simMachine) Variables() Variables { return m.vars }
+
+func (m simMachine) LoadKernel(kernel, initrd *os.File, args string) error {
+	if m.load == nil {
+		return errors.New("key was rejected")
+	}
+	k, err := io.ReadAll(kernel)
+	if err != nil {
+		return err
+	}
+	var i []byte
+	if initrd != nil {
+		i, err = io.ReadAll(initrd)
+	}
+	if _, werr := kernel.Write(k); werr == nil {
+		return errors.New("the kernel can still be written to")
+	}
+	m.load(k, i, args)
+	return err
+}

@@ -259,6 +259,87 @@ func TestAgentObeysItsGate(t *testing.T) {
 	_ = b
 }
 
+// kernelOf gives, of a disk that is the image, what of a region the files of a system
+// could be: two pieces with a hole between, and one.
+func kernelOf(p *packed, r inventory.Region) (k *inventory.JobKernel, kernel, initrd []byte) {
+	file := func(path string, extents ...inventory.Extent) (inventory.DiskFile, []byte) {
+		var b []byte
+		for _, e := range extents {
+			if e.Start == inventory.ZeroExtent {
+				b = append(b, make([]byte, e.Length)...)
+			} else {
+				b = append(b, p.img[e.Start:e.Start+e.Length]...)
+			}
+		}
+		return inventory.DiskFile{Path: path, Size: int64(len(b)), Digest: inventory.DigestOf(b), Extents: extents}, b
+	}
+	k = &inventory.JobKernel{Args: "root=/dev/vda2 ro"}
+	k.Kernel, kernel = file("/vmlinuz", inventory.Extent{Start: r.Start + 8192, Length: 70000}, inventory.Extent{Start: inventory.ZeroExtent, Length: 4096}, inventory.Extent{Start: r.Start, Length: 5000})
+	i, initrd := file("/initrd.img", inventory.Extent{Start: r.Start + 2*MiB, Length: MiB + 5})
+	k.Initrd = &i
+	return k, kernel, initrd
+}
+
+// A kernel is started only if its boot has proved the disk, and if every byte of it is
+// the image's.
+func TestAgentLoadsTheKernelThatWasProved(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		spoil  func(d Disk, gate, kexec *inventory.Job)
+		refuse bool   // the kernel's own word
+		want   string // of the report; "" it is started
+	}{
+		{"as it was proved", func(Disk, *inventory.Job, *inventory.Job) {}, false, ""},
+		{"without a ramdisk", func(_ Disk, _, kexec *inventory.Job) { kexec.Kernel.Initrd = nil }, false, ""},
+		{"a byte of it changed since", func(d Disk, _, kexec *inventory.Job) { flip(t, d, kexec.Kernel.Kernel.Extents[0].Start+77) }, false, "/vmlinuz reads from the disk as "},
+		{"a byte of its ramdisk", func(d Disk, _, kexec *inventory.Job) { flip(t, d, kexec.Kernel.Initrd.Extents[0].Start) }, false, "/initrd.img reads from the disk as "},
+		{"not proved by this boot", func(_ Disk, gate, _ *inventory.Job) { gate.Disk.Serial = "S2" }, false, "was not proved by this boot"},
+		{"no kernel", func(_ Disk, _, kexec *inventory.Job) { kexec.Kernel = nil }, false, "names no kernel"},
+		{"another machine's", func(_ Disk, _, kexec *inventory.Job) { kexec.Machine = "m2" }, false, `the job is for "m2"`},
+		{"beyond the disk", func(d Disk, _, kexec *inventory.Job) { kexec.Kernel.Kernel.Extents[0].Start = d.Size() - 5 }, false, "does not lie on the disk"},
+		{"shorter than it says", func(_ Disk, _, kexec *inventory.Job) { kexec.Kernel.Kernel.Size++ }, false, "its pieces have 79096 bytes, and it has 79097"},
+		{"one that the kernel refuses", func(Disk, *inventory.Job, *inventory.Job) {}, true, "load /vmlinuz: key was rejected"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, _, d, w := provable(t, 8, "esp", "root")
+			s := startServer(t)
+			gate, kexec := w.Job, w.Job
+			gate.Kind, kexec.Kind, kexec.Attempt = inventory.JobGate, inventory.JobKexec, 2
+			var kernel, initrd []byte
+			kexec.Kernel, kernel, initrd = kernelOf(p, w.Job.Regions[1])
+			tt.spoil(d, &gate, &kexec)
+			s.orders = []inventory.Order{{Kind: inventory.OrderGate, Job: &gate}, {Kind: inventory.OrderKexec, Job: &kexec}, {Kind: inventory.OrderLocal, Reason: "restart"}}
+			before := readAll(t, d)
+			id, err := d.Identity()
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := newAgent(t, s, id.Name)
+			loaded := 0
+			if m := a.Machine.(simMachine); !tt.refuse {
+				m.load = func(k, i []byte, args string) {
+					if loaded++; !bytes.Equal(k, kernel) || kexec.Kernel.Initrd != nil && !bytes.Equal(i, initrd) || kexec.Kernel.Initrd == nil && i != nil || args != "root=/dev/vda2 ro" {
+						t.Errorf("loaded %d and %d bytes with %q", len(k), len(i), args)
+					}
+				}
+				a.Machine = m
+			}
+			out, err := run(t, a)
+			last := s.reports[len(s.reports)-1]
+			want, ended := inventory.OrderKexec, inventory.AgentDone
+			if tt.want != "" {
+				want, ended = inventory.OrderLocal, inventory.AgentFailed
+			}
+			if err != nil || out.Kind != want || last.Step != ended || last.Attempt != 2 || !strings.Contains(last.Error, tt.want) || (loaded == 1) != (tt.want == "") {
+				t.Errorf("outcome %+v, %v; loaded %d times; reported %s of job %d: %q", out, err, loaded, last.Step, last.Attempt, last.Error)
+			}
+			if !bytes.Equal(before, readAll(t, d)) {
+				t.Error("it wrote to the disk")
+			}
+		})
+	}
+}
+
 func TestGatedDiskComesSecondAndIsNextOnce(t *testing.T) {
 	vars := fakeVars{}
 	net := LoadOption{Attributes: 1, Description: "PXE", Path: []byte{0x7f, 0xff, 4, 0}}

@@ -176,8 +176,11 @@ func end(c *console, kind inventory.OrderKind) {
 		_ = os.WriteFile("/proc/sys/kernel/"+name, []byte(value), 0) // not every kernel has each
 	}
 	cmd := unix.LINUX_REBOOT_CMD_RESTART
-	if kind == inventory.OrderPowerOff {
+	switch kind {
+	case inventory.OrderPowerOff:
 		cmd = unix.LINUX_REBOOT_CMD_POWER_OFF
+	case inventory.OrderKexec:
+		jump(c)
 	}
 	for {
 		if err := unix.Reboot(cmd); err != nil {

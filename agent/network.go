@@ -280,12 +280,15 @@ func control(nic string, f func(fd int, r *unix.Ifreq) error) error {
 	return f(fd, r)
 }
 
-func setUp(nic string) error {
+func setUp(nic string) error   { return setFlags(nic, unix.IFF_UP, 0) }
+func setDown(nic string) error { return setFlags(nic, 0, unix.IFF_UP) }
+
+func setFlags(nic string, set, clear uint16) error {
 	return control(nic, func(fd int, r *unix.Ifreq) error {
 		if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
 			return err
 		}
-		r.SetUint16(r.Uint16() | unix.IFF_UP)
+		r.SetUint16(r.Uint16()&^clear | set)
 		return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
 	})
 }

@@ -21,6 +21,8 @@ type Boot struct {
 	// Console are the values of the ramdisk's console= arguments in order, the
 	// last one being /dev/console; none means DefaultConsole.
 	Console []string `json:"console,omitempty"`
+	// Handover is HandoverReboot where no gate may start it by kexec; "" one may.
+	Handover Handover `json:"handover,omitempty"`
 }
 
 // BootVia is what a BMC does so that its machine boots once from us.
@@ -100,7 +102,7 @@ var consoleGrammar = regexp.MustCompile(`^(tty[0-9]{1,2}|(ttyS|ttyAMA|ttyUSB|hvc
 // buildBoot checks how a machine boots by itself; what depends on the rest of a
 // machine is checkBoot's.
 func (s scope) buildBoot(raw rawMachineBoot) Boot {
-	b := Boot{Via: BootVia(raw.Via.V), Loader: raw.Loader.V, Local: LocalBoot(raw.Local.V)}
+	b := Boot{Via: BootVia(raw.Via.V), Loader: raw.Loader.V, Local: LocalBoot(raw.Local.V), Handover: Handover(raw.Handover.V)}
 	if t := raw.Loader; t.given() && b.Loader != LoaderSNPOnly && b.Loader != LoaderIPXE {
 		d, err := ParseDigest(t.V)
 		if b.Loader = string(d); err != nil {
@@ -137,6 +139,9 @@ func (b Boot) over(model Boot) Boot {
 	}
 	if b.Console == nil {
 		b.Console = model.Console
+	}
+	if b.Handover == "" {
+		b.Handover = model.Handover
 	}
 	return b
 }

@@ -229,6 +229,7 @@ func (b *builder) buildImage(d *declared[rawImage]) {
 			d.problem(raw.State[n].Line, "spec.state["+strconv.Itoa(n)+"]", fmt.Sprintf("%q never changes, as immutable says", name), "remove one")
 		}
 	}
+	d.buildImageBoot(raw.Boot, i)
 	if d.named && i.Digest != "" {
 		b.image[i.Name] = i
 		b.set.Images = append(b.set.Images, i)
@@ -271,7 +272,7 @@ func (b *builder) buildDefinition(d *declared[rawDefinition]) {
 	d.refers(raw.Image, "spec.image", "Image")
 	d.buildGate(raw, o)
 	if len(raw.KernelArgs) > 0 {
-		d.problem(raw.KernelArgs[0].Line, "spec.kernelArgs", "the boot loader of a disk image owns the kernel's arguments", "remove it and set them in the image")
+		d.problem(raw.KernelArgs[0].Line, "spec.kernelArgs", "the boot loader of a disk image owns the kernel's arguments", "remove it and set them in the image, and in its boot.args for a gate that starts it by kexec")
 	}
 	o.Select = d.buildSelect(raw.Disk.Select)
 	if raw.Evidence.Minimum.given() && o.Evidence.UnmarshalText([]byte(raw.Evidence.Minimum.V)) == nil && o.Evidence > E3 {

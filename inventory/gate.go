@@ -35,6 +35,42 @@ func (s scope) buildPartitions(name string, raw []word) (list []string) {
 	return list
 }
 
+// maxArgs leaves room in x86's 2048 characters for the consoles.
+const maxArgs = 1536
+
+// buildImageBoot checks where a kernel is said to be; whether it is there is known
+// where the image is.
+func (s scope) buildImageBoot(raw rawImageBoot, i *Image) {
+	if raw.Line == 0 {
+		return
+	}
+	o := &ImageBoot{Partition: raw.Partition.V, Kernel: raw.Kernel.V, Initrd: raw.Initrd.V}
+	if t := raw.Partition; t.given() && !slices.Contains(i.Immutable, t.V) && (i.State == nil || slices.Contains(i.State, t.V)) {
+		s.problem(t.Line, "spec.boot.partition", fmt.Sprintf("partition %q is not immutable, and only what was proved is started", t.V), "name it in immutable too, in the same way")
+	}
+	for _, f := range []struct {
+		name string
+		t    text
+	}{{"kernel", raw.Kernel}, {"initrd", raw.Initrd}} {
+		if f.t.given() && (!strings.HasPrefix(f.t.V, "/") || strings.HasSuffix(f.t.V, "/") || len(f.t.V) > 1024 || !utf8.ValidString(f.t.V) || strings.ContainsFunc(f.t.V, func(r rune) bool { return !unicode.IsPrint(r) })) {
+			s.problem(f.t.Line, "spec.boot."+f.name, fmt.Sprintf("%q is no path of a file", f.t.V), "want it from the partition's root: /vmlinuz")
+		}
+	}
+	length := 0
+	for n, t := range raw.Args {
+		if !t.given() || t.V == "" || strings.ContainsFunc(t.V, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\'' }) {
+			s.problem(t.Line, "spec.boot.args["+strconv.Itoa(n)+"]", fmt.Sprintf("%q is not one word of printable ASCII without quotes", t.V), "want one argument in each place")
+			continue
+		}
+		length += len(t.V) + 1
+		o.Args = append(o.Args, t.V)
+	}
+	if length > maxArgs {
+		s.problem(raw.Args[0].Line, "spec.boot.args", fmt.Sprintf("%d characters in all", length), fmt.Sprintf("want at most %d", maxArgs))
+	}
+	i.Boot = o
+}
+
 // buildGate checks how a deployed machine boots.
 func (s scope) buildGate(raw rawDefinition, o *Definition) {
 	boot := raw.Boot
@@ -56,16 +92,18 @@ func (s scope) buildGate(raw rawDefinition, o *Definition) {
 		refuse("every: restore puts back whatever differs", "remove it, or set every: gate", "onMismatch", "repairLimit")
 		o.Gate = &Gate{OnMismatch: MismatchRestore}
 	}
-	if t := boot.Handover; t.V == "kexec" {
-		s.problem(t.Line, "spec.boot.handover", "handover: kexec is not accepted yet", "want reboot")
-	}
+	o.Gate.Handover = Handover(boot.Handover.V)
 	if t := boot.OnServerDown; t.V == "refuse" {
 		s.problem(t.Line, "spec.boot.onServerDown", "onServerDown: refuse is not accepted yet", "want lastGood")
 	}
 	if raw.Identity.Minimum.V == string(L1) {
 		s.problem(raw.Identity.Minimum.Line, "spec.identity.minimum", "a gate's boots come from the network by the machine's own boot order, where its hardware address is all that is known of it", "want L0, or every: disk")
 	}
-	switch i := s.b.image[o.Image]; {
+	i := s.b.image[o.Image]
+	if i != nil && i.Boot == nil && o.Gate.Handover == HandoverKexec {
+		s.problem(boot.Handover.Line, "spec.boot.handover", fmt.Sprintf("image %q does not say what its kernel is", i.Name), "name it in the image's boot, or want reboot")
+	}
+	switch {
 	case i == nil:
 	case o.Every == BootGate && len(i.Immutable) == 0:
 		s.problem(boot.Every.Line, "spec.boot.every", fmt.Sprintf("image %q names no immutable partition, so that there is nothing to prove", i.Name), "name those that never change in its immutable, or want disk")

@@ -16,10 +16,11 @@ func gateRack(t testing.TB, boot string) string {
 
 func TestGateIsDeclaredWithItsDefaults(t *testing.T) {
 	for boot, want := range map[string]Gate{
-		"every: gate": {MismatchHold, DefaultRepairLimit},
-		"every: gate, onMismatch: repair, repairLimit: 1MiB, handover: reboot, onServerDown: lastGood": {MismatchRepair, 1 << 20},
-		"every: gate, onMismatch: report":   {MismatchReport, DefaultRepairLimit},
-		"every: gate, onMismatch: poweroff": {MismatchPowerOff, DefaultRepairLimit},
+		"every: gate": {OnMismatch: MismatchHold, RepairLimit: DefaultRepairLimit},
+		"every: gate, onMismatch: repair, repairLimit: 1MiB, onServerDown: lastGood": {OnMismatch: MismatchRepair, RepairLimit: 1 << 20},
+		"every: gate, handover: reboot":                                              {OnMismatch: MismatchHold, RepairLimit: DefaultRepairLimit, Handover: HandoverReboot},
+		"every: gate, onMismatch: report":                                            {OnMismatch: MismatchReport, RepairLimit: DefaultRepairLimit},
+		"every: gate, onMismatch: poweroff":                                          {OnMismatch: MismatchPowerOff, RepairLimit: DefaultRepairLimit},
 	} {
 		s := parseOne(t, gateRack(t, boot))
 		g := resolved(t, s, "compute").Resolved
@@ -33,7 +34,8 @@ func TestGateThatCannotBeIsRefused(t *testing.T) {
 	for boot, want := range map[string]string{
 		"every: gate, repairLimit: 1MiB":                        "spec.boot.repairLimit: with onMismatch: hold nothing is written",
 		"every: gate, onMismatch: repair, repairLimit: 1":       "spec.boot.repairLimit: want text",
-		"every: gate, handover: kexec":                          "spec.boot.handover: handover: kexec is not accepted yet; want reboot",
+		"every: gate, handover: kexec":                          "spec.boot.handover: image \"debian-12\" does not say what its kernel is; name it in the image's boot, or want reboot",
+		"every: gate, handover: jump":                           "spec.boot.handover",
 		"every: gate, onServerDown: refuse":                     "spec.boot.onServerDown: onServerDown: refuse is not accepted yet; want lastGood",
 		"every: gate, onMismatch: shrug":                        "spec.boot.onMismatch",
 		"every: gate}\n  identity: {minimum: L1}\n  # {":        "spec.identity.minimum: a gate's boots come from the network",
@@ -46,6 +48,56 @@ func TestGateThatCannotBeIsRefused(t *testing.T) {
 		_, err := Parse([]File{{Name: "rack.yaml", Data: []byte(doc)}})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", boot, err, want)
+		}
+	}
+}
+
+// kernelRack is gateRack with an image that says what its kernel is.
+func kernelRack(t testing.TB, image, boot string) string {
+	t.Helper()
+	return strings.Replace(gateRack(t, boot), "immutable: [esp, 2]", "immutable: [esp, 2]\n  boot: {"+image+"}", 1)
+}
+
+func TestAnImageSaysWhatItsKernelIs(t *testing.T) {
+	image := "partition: 2, kernel: /vmlinuz, initrd: /boot/initrd.img, args: [root=PARTUUID=7265636a-7374-4000-8003-74696e790001, ro]"
+	want := ImageBoot{Partition: "2", Kernel: "/vmlinuz", Initrd: "/boot/initrd.img", Args: []string{"root=PARTUUID=7265636a-7374-4000-8003-74696e790001", "ro"}}
+	digests := map[Digest]bool{}
+	for boot, handover := range map[string]Handover{"every: gate": HandoverAny, "every: gate, handover: kexec": HandoverKexec} {
+		r := resolved(t, parseOne(t, kernelRack(t, image, boot)), "compute")
+		if g := r.Resolved; g.Image.Boot == nil || !reflect.DeepEqual(*g.Image.Boot, want) || g.Gate.Handover != handover {
+			t.Errorf("%s: %+v, %+v", boot, g.Image.Boot, g.Gate)
+		}
+		digests[r.Digest] = true
+	}
+	// Who never starts it is not written anew for what it is said to be.
+	for _, boot := range []string{"every: gate, handover: reboot", "every: disk"} {
+		a, b := resolved(t, parseOne(t, kernelRack(t, image, boot)), "compute"), resolved(t, parseOne(t, gateRack(t, boot)), "compute")
+		if a.Digest != b.Digest || a.Resolved.Image.Boot != nil {
+			t.Errorf("%s: the generation depends on a kernel that is not used", boot)
+		}
+		digests[a.Digest] = true
+	}
+	if len(digests) != 4 {
+		t.Errorf("%d generations of 4", len(digests))
+	}
+}
+
+func TestAKernelThatCannotBeIsRefused(t *testing.T) {
+	for image, want := range map[string]string{
+		"kernel: /vmlinuz":                                                          "spec.boot.partition",
+		"partition: 2":                                                              "spec.boot.kernel",
+		"partition: 3, kernel: /vmlinuz":                                            `spec.boot.partition: partition "3" is not immutable, and only what was proved is started`,
+		"partition: 2, kernel: vmlinuz":                                             `spec.boot.kernel: "vmlinuz" is no path of a file; want it from the partition's root: /vmlinuz`,
+		"partition: 2, kernel: /boot/":                                              "spec.boot.kernel",
+		"partition: 2, kernel: /vmlinuz, initrd: \"\"":                              "spec.boot.initrd",
+		"partition: 2, kernel: /vmlinuz, args: [ro quiet]":                          `spec.boot.args[0]: "ro quiet" is not one word`,
+		"partition: 2, kernel: /vmlinuz, args: ['a\"b']":                            "spec.boot.args[0]",
+		"partition: 2, kernel: /vmlinuz, args: [" + strings.Repeat("x", 1536) + "]": "spec.boot.args: 1537 characters in all; want at most 1536",
+		"partition: 2, kernel: /vmlinuz, cmdline: ro":                               "cmdline",
+	} {
+		_, err := Parse([]File{{Name: "rack.yaml", Data: []byte(kernelRack(t, image, "every: gate"))}})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", image, err, want)
 		}
 	}
 }

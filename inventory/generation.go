@@ -27,6 +27,8 @@ type ResolvedImage struct {
 	Immutable []string `json:"immutable,omitempty"`
 	// State likewise, where every boot puts back all others.
 	State []string `json:"state,omitempty"`
+	// Boot where a gate may start it.
+	Boot *ImageBoot `json:"boot,omitempty"`
 }
 
 // Generation is a Resolved with the SHA-256 of its RFC 8785 JSON.

@@ -126,7 +126,26 @@ type Image struct {
 	// State are the partitions that every: restore keeps, by GPT name or number; all
 	// others it puts back. Nil: it is not said, as it is by a list that is empty.
 	State []string `json:"state,omitzero"`
+	// Boot is what a gate starts by kexec; nil: nothing is known of its kernel.
+	Boot *ImageBoot `json:"boot,omitempty"`
 }
+
+// ImageBoot says where in an image stands what its boot loader starts.
+type ImageBoot struct {
+	Partition string   `json:"partition"` // one of Immutable
+	Kernel    string   `json:"kernel"`    // paths in it
+	Initrd    string   `json:"initrd,omitempty"`
+	Args      []string `json:"args,omitempty"`
+}
+
+// Handover is how a gate starts the system that it has proved.
+type Handover string
+
+const (
+	HandoverAny    Handover = ""       // by kexec where that can be, else by a restart
+	HandoverReboot Handover = "reboot" // the machine restarts and boots its disk
+	HandoverKexec  Handover = "kexec"  // the ramdisk's kernel starts the system's
+)
 
 // BootEvery says how a deployed machine boots from then on.
 type BootEvery string
@@ -160,6 +179,8 @@ type Gate struct {
 	// RepairLimit is how much of a disk one repair may write, bytes; with
 	// MismatchRestore that are the regions themselves, and a Definition says 0.
 	RepairLimit int64 `json:"repairLimit"`
+	// Handover as declared.
+	Handover Handover `json:"handover,omitempty"`
 }
 
 // Writes tells whether it may write to the disk.

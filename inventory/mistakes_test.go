@@ -251,7 +251,7 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 			`rack.yaml:18: spec.immutable[0]: "" cannot name a partition; want its GPT name, at most 36 characters, or its number`,
 		}},
 		{"kernelArgs on a disk image", "  boot: {every: disk}", "  kernelArgs: [quiet]", []string{
-			"rack.yaml:27: spec.kernelArgs: the boot loader of a disk image owns the kernel's arguments; remove it and set them in the image",
+			"rack.yaml:27: spec.kernelArgs: the boot loader of a disk image owns the kernel's arguments; remove it and set them in the image, and in its boot.args for a gate that starts it by kexec",
 		}},
 		{"evidence that is old at once", "{minimum: reported}", "{minimum: reported, maxAge: 1s}", []string{
 			`rack.yaml:39: spec.evidence.maxAge: duration "1s" is too short: at least 1m0s`,

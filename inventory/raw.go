@@ -48,13 +48,23 @@ type rawImage struct {
 
 	Immutable []word `yaml:"immutable" doc:"partitions, by GPT name or number, whose bytes never change after the write, for boot.every: gate; all others are state"`
 	State     []word `yaml:"state" doc:"partitions, by GPT name or number, that boot.every: restore keeps; all others are put back at every boot; [] keeps none"`
+
+	Boot rawImageBoot `yaml:"boot" doc:"what a gate starts by kexec, as the image's own boot loader would"`
+}
+
+type rawImageBoot struct {
+	Line      int
+	Partition word   `yaml:"partition,required" doc:"the partition that holds the files, as in immutable; ext2, ext3, ext4 or FAT"`
+	Kernel    text   `yaml:"kernel,required" example:"/vmlinuz" doc:"path of the kernel in it; links are followed inside the partition"`
+	Initrd    text   `yaml:"initrd" example:"/initrd.img" doc:"path of the ramdisk in it; left out: none"`
+	Args      []text `yaml:"args" example:"root=PARTUUID=…" doc:"arguments of the kernel; without a console= the machine's own consoles are added"`
 }
 
 type rawDefinition struct {
 	Line       int
 	Image      text        `yaml:"image,required" form:"name" doc:"name of an Image"`
 	Boot       rawBoot     `yaml:"boot" doc:"how a deployed machine boots"`
-	KernelArgs []text      `yaml:"kernelArgs" doc:"arguments for a kernel that recast starts; an error on a disk image"`
+	KernelArgs []text      `yaml:"kernelArgs" doc:"arguments for a kernel image; an error on a disk image, which has them in its boot"`
 	Disk       rawDisk     `yaml:"disk" doc:"which disk is written, and how"`
 	Config     rawConfig   `yaml:"config" doc:"what the operating system is configured with"`
 	Evidence   rawEvidence `yaml:"evidence" doc:"what proves that a machine runs this"`
@@ -70,7 +80,7 @@ type rawBoot struct {
 
 	OnMismatch   text `yaml:"onMismatch" enum:"repair|report|hold|poweroff" doc:"what the gate does where they are not what was written; default hold"`
 	RepairLimit  text `yaml:"repairLimit" form:"size" doc:"how much one repair of a gate may write; default 64MiB"`
-	Handover     text `yaml:"handover" enum:"reboot|kexec" doc:"how the gate starts the disk: by a restart that boots it (the default); kexec is not accepted yet"`
+	Handover     text `yaml:"handover" enum:"reboot|kexec" doc:"how the gate starts the system: kexec starts the kernel that the Image's boot names, without a restart (the default where it names one and the machine has no Secure Boot); reboot restarts the machine, which then boots its disk"`
 	OnServerDown text `yaml:"onServerDown" enum:"lastGood|refuse" doc:"lastGood: a machine that does not reach recast starts its disk unproved, and it shows (the default); refuse is not accepted yet"`
 }
 
@@ -162,6 +172,8 @@ type rawMachineBoot struct {
 	Loader  text   `yaml:"loader" doc:"snponly: the firmware drives the network card (the default); ipxe: iPXE's own drivers; or the digest of an imported loader"`
 	Local   text   `yaml:"local" enum:"exit|sanboot|silent|grub|http-404" doc:"how it starts its own disk; default sanboot under BIOS, exit under UEFI"`
 	Console []text `yaml:"console" example:"ttyS1,115200n8" doc:"consoles of the ramdisk's kernel, the last one for its messages; default tty0 and ttyS0,115200n8"`
+
+	Handover text `yaml:"handover" enum:"reboot" doc:"reboot: a gate restarts it, whatever its Definition says, for hardware that a second kernel does not start on"`
 }
 
 type rawLocation struct {

@@ -30,6 +30,9 @@ func (s *Set) Resolve(def *Definition, secretVersion func(name string) (int, boo
 	case BootRestore:
 		r.Image.State = img.State
 	}
+	if def.Gate != nil && def.Gate.Handover != HandoverReboot {
+		r.Image.Boot = img.Boot
+	}
 	for _, name := range secretsIn(def.Config.UserData) {
 		version, ok := secretVersion(name)
 		if !ok {

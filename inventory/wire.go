@@ -1,6 +1,8 @@
 package inventory
 
 import (
+	"fmt"
+	"io"
 	"net/netip"
 	"time"
 )
@@ -160,6 +162,7 @@ const (
 	OrderWipe     OrderKind = "wipe"     // do Job, which leaves zeros
 	OrderGate     OrderKind = "gate"     // do Job, which reads regions and compares them
 	OrderRepair   OrderKind = "repair"   // do Job, which writes what of them differs
+	OrderKexec    OrderKind = "kexec"    // do Job, which loads the system's kernel; then start it
 	OrderLocal    OrderKind = "local"    // reboot; the answer will be the local disk
 	OrderReboot   OrderKind = "reboot"   // reboot and ask again from the start
 	OrderPowerOff OrderKind = "poweroff" // power off
@@ -185,6 +188,7 @@ const (
 	// the disk is compared, and nothing else is written.
 	JobGate   JobKind = "gate"   // compare
 	JobRepair JobKind = "repair" // compare, write at most Limit bytes, compare again
+	JobKexec  JobKind = "kexec"  // load Kernel from Disk; nothing is written
 )
 
 // Job is a write intent as the agent gets it: everything it needs and nothing
@@ -212,6 +216,62 @@ type Job struct {
 	// write, in bytes; beyond it JobGate counts no more.
 	Regions []Region `json:"regions,omitempty"`
 	Limit   int64    `json:"limit,omitempty"`
+	// Kernel is what JobKexec loads.
+	Kernel *JobKernel `json:"kernel,omitempty"`
+}
+
+// JobKernel is a system that is started by kexec: files of the image, in regions that
+// were proved.
+type JobKernel struct {
+	Kernel DiskFile  `json:"kernel"`
+	Initrd *DiskFile `json:"initrd,omitempty"`
+	Args   string    `json:"args"`
+}
+
+// DiskFile is a file of an image by where its bytes stand, so that who reads it from a
+// disk needs to know no file system, and by what they are.
+type DiskFile struct {
+	Path    string   `json:"path"` // as declared
+	Size    int64    `json:"size"`
+	Digest  Digest   `json:"digest"`
+	Extents []Extent `json:"extents"` // in order; of Size together
+}
+
+// Extent is a piece of a file, in bytes from the beginning of the image; it stands at the
+// same place on the disk. Where Start is ZeroExtent it stands nowhere, and is zeros.
+type Extent struct {
+	Start  int64 `json:"start"`
+	Length int64 `json:"length"`
+}
+
+// ZeroExtent is the Start of a hole.
+const ZeroExtent = -1
+
+// Copy writes the file's bytes, as the disk has them, to w.
+func (f DiskFile) Copy(w io.Writer, disk io.ReaderAt) (int64, error) {
+	var done int64
+	for _, e := range f.Extents {
+		from := io.Reader(zeros{})
+		if e.Start != ZeroExtent {
+			from = io.NewSectionReader(disk, e.Start, e.Length)
+		}
+		n, err := io.CopyN(w, from, e.Length)
+		if done += n; err != nil {
+			return done, err
+		}
+	}
+	if done != f.Size {
+		return done, fmt.Errorf("its pieces have %d bytes, and it has %d", done, f.Size)
+	}
+	return done, nil
+}
+
+// zeros never end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
 }
 
 // Region is a partition of an image, in bytes from its beginning; it
@@ -333,6 +393,7 @@ const (
 	AgentConfigure  AgentStep = "configuring"
 	AgentProving    AgentStep = "proving"   // of a gate
 	AgentRepairing  AgentStep = "repairing" // likewise
+	AgentLoading    AgentStep = "loading"   // of a system's kernel, to start it by kexec
 	AgentDone       AgentStep = "done"
 	AgentFailed     AgentStep = "failed"
 )

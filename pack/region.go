@@ -70,6 +70,19 @@ func (l *Layout) Others(names []string) (others []string, err error) {
 	return others, nil
 }
 
+// typeBIOSBoot is GRUB's, for the part of it that a BIOS runs.
+const typeBIOSBoot = "21686148-6449-6E6F-744E-656564454649"
+
+// BIOSBoot are the partitions that hold what a BIOS runs: no file system.
+func (l *Layout) BIOSBoot() (found []Partition) {
+	for _, p := range l.Partitions {
+		if p.Type == typeBIOSBoot {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
 // Differs says in words what of l, an image's, does not stand in disk by its
 // meaning: each partition's number, type, GUID and start, and that it did not
 // shrink. Names, attributes, the disk's own GUID, and partitions that came on top

@@ -109,10 +109,10 @@ func (e *Engine) decideDisk(ctx context.Context, name string, s State, facts inv
 	}
 	if s.Intent.Purpose == PurposeDeploy {
 		d, err := e.decideWrite(ctx, q, s, facts)
-		return e.withGate(d, s.Intent.Generation), err
+		return e.withGate(d, s.Intent.Generation, facts), err
 	}
 	d := decideDisk(q, facts)
-	return e.withGate(d, d.Marker.Generation), nil
+	return e.withGate(d, d.Marker.Generation, facts), nil
 }
 
 // decideWrite makes everything that the job will need before anything may be

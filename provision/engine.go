@@ -85,7 +85,8 @@ type Engine struct {
 	// reads what is applied and writes rollouts.
 	applyMu sync.Mutex
 	gateMu  sync.Mutex // over counting repairs and recording one
-	swept   bool       // every candidate is named by a plan; applyMu guards it
+	kernels kernels
+	swept   bool // every candidate is named by a plan; applyMu guards it
 	// rests are the rollouts in which no machine waits, with what moved counted when
 	// they were looked at; applyMu guards them.
 	rests map[string]uint64
@@ -428,6 +429,12 @@ func (e *Engine) params(name string) Params {
 	p := Params{HasBMC: e.hasBMC(name), Attempts: 2}
 	if decl := e.Set().Machine(name); decl != nil {
 		p.Via = decl.Boot.Via
+		switch {
+		case decl.SecureBoot:
+			p.Restart = "it is declared secureBoot: true"
+		case decl.Boot.Handover == inventory.HandoverReboot:
+			p.Restart = "its boot.handover is reboot"
+		}
 	}
 	e.mu.RLock()
 	w, ok := e.wanted[name]

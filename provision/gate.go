@@ -16,6 +16,8 @@ import (
 type Gate struct {
 	inventory.Gate
 	Regions []inventory.Region `json:"regions"`
+	// Kernel is what it starts by kexec; nil: it hands over by a restart.
+	Kernel *inventory.JobKernel `json:"kernel,omitempty"`
 
 	// What it is about: this disk, with what this write of this store put there. In
 	// another epoch boots are proved still, and nothing is written.
@@ -37,6 +39,11 @@ type Gate struct {
 	Pass *Pass `json:"pass,omitempty"`
 	// Passed: it was let through, and its system has not reported itself since.
 	Passed bool `json:"passed,omitempty"`
+	// Jumped is when that was done by kexec; zero: by a restart.
+	Jumped time.Time `json:"jumped,omitzero"`
+	// NoKexec is why it hands over by a restart until the disk is written anew, although
+	// it has a Kernel.
+	NoKexec string `json:"noKexec,omitempty"`
 }
 
 // Pass is permission to start the disk once, for a machine whose firmware asks the
@@ -69,6 +76,7 @@ const (
 	GateInspecting GateStep = "inspecting"
 	GateProving    GateStep = "proving"
 	GateRepairing  GateStep = "repairing"
+	GateLoading    GateStep = "loading" // its system's kernel, to start it by kexec
 	GatePassed     GateStep = "passed"
 	GateAgain      GateStep = "again"   // it could not be proved; it starts anew
 	GateStopped    GateStep = "stopped" // in the ramdisk, until it is released
@@ -117,6 +125,11 @@ func (g *GateSeen) repairedSince(t time.Time) (n int) {
 		}
 	}
 	return n
+}
+
+// working tells that the ramdisk has a job.
+func (s GateStep) working() bool {
+	return s == GateProving || s == GateRepairing || s == GateLoading
 }
 
 // gated is the gate that a machine's next boot goes through, nil none: while it is

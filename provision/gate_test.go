@@ -20,6 +20,11 @@ func storyGate(on inventory.OnMismatch) *Gate {
 	return &Gate{Gate: inventory.Gate{OnMismatch: on, RepairLimit: 1 << 20}, Regions: gateRegions}
 }
 
+// storyKernel is what a gate of the stories may start by kexec.
+var storyKernel = &inventory.JobKernel{Args: "ro",
+	Kernel: inventory.DiskFile{Path: "/vmlinuz", Size: 4096, Digest: inventory.DigestOf([]byte("kernel")), Extents: []inventory.Extent{{Start: 2 << 20, Length: 4096}}},
+	Initrd: &inventory.DiskFile{Path: "/initrd.img", Size: 4096, Digest: inventory.DigestOf([]byte("initrd")), Extents: []inventory.Extent{{Start: 3 << 20, Length: 4096}}}}
+
 // storyVerdict is of a disk of which so many blocks differ.
 func storyVerdict(blocks int64, table string) *inventory.Verdict {
 	right, wrong := inventory.DigestOf([]byte("right")), inventory.DigestOf([]byte("wrong"))
@@ -69,7 +74,7 @@ func (s *story) gateEvent(t *testing.T, f []string) Event {
 				ev.NoRepair = strings.Join(f[3+i:], " ")
 			}
 		}
-		if ev.Report.Step == inventory.AgentDone {
+		if ev.Report.Step == inventory.AgentDone && s.state.Status.Gate.Step != GateLoading {
 			ev.Report.Verdict = storyVerdict(blocks, table)
 			ev.Report.Verdict.Suspended = suspended
 			ev.Report.Written = 8192
@@ -94,8 +99,13 @@ func TestNothingIsEverRepairedWithoutItsStandingIntent(t *testing.T) {
 	for seed := range uint64(600) {
 		w := newWalk(seed)
 		w.gate = storyGate(pick(w.r, inventory.MismatchRepair, inventory.MismatchRepair, inventory.MismatchRestore, inventory.MismatchReport, inventory.MismatchHold, inventory.MismatchPowerOff))
+		if w.r.IntN(2) == 0 {
+			w.gate.Kernel = storyKernel
+		}
+		w.p.Restart = pick(w.r, "", "", "", "its boot.handover is reboot")
 		if seed%4 > 0 { // the others have to come so far by themselves
 			w.s = gatedStory(t, w.gate.OnMismatch).state
+			w.s.Intent.Gate.Kernel = w.gate.Kernel
 		}
 		for range 150 {
 			w.gateStep(t, seed)
@@ -105,7 +115,7 @@ func TestNothingIsEverRepairedWithoutItsStandingIntent(t *testing.T) {
 			}
 		}
 	}
-	for _, step := range []GateStep{GateIdle, GateInspecting, GateProving, GateRepairing, GatePassed, GateAgain, GateStopped, GateOff} {
+	for _, step := range []GateStep{GateIdle, GateInspecting, GateProving, GateRepairing, GateLoading, GatePassed, GateAgain, GateStopped, GateOff} {
 		if reached[step] < 50 {
 			t.Errorf("%q was reached %d times", step, reached[step])
 		}
@@ -146,6 +156,11 @@ func (w *walk) gateEvent() Event {
 				return GateReported{Epoch: "e", Report: inventory.Report{Step: inventory.AgentDone, Verdict: storyVerdict(0, "")}}
 			}
 			return report()
+		case GateLoading:
+			if r.IntN(8) == 0 {
+				return claim()
+			}
+			return GateReported{Epoch: "e", Report: inventory.Report{Step: pick(r, inventory.AgentLoading, inventory.AgentDone, inventory.AgentDone, inventory.AgentFailed), Error: "no"}}
 		case GatePassed:
 			return pick[Event](r, LocalServed{}, w.running(), w.running())
 		default:
@@ -237,6 +252,12 @@ func (w *walk) gateStep(t *testing.T, seed uint64) {
 		case Reported: // written and read back
 		case GateReported:
 			v := e.Report.Verdict
+			if was == GateLoading {
+				if e.Report.Step != inventory.AgentFailed {
+					bad("started by kexec, and let through")
+				}
+				break
+			}
 			if e.Report.Step != inventory.AgentDone || v == nil || !v.Matches() && in.Gate.OnMismatch != inventory.MismatchReport {
 				bad("let through with %+v", v)
 			}
@@ -246,6 +267,16 @@ func (w *walk) gateStep(t *testing.T, seed uint64) {
 		default:
 			bad("let through by %T", ev)
 		}
+	}
+	// What is started by kexec was proved by the same boot.
+	if is == GateLoading && was != GateLoading {
+		rep, ok := ev.(GateReported)
+		if !ok || rep.Report.Verdict == nil || !rep.Report.Verdict.Matches() || g.Kernel == nil || w.p.Restart != "" || prev.Intent.Gate.NoKexec != "" || g.Pass.valid(w.now) || next.Status.Evidence.Level != inventory.E3 {
+			bad("its kernel is loaded for %+v, %q", rep.Report.Verdict, w.p.Restart)
+		}
+	}
+	if g != nil && !g.Jumped.IsZero() && (prev.Intent.Gate == nil || prev.Intent.Gate.Jumped.IsZero()) && (was != GateLoading || is != GatePassed || !g.Passed) {
+		bad("started by kexec after %q", was)
 	}
 	if g != nil && next.Intent.Gate.Pass.valid(w.now) && stopped(next) {
 		bad("stopped, and let through")

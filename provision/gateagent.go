@@ -9,24 +9,26 @@ import (
 	"recast/inventory"
 )
 
-// gateOf is the gate of a generation, nil where it has none. What is no partition of
-// its image is an error.
-func (e *Engine) gateOf(gen inventory.Generation) (*Gate, error) {
+// gateOf is the gate of a generation for a machine that boots so, nil where it has
+// none. What is no partition or file of its image is an error.
+func (e *Engine) gateOf(gen inventory.Generation, firmware inventory.Firmware) (*Gate, error) {
 	r := gen.Resolved
 	if !r.Every.Gated() || r.Gate == nil {
 		return nil, nil
 	}
-	m, err := e.Images.Manifest(r.Image.Digest)
+	img, err := e.Images.Reader(r.Image.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("open the image: %w", err)
 	}
+	defer img.Close()
 	g, names := &Gate{Gate: *r.Gate}, r.Image.Immutable
-	if g.OnMismatch == inventory.MismatchRestore {
-		if names, err = m.Layout.Others(r.Image.State); err != nil {
+	restores := g.OnMismatch == inventory.MismatchRestore
+	if restores {
+		if names, err = img.Manifest.Layout.Others(r.Image.State); err != nil {
 			return nil, fmt.Errorf("state of image %s: %w", r.Image.Digest.Short(), err)
 		}
 	}
-	parts, err := m.Layout.FindAll(names)
+	parts, err := img.Manifest.Layout.FindAll(names)
 	if err != nil {
 		return nil, fmt.Errorf("immutable of image %s: %w", r.Image.Digest.Short(), err)
 	}
@@ -34,12 +36,23 @@ func (e *Engine) gateOf(gen inventory.Generation) (*Gate, error) {
 		g.Regions = append(g.Regions, inventory.Region{Name: names[i], Start: p.Start, End: p.End})
 	}
 	switch {
-	case len(g.Regions) == 0 && g.OnMismatch == inventory.MismatchRestore:
+	case len(g.Regions) == 0 && restores:
 		return nil, fmt.Errorf("state of image %s leaves no partition to put back", r.Image.Digest.Short())
 	case len(g.Regions) == 0:
 		return nil, fmt.Errorf("image %s names no immutable partition", r.Image.Digest.Short())
-	case g.OnMismatch == inventory.MismatchRestore:
+	}
+	if firmware == inventory.BIOS {
+		if err := g.bootCode(img); err != nil {
+			return nil, fmt.Errorf("read the boot code of image %s: %w", r.Image.Digest.Short(), err)
+		}
+	}
+	if restores {
 		g.RepairLimit = blockBytes(g.Regions)
+	}
+	if r.Image.Boot != nil {
+		if g.Kernel, err = e.kernels.of(img, *r.Image.Boot, g.Regions); err != nil {
+			return nil, fmt.Errorf("boot of image %s: %w", r.Image.Digest.Short(), err)
+		}
 	}
 	return g, nil
 }
@@ -53,12 +66,13 @@ func blockBytes(list []inventory.Region) (n int64) {
 }
 
 // noGate is gateOf for a plan, which asks for the same generation for each machine.
+// What a machine boots by may not be known yet; a BIOS adds nothing that could be missing.
 func (e *Engine) noGate() func(inventory.Generation) error {
 	known := map[inventory.Digest]error{}
 	return func(gen inventory.Generation) error {
 		err, ok := known[gen.Digest]
 		if !ok {
-			_, err = e.gateOf(gen)
+			_, err = e.gateOf(gen, inventory.UEFI)
 			known[gen.Digest] = err
 		}
 		return err
@@ -66,7 +80,7 @@ func (e *Engine) noGate() func(inventory.Generation) error {
 }
 
 // withGate adds to a decision the gate of what will be on the disk, or is.
-func (e *Engine) withGate(d DiskDecision, generation inventory.Digest) DiskDecision {
+func (e *Engine) withGate(d DiskDecision, generation inventory.Digest, facts inventory.Facts) DiskDecision {
 	if d.Verdict != DiskWrite && d.Verdict != DiskAdopt {
 		return d
 	}
@@ -75,7 +89,7 @@ func (e *Engine) withGate(d DiskDecision, generation inventory.Digest) DiskDecis
 		return d // one of another store: nothing is known of its gate
 	}
 	if err == nil {
-		d.Gate, err = e.gateOf(gen)
+		d.Gate, err = e.gateOf(gen, inventory.Firmware(facts.Boot.Mode))
 	}
 	if err != nil {
 		return DiskDecision{Verdict: DiskRefuse, Reason: err.Error(), Disk: d.Disk, Holds: d.Holds}
@@ -124,10 +138,13 @@ func (e *Engine) gateInventory(ctx context.Context, m *machine, facts inventory.
 func (e *Engine) gateOrder(ctx context.Context, m *machine) (inventory.Order, error) {
 	st := m.state.Status
 	switch seen := st.Gate; seen.Step {
-	case GateProving, GateRepairing:
+	case GateProving, GateRepairing, GateLoading:
 		kind := inventory.OrderGate
-		if seen.Step == GateRepairing {
+		switch seen.Step {
+		case GateRepairing:
 			kind = inventory.OrderRepair
+		case GateLoading:
+			kind = inventory.OrderKexec
 		}
 		left, err := e.renewGate(ctx, m)
 		if err != nil {
@@ -165,12 +182,16 @@ func (e *Engine) gateJob(m *machine, kind inventory.JobKind) (*inventory.Job, er
 	if err != nil {
 		return nil, err
 	}
+	var kernel *inventory.JobKernel
+	if kind == inventory.JobKexec {
+		kernel = consoled(*g.Kernel, e.Set().Machine(m.name))
+	}
 	limit := g.RepairLimit
 	if kind == inventory.JobGate && g.OnMismatch == inventory.MismatchRestore {
 		limit = 0 // it will be written however much it is: nothing is fetched to count it
 	}
 	return &inventory.Job{Kind: kind, Machine: m.name, Generation: g.Generation, Rendered: g.Rendered, Epoch: e.Store.Epoch(),
-		Fence: int64(g.Boots), Attempt: g.Jobs, Disk: g.Disk, Regions: g.Regions, Limit: limit,
+		Fence: int64(g.Boots), Attempt: g.Jobs, Disk: g.Disk, Regions: g.Regions, Limit: limit, Kernel: kernel,
 		Image: inventory.JobImage{Digest: info.Digest, Size: info.Size, Manifest: info.Manifest, Pack: info.Pack, URLs: []string{base + "/images"}}}, nil
 }
 
@@ -198,7 +219,7 @@ func (e *Engine) gateReport(ctx context.Context, m *machine, r inventory.Report)
 	if err := e.judge(ctx, m, GateReported{Report: r, Epoch: e.Store.Epoch()}); err != nil {
 		return inventory.ReportReply{Abort: true, Reason: err.Error()}, err
 	}
-	if step := m.state.Status.Gate.Step; r.Step != inventory.AgentDone && r.Step != inventory.AgentFailed && step != GateProving && step != GateRepairing {
+	if step := m.state.Status.Gate.Step; r.Step != inventory.AgentDone && r.Step != inventory.AgentFailed && !step.working() {
 		return inventory.ReportReply{Abort: true, Reason: "the job has ended"}, nil
 	}
 	left, err := e.renewGate(ctx, m)

@@ -232,9 +232,12 @@ func gateWay(in planInput, m *inventory.Machine, gen inventory.Generation, here 
 	if m.Boot.Via != "" {
 		return Wait{fmt.Sprintf("its BMC makes it boot via %s, once; a gate needs each boot to begin at the network", m.Boot.Via), "leave boot.via out, or give its group a definition with every: disk, and apply"}
 	}
+	if m.SecureBoot && gen.Resolved.Gate.Handover == inventory.HandoverKexec {
+		return Wait{"it has Secure Boot, where the ramdisk's kernel takes another by kexec only if it trusts its signer, and recast does not know who signed the image's", "want handover: reboot, or leave it out: then each machine is handed over as it can be; and apply"}
+	}
 	if in.Gate != nil && here {
 		if err := in.Gate(gen); err != nil {
-			return Wait{err.Error(), "correct immutable or state of the Image and apply"}
+			return Wait{err.Error(), "correct immutable, state or boot of the Image and apply"}
 		}
 	}
 	return Wait{}

@@ -26,6 +26,9 @@ type Params struct {
 	Health    time.Duration                 // deadline of starting
 	// Reports: the installed system will say what it runs.
 	Reports bool
+	// Restart is why its gate hands over by a restart whatever else is declared; "" it
+	// may start its system by kexec.
+	Restart string
 	// Enforce: switch it on again where somebody else switched it off.
 	Enforce bool
 }

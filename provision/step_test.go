@@ -188,8 +188,14 @@ func replay(t *testing.T, text string) string {
 		case strings.HasPrefix(line, "via "):
 			s.params.Via = inventory.BootVia(strings.TrimPrefix(line, "via "))
 			fmt.Fprintln(&out, line)
-		case strings.HasPrefix(line, "gate "): // gate repair: what the definition says from now on
-			s.gate = storyGate(inventory.OnMismatch(strings.TrimPrefix(line, "gate ")))
+		case strings.HasPrefix(line, "gate "): // gate repair [kernel]: what the definition says from now on
+			on, kernel, _ := strings.Cut(strings.TrimPrefix(line, "gate "), " ")
+			if s.gate = storyGate(inventory.OnMismatch(on)); kernel != "" {
+				s.gate.Kernel = storyKernel
+			}
+			fmt.Fprintln(&out, line)
+		case strings.HasPrefix(line, "restart "):
+			s.params.Restart = strings.TrimPrefix(line, "restart ")
 			fmt.Fprintln(&out, line)
 		case line == "no bmc":
 			s.params.HasBMC = false

@@ -73,6 +73,7 @@ func (t *transition) gateOpens(disk inventory.DiskID, plan *Gate, wrote bool) {
 	g.Disk, g.Generation, g.Rendered, g.Write, g.Since = disk, st.Running, st.RunningRendered, st.RunningWrite, t.now
 	t.Intent.Gate, st.Gate = &g, &GateSeen{}
 	if wrote {
+		st.Findings = dropFindings(st.Findings, kexecPrefix)
 		g.Epoch, g.Pass, g.Passed = t.Intent.Epoch, &Pass{Until: t.now.Add(PassTime)}, true
 		*st.Gate = GateSeen{Step: GatePassed, Verdict: GateMatches, At: t.now, Detail: "written and read back"}
 	}
@@ -100,6 +101,7 @@ func (t *transition) gateClaimed(ev GateClaimed) {
 		t.impossible(ev)
 		return
 	}
+	t.lostJump(g, seen)
 	slow := g.Pass != nil && g.Pass.Asked.IsZero() && g.Passed && t.now.After(g.Pass.Until) && t.now.Before(g.Pass.Until.Add(PassTimeSlow))
 	claim := ev.Claim
 	g.Boots++
@@ -144,7 +146,7 @@ func (t *transition) gateRenewed(ev GateRenewed) {
 	claim := *g.Claim
 	claim.Until = ev.Until
 	g.Claim = &claim
-	if seen.Step == GateProving || seen.Step == GateRepairing {
+	if seen.Step.working() {
 		seen.Deadline = t.now.Add(gateSilence)
 	}
 }
@@ -162,7 +164,7 @@ func (t *transition) localServed() {
 }
 
 func (t *transition) gateReported(ev GateReported) {
-	if g := gated(t.State); g == nil || t.Status.Gate == nil || t.Status.Gate.Step != GateProving && t.Status.Gate.Step != GateRepairing {
+	if g := gated(t.State); g == nil || t.Status.Gate == nil || !t.Status.Gate.Step.working() {
 		return // late
 	}
 	r := ev.Report
@@ -172,6 +174,8 @@ func (t *transition) gateReported(ev GateReported) {
 	g, seen := t.gate()
 	v := r.Verdict
 	switch {
+	case seen.Step == GateLoading:
+		t.gateJumps(g, seen, r)
 	case r.Step == inventory.AgentFailed:
 		t.gateFails(g, seen, r.Error)
 	case v == nil || !v.About(g.Regions):
@@ -238,23 +242,30 @@ func (t *transition) gateRepairs(g *Gate, seen *GateSeen, ev GateReported) {
 // gatePasses lets the machine start its disk, once.
 func (t *transition) gatePasses(g *Gate, seen *GateSeen, verdict GateVerdict, v inventory.Verdict) {
 	st := &t.Status
-	last := PassTime
-	if g.Pass != nil {
-		last = PassTimeSlow
-	}
-	g.Pass, g.Passed, g.Failures = &Pass{Until: t.now.Add(last)}, true, 0
-	seen.Step, seen.Verdict, seen.At, seen.Regions = GatePassed, verdict, t.now, v.Regions
-	seen.Detail, seen.Deadline = describeVerdict(v), time.Time{}
-	if t.p.Reports {
-		seen.Deadline = t.now.Add(t.deadline(StepStarting))
-	}
+	g.Failures = 0
+	seen.Verdict, seen.At, seen.Regions, seen.Detail = verdict, t.now, v.Regions, describeVerdict(v)
 	st.Evidence = Evidence{Level: inventory.E3, Generation: g.Generation, At: t.now, Detail: "the gate read " + readText(v)}
+	why := t.noKexec(g, verdict)
 	if verdict == GateDiffers {
 		st.Evidence.Level, st.Evidence.Detail = inventory.E0, "the gate read what was not written: "+describeVerdict(v)
 		t.line("step", "let through although it differs: onMismatch is %s", g.OnMismatch)
 	} else {
 		st.Findings = dropFindings(st.Findings, gatePrefix)
-		t.line("step", "as it was written: %s; it starts its disk", readText(v))
+		t.line("step", "as it was written: %s", readText(v))
+	}
+	switch {
+	case why == "":
+		g.Jobs++
+		seen.Step, seen.Deadline = GateLoading, t.now.Add(gateSilence)
+	case g.Kernel == nil:
+		t.line("step", "handed over by a restart")
+		t.gateOpensDisk(g, seen)
+	default:
+		t.line("step", "handed over by a restart: %s", why)
+		if g.NoKexec != "" {
+			t.finding(kexecPrefix + g.NoKexec + "; its gate restarts it until its disk is written anew")
+		}
+		t.gateOpensDisk(g, seen)
 	}
 	if !t.p.Reports && st.Phase == Active {
 		st.Health = HealthUnknown
@@ -262,6 +273,76 @@ func (t *transition) gatePasses(g *Gate, seen *GateSeen, verdict GateVerdict, v 
 	if written(st.Step) {
 		t.prolong(t.now.Add(t.deadline(StepStarting)))
 	}
+}
+
+// gateOpensDisk lets the machine start its disk, once.
+func (t *transition) gateOpensDisk(g *Gate, seen *GateSeen) {
+	last := PassTime
+	if g.Pass != nil {
+		last = PassTimeSlow
+	}
+	g.Pass, g.Jumped = &Pass{Until: t.now.Add(last)}, time.Time{}
+	t.gateLeft(g, seen)
+}
+
+// gateLeft: the machine is on its way to its system.
+func (t *transition) gateLeft(g *Gate, seen *GateSeen) {
+	g.Passed = true
+	seen.Step, seen.Deadline = GatePassed, time.Time{}
+	if t.p.Reports {
+		seen.Deadline = t.now.Add(t.deadline(StepStarting))
+	}
+}
+
+// noKexec says why a boot that was proved is not handed over by kexec, "" it is.
+func (t *transition) noKexec(g *Gate, verdict GateVerdict) string {
+	facts := t.Status.Facts
+	switch {
+	case g.Kernel == nil:
+		return "its image names no kernel"
+	case verdict == GateDiffers:
+		return "only a kernel that was proved is started so"
+	case t.p.Restart != "":
+		return t.p.Restart
+	case facts != nil && facts.Boot.SecureBoot:
+		return "its firmware has Secure Boot on"
+	}
+	return g.NoKexec
+}
+
+// gateJumps: the system's kernel is loaded and starts now, or cannot be. No pass is
+// needed for it: a machine that asks the network again goes through its gate again.
+func (t *transition) gateJumps(g *Gate, seen *GateSeen, r inventory.Report) {
+	if g.Pass = nil; r.Step == inventory.AgentFailed {
+		t.line("error", "not handed over by kexec: %s; it restarts instead", r.Error)
+		t.gateOpensDisk(g, seen)
+		return
+	}
+	text := g.Kernel.Kernel.Path + " " + g.Kernel.Kernel.Digest.Short()
+	if i := g.Kernel.Initrd; i != nil {
+		text += ", " + i.Path + " " + i.Digest.Short()
+	}
+	t.line("step", "handed over by kexec: %s", text)
+	g.Jumped = t.now
+	t.gateLeft(g, seen)
+}
+
+// kexecPrefix begins what is found of a handover by kexec.
+const kexecPrefix = "kexec: "
+
+// lostJump notes a machine that comes back from a kernel that was started by kexec, or
+// while that was loaded, before its system said a word: firmware and cards that do not
+// stand that would have it hang or turn in circles.
+func (t *transition) lostJump(g *Gate, seen *GateSeen) {
+	switch {
+	case g.NoKexec != "":
+	case seen.Step == GateLoading:
+		g.NoKexec = "its ramdisk did not get as far as loading the kernel"
+	case !g.Passed || g.Jumped.IsZero():
+	case t.p.Reports || t.now.Before(g.Jumped.Add(PassTime)):
+		g.NoKexec = "it came back from the kernel that was started by kexec, and its system had not reported itself"
+	}
+	g.Jumped = time.Time{}
 }
 
 // gateFails: nothing is known; it tries anew, not for ever.
@@ -300,7 +381,7 @@ func (t *transition) gateStarted() {
 	g, seen := t.gate()
 	seen.Deadline = time.Time{}
 	if g.Passed {
-		g.Pass, g.Passed, seen.Step = nil, false, GateIdle
+		g.Pass, g.Passed, g.Jumped, seen.Step = nil, false, time.Time{}, GateIdle
 		t.Status.Findings = dropFindings(t.Status.Findings, gateNothing)
 		return
 	}
@@ -346,6 +427,8 @@ func gateMissing(step GateStep) string {
 		return "its ramdisk is comparing its disk"
 	case GateRepairing:
 		return "its ramdisk is repairing its disk"
+	case GateLoading:
+		return "its disk was proved, and its ramdisk is loading its kernel"
 	case GatePassed:
 		return "its disk was proved, and its system has not reported itself since"
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -47,6 +48,8 @@ type SimulatedOptions struct {
 	// NetworkFirst is a boot order with the network before the disk. A BIOS has it for a
 	// gate by somebody's hand; in UEFI it is where the order begins.
 	NetworkFirst bool
+	// NoKexec: its ramdisk loads no kernel.
+	NoKexec bool
 	// Dead machines show power and never ask for anything.
 	Dead bool
 	Log  func(format string, args ...any) // nil discards
@@ -363,6 +366,19 @@ func (h simHardware) OpenDisk(_ context.Context, want inventory.DiskID) (agent.D
 		return nil, errors.New("open disk: no disk here is the job's")
 	}
 	return found.open(h.b)
+}
+
+// LoadKernel takes any kernel: what was loaded is the disk's own, which starts then.
+func (h simHardware) LoadKernel(kernel, _ *os.File, args string) error {
+	if h.s.Options.NoKexec {
+		return errors.New("the simulated kernel refuses it")
+	}
+	info, err := kernel.Stat()
+	if err != nil {
+		return err
+	}
+	h.s.note(h.b, "loaded %d bytes: %s", info.Size(), args)
+	return nil
 }
 
 func (h simHardware) Variables() agent.Variables {

@@ -255,6 +255,11 @@ func (s *Simulated) ramdisk(b *simBoot, net *simNet, script simScript) {
 		s.note(b, "the ramdisk stopped: %v", err)
 		_ = simPause(b.ctx, 4*simRetry)
 		s.reboot(b)
+	case out.Kind == inventory.OrderKexec:
+		s.note(b, "kexec: %s", out.Reason)
+		if d := s.bootableDisk(); d != nil {
+			s.system(b, d)
+		}
 	case out.Kind == inventory.OrderPowerOff:
 		s.note(b, "powers off: %s", out.Reason)
 		s.off(b)
