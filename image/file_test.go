@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -205,29 +204,36 @@ func TestADamagedFileSystemIsAnError(t *testing.T) {
 		fileVolume(t, 16<<20, "mke2fs", "-t", "ext4", "-q", "-F", "-d", dir, "VOLUME"),
 		fileVolume(t, 16<<20, "mke2fs", "-t", "ext2", "-b", "1024", "-q", "-F", "-d", dir, "VOLUME"),
 	}
-	for _, clean := range volumes {
+	for _, img := range volumes {
 		// Where anything stands before the files themselves.
 		var at []int
 		for i := fileAt; i < fileAt+3<<20; i++ {
-			if clean[i] != 0 {
+			if img[i] != 0 {
 				at = append(at, i)
 			}
 		}
 		found, refused := 0, 0
 		for seed := range uint64(300) {
 			r := rand.New(rand.NewPCG(seed, 1))
-			img := slices.Clone(clean)
+			type flip struct {
+				at  int
+				bit byte
+			}
+			var flips []flip
 			for range 1 + r.IntN(200) {
-				img[at[r.IntN(min(len(at), 4000+r.IntN(len(at))))]] ^= byte(1 << r.IntN(8))
+				flips = append(flips, flip{at[r.IntN(min(len(at), 4000+r.IntN(len(at))))], byte(1 << r.IntN(8))})
+				img[flips[len(flips)-1].at] ^= flips[len(flips)-1].bit
 			}
 			f, err := findFile(bytes.NewReader(img), fileAt, int64(len(img)), "/boot/up")
 			if err != nil {
 				refused++
-				continue
-			}
-			found++
-			if _, err := f.Copy(io.Discard, bytes.NewReader(img)); err != nil {
+			} else if found++; f.Size > maxFile {
+				t.Errorf("seed %d: a file of %d bytes", seed, f.Size)
+			} else if _, err := f.Copy(io.Discard, bytes.NewReader(img)); err != nil {
 				t.Errorf("seed %d: what was found cannot be read: %v", seed, err)
+			}
+			for _, f := range flips {
+				img[f.at] ^= f.bit
 			}
 		}
 		if found == 0 || refused == 0 {
