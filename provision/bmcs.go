@@ -46,6 +46,12 @@ var errNoCredentials = errors.New("no credentials")
 
 // withBMC holds one conversation with a machine's BMC.
 func (e *Engine) withBMC(ctx context.Context, name string, do func(context.Context, bmc.Client) error) error {
+	return e.withDeclared(ctx, name, func(ctx context.Context, _ *inventory.Machine, c bmc.Client) error { return do(ctx, c) })
+}
+
+// withDeclared is withBMC for whoever has to know which bmc.url it is: it may be
+// declared anew at any time.
+func (e *Engine) withDeclared(ctx context.Context, name string, do func(context.Context, *inventory.Machine, bmc.Client) error) error {
 	decl := e.Set().Machine(name)
 	if decl == nil || decl.BMC == nil {
 		return fmt.Errorf("machine %q declares no bmc", name)
@@ -62,7 +68,7 @@ func (e *Engine) withBMC(ctx context.Context, name string, do func(context.Conte
 	}
 	var facts bmc.Facts
 	err = e.bmcs.Do(ctx, t, func(ctx context.Context, c bmc.Client) error {
-		err := do(ctx, c)
+		err := do(ctx, decl, c)
 		if l, ok := c.(bmc.Learner); ok {
 			facts = l.Facts()
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,20 +28,10 @@ type Offered struct {
 	Offers bmc.Offers
 }
 
-// Identified: its BMC was asked which board it is on, while it was armed.
-type Identified struct{ Board Board }
-
-func (Offered) event()    {}
-func (Identified) event() {}
+func (Offered) event() {}
 
 func (t *transition) offered(ev Offered) {
 	t.Status.Offers = &BMCOffers{URL: ev.URL, Offers: ev.Offers, At: t.now}
-}
-
-func (t *transition) identified(ev Identified) {
-	if ev.Board != (Board{}) && t.Status.Board == nil {
-		t.Status.Board = &ev.Board
-	}
 }
 
 // needOf says in words what a BMC must offer for a boot, and whether it does.
@@ -164,20 +153,12 @@ func bootsNext(via inventory.BootVia) string {
 }
 
 // arm makes the machine's next start one from us.
-func (e *Engine) arm(ctx context.Context, m *machine, c bmc.Client, s State, uefi bool) error {
+func (e *Engine) arm(ctx context.Context, decl *inventory.Machine, c bmc.Client, s State, uefi bool) error {
 	if s.Intent == nil || s.Intent.Via == "" {
 		return c.SetNextBoot(ctx, bmc.NextBoot{Device: bmc.BootNetwork, UEFI: uefi})
 	}
-	decl := e.Set().Machine(m.name)
-	if decl == nil || decl.BMC == nil || decl.Boot.Via != s.Intent.Via {
+	if decl.Boot.Via != s.Intent.Via {
 		return fmt.Errorf("it is not declared any more to boot via %s", s.Intent.Via)
-	}
-	if d, ok := c.(bmc.Describer); ok { // what the machine says of itself is held against it
-		if id, err := d.Identity(ctx); err == nil {
-			if err := e.handle(ctx, m, Identified{Board{UUID: id.UUID, Serial: id.Serial, BMC: id.BMC.UUID}}); err != nil {
-				return err
-			}
-		}
 	}
 	token := e.key.OnceToken(s.Intent)
 	if s.Intent.Via == inventory.BootHTTP {
@@ -329,18 +310,19 @@ func staticArgs(s inventory.Static, routes []inventory.Route) []string {
 	return args
 }
 
-// identityPrefix begins the finding of identified.
+// identityPrefix begins the finding of identityOf.
 const identityPrefix = "identity: "
 
 // identityOf holds what a claim says of its machine against what the BMC says, which
 // the boot came through. why is what keeps it from L1.
-func identityOf(in *Intent, board *Board, uuid, serial string) (is inventory.Identity, why string) {
+func identityOf(in *Intent, uuid, serial string) (is inventory.Identity, why string) {
+	board := in.Board
 	switch {
 	case in.Via == "":
 		return inventory.L0, ""
 	case board == nil || board.UUID == "" && board.Serial == "":
 		return inventory.L0, "its BMC tells neither UUID nor serial of its board"
-	case board.UUID != "" && usableUUID(uuid) && slices.Contains([]string{strings.ToLower(uuid), swappedUUID(uuid)}, strings.ToLower(board.UUID)):
+	case board.UUID != "" && usableUUID(uuid) && sameUUID(uuid, board.UUID):
 	case board.Serial != "" && board.Serial == serial:
 	default:
 		return inventory.L0, fmt.Sprintf("the machine says UUID %q serial %q, its BMC %q %q: where bmc.url names another machine's BMC, correct it", uuid, serial, board.UUID, board.Serial)

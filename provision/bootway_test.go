@@ -278,7 +278,9 @@ func TestIdentityIsWhatTheBMCSaysToo(t *testing.T) {
 		{"nothing told", carried, &Board{BMC: "x"}, uuid, "s", inventory.L0, "neither UUID nor serial"},
 		{"not asked", carried, nil, uuid, "s", inventory.L0, "neither UUID nor serial"},
 	} {
-		got, doubt := identityOf(tc.in, tc.board, tc.uuid, tc.serial)
+		in := *tc.in
+		in.Board = tc.board
+		got, doubt := identityOf(&in, tc.uuid, tc.serial)
 		if got != tc.want || (doubt == "") != (tc.doubt == "") || !strings.Contains(doubt, tc.doubt) {
 			t.Errorf("%s: %s, %q", tc.name, got, doubt)
 		}
@@ -289,7 +291,7 @@ func TestAMachineBehindAnothersBMCIsHeldWhereItsIdentityMatters(t *testing.T) {
 	s := newSite(t, 1)
 	fake := s.bmcs["10.9.0.1"]
 	fake.Told.Identity = bmc.Identity{UUID: testUUID(7), Serial: "SN7"}
-	s.apply(s.wayYAML(inventory.BootMedia, "  identity: {minimum: L1}\n"), "m1")
+	s.apply(strings.Replace(s.wayYAML(inventory.BootMedia, "  identity: {minimum: L1}\n"), "  uuid:", "  #", 1), "m1") // nothing is known of it
 	s.await("m1", Deploying, StepBooting)
 	once, err := s.Once(t.Context(), oneTime(t, fake.Medium(), "http://10.9.9.9:8080"))
 	if err != nil {

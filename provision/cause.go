@@ -159,6 +159,7 @@ func (d *diagnosis) soon(since time.Time, format string, args ...any) {
 var bmcWords = []struct{ code, has, next string }{
 	{"bmc-auth", "refused the user or password", "recast secret set SECRET, then: recast retry MACHINE"},
 	{"bmc-locked", "has locked the account, or this server, out", "find who logs in with a wrong password and unlock it in the BMC's own pages, or wait until the BMC does; then: recast retry MACHINE"},
+	{"bmc-other-board", "nothing was switched", "correct bmc.url of MACHINE and apply, or where that is its BMC: recast bmc enrol MACHINE, then: recast retry MACHINE"},
 	{"bmc-certificate", "certificate", "compare it with the BMC's own console, set bmc.pin and apply"},
 	{"bmc-cipher", "cipher suite", "allow suite 17 in the BMC, or set bmc.cipherSuite: 3 for this machine"},
 	{"bmc-cipher", "RMCP+ status 0x11", "allow suite 17 in the BMC, or set bmc.cipherSuite: 3 for this machine"},

@@ -231,6 +231,7 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		{name: "BMC: sessions full", step: StepArming, change: bmcSaid("arm: the BMC is busy: 503 Base.SessionLimitExceeded: too many sessions"), code: "bmc-sessions", next: "sessions"},
 		{name: "BMC: licence", step: StepArming, change: bmcSaid("arm: the BMC refused this: 403: License required"), code: "bmc-licence", next: "licence"},
 		{name: "BMC: certificate changed", step: StepStopping, change: bmcSaid("off: the BMC's certificate is not the pinned one: 10.9.0.1 shows …"), code: "bmc-certificate", next: "bmc.pin"},
+		{name: "BMC: another machine's", step: StepStopping, change: failed("power off: nothing was switched: the BMC is on another board, that of m2: serial A before, B now"), code: "bmc-other-board", next: "recast bmc enrol m1, then: recast retry m1"},
 		{name: "BMC: silent", step: StepPowering, change: bmcSaid("on: the BMC does not answer: connection refused"), code: "bmc-unreachable", next: "recast power status m1"},
 		{name: "BMC: yes, and nothing", step: StepArming, change: bmcSaid("arm: the BMC accepted the request but the change was not seen"), code: "bmc-lies"},
 		{name: "BMC: nothing wrong", step: StepStopping},

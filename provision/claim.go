@@ -85,7 +85,7 @@ func decideClaim(q claimQuestion) ClaimDecision {
 	if d, ok := wrongMachine(q); !ok {
 		return d
 	}
-	identity, doubt := identityOf(in, q.State.Status.Board, q.Claim.UUID, q.Claim.Serial)
+	identity, doubt := identityOf(in, q.Claim.UUID, q.Claim.Serial)
 	if q.Minimum == inventory.L1 && identity != inventory.L1 {
 		return hold("correct that, or take identity: {minimum: L1} out of its definition, and apply", "%s claims with identity %s, and its definition wants L1: %s", q.Machine.Name, identity, cmp.Or(doubt, "it booted from the network"))
 	}

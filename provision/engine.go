@@ -147,6 +147,7 @@ type machine struct {
 	bmcMu    sync.Mutex    // one conversation at a time about a machine's power
 	boardDue time.Time     // under bmcMu: when to ask which board it is
 	boardAt  string        // under bmcMu: the bmc.url that boardDue is about
+	boardTry boardTry      // under bmcMu: what the board was compared for last
 	asked    bmcNow        // under bmcMu; void once we did something
 	booting  atomic.Bool   // what it asked to boot is being recorded
 	orders   chan struct{} // closed and renewed when the agent's order may have changed
@@ -428,7 +429,7 @@ func (e *Engine) tick(ctx context.Context) {
 func (e *Engine) params(name string) Params {
 	p := Params{HasBMC: e.hasBMC(name), Attempts: 2}
 	if decl := e.Set().Machine(name); decl != nil {
-		p.Via = decl.Boot.Via
+		p.Via, p.Declared = decl.Boot.Via, Board{UUID: decl.UUID, Serial: decl.Serial}
 		switch {
 		case decl.SecureBoot:
 			p.Restart = "it is declared secureBoot: true"

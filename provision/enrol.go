@@ -75,6 +75,7 @@ type enrolment struct {
 	who     string
 	options EnrolOptions
 
+	board    Board
 	findings []string
 }
 
@@ -115,7 +116,7 @@ func (n *enrolment) run(ctx context.Context) error {
 	if pin := n.k.view(n.decl).Pin; pin != "" {
 		detail += ", certificate " + string(pin)
 	}
-	var ev Enrolled
+	ev := Enrolled{Board: n.board}
 	if len(n.findings) > 0 {
 		ev.Finding = exposurePrefix + strings.Join(n.findings, "; ")
 	}
@@ -188,7 +189,8 @@ func (n *enrolment) login(ctx context.Context) (bmc.Target, error) {
 			if err != nil {
 				return err
 			}
-			r.About = id.BMC
+			r.About, n.board = id.BMC, boardOf(id, t.URL)
+			n.board.By = n.who
 			if l, ok := c.(bmc.Learner); ok {
 				r.Facts = l.Facts()
 			}

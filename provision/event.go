@@ -98,11 +98,13 @@ type Noticed struct {
 type Looked struct {
 	Power bmc.PowerState
 	Board *Board // nil: not asked
+	Owner boardOwner
 }
 
 // Enrolled: a person has said that the BMC is the machine's.
 type Enrolled struct {
 	Finding string // what it offers to anybody; "" nothing
+	Board   Board  // that it was on then, with who said so; nothing where it does not tell
 }
 
 // Reverted: what is wanted again is what an untouched machine holds.

@@ -43,6 +43,9 @@ type Intent struct {
 	// is when the fence was.
 	Via    inventory.BootVia `json:"via,omitempty"`
 	Opened time.Time         `json:"opened,omitzero"`
+	// Board is what its BMC said of it while it was armed under this fence; nil: it was
+	// not asked.
+	Board *Board `json:"board,omitempty"`
 	// Asked: after the last claim a boot script was asked for again.
 	Asked bool `json:"asked,omitempty"`
 	// Erase: the operator named the machine, so its disk may hold something. What

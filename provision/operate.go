@@ -258,9 +258,9 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 	ctx, cancel := context.WithTimeout(ctx, powerTime)
 	defer cancel()
 	var seen bmc.PowerState
-	err := e.withBMC(ctx, name, func(ctx context.Context, c bmc.Client) error {
+	err := e.withDeclared(ctx, name, func(ctx context.Context, decl *inventory.Machine, c bmc.Client) error {
 		if verb != "status" {
-			if err := boardKept(ctx, c, m.snapshot().Status.Board, name); err != nil {
+			if _, err := e.rightBoard(ctx, m, decl, c); err != nil {
 				return err
 			}
 		}

@@ -29,6 +29,8 @@ type Params struct {
 	// Restart is why its gate hands over by a restart whatever else is declared; "" it
 	// may start its system by kexec.
 	Restart string
+	// Declared is the board that the machine is declared with; nothing in it is known of it.
+	Declared Board
 	// Enforce: switch it on again where somebody else switched it off.
 	Enforce bool
 }
@@ -200,7 +202,7 @@ func (t *transition) started(ev Started) {
 	t.Status.FailedImage = ""
 	switch ev.Purpose {
 	case PurposeDeploy:
-		t.Status.Findings, t.Status.Board = nil, nil // they are about what ends now; the timeline keeps them
+		t.Status.Findings = t.aboutBoard() // the others are about what ends now; the timeline keeps them
 		t.Status.OffSince, t.Status.SwitchedOn = time.Time{}, nil
 	case PurposeWipe:
 		t.Status.Findings = dropFindings(t.Status.Findings, notWiped)
@@ -246,7 +248,7 @@ func (t *transition) await() {
 func (t *transition) fence() {
 	t.Intent.Fence++
 	t.Intent.Boots, t.Intent.Claim, t.Intent.Asked = 0, nil, false
-	t.Intent.Via, t.Intent.Opened = "", t.now
+	t.Intent.Via, t.Intent.Board, t.Intent.Opened = "", nil, t.now
 	if t.p.HasBMC {
 		t.Intent.Via = t.p.Via
 	}

@@ -147,6 +147,10 @@ func (s *story) event(t *testing.T, line string) Event {
 			ev.Board = &Board{Serial: f[2]}
 		}
 		return ev
+	case "board": // what its BMC says when it is asked before it is told something
+		return Identified{Board: Board{Serial: f[1]}}
+	case "enrolled":
+		return Enrolled{Board: Board{Serial: f[1], By: "ann"}}
 	case "gate":
 		return s.gateEvent(t, f[1:])
 	case "local":

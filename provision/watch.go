@@ -3,12 +3,10 @@ package provision
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"recast/bmc"
@@ -23,34 +21,6 @@ const (
 	// after which it is asked too.
 	identityEvery = time.Hour
 )
-
-// Board is which board a BMC says that it is on, in its own words: some tell
-// another UUID or serial number than the system's SMBIOS.
-type Board struct {
-	UUID   string `json:"uuid,omitempty"`
-	Serial string `json:"serial,omitempty"`
-	BMC    string `json:"bmc,omitempty"` // the service's UUID
-}
-
-// other says in what two answers differ, "" where they do not, as far as both tell.
-func (b Board) other(now Board) string {
-	var diff []string
-	for _, f := range []struct{ name, was, is string }{{"serial", b.Serial, now.Serial}, {"UUID", b.UUID, now.UUID}, {"BMC's UUID", b.BMC, now.BMC}} {
-		if f.was != "" && f.is != "" && f.was != f.is {
-			diff = append(diff, fmt.Sprintf("%s %s before, %s now", f.name, f.was, f.is))
-		}
-	}
-	return strings.Join(diff, ", ")
-}
-
-// shares tells whether two answers agree in anything that names the board.
-func (b Board) shares(now Board) bool {
-	return b.UUID != "" && b.UUID == now.UUID || b.Serial != "" && b.Serial == now.Serial
-}
-
-func boardOf(id bmc.Identity) Board {
-	return Board{UUID: id.UUID, Serial: id.Serial, BMC: id.BMC.UUID}
-}
 
 // nextLook spreads the looks: a tenth more or less than the interval, and the
 // first anywhere in it, so that a restart of the server does not ask all at once.
@@ -361,22 +331,24 @@ func (e *Engine) look(ctx context.Context, m *machine) (s sight) {
 	defer m.bmcMu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	if decl := e.Set().Machine(m.name); decl != nil && decl.BMC != nil && m.boardAt != decl.BMC.URL {
-		m.boardAt, m.boardDue = decl.BMC.URL, time.Time{} // two URLs may have changed places
-	}
 	var ev Looked
-	err := e.withBMC(ctx, m.name, func(ctx context.Context, c bmc.Client) error {
+	err := e.withDeclared(ctx, m.name, func(ctx context.Context, decl *inventory.Machine, c bmc.Client) error {
+		st := m.snapshot().Status
+		if m.boardAt != decl.BMC.URL || st.FactsAt.After(m.boardDue.Add(-identityEvery)) {
+			// Two URLs may have changed places, or the machine has said what it is.
+			m.boardAt, m.boardDue = decl.BMC.URL, time.Time{}
+		}
 		var err error
 		if ev.Power, err = c.Power(ctx); err != nil {
 			return err
 		}
 		d, ok := c.(bmc.Describer)
-		if !ok || e.Now().Before(m.boardDue) && string(ev.Power) == m.snapshot().Status.Power {
+		if !ok || e.Now().Before(m.boardDue) && string(ev.Power) == st.Power {
 			return nil
 		}
 		if id, err := d.Identity(ctx); err == nil { // without it the power is still told
-			board := boardOf(id)
-			ev.Board = &board
+			board := boardOf(id, decl.BMC.URL)
+			ev.Board, ev.Owner = &board, e.boardOwner(m.name, board)
 			m.boardDue = e.Now().Add(identityEvery)
 		}
 		return nil

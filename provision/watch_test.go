@@ -48,7 +48,7 @@ func TestLooked(t *testing.T) {
 		{"the BMC does not know", Status{Phase: Active, Health: Healthy, Power: "on"}, Looked{Power: bmc.PowerUnknown}, Healthy, "", 0, nil},
 		{"while we switch it", Status{Phase: Deploying, Health: Progressing, Power: "on"}, Looked{Power: "off", Board: &a}, Progressing, "", 0, nil},
 		{"same board", Status{Phase: Active, Health: Healthy, Power: "on", Board: &a, Findings: []string{boardPrefix + "x"}}, Looked{Power: "on", Board: &a}, Healthy, "", 0, &a},
-		{"another board", Status{Phase: Active, Health: Healthy, Power: "on", Board: &a}, Looked{Power: "on", Board: &b}, Healthy, boardPrefix + "the BMC is on another one: serial A before, B now", 1, &a},
+		{"another board", Status{Phase: Active, Health: Healthy, Power: "on", Board: &a}, Looked{Power: "on", Board: &b}, Healthy, boardPrefix + "the BMC is on another board: serial A before, B now", 1, &a},
 		{"a board that tells less", Status{Phase: Active, Health: Healthy, Power: "on", Board: &a}, Looked{Power: "on", Board: &Board{UUID: "u1"}}, Healthy, "", 0, &a},
 		{"a BMC that tells nothing", Status{Phase: Active, Health: Healthy, Power: "on", Board: &a}, Looked{Power: "on", Board: &Board{}}, Healthy, "", 0, &a},
 	} {

@@ -192,7 +192,7 @@ func TestNobodySwitchesTheMachineOfAnotherBoard(t *testing.T) {
 	if seen, err := s.Power(t.Context(), "m1", "ann", "status", false); err != nil || seen != "on" {
 		t.Errorf("status: %q, %v", seen, err)
 	}
-	if err := s.handle(t.Context(), m, Enrolled{}); err != nil {
+	if err := s.handle(t.Context(), m, Enrolled{Board: Board{UUID: "u2", Serial: "B", By: "ann"}}); err != nil {
 		t.Fatal(err)
 	}
 	if seen, err := s.Power(t.Context(), "m1", "ann", "off", false); err != nil || seen != "off" {

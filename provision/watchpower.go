@@ -1,8 +1,6 @@
 package provision
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -29,32 +27,12 @@ func (t *transition) looked(ev Looked) {
 	if t.busy() {
 		return // we switch it ourselves
 	}
-	t.boardSeen(ev.Board)
+	if ev.Board != nil {
+		t.boardSeen(*ev.Board, ev.Owner)
+	}
 	if ev.Power != bmc.PowerUnknown {
 		t.powerSeen(ev.Power)
 	}
-}
-
-func (t *transition) boardSeen(now *Board) {
-	st := &t.Status
-	switch {
-	case now == nil || *now == Board{}:
-	case st.Board == nil:
-		st.Board = now
-	default:
-		if diff := st.Board.other(*now); diff != "" {
-			t.noticed(Noticed{About: boardPrefix, Finding: boardPrefix + "the BMC is on another one: " + diff +
-				"; where it was not replaced on purpose, bmc.url names the wrong BMC. An enrolment and the next write take it as known"})
-		} else {
-			st.Findings = dropFindings(st.Findings, boardPrefix)
-		}
-	}
-}
-
-// enrolled: the board that the BMC is on is right, whichever it is.
-func (t *transition) enrolled(ev Enrolled) {
-	t.noticed(Noticed{About: exposurePrefix, Finding: ev.Finding})
-	t.Status.Board, t.Status.Findings = nil, dropFindings(t.Status.Findings, boardPrefix)
 }
 
 func (t *transition) powerSeen(seen bmc.PowerState) {
@@ -150,50 +128,4 @@ func (t *transition) restored(ev BMCDone) {
 	t.line("bmc", "%s: done", ev.Action)
 	*st = powered(*st, "status", string(bmc.PowerOn), "")
 	t.noticed(Noticed{About: powerPrefix, Finding: wasRestored(*st)})
-}
-
-// boardKept is nil unless the BMC is on another board than the one on record: that may be
-// another machine, which nobody meant.
-func boardKept(ctx context.Context, c bmc.Client, known *Board, machine string) error {
-	d, ok := c.(bmc.Describer)
-	if !ok || known == nil {
-		return nil
-	}
-	id, err := d.Identity(ctx)
-	switch {
-	case errors.Is(err, bmc.ErrUnsupported):
-		return nil
-	case err != nil:
-		return fmt.Errorf("ask the BMC which board it is on: %w", err)
-	}
-	if diff := known.other(boardOf(id)); diff != "" {
-		return fmt.Errorf("%w: the BMC is on another board: %s; correct bmc.url, or where the board was replaced on purpose: recast bmc enrol %s", errOtherBoard, diff, machine)
-	}
-	return nil
-}
-
-var (
-	errBoard      = errors.New("not switched on")
-	errOtherBoard = errors.New("nothing was switched")
-)
-
-// sameBoard is nil where the BMC says that it is on the board that is on record. One
-// that says nothing of it could be any.
-func sameBoard(ctx context.Context, c bmc.Client, known *Board) error {
-	d, ok := c.(bmc.Describer)
-	if !ok || known == nil {
-		return fmt.Errorf("%w: which board the BMC is on is not on record", errBoard)
-	}
-	id, err := d.Identity(ctx)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errBoard, err)
-	}
-	now := boardOf(id)
-	if diff := known.other(now); diff != "" {
-		return fmt.Errorf("%w: the BMC is on another board: %s", errBoard, diff)
-	}
-	if !known.shares(now) {
-		return fmt.Errorf("%w: the BMC does not say which board it is on", errBoard)
-	}
-	return nil
 }

@@ -22,9 +22,12 @@ func (e *Engine) act(ctx context.Context, m *machine, a Action) {
 			return // shutting down: the action is repeated at the next start
 		}
 		done := BMCDone{Action: a}
+		if a == ActClear && errors.Is(err, errOtherBoard) {
+			return // what is to be cleared is not there; the finding on its board says where
+		}
 		if err != nil {
 			done.Err = err.Error()
-			done.Final = errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrLockedOut) || errors.Is(err, bmc.ErrPin) || errors.Is(err, bmc.ErrChangePassword) || errors.Is(err, bmc.ErrUnsupported) || errors.Is(err, errNoCredentials)
+			done.Final = errors.Is(err, errOtherBoard) || errors.Is(err, bmc.ErrAuth) || errors.Is(err, bmc.ErrLockedOut) || errors.Is(err, bmc.ErrPin) || errors.Is(err, bmc.ErrChangePassword) || errors.Is(err, bmc.ErrUnsupported) || errors.Is(err, errNoCredentials)
 			done.Next = e.secretNext(m.name, err)
 		}
 		m.mu.Lock()
@@ -100,30 +103,36 @@ func (e *Engine) once(ctx context.Context, m *machine, a Action, before State) e
 	case s.Status.Hold != nil && a != ActClear:
 		return fmt.Errorf("held by %s: %s", s.Status.Hold.Owner, s.Status.Hold.Reason)
 	}
-	return e.withBMC(ctx, m.name, func(ctx context.Context, c bmc.Client) error { return e.doAction(ctx, m, c, a) })
+	return e.withDeclared(ctx, m.name, func(ctx context.Context, decl *inventory.Machine, c bmc.Client) error {
+		return e.doAction(ctx, m, decl, c, a)
+	})
 }
 
 // powerTime is the deadline of one conversation with a BMC: slow ones take tens
 // of seconds for a power change to show.
 const powerTime = 2 * time.Minute
 
-func (e *Engine) doAction(ctx context.Context, m *machine, c bmc.Client, a Action) error {
+func (e *Engine) doAction(ctx context.Context, m *machine, decl *inventory.Machine, c bmc.Client, a Action) error {
 	ctx, cancel := context.WithTimeout(ctx, powerTime)
 	defer cancel()
 	s := m.snapshot()
 	uefi := e.uefi(m.name, s)
+	if a == ActRestore {
+		if err := e.sameBoard(ctx, m, decl, c); err != nil {
+			m.boardDue = time.Time{}
+			return err
+		}
+		return c.On(ctx)
+	}
+	if err := e.mayTell(ctx, m, decl, c, a, s); err != nil {
+		return err
+	}
 	switch a {
 	case ActOff:
 		return e.powerOff(ctx, c, s)
 	case ActArm:
-		return e.arm(ctx, m, c, s, uefi)
+		return e.arm(ctx, decl, c, s, uefi)
 	case ActOn:
-		return c.On(ctx)
-	case ActRestore:
-		if err := sameBoard(ctx, c, s.Status.Board); err != nil {
-			m.boardDue = time.Time{}
-			return err
-		}
 		return c.On(ctx)
 	case ActClear:
 		return disarm(ctx, c, s, uefi)
@@ -190,8 +199,8 @@ func (e *Engine) whileHeld(ctx context.Context) (context.Context, func(), error)
 	return ctx, func() { cancel(nil); work.Wait() }, nil
 }
 
-// secretNext is what a person does where a BMC refuses its secret, there is none, or its
-// certificate is not the pinned one.
+// secretNext is what a person does where a BMC refuses its secret, there is none, its
+// certificate is not the pinned one, or it is on another board.
 func (e *Engine) secretNext(machine string, err error) string {
 	decl := e.Set().Machine(machine)
 	if decl == nil || decl.BMC == nil {
@@ -199,6 +208,8 @@ func (e *Engine) secretNext(machine string, err error) string {
 	}
 	var pin *bmc.PinError
 	switch {
+	case errors.Is(err, errOtherBoard):
+		return boardNext(machine)
 	case errors.As(err, &pin) && decl.BMC.Pin != "":
 		return ""
 	case errors.As(err, &pin) && pin.Want != "":

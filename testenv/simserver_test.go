@@ -453,14 +453,15 @@ type simDeclare struct {
 	Spec     string // added to the Definition's spec
 	// Immutable partitions of the image, as a YAML list.
 	Immutable string
-	State     string   // likewise; "" is not said
-	Hint      string   // of disk.select; "" the size
-	Unknown   string   // of the Network
-	Without   []string // machines left out
-	Shy       bool     // declare neither serial nor UUID
-	Failures  string   // maxFailures; "" all
-	NoBMC     []string // declared without their BMC
-	Labels    string   // of the group's selector
+	State     string                // likewise; "" is not said
+	Hint      string                // of disk.select; "" the size
+	Unknown   string                // of the Network
+	Without   []string              // machines left out
+	Shy       bool                  // declare neither serial nor UUID
+	Failures  string                // maxFailures; "" all
+	NoBMC     []string              // declared without their BMC
+	Labels    string                // of the group's selector
+	Behind    map[string]*Simulated // whose BMC is declared for a machine; nil each its own
 }
 
 func (s *simServer) yaml(d simDeclare) string {
@@ -488,6 +489,9 @@ func (s *simServer) yaml(d simDeclare) string {
 		fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Machine\nmetadata: {name: %s, labels: {rack: sim}}\nspec:\n  nics: [{mac: %q, network: sim}]\n", o.Name, o.MAC)
 		if !d.Shy {
 			fmt.Fprintf(&b, "  serial: %q\n  uuid: %q\n", o.Serial, o.UUID)
+		}
+		if other := d.Behind[o.Name]; other != nil {
+			m = other
 		}
 		switch {
 		case d.NoBMC != nil && rackListed(d.NoBMC, o.Name):
