@@ -322,7 +322,7 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 	if err == nil {
 		report.BootOrder, report.BootEntry = result.BootOrder, result.BootEntry
 		report.ReadBack, report.Table, report.Blank = result.Image, result.Table, result.Blank
-		report.Verdict = result.Verdict
+		report.Verdict, report.Unguarded = result.Verdict, result.Unguarded
 		report.Done = report.Total
 		switch {
 		case job.Kind == inventory.JobKexec:

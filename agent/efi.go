@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -81,17 +82,7 @@ func byHTTPBoot(v Variables) bool {
 	if err != nil {
 		return false
 	}
-	for p := o.Path; len(p) >= 4; {
-		n := int(binary.LittleEndian.Uint16(p[2:]))
-		if n < 4 || n > len(p) {
-			return false
-		}
-		if p[0] == 3 && p[1] == 24 {
-			return true
-		}
-		p = p[n:]
-	}
-	return false
+	return hasNode(o.Path, 3, 24)
 }
 
 // Encode is the inverse of ParseLoadOption.
@@ -110,7 +101,7 @@ func appendUCS2(b []byte, s string) []byte {
 	return append(b, 0, 0)
 }
 
-// systemPart is the EFI system partition of the disk that was written.
+// systemPart is a partition with a file system for the firmware, as entries name it.
 type systemPart struct {
 	number        int
 	start, blocks uint64 // in logical blocks
@@ -118,12 +109,17 @@ type systemPart struct {
 }
 
 func systemPartition(first []byte, diskSize int64) (systemPart, bool) {
+	return partition(first, diskSize, func(p pack.Partition) bool { return p.Type == pack.TypeESP.String() })
+}
+
+// partition is the first one that is wanted, of the table in a disk's first MiB.
+func partition(first []byte, diskSize int64, wanted func(pack.Partition) bool) (systemPart, bool) {
 	layout, block, err := pack.ParseLayout(first, diskSize)
 	if err != nil || layout.Scheme != pack.SchemeGPT {
 		return systemPart{}, false
 	}
 	for _, p := range layout.Partitions {
-		if id, err := pack.ParseGUID(p.GUID); err == nil && p.Type == pack.TypeESP.String() {
+		if id, err := pack.ParseGUID(p.GUID); err == nil && wanted(p) {
 			return systemPart{number: p.Number, start: uint64(p.Start) / uint64(block),
 				blocks: uint64(p.End-p.Start) / uint64(block), id: id}, true
 		}
@@ -134,7 +130,7 @@ func systemPartition(first []byte, diskSize int64) (systemPart, bool) {
 // bootOption points at a loader on a system partition: the short form of a
 // device path, which firmware completes by looking for the partition's GUID
 // (UEFI specification, sections 3.1.2 and 10.3.5).
-func bootOption(e inventory.EFIEntry, esp systemPart) LoadOption {
+func bootOption(label, loader string, esp systemPart) LoadOption {
 	hd := []byte{4, 1, 42, 0}
 	hd = binary.LittleEndian.AppendUint32(hd, uint32(esp.number))
 	hd = binary.LittleEndian.AppendUint64(hd, esp.start)
@@ -142,10 +138,10 @@ func bootOption(e inventory.EFIEntry, esp systemPart) LoadOption {
 	hd = append(hd, esp.id[:]...)
 	hd = append(hd, 2, 2) // a GPT, and the signature is a GUID
 
-	name := appendUCS2(nil, strings.ReplaceAll(e.Loader, "/", `\`))
+	name := appendUCS2(nil, strings.ReplaceAll(loader, "/", `\`))
 	file := append([]byte{4, 4}, byte(len(name)+4), byte((len(name)+4)>>8))
 	file = append(file, name...)
-	return LoadOption{Attributes: 1, Description: e.Label,
+	return LoadOption{Attributes: activeOption, Description: label,
 		Path: slices.Concat(hd, file, []byte{0x7f, 0xff, 4, 0})}
 }
 
@@ -190,27 +186,18 @@ func setBootEntry(vars Variables, e inventory.EFIEntry, esp systemPart) (string,
 	if e.Label == "" || e.Loader == "" {
 		return "", errors.New("the job's boot entry has no label or no loader")
 	}
-	ours, used, err := labelled(vars, e.Label, func(LoadOption) bool { return true })
+	number, ours, err := putOption(vars, bootOption(e.Label, e.Loader, esp))
 	if err != nil {
 		return "", err
 	}
-	var number uint16
-	if len(ours) > 0 {
-		number, ours = ours[0], ours[1:]
-	} else {
-		for used[number] {
-			if number == 0xffff {
-				return "", errors.New("all boot numbers are taken")
-			}
-			number++
-		}
+	again, _, err := labelled(vars, inventory.AgainLabel, func(LoadOption) bool { return true })
+	if err != nil {
+		return "", err
 	}
+	ours = append(ours, again...)
 	order, err := readOrder(vars)
 	if err != nil {
 		return "", err
-	}
-	if err := vars.Set(bootName(number), bootVariable, bootOption(e, esp).Encode()); err != nil {
-		return "", fmt.Errorf("write Boot%04X: %w", number, err)
 	}
 	order = slices.DeleteFunc(order, func(n uint16) bool { return n == number || slices.Contains(ours, n) })
 	at, place := 0, "first"
@@ -228,6 +215,32 @@ func setBootEntry(vars Variables, e inventory.EFIEntry, esp systemPart) (string,
 		return "", err
 	}
 	return fmt.Sprintf("Boot%04X %q is %s in the firmware's boot order", number, e.Label, place), nil
+}
+
+// putOption writes an entry in the place of ours of its label, else in a new one. The
+// other ones of the label are older, and to be removed.
+func putOption(vars Variables, o LoadOption) (number uint16, older []uint16, err error) {
+	ours, used, err := labelled(vars, o.Description, func(LoadOption) bool { return true })
+	if err != nil {
+		return 0, nil, err
+	}
+	if len(ours) > 0 {
+		number, older = ours[0], ours[1:]
+	} else {
+		for used[number] {
+			if number == 0xffff {
+				return 0, nil, errors.New("all boot numbers are taken")
+			}
+			number++
+		}
+	}
+	if b, err := vars.Get(bootName(number)); err == nil && bytes.Equal(b, o.Encode()) {
+		return number, older, nil // flash wears out
+	}
+	if err := vars.Set(bootName(number), bootVariable, o.Encode()); err != nil {
+		return 0, nil, fmt.Errorf("write Boot%04X: %w", number, err)
+	}
+	return number, older, nil
 }
 
 // labelled are the numbers of the entries of that label that fit, sorted, and all that
@@ -274,11 +287,16 @@ func dropEntries(vars Variables, drop, order []uint16) error {
 // removeBootEntries takes out our entries that lead to one of these partitions, and
 // says which; "" there was none. What others made is not touched.
 func removeBootEntries(vars Variables, parts []pack.GUID) (string, error) {
-	ours, _, err := labelled(vars, inventory.BootLabel, func(o LoadOption) bool {
+	leads := func(o LoadOption) bool {
 		// As bootOption writes it.
 		return len(o.Path) >= 42 && o.Path[0] == 4 && o.Path[1] == 1 && o.Path[41] == 2 && slices.Contains(parts, pack.GUID(o.Path[24:40]))
-	})
-	if err != nil || len(ours) == 0 {
+	}
+	ours, _, err := labelled(vars, inventory.BootLabel, leads)
+	if err != nil {
+		return "", err
+	}
+	again, _, err := labelled(vars, inventory.AgainLabel, leads)
+	if ours = append(ours, again...); err != nil || len(ours) == 0 {
 		return "", err
 	}
 	order, err := readOrder(vars)

@@ -34,6 +34,7 @@ func Gate(ctx context.Context, w Work) (Result, error) {
 		fetched: func(n int64) { g.Progress.fetched.Add(n) }}
 	steps := []workStep{
 		{"check the disk", g.identify},
+		{"read the boot order", g.refuse},
 		{"fetch the manifest", g.describe},
 		{"compare the regions", g.prove},
 	}

@@ -87,7 +87,7 @@ const goldenOption = "01000000" + // active
 
 func TestBootEntryIsTheOneOfTheSpecification(t *testing.T) {
 	id, _ := hex.DecodeString("11223344556677889900aabbccddeeff")
-	o := bootOption(inventory.EFIEntry{Label: "recast", Loader: `\EFI\BOOT\BOOTX64.EFI`},
+	o := bootOption("recast", `\EFI\BOOT\BOOTX64.EFI`,
 		systemPart{number: 1, start: 2048, blocks: 2048, id: pack.GUID(id)})
 	if got := hex.EncodeToString(o.Encode()); got != goldenOption {
 		t.Errorf("entry\n%s\nwant\n%s", got, goldenOption)

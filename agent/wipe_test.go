@@ -281,7 +281,7 @@ func TestWipeTakesItsBootEntryAlong(t *testing.T) {
 			t.Fatal("no system partition")
 		}
 		entry := func(label string, p systemPart) []byte {
-			return bootOption(inventory.EFIEntry{Label: label, Loader: `\EFI\BOOT\BOOTX64.EFI`}, p).Encode()
+			return bootOption(label, `\EFI\BOOT\BOOTX64.EFI`, p).Encode()
 		}
 		elsewhere := esp
 		elsewhere.id[0] ^= 1

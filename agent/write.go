@@ -52,8 +52,9 @@ type Result struct {
 	BootOrder, BootEntry string
 	// Blank is how many bytes were read back as zeros, of a wipe.
 	Blank int64
-	// Verdict of a gate.
-	Verdict *inventory.Verdict
+	// Verdict of a gate, and why its firmware would have started the disk without one.
+	Verdict   *inventory.Verdict
+	Unguarded string
 }
 
 // Write makes the disk what the job says, in the one order in which a crash
@@ -72,6 +73,7 @@ func Write(ctx context.Context, w Work) (Result, error) {
 		fetched: func(n int64) { j.Progress.fetched.Add(n) }}
 	return j.run(ctx, []workStep{
 		{"check the disk", j.identify},
+		{"check the boot order", j.canRefuse},
 		{"prepare", j.prepare},
 		{"compare the disk with the image", j.compare},
 		{"make the disk unbootable", j.erase},
@@ -266,7 +268,17 @@ func (j *writer) entry(context.Context) error {
 		j.Log("%s: no boot entry made", j.result.BootEntry)
 		return nil
 	}
-	text, err := setBootEntry(j.EFI, *j.Job.EFI, esp)
+	set := func() (string, error) { return setBootEntry(j.EFI, *j.Job.EFI, esp) }
+	if j.Job.EFI.Again != nil {
+		set = func() (string, error) {
+			p, err := bootParts(j.table.First, j.size)
+			if err != nil {
+				return "", err
+			}
+			return setNetworkOrder(j.EFI, *j.Job.EFI, p)
+		}
+	}
+	text, err := set()
 	if err != nil {
 		j.result.BootEntry = err.Error()
 		j.Log("the firmware refuses the boot entry, it has to find %s by itself: %v", j.Job.EFI.Loader, err)
@@ -274,7 +286,7 @@ func (j *writer) entry(context.Context) error {
 	}
 	j.result.BootOrder = hexVariable(j.EFI, bootOrder)
 	j.Log("%s", text)
-	if j.Job.EFI.Second {
+	if j.Job.EFI.Second && j.Job.EFI.Again == nil {
 		startNext(j.EFI, j.Log)
 	}
 	return nil

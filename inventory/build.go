@@ -275,10 +275,7 @@ func (b *builder) buildDefinition(d *declared[rawDefinition]) {
 		d.problem(raw.KernelArgs[0].Line, "spec.kernelArgs", "the boot loader of a disk image owns the kernel's arguments", "remove it and set them in the image, and in its boot.args for a gate that starts it by kexec")
 	}
 	o.Select = d.buildSelect(raw.Disk.Select)
-	if raw.Evidence.Minimum.given() && o.Evidence.UnmarshalText([]byte(raw.Evidence.Minimum.V)) == nil && o.Evidence > E3 {
-		d.problem(raw.Evidence.Minimum.Line, "spec.evidence.minimum",
-			fmt.Sprintf("a disk image gives at most read-back, not %s", o.Evidence), "want reported or read-back")
-	}
+	d.buildEvidence(raw.Evidence.Minimum, o)
 	if o.Identity = Identity(raw.Identity.Minimum.V); o.Identity == L0 {
 		o.Identity = ""
 	}

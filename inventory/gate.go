@@ -94,7 +94,10 @@ func (s scope) buildGate(raw rawDefinition, o *Definition) {
 	}
 	o.Gate.Handover = Handover(boot.Handover.V)
 	if t := boot.OnServerDown; t.V == "refuse" {
-		s.problem(t.Line, "spec.boot.onServerDown", "onServerDown: refuse is not accepted yet", "want lastGood")
+		o.Gate.Refuse = true
+		if i := s.b.image[o.Image]; i != nil && i.Arch != AMD64 {
+			s.problem(t.Line, "spec.boot.onServerDown", fmt.Sprintf("the program that keeps a machine from its disk is there for %s alone, and image %q is for %s", AMD64, i.Name, i.Arch), "want lastGood")
+		}
 	}
 	if raw.Identity.Minimum.V == string(L1) {
 		s.problem(raw.Identity.Minimum.Line, "spec.identity.minimum", "a gate's boots come from the network by the machine's own boot order, where its hardware address is all that is known of it", "want L0, or every: disk")
@@ -128,5 +131,20 @@ func (s scope) buildMismatch(boot rawBoot, o *Definition) {
 		default:
 			o.Gate.RepairLimit = n
 		}
+	}
+}
+
+// buildEvidence refuses a minimum that nothing would ever reach.
+func (s scope) buildEvidence(t text, o *Definition) {
+	if !t.given() || o.Evidence.UnmarshalText([]byte(t.V)) != nil || o.Evidence <= E3 {
+		return
+	}
+	switch {
+	case o.Evidence == E5 && o.Gate != nil && o.Gate.Refuse:
+	case o.Evidence == E5:
+		s.problem(t.Line, "spec.evidence.minimum", "nothing keeps a machine that does not reach recast from starting its disk unproved, so that nothing is enforced",
+			"set boot: {every: gate, onServerDown: refuse}, or want reported or read-back")
+	default:
+		s.problem(t.Line, "spec.evidence.minimum", fmt.Sprintf("a disk image gives at most read-back, not %s", o.Evidence), "want reported or read-back")
 	}
 }

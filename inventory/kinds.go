@@ -181,6 +181,8 @@ type Gate struct {
 	RepairLimit int64 `json:"repairLimit"`
 	// Handover as declared.
 	Handover Handover `json:"handover,omitempty"`
+	// Refuse: a machine that does not reach recast does not start its disk.
+	Refuse bool `json:"refuse,omitempty"`
 }
 
 // Writes tells whether it may write to the disk.

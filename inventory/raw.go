@@ -81,7 +81,7 @@ type rawBoot struct {
 	OnMismatch   text `yaml:"onMismatch" enum:"repair|report|hold|poweroff" doc:"what the gate does where they are not what was written; default hold"`
 	RepairLimit  text `yaml:"repairLimit" form:"size" doc:"how much one repair of a gate may write; default 64MiB"`
 	Handover     text `yaml:"handover" enum:"reboot|kexec" doc:"how the gate starts the system: kexec starts the kernel that the Image's boot names, without a restart (the default where it names one and the machine has no Secure Boot); reboot restarts the machine, which then boots its disk"`
-	OnServerDown text `yaml:"onServerDown" enum:"lastGood|refuse" doc:"lastGood: a machine that does not reach recast starts its disk unproved, and it shows (the default); refuse is not accepted yet"`
+	OnServerDown text `yaml:"onServerDown" enum:"lastGood|refuse" doc:"lastGood: a machine that does not reach recast starts its disk unproved, and it shows (the default); refuse: it does not start it (UEFI without Secure Boot)"`
 }
 
 type rawDisk struct {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -208,7 +209,8 @@ type Job struct {
 	// end of the disk as its own partition; nil for none.
 	Config *JobConfig `json:"config,omitempty"`
 	Wipe   WipeMode   `json:"wipe"`
-	// EFI is the boot entry to create on a UEFI machine; ignored under BIOS.
+	// EFI is the boot entry to create on a UEFI machine; ignored under BIOS. A gate's job
+	// has it where the boot order is to lead to the network alone.
 	EFI *EFIEntry `json:"efi,omitempty"`
 	// Quick, with JobWipe: zero only what makes the disk look used.
 	Quick bool `json:"quick,omitempty"`
@@ -380,7 +382,22 @@ type EFIEntry struct {
 	Loader string `json:"loader"` // \EFI\BOOT\BOOTX64.EFI
 	// Second: behind the entry that the ramdisk came by, which goes on to be the first.
 	Second bool `json:"second,omitempty"`
+	// Again, where it is set, is the order's last entry, behind network entries alone; the
+	// disk's own is outside of the order then.
+	Again *EFIProgram `json:"again,omitempty"`
 }
+
+// AgainLabel is the description of the entry that starts a machine over.
+const AgainLabel = "recast again"
+
+// EFIProgram is a program on the config volume.
+type EFIProgram struct {
+	File   string `json:"file"` // in the volume's root, \NAME
+	Digest Digest `json:"digest"`
+}
+
+// Name of its file.
+func (p EFIProgram) Name() string { return strings.TrimPrefix(p.File, `\`) }
 
 // AgentStep is where the agent is. The words double as steps of deploying.
 type AgentStep string
@@ -434,6 +451,9 @@ type Report struct {
 	Blank int64 `json:"blank,omitempty"`
 	// Verdict of a gate, with AgentDone; after a repair it is that of the second look.
 	Verdict *Verdict `json:"verdict,omitempty"`
+	// Unguarded is why the firmware, by the order that it came with, would have started a
+	// disk without a gate; "" it would not, where BootOrder is told.
+	Unguarded string `json:"unguarded,omitempty"`
 }
 
 // ReportReply renews the lease, or stops the agent.

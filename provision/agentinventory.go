@@ -109,7 +109,7 @@ func (e *Engine) decideDisk(ctx context.Context, name string, s State, facts inv
 	}
 	if s.Intent.Purpose == PurposeDeploy {
 		d, err := e.decideWrite(ctx, q, s, facts)
-		return e.withGate(d, s.Intent.Generation, facts), err
+		return refuseDisk(e.withGate(d, s.Intent.Generation, facts), decl, facts), err
 	}
 	d := decideDisk(q, facts)
 	return e.withGate(d, d.Marker.Generation, facts), nil

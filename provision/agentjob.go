@@ -40,7 +40,7 @@ func (e *Engine) job(ctx context.Context, name string, s State) (*inventory.Job,
 		Config: &inventory.JobConfig{Digest: volume.Digest, Size: int64(len(volume.Bytes)), Label: volume.Label},
 		Wipe:   gen.Resolved.Wipe,
 		EFI: &inventory.EFIEntry{Label: inventory.BootLabel, Loader: efiLoader(gen.Resolved.Image.Arch),
-			Second: gen.Resolved.Every.Gated()},
+			Second: gen.Resolved.Every.Gated(), Again: againProgram(gen.Resolved.Gate)},
 	}, nil
 }
 
@@ -103,6 +103,7 @@ func (e *Engine) volume(ctx context.Context, name string, s State) (target.Volum
 	var missing error
 	v, err := target.Render(target.Input{Rendered: withLearned(rendered, in.Claim.MAC), Format: gen.Resolved.Config.Format,
 		Image: gen.Resolved.Image.Digest, Machine: decl, Attempt: s.Status.Attempt, Write: in.WriteName(),
+		Again: againProgram(gen.Resolved.Gate) != nil,
 		Secrets: func(secret string) (string, bool) {
 			// The version that the generation names, whatever was set since.
 			v, err := e.secrets.GetVersion(ctx, secret, gen.Resolved.Secrets[secret])

@@ -104,6 +104,9 @@ type GateSeen struct {
 	// Deadline of Step, past which it is told that nothing came of it; zero: none.
 	Deadline time.Time                 `json:"deadline,omitzero"`
 	Regions  []inventory.RegionVerdict `json:"regions,omitempty"` // as read
+	// Unguarded is why its firmware would have started the disk without this boot, where
+	// the gate is to see to it that it does not; "" it would not.
+	Unguarded string `json:"unguarded,omitempty"`
 	// Repairs of the last day, a hundred at most, the newest last.
 	Repairs []GateRepair `json:"repairs,omitempty"`
 }

@@ -190,8 +190,12 @@ func (e *Engine) gateJob(m *machine, kind inventory.JobKind) (*inventory.Job, er
 	if kind == inventory.JobGate && g.OnMismatch == inventory.MismatchRestore {
 		limit = 0 // it will be written however much it is: nothing is fetched to count it
 	}
+	var efi *inventory.EFIEntry
+	if again := againProgram(&g.Gate); again != nil {
+		efi = &inventory.EFIEntry{Label: inventory.BootLabel, Loader: efiLoader(gen.Resolved.Image.Arch), Second: true, Again: again}
+	}
 	return &inventory.Job{Kind: kind, Machine: m.name, Generation: g.Generation, Rendered: g.Rendered, Epoch: e.Store.Epoch(),
-		Fence: int64(g.Boots), Attempt: g.Jobs, Disk: g.Disk, Regions: g.Regions, Limit: limit, Kernel: kernel,
+		Fence: int64(g.Boots), Attempt: g.Jobs, Disk: g.Disk, Regions: g.Regions, Limit: limit, Kernel: kernel, EFI: efi,
 		Image: inventory.JobImage{Digest: info.Digest, Size: info.Size, Manifest: info.Manifest, Pack: info.Pack, URLs: []string{base + "/images"}}}, nil
 }
 

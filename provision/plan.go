@@ -235,6 +235,11 @@ func gateWay(in planInput, m *inventory.Machine, gen inventory.Generation, here 
 	if m.SecureBoot && gen.Resolved.Gate.Handover == inventory.HandoverKexec {
 		return Wait{"it has Secure Boot, where the ramdisk's kernel takes another by kexec only if it trusts its signer, and recast does not know who signed the image's", "want handover: reboot, or leave it out: then each machine is handed over as it can be; and apply"}
 	}
+	if gen.Resolved.Gate != nil && gen.Resolved.Gate.Refuse {
+		if w := refuseWay(m, in.State(m.Name).Status.Facts); w != (Wait{}) {
+			return w
+		}
+	}
 	if in.Gate != nil && here {
 		if err := in.Gate(gen); err != nil {
 			return Wait{err.Error(), "correct immutable, state or boot of the Image and apply"}

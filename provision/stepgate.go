@@ -74,8 +74,11 @@ func (t *transition) gateOpens(disk inventory.DiskID, plan *Gate, wrote bool) {
 	t.Intent.Gate, st.Gate = &g, &GateSeen{}
 	if wrote {
 		st.Findings = dropFindings(st.Findings, kexecPrefix)
-		g.Epoch, g.Pass, g.Passed = t.Intent.Epoch, &Pass{Until: t.now.Add(PassTime)}, true
-		*st.Gate = GateSeen{Step: GatePassed, Verdict: GateMatches, At: t.now, Detail: "written and read back"}
+		g.Epoch = t.Intent.Epoch
+		*st.Gate = GateSeen{Verdict: GateMatches, At: t.now, Detail: "written and read back"}
+		if !g.Refuse { // else its gate sees first whether the firmware kept the order
+			g.Pass, g.Passed, st.Gate.Step = &Pass{Until: t.now.Add(PassTime)}, true, GatePassed
+		}
 	}
 	may := "nothing is written without a new apply"
 	if wrote && g.Writes() {
@@ -173,6 +176,7 @@ func (t *transition) gateReported(ev GateReported) {
 	}
 	g, seen := t.gate()
 	v := r.Verdict
+	t.gateOrderSeen(g, seen, r)
 	switch {
 	case seen.Step == GateLoading:
 		t.gateJumps(g, seen, r)
@@ -267,6 +271,7 @@ func (t *transition) gatePasses(g *Gate, seen *GateSeen, verdict GateVerdict, v 
 		}
 		t.gateOpensDisk(g, seen)
 	}
+	t.gateEnforces(g, seen)
 	if !t.p.Reports && st.Phase == Active {
 		st.Health = HealthUnknown
 	}

@@ -199,18 +199,23 @@ func (t *transition) seenRunning(ev Running) {
 		level = inventory.E2
 	}
 	current := r.BootCurrent
-	if gated(t.State) != nil {
+	left := t.Status.BootOrder
+	if g := gated(t.State); g != nil {
 		current = "" // BootNext is what it starts by
+		if g.Refuse {
+			left = "" // see unguardedNow
+		}
 	}
-	if gated(t.State) == nil || level != inventory.E3 { // what a gate proved is as old as its proof
+	if gated(t.State) == nil || level < inventory.E3 { // what a gate proved is as old as its proof
 		t.Status.Evidence = Evidence{Level: level, Generation: t.Status.Running, At: t.now, Detail: detail}
 	}
-	if text := bootOrderFinding(t.Status.BootOrder, r.BootOrder, current); text == "" || !slices.Contains(t.Status.Findings, text) {
+	if text := bootOrderFinding(left, r.BootOrder, current); text == "" || !slices.Contains(t.Status.Findings, text) {
 		t.Status.Findings = dropFindings(t.Status.Findings, bootOrderPrefix)
 		if text != "" {
 			t.finding(text)
 		}
 	}
+	t.unguardedNow(r)
 	t.toldSecure(ev)
 	t.activate(Healthy)
 	t.Status.LastSeen, t.Status.LastSeenAt = "the system reported itself as "+r.Hostname, t.now

@@ -47,6 +47,8 @@ type Input struct {
 	Secrets func(name string) (string, bool)
 	// Report tells the installed system where to report itself; nil for nowhere.
 	Report *Reporter
+	// Again: the volume carries the program that starts the machine over.
+	Again bool
 }
 
 // Reporter is where an installed system says which generation it runs.
@@ -131,6 +133,9 @@ func render(in Input) (Volume, error) {
 		files = append(files, more...)
 	default:
 		return Volume{}, fmt.Errorf("config format %q is not known", in.Format)
+	}
+	if in.Again {
+		files = append(files, fat.File{Name: AgainFile, Data: Again()})
 	}
 	v, err := fat.New(fat.Shape{Label: label, Sector: 4096, Cluster: 4096, Multiple: 1 << 20}, files)
 	if err != nil {

@@ -50,6 +50,12 @@ type SimulatedOptions struct {
 	NetworkFirst bool
 	// NoKexec: its ramdisk loads no kernel.
 	NoKexec bool
+	// FallsThrough: where no server answers, its firmware goes on with the next entry. Else
+	// a machine without a Wire asks for ever.
+	FallsThrough bool
+	// DiskEntry is a UEFI that puts an entry for its disk back at each start, behind the
+	// first that leads to the network, if its order has none.
+	DiskEntry bool
 	// Dead machines show power and never ask for anything.
 	Dead bool
 	Log  func(format string, args ...any) // nil discards

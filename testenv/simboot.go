@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -15,13 +16,15 @@ import (
 
 	"recast/agent"
 	"recast/inventory"
+	"recast/target"
 )
 
 // Stages of a start that tests look for.
 const (
-	simDiskStarted = "disk"
-	simReported    = "reported"
-	simNothing     = "nothing to start"
+	simDiskStarted  = "disk"
+	simReported     = "reported"
+	simAgainStarted = "starts over"
+	simNothing      = "nothing to start"
 )
 
 // simRetry is the pause of a simulated machine that a server does not answer.
@@ -47,7 +50,7 @@ func (s *Simulated) run(b *simBoot) {
 	order := []BootDevice{BootDisk, BootPXE}
 	switch {
 	case s.vars != nil:
-		order = s.vars.start()
+		order = s.vars.start(s.Options.DiskEntry)
 	case s.Options.NetworkFirst:
 		order = []BootDevice{BootPXE, BootDisk}
 	}
@@ -73,7 +76,15 @@ func (s *Simulated) run(b *simBoot) {
 				continue // nobody asks twice in a start
 			}
 			asked = true
+			if s.Options.FallsThrough && s.Options.Wire == nil && !simAnswers(b.ctx, s.Options.Server) {
+				s.note(b, "no answer")
+				continue
+			}
 			if s.netboot(b, s.Options.firmware(), "") {
+				return
+			}
+		case simAgain:
+			if s.again(b) {
 				return
 			}
 		case BootHTTP:
@@ -88,8 +99,28 @@ func (s *Simulated) run(b *simBoot) {
 			}
 		}
 	}
+	// At its order's end a UEFI looks for the removable-media path on its disks.
+	if d := s.bootableDisk(); d != nil && s.vars != nil {
+		s.note(b, "platform recovery")
+		s.system(b, d)
+		return
+	}
 	s.note(b, simNothing)
 	<-b.ctx.Done()
+}
+
+// again runs the program that starts the machine over; false: there is none.
+func (s *Simulated) again(b *simBoot) bool {
+	for _, d := range s.Disks {
+		if program, err := d.ConfigFile(target.AgainFile); err == nil && bytes.Equal(program, target.Again()) {
+			s.note(b, simAgainStarted)
+			if simPause(b.ctx, max(s.Options.Pace, simRetry)) == nil {
+				s.reboot(b)
+			}
+			return true
+		}
+	}
+	return false
 }
 
 // cdboot reads the boot record of what is in the drive (El Torito); false: there

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -234,4 +235,13 @@ func (n *simNet) fetchScript(ctx context.Context, try int) (simScript, error) {
 		return simScript{}, fmt.Errorf("fetch boot script: %s: %s", resp.Status, text)
 	}
 	return simParseScript(string(text))
+}
+
+// simAnswers stands for DHCP where there is no wire.
+func simAnswers(ctx context.Context, server string) bool {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", server)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return err == nil
 }

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"recast/agent"
+	"recast/inventory"
 )
 
 // simVars are the variables of a simulated UEFI: two entries of its own, for its disk
@@ -29,9 +30,10 @@ var _ agent.Variables = (*simVars)(nil)
 
 func newSimVars(networkFirst bool) *simVars {
 	end := []byte{0x7f, 0xff, 4, 0}
+	card := slices.Concat([]byte{3, 11, 37, 0}, make([]byte, 33), end) // a hardware address
 	v := &simVars{vars: map[string][]byte{
 		"Boot0000" + simVarGUID:  agent.LoadOption{Attributes: 1, Description: "UEFI disk", Path: end}.Encode(),
-		"Boot0001" + simVarGUID:  agent.LoadOption{Attributes: 1, Description: simNetworkName, Path: end}.Encode(),
+		"Boot0001" + simVarGUID:  agent.LoadOption{Attributes: 1, Description: simNetworkName, Path: card}.Encode(),
 		"BootOrder" + simVarGUID: {0, 0, 1, 0},
 	}}
 	if networkFirst {
@@ -71,18 +73,31 @@ func (v *simVars) Delete(name string) error {
 }
 
 // start is the order of one start: BootNext, which is for one start, then BootOrder.
-func (v *simVars) start() (order []BootDevice) {
+func (v *simVars) start(putsDiskBack bool) (order []BootDevice) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if b := v.vars["BootOrder"+simVarGUID]; putsDiskBack && len(b) >= 2 && !slices.ContainsFunc(simEntries(b), func(n uint16) bool { return v.device(n) == BootDisk }) {
+		v.vars["BootOrder"+simVarGUID] = slices.Concat(b[:2], []byte{0, 0}, b[2:])
+	}
 	numbers := slices.Concat(v.vars["BootNext"+simVarGUID], v.vars["BootOrder"+simVarGUID])
 	delete(v.vars, "BootNext"+simVarGUID)
-	for ; len(numbers) >= 2; numbers = numbers[2:] {
-		if d := v.device(binary.LittleEndian.Uint16(numbers)); d != BootNone {
+	for _, n := range simEntries(numbers) {
+		if d := v.device(n); d != BootNone {
 			order = append(order, d)
 		}
 	}
 	return order
 }
+
+func simEntries(b []byte) (out []uint16) {
+	for ; len(b) >= 2; b = b[2:] {
+		out = append(out, binary.LittleEndian.Uint16(b))
+	}
+	return out
+}
+
+// simAgain is a program on a disk's config volume.
+const simAgain BootDevice = "again"
 
 // device that an entry leads to; the lock is held.
 func (v *simVars) device(n uint16) BootDevice {
@@ -92,6 +107,8 @@ func (v *simVars) device(n uint16) BootDevice {
 		return BootNone
 	case o.Description == simNetworkName:
 		return BootPXE
+	case o.Description == inventory.AgainLabel:
+		return simAgain
 	}
 	return BootDisk
 }

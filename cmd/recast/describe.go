@@ -330,6 +330,9 @@ func gateText(g provision.GateSeen, now time.Time) string {
 	if g.Verdict == "" {
 		parts = []string{"has not seen a boot yet"}
 	}
+	if g.Unguarded != "" {
+		parts = append(parts, "not enforced: "+g.Unguarded)
+	}
 	for _, r := range g.Regions {
 		parts = append(parts, fmt.Sprintf("%s read as %s", r.Name, r.Read.Short()))
 	}

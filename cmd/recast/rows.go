@@ -28,6 +28,9 @@ func machineRow(v *provision.View, wide bool) []string {
 	evidence := "-"
 	if !st.Evidence.At.IsZero() {
 		evidence = fmt.Sprintf("%s, %s ago", st.Evidence.Level, since(st.Evidence.At, now))
+		if st.Gate != nil && st.Gate.Verdict == provision.GateUnverified {
+			evidence = string(provision.GateUnverified) + ", " + evidence
+		}
 	}
 	r := []string{v.Name, string(st.Phase), dash(string(st.Step)), string(v.Sync), string(st.Health), evidence,
 		shortOr(st.Running, "-"), shortOr(v.Wanted, "-"), progressText(st, now)}

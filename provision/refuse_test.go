@@ -1,0 +1,141 @@
+package provision
+
+import (
+	"strings"
+	"testing"
+
+	"recast/inventory"
+)
+
+func TestAnOrderThatLeadsToADiskIsNoEnforcement(t *testing.T) {
+	for what, c := range map[string]struct{ left, seen, want string }{
+		"as it was left":          {"010003000700", "010003000700", ""},
+		"its cards sorted":        {"010003000700", "030001000700", ""},
+		"entries behind the last": {"010003000700", "0100030007000000", ""},
+		"a card gone":             {"010003000700", "01000700", ""},
+		"a disk first":            {"010003000700", "0000010003000700", "was left as 0001,0003,0007 and is 0000,0001,0003,0007"},
+		"a disk before the last":  {"010003000700", "0100030000000700", "is 0001,0003,0000,0007"},
+		"the last gone":           {"010003000700", "01000300", "is 0001,0003"},
+		"a system without EFI":    {"010003000700", "", ""},
+		"nothing was left":        {"", "0100", ""},
+	} {
+		if got := unguarded(c.left, c.seen); c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q, want %q", what, got, c.want)
+		}
+	}
+}
+
+// refuseStory is a machine that was written for a gate that refuses, and has not started.
+func refuseStory(t *testing.T) *story {
+	t.Helper()
+	s := newStory()
+	gate := storyGate(inventory.MismatchRepair)
+	gate.Refuse = true
+	s.must(t, Started{Purpose: PurposeDeploy, Generation: genA, Rendered: rendA, Epoch: "e", By: "ann"},
+		BMCDone{Action: ActOff}, BMCDone{Action: ActArm}, BMCDone{Action: ActOn}, BootServed{},
+		Claimed{Claim: ClaimState{BootID: "b1", UUID: "u1", Until: t0.Add(LeaseTime)}},
+		Inspected{Decision: DiskDecision{Verdict: DiskWrite, Disk: disk("S1"), Gate: gate}},
+		Reported{Report: inventory.Report{Step: inventory.AgentDone, ReadBack: imgA, BootOrder: "01000700"}})
+	return s
+}
+
+func (s *story) proved(t *testing.T, r inventory.Report, repaired bool) {
+	t.Helper()
+	s.must(t, GateClaimed{ClaimState{BootID: "b2", Until: s.now.Add(LeaseTime)}}, GateInspected{})
+	r.Step, r.Verdict = inventory.AgentDone, storyVerdict(0, "")
+	if repaired {
+		first := r
+		first.Verdict = storyVerdict(1, "")
+		s.must(t, GateReported{Report: first, Epoch: "e"})
+		r.Unguarded = "" // the first look set it anew
+	}
+	s.must(t, GateReported{Report: r, Epoch: "e"})
+}
+
+func (s *story) runs(t *testing.T, boot, order string) {
+	t.Helper()
+	s.must(t, Running{Report: inventory.BootReport{Machine: "m1", Generation: genA, Rendered: rendA, Write: "e.1", BootID: boot, BootOrder: order}})
+}
+
+func TestEvidenceIsEnforcedOnlyWhileTheOrderReadsSo(t *testing.T) {
+	s := refuseStory(t)
+	st := &s.state.Status
+	if st.Evidence.Level != inventory.E3 || s.state.Intent.Gate.Pass != nil {
+		t.Errorf("after its write: %s, pass %+v: nobody has seen yet what the firmware keeps", st.Evidence.Level, s.state.Intent.Gate.Pass)
+	}
+	want := func(what string, level inventory.EvidenceLevel, findings int) {
+		t.Helper()
+		if st.Evidence.Level != level || len(st.Findings) != findings {
+			t.Errorf("%s: %s, findings %q; want %s, %d", what, st.Evidence.Level, st.Findings, level, findings)
+		}
+	}
+	good := inventory.Report{BootOrder: "01000700"}
+	s.proved(t, good, false)
+	want("proved, its order as it was left", inventory.E5, 0)
+	s.runs(t, "os1", "010007000000")
+	want("its system says so too", inventory.E5, 0)
+	at := st.Evidence.At
+	s.runs(t, "os1", "010007000000")
+	if st.Evidence.At != at {
+		t.Error("the system's word made the proof younger")
+	}
+	s.proved(t, inventory.Report{BootOrder: "01000700", Unguarded: `its boot order has Boot0000 "debian" before the end; it was set anew`}, false)
+	want("a disk was before it", inventory.E3, 1)
+	s.runs(t, "os2", "01000700")
+	s.proved(t, inventory.Report{BootOrder: "01000700", Unguarded: "another"}, true)
+	want("the same, and repaired", inventory.E3, 1)
+	s.runs(t, "os3", "01000700")
+	s.proved(t, good, true)
+	want("mended", inventory.E5, 0)
+	s.runs(t, "os4", "000001000700")
+	want("the system reads another order", inventory.E3, 1)
+	s.proved(t, good, false)
+	s.runs(t, "os5", "")
+	want("a system that cannot read it", inventory.E5, 0)
+	s.proved(t, inventory.Report{}, false)
+	want("a ramdisk that does not tell", inventory.E3, 1)
+	s.proved(t, good, false)
+	s.runs(t, "os6", "")
+	s.runs(t, "os7", "")
+	want("a start without its gate", inventory.E2, 1)
+	if st.Gate.Verdict != GateUnverified {
+		t.Errorf("verdict %s", st.Gate.Verdict)
+	}
+}
+
+func TestPlansLeaveOutWhatCannotRefuse(t *testing.T) {
+	bios, secure := &inventory.Facts{Boot: inventory.BootFacts{Mode: "bios"}}, &inventory.Facts{Boot: inventory.BootFacts{Mode: "uefi", SecureBoot: true}}
+	uefi := &inventory.Facts{Boot: inventory.BootFacts{Mode: "uefi"}}
+	for what, tt := range map[string]struct {
+		m     inventory.Machine
+		facts *inventory.Facts
+		want  string
+	}{
+		"UEFI":                   {inventory.Machine{}, uefi, ""},
+		"unknown":                {inventory.Machine{}, nil, ""},
+		"BIOS":                   {inventory.Machine{}, bios, "that of a BIOS is neither"},
+		"declared BIOS":          {inventory.Machine{Firmware: inventory.BIOS}, nil, "that of a BIOS is neither"},
+		"switched to UEFI since": {inventory.Machine{Firmware: inventory.UEFI}, bios, ""},
+		"declared Secure Boot":   {inventory.Machine{SecureBoot: true}, nil, "Secure Boot does not start"},
+		"seen with Secure Boot":  {inventory.Machine{}, secure, "Secure Boot does not start"},
+	} {
+		w := Wanted{Group: &inventory.Group{Name: "g"}, Generation: inventory.Generation{Digest: genA,
+			Resolved: inventory.Resolved{Every: inventory.BootGate, Gate: &inventory.Gate{Refuse: true}}}}
+		tt.m.Name = "m1"
+		if tt.facts != nil {
+			tt.facts.Disks = []inventory.DiskFacts{{Name: "/dev/sda", Serial: "S1", Size: 4 << 30, LogicalBlockSize: 512}}
+		}
+		s := State{Status: Status{Machine: "m1", Facts: tt.facts}}
+		in := planInput{State: func(string) State { return s }, Image: func(inventory.Digest) (ImageFacts, bool) { return ImageFacts{}, false }}
+		if e, _ := planMachine(in, &tt.m, w, s, true); tt.want == "" && strings.Contains(e.Blocked, "onServerDown") || !strings.Contains(e.Blocked, tt.want) {
+			t.Errorf("%s: left out because %q, want %q", what, e.Blocked, tt.want)
+		}
+		d := DiskDecision{Verdict: DiskWrite, Gate: &Gate{Gate: inventory.Gate{Refuse: true}}}
+		if tt.facts == nil {
+			continue
+		}
+		if got := refuseDisk(d, &tt.m, *tt.facts); (got.Verdict == DiskRefuse) != (tt.want != "") || !strings.Contains(got.Reason, tt.want) {
+			t.Errorf("%s: its disk: %s, %q", what, got.Verdict, got.Reason)
+		}
+	}
+}
