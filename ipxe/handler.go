@@ -273,11 +273,17 @@ func remoteAddr(r *http.Request) netip.Addr {
 	return ap.Addr().Unmap()
 }
 
-func writeScript(w http.ResponseWriter, text string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+// Of every script: written down once.
+var (
+	scriptType = []string{"text/plain; charset=utf-8"}
 	// The answer changes with the machine's state: no cache may keep it.
-	w.Header().Set("Cache-Control", "no-store")
+	neverCached = []string{"no-store"}
+)
+
+func writeScript(w http.ResponseWriter, text string) {
+	h := w.Header()
+	h["Content-Type"], h["Cache-Control"] = scriptType, neverCached
+	h["Content-Length"] = []string{strconv.Itoa(len(text))}
 	_, _ = io.WriteString(w, text)
 }
 

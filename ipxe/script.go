@@ -70,7 +70,8 @@ func ramdiskLines(spec Spec, base safe) (line []safe, fetch [][]safe, err error)
 	if err != nil {
 		return nil, nil, fmt.Errorf("render kernel: %w", err)
 	}
-	line = []safe{"kernel", base + kernel}
+	line = make([]safe, 0, 3+len(spec.Initrds)+len(spec.Args))
+	line = append(line, "kernel", base+kernel)
 	for i, p := range spec.Initrds {
 		path, err := checkPath(p)
 		if err != nil {
@@ -241,7 +242,7 @@ type script struct{ strings.Builder }
 // begin opens a script that says first what it will do and why.
 func begin(spec Spec, doing safe) *script {
 	var s script
-	s.Grow(1 << 11) // of most scripts the whole
+	s.Grow(1<<10 + 1<<7) // of most scripts the whole
 	s.add("#!ipxe")
 	who := clean(spec.Machine)
 	if who == "" {

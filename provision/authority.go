@@ -24,8 +24,9 @@ import (
 // Authority is the CA that agents, installed systems and operators pin. Its key
 // stays sealed in the store.
 type Authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	cert   *x509.Certificate
+	key    *ecdsa.PrivateKey
+	digest inventory.Digest
 }
 
 // caYears is long: every installed system has this CA pinned.
@@ -49,7 +50,7 @@ func openAuthority(ctx context.Context, secrets *Secrets, now time.Time) (*Autho
 	if err != nil {
 		return nil, fmt.Errorf("read the CA key: %w", err)
 	}
-	return &Authority{cert: cert, key: key}, nil
+	return &Authority{cert: cert, key: key, digest: inventory.NewDigest(sha256.Sum256(cert.Raw))}, nil
 }
 
 func serial() (*big.Int, error) { return rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127)) }
@@ -85,7 +86,7 @@ func (a *Authority) PEM() []byte {
 }
 
 // Digest is the SHA-256 of the certificate, as kernel arguments carry it.
-func (a *Authority) Digest() inventory.Digest { return inventory.NewDigest(sha256.Sum256(a.cert.Raw)) }
+func (a *Authority) Digest() inventory.Digest { return a.digest }
 
 // Issue makes a server certificate. The chain holds the CA too, since agents
 // know only its digest.

@@ -3,6 +3,7 @@ package provision
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"recast/inventory"
@@ -118,13 +119,15 @@ func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
 	if _, imported := b.LoaderDigest(); imported && s.SecureBoot && q.Ramdisk.Unified != "" && q.Client.Loader == ipxe.LoaderIPXE {
 		s.Kernel, s.Initrds = q.Ramdisk.Unified, nil
 	}
-	s.Args = append([]string{
-		"recast.url=" + q.AgentURL,
-		"recast.ca=" + q.CA.String(),
-		fmt.Sprintf("recast.time=%d", q.Now.Unix()),
-		"recast.mac=" + q.Client.MAC.String(),
+	s.Args = make([]string, 0, 12) // of most machines all of them
+	s.Args = append(s.Args,
+		"recast.url="+q.AgentURL,
+		"recast.ca="+q.CA.String(),
+		"recast.time="+strconv.FormatInt(q.Now.Unix(), 10),
+		"recast.mac="+q.Client.MAC.String(),
 		key,
-	}, b.ConsoleArgs(q.Arch)...)
+	)
+	s.Args = append(s.Args, b.ConsoleArgs(q.Arch)...)
 	s.Args = append(s.Args, "panic=30")
 	if q.VLAN != 0 {
 		s.Args = append(s.Args, fmt.Sprintf("recast.vlan=%d", q.VLAN))

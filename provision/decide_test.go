@@ -1,9 +1,13 @@
 package provision
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -332,4 +336,30 @@ func TestATraceIsThatOfOneAttempt(t *testing.T) {
 	if strings.Contains(k.Nonce(s.Intent, 0), first) {
 		t.Error("the trace gives away a part of the nonce")
 	}
+}
+
+// What a key derives is the same whatever was derived before, by it or by another, at
+// the same time too: HMACs are used again.
+func TestWhatAKeyDerivesDependsOnItAlone(t *testing.T) {
+	want := func(k Key, text string) string {
+		mac := hmac.New(sha256.New, k[:])
+		mac.Write([]byte(text))
+		return hex.EncodeToString(mac.Sum(nil)[:16])
+	}
+	long := strings.Repeat("x", 1000)
+	var work sync.WaitGroup
+	for i := range 8 {
+		work.Go(func() {
+			for j := range 200 {
+				k := Key{byte(i + j%2)}
+				if got, want := k.sum("a", "", "bc"), want(k, "1:a0:2:bc"); got != want {
+					t.Errorf("%q, want %q", got, want)
+				}
+				if got, want := k.sum(long), want(k, "1000:"+long); got != want {
+					t.Errorf("%q of a long text, want %q", got, want)
+				}
+			}
+		})
+	}
+	work.Wait()
 }

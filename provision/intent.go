@@ -5,9 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"hash"
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"recast/inventory"
@@ -142,14 +144,31 @@ const MaxRestarts = 3
 // Key derives every nonce and token. It never leaves the server.
 type Key [32]byte
 
+// keyed is an HMAC to be used again: each boot script needs two, and a new one costs
+// as much memory as the script.
+type keyed struct {
+	key  Key
+	mac  hash.Hash
+	text []byte
+}
+
+var keyedHMACs = sync.Pool{New: func() any { return new(keyed) }}
+
 func (k Key) sum(parts ...string) string {
-	b := make([]byte, 0, 256)
+	h := keyedHMACs.Get().(*keyed)
+	defer keyedHMACs.Put(h)
+	if h.mac == nil || h.key != k {
+		h.key, h.mac = k, hmac.New(sha256.New, k[:])
+	}
+	b := h.text[:0]
 	for _, p := range parts {
 		b = append(append(strconv.AppendInt(b, int64(len(p)), 10), ':'), p...) // lengths, so that no two lists collide
 	}
-	mac := hmac.New(sha256.New, k[:])
-	mac.Write(b)
-	return hex.EncodeToString(mac.Sum(b[:0])[:16])
+	h.mac.Reset()
+	h.mac.Write(b)
+	sum := h.mac.Sum(b[:0])
+	h.text = hex.AppendEncode(sum, sum[:16])
+	return string(h.text[len(sum):])
 }
 
 // Nonce of the claim after boots granted ones. Derived, not stored: rendering a

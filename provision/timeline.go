@@ -237,8 +237,8 @@ func (e *Engine) Observe(o inventory.Observation) {
 		ev = BootServed{} // its script is on its medium
 	}
 	if ev != nil && e.stirs(m, ev) {
-		before := m.committed().Intent
-		e.spawn(func() { e.booted(m, ev, o.Remote, before) })
+		before, remote := m.committed().Intent, o.Remote
+		e.spawn(func() { e.booted(m, ev, remote, before) })
 	}
 }
 
