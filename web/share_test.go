@@ -10,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 )
@@ -113,74 +111,40 @@ func TestASharedFileThatBecomesShorterEndsTheAnswer(t *testing.T) {
 	}
 }
 
-// lowThreads gives how many threads of this process have a lower priority than its first.
-func lowThreads(t *testing.T) (n int) {
-	t.Helper()
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nice := func(stat string) int {
-		raw, err := os.ReadFile(stat)
-		if err != nil {
-			return -1 << 10 // it has ended
-		}
-		_, rest, _ := strings.Cut(string(raw), ") ")
-		v, err := strconv.Atoi(strings.Fields(rest)[16])
+// Who waits for a pipe stands for who waits for a connection: what is written there is
+// there at once.
+func TestWhoHasSomethingToSayRunsBetweenTwoPieces(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	turn := newTurn()
+	for range 100 {
+		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return v
-	}
-	first := nice("/proc/self/stat")
-	for _, task := range tasks {
-		if nice("/proc/self/task/"+task.Name()+"/stat") > first {
-			n++
+		heard := make(chan error, 1)
+		go func() {
+			_, err := r.Read(make([]byte, 1))
+			heard <- err
+		}()
+		for range 2 {
+			turn.others() // and it waits
 		}
-	}
-	return n
-}
-
-func TestThreadsOfLowPriorityEndWithTheLastConnection(t *testing.T) {
-	raw, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	before := lowThreads(t)
-	l := Share(raw)
-	within := func(what string, ok func() bool) {
-		t.Helper()
-		for end := time.Now().Add(10 * time.Second); !ok(); runtime.Gosched() {
-			if time.Now().After(end) {
-				t.Fatalf("%s: %d threads, %d before", what, lowThreads(t), before)
-			}
+		if _, err := w.Write([]byte{1}); err != nil {
+			t.Fatal(err)
 		}
+		pieces := 0
+		for ; len(heard) == 0 && pieces < 1000; pieces++ {
+			turn.others()
+		}
+		if pieces > 3 {
+			t.Fatalf("it ran after %d pieces", pieces)
+		}
+		if err := <-heard; err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		w.Close()
 	}
-	within("a listener", func() bool { return lowThreads(t) > before })
-	client, err := net.Dial("tcp", raw.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		l.Close()
-	}
-	f, err := os.Open("share_test.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if n, err := io.Copy(c, io.LimitReader(f, 100)); n != 100 || err != nil {
-		t.Errorf("a connection that outlives its listener sends %d bytes, %v", n, err)
-	}
-	for range 2 {
-		c.Close()
-	}
-	within("the last connection's end", func() bool { return lowThreads(t) <= before })
 }
 
 func TestFilesThatTheKernelDoesNotSendAreCopied(t *testing.T) {

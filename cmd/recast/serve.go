@@ -13,7 +13,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"reflect"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -298,8 +297,6 @@ func (s *server) run(ctx context.Context) error {
 	for _, l := range append(apiListeners, operator...) {
 		start("API", func() error { return api.ServeTLS(l, "", "") })
 	}
-	// Files are sent by as many threads as there are CPUs (web.Share), scripts by Go's rest.
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
 	for _, l := range bootListeners {
 		start("boot HTTP", func() error { return boot.Serve(web.Share(l)) })
 	}
