@@ -76,6 +76,9 @@ func (b redfishBoot) target(next NextBoot, cd []string) (string, error) {
 	names := map[BootDevice][]string{
 		BootDefault: {"None"}, BootNetwork: {"Pxe"}, BootDisk: {"Hdd"}, BootHTTP: {"UefiHttp"}, BootCD: cd,
 	}[next.Device]
+	if len(names) == 0 { // what somebody armed is no device that we set
+		return "", fmt.Errorf("%w: boot from %q", ErrUnsupported, next.Device)
+	}
 	if next.Device == BootHTTP && next.URI != "" && b.URI == nil {
 		return "", fmt.Errorf("%w: a URI for HTTP Boot: there is no HttpBootUri", ErrUnsupported)
 	}
