@@ -32,7 +32,7 @@ VULNDB := ../shared/vulndb
 FUZZTIME ?= 20s
 BENCHTIME ?= 1s
 # Tests that do more where RECAST_LONG is set.
-SOAKS := ^(TestMachineArrivesThoughTheServerIsKilled|TestServerKilledAnywhere|TestRamdiskWritesADisk|TestDebianReleasesMoveWhatChanged)$$
+SOAKS := ^(TestMachineArrivesThoughTheServerIsKilled|TestServerKilledAnywhere|TestRamdiskWritesADisk|TestDebianReleasesMoveWhatChanged|TestDisksCutAnywhereBootTheWholeTruth|TestMachinesCutAnywhereBootTheWholeTruth|TestDebianIsPutBackAndMovesWhatChanged)$$
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile

@@ -33,6 +33,8 @@ type storyView struct {
 		Hold                     *struct{ Owner, Reason string }
 		Findings                 []string
 		Progress                 *struct{ Done, Total, Written int64 }
+		Moved                    *struct{ Fetched, Written int64 }
+		Gate                     *struct{ Step, Verdict string }
 	}
 }
 

@@ -18,6 +18,8 @@ type RackDeclare struct {
 	Source string
 	// Immutable are the partitions of the image that are, as a YAML list; "" none.
 	Immutable string
+	// State likewise are those that every: restore keeps; "" is not said.
+	State string
 	// UserData of cloud-init; "" for one that sets the hostname.
 	UserData string
 	// Unknown is what an undeclared machine gets; "" ignore.
@@ -79,6 +81,9 @@ func (r *Rack) YAML(d RackDeclare) string {
 		image := fmt.Sprintf("  type: disk\n  arch: %s\n  digest: %q\n", arch, digest)
 		if d.Immutable != "" && group == rackGroup {
 			image += fmt.Sprintf("  immutable: %s\n", d.Immutable)
+		}
+		if d.State != "" && group == rackGroup {
+			image += fmt.Sprintf("  state: %s\n", d.State)
 		}
 		if d.Source != "" && group == rackGroup {
 			image += fmt.Sprintf("  source: %q\n", d.Source)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -78,8 +79,9 @@ type Simulated struct {
 	boots []SimBoot
 	seq   int
 	dead  bool
-	// noLink: its cable is pulled.
+	// noLink: its cable is pulled. conns are those that end with it, without a Wire.
 	noLink bool
+	conns  map[net.Conn]bool
 	hangs  int // restarts from inside, still to come
 	work   sync.WaitGroup
 }
@@ -156,6 +158,53 @@ func (s *Simulated) HangAtRestart(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hangs = n
+}
+
+// Unplug pulls the cable of its network, or plugs it in again.
+func (s *Simulated) Unplug(out bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.noLink = out
+	if out {
+		for c := range s.conns {
+			_ = c.Close()
+		}
+		clear(s.conns)
+	}
+}
+
+var errNoLink = errors.New("its network has no link")
+
+// dial is the connection of a machine without a Wire.
+func (s *Simulated) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := (&net.Dialer{Timeout: 20 * time.Second}).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.noLink {
+		_ = c.Close()
+		return nil, errNoLink
+	}
+	if s.conns == nil {
+		s.conns = map[net.Conn]bool{}
+	}
+	s.conns[c] = true
+	return simConn{c, s}, nil
+}
+
+// simConn is forgotten when it ends.
+type simConn struct {
+	net.Conn
+	s *Simulated
+}
+
+func (c simConn) Close() error {
+	c.s.mu.Lock()
+	delete(c.s.conns, c.Conn)
+	c.s.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // Logins that its BMC saw.

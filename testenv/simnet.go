@@ -20,9 +20,9 @@ import (
 type simNet struct {
 	*Simulated
 	client *http.Client
-	dial   agent.DialFunc // nil: as this process
-	script string         // URL
-	base   string         // what stands before a path
+	dial   agent.DialFunc
+	script string // URL
+	base   string // what stands before a path
 }
 
 // retry is the pause after which a machine asks again: what the script says, where
@@ -40,7 +40,7 @@ func (s *Simulated) lease(b *simBoot, as simAsker) (simLease, error) {
 	unplugged := s.noLink
 	s.mu.Unlock()
 	if unplugged {
-		return simLease{}, errors.New("its network has no link")
+		return simLease{}, errNoLink
 	}
 	return s.Options.Wire.lease(b.ctx, as, s.Options.MAC, s.Options.UUID)
 }
@@ -50,8 +50,8 @@ func (s *Simulated) load(b *simBoot, via SimFirmware, uri string) (*simNet, erro
 	if s.Options.Wire != nil {
 		return s.loadByWire(b, via, uri)
 	}
-	n := &simNet{Simulated: s, base: "http://" + s.Options.Server,
-		client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}}
+	n := &simNet{Simulated: s, base: "http://" + s.Options.Server, dial: s.dial,
+		client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: s.dial}, Timeout: 20 * time.Second}}
 	if uri != "" {
 		if err := simLoad(b.ctx, n.client, uri); err != nil {
 			return nil, fmt.Errorf("http: %w", err)
