@@ -122,6 +122,7 @@ type Engine struct {
 	moment  moment // when boots are recorded
 	bmcs    bmc.Fleet
 	book    *bmcBook
+	soon    lookSoon
 }
 
 // machine is the engine's memory of one machine. Its lock is held over a

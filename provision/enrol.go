@@ -64,6 +64,10 @@ func (e *Engine) EnrolBMC(ctx context.Context, name, who string, o EnrolOptions)
 		return BMCView{}, fmt.Errorf("enrol %q: %w", name, err)
 	}
 	e.noticeRefusal(ctx, name, nil)
+	e.askSoon(func(m *inventory.Machine) bool { // others behind the same BMC were refused with it
+		of, err := bmcKey(m.BMC.URL)
+		return err == nil && of == k.key && m.Name != name
+	})
 	return *k.view(decl), nil
 }
 

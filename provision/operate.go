@@ -345,6 +345,9 @@ func (e *Engine) SetSecret(ctx context.Context, name string, value []byte, who s
 	before, _ := e.secrets.Version(name)
 	info, err := e.secrets.Set(ctx, name, value, who, e.Now(), e.auditSecret(ctx, who, "secret set"))
 	e.resolveAgain(name, before)
+	if err == nil {
+		e.askSoon(func(m *inventory.Machine) bool { return m.BMC.Credentials == name }) // they may have been refused
+	}
 	return info, err
 }
 

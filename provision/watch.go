@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"recast/bmc"
@@ -163,10 +164,54 @@ func (e *Engine) watchBMCs(ctx context.Context) {
 	}
 }
 
+// lookSoon are machines whose next look is not to wait for its turn.
+type lookSoon struct {
+	mu    sync.Mutex
+	names []string
+}
+
+// soonEvery is between two looks that a changed credential causes: many BMCs share one,
+// and a management network or its authentication server is behind them all.
+const soonEvery = 20 * time.Millisecond
+
+// askSoon has those machines' BMCs looked at soon, each at a time of its own.
+func (e *Engine) askSoon(which func(*inventory.Machine) bool) {
+	e.soon.mu.Lock()
+	defer e.soon.mu.Unlock()
+	for _, m := range e.Set().Machines {
+		if m.BMC != nil && which(m) && !slices.Contains(e.soon.names, m.Name) {
+			e.soon.names = append(e.soon.names, m.Name)
+		}
+	}
+}
+
+// hasten moves the looks forward that askSoon was told of.
+func (w *watch) hasten(now time.Time) {
+	w.soon.mu.Lock()
+	names := w.soon.names
+	w.soon.names = nil
+	w.soon.mu.Unlock()
+	within := min(w.WatchBMCs, time.Duration(len(names))*soonEvery)
+	for _, name := range names {
+		m := w.machines[name]
+		switch at := nextLook(now, within, true, rand.Float64()); {
+		case m == nil: // its first look is not planned yet, or it is not declared any more
+			if decl := w.set.Machine(name); decl != nil && decl.BMC != nil {
+				w.machines[name] = &watched{due: at, gap: eventGap}
+			}
+		case m.looking:
+			m.more = true
+		case at.Before(m.due):
+			m.due = at
+		}
+	}
+}
+
 // tick begins the looks that are due.
 func (w *watch) tick(ctx context.Context) {
 	now := w.Now()
 	w.follow()
+	w.hasten(now)
 	for _, decl := range w.set.Machines {
 		if decl.BMC == nil {
 			continue

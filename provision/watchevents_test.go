@@ -1,6 +1,8 @@
 package provision
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -165,6 +167,82 @@ func TestAnEventMakesTheWatchLook(t *testing.T) {
 	s.apply(strings.Split(s.yaml(true), "---\napiVersion: recast/v1\nkind: Machine\nmetadata: {name: m2")[0])
 	if w.tick(t.Context()); w.machines["m2"] != nil || w.machines["m1"] == nil {
 		t.Errorf("watched are %v", w.machines)
+	}
+}
+
+// Who uses a credential that was changed does not wait five minutes to be asked with it.
+func TestAChangedCredentialIsTriedSoonByAllThatUseIt(t *testing.T) {
+	s := newSite(t, 3)
+	s.idle()
+	if _, err := s.SetSecret(t.Context(), "other", []byte("admin:other"), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	yaml := strings.Replace(s.yaml(true), "10.9.0.3\", credentials: rack-bmc", "10.9.0.3\", credentials: other", 1)
+	s.apply(yaml)
+	s.watch = 300 * time.Second
+	s.restart()
+	for i := range 3 {
+		s.bmcs[fmt.Sprintf("10.9.0.%d", i+1)].SetFault(bmc.FaultAuth)
+		if err := s.lets(fmt.Sprintf("m%d", i+1)); err == nil {
+			t.Fatal("it is let in")
+		}
+	}
+	for _, f := range s.bmcs {
+		f.SetFault(bmc.FaultNone)
+	}
+	w := &watch{Engine: s.Engine, machines: map[string]*watched{}, streams: map[string]*stream{}, sights: make(chan sight, 10), heard: make(chan heard, 10)}
+	w.follow()
+	now := time.Now()
+	for _, name := range []string{"m1", "m2", "m3"} {
+		w.machines[name] = &watched{due: now.Add(200 * time.Second), gap: eventGap}
+	}
+	w.hasten(now)
+	if _, err := s.SetSecret(t.Context(), "rack-bmc", []byte("admin:new"), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	s.soon.mu.Lock()
+	asked := slices.Clone(s.soon.names)
+	s.soon.mu.Unlock()
+	w.hasten(now)
+	for name, soon := range map[string]bool{"m1": true, "m2": true, "m3": false} {
+		if got := w.machines[name].due.Sub(now) < time.Second; got != soon {
+			t.Errorf("%s is looked at in %s (%q are asked)", name, w.machines[name].due.Sub(now), asked)
+		}
+	}
+	for range 20000 {
+		s.soon.names = append(s.soon.names, "m1") // so many that they take their turns
+	}
+	w.machines["m1"].due = now.Add(time.Hour)
+	if w.hasten(now); w.machines["m1"].due.After(now.Add(301 * time.Second)) {
+		t.Errorf("of many it waits %s, longer than its turn", w.machines["m1"].due.Sub(now))
+	}
+}
+
+// The watch does so by itself.
+func TestAFindingOfARefusedPasswordEndsSoonAfterTheSecretIsSet(t *testing.T) {
+	s := newSite(t, 2)
+	s.idle()
+	s.apply(s.yaml(true))
+	s.watch = 300 * time.Second
+	s.restart()
+	for i, f := range []*bmc.Fake{s.bmcs["10.9.0.1"], s.bmcs["10.9.0.2"]} {
+		f.SetFault(bmc.FaultAuth)
+		_ = s.lets(fmt.Sprintf("m%d", i+1))
+		f.SetFault(bmc.FaultNone)
+	}
+	for _, name := range []string{"m1", "m2"} {
+		if len(s.onBMC(name)) != 1 {
+			t.Fatalf("%s: findings %q", name, s.onBMC(name))
+		}
+	}
+	if _, err := s.SetSecret(t.Context(), "rack-bmc", []byte("admin:secret"), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	s.until("both findings are gone", func() bool { return len(s.onBMC("m1"))+len(s.onBMC("m2")) == 0 })
+	for host, f := range s.bmcs {
+		if n := f.Count("dial"); n != 2 {
+			t.Errorf("%s: %d logins, want the refused one and one", host, n)
+		}
 	}
 }
 
