@@ -472,3 +472,33 @@ func FuzzDifference(f *testing.F) {
 		NewPlan(Expect(xa, xb), d, 50)
 	})
 }
+
+// Of what a scan read, whoever carries out the plan can keep what will be read
+// once more: the MiBs with blocks of the image that are not all right as they are.
+func TestScanOffersWhatWillBeReadAgain(t *testing.T) {
+	img := make([]byte, 6*MiB)
+	rng := rand.New(rand.NewPCG(3, 3))
+	for i := range img[:5*MiB] { // a hole at the end
+		img[i] = byte(rng.Uint32())
+	}
+	x, _ := plainDisk(t, img)
+	disk := append(bytes.Clone(img), make([]byte, MiB)...)
+	copy(disk[2*MiB+7*BlockSize:], img[3*MiB:3*MiB+BlockSize]) // out of its place
+	for i := range disk[4*MiB : 5*MiB] {                       // nothing of the image
+		disk[4*MiB+i] = byte(i)
+	}
+	disk[5*MiB+9] = 1                  // a hole that is none, with nothing of the image else
+	copy(disk[6*MiB:], img[MiB:2*MiB]) // behind the image
+	held := make([][]byte, 7)
+	scanned(t, disk, x.Manifest, x, nil, ScanOptions{Size: 7 * MiB, Hold: func(i int, have []byte) bool {
+		held[i] = have
+		return true
+	}})
+	for i, have := range held {
+		if want := i == 2 || i == 6; want != (have != nil) {
+			t.Errorf("MiB %d offered: %t, want %t", i, have != nil, want)
+		} else if want && !bytes.Equal(have, disk[i*MiB:(i+1)*MiB]) {
+			t.Errorf("MiB %d was used for another", i)
+		}
+	}
+}

@@ -32,8 +32,9 @@ type ScanOptions struct {
 	Workers int // that read and hash; at least 1
 	// Done is told how many bytes were looked at, by several goroutines. Nil for nobody.
 	Done func(n int64)
-	// Hold is offered each MiB that holds blocks of the image out of their places,
-	// by several goroutines; true takes the slice. Nil takes none.
+	// Hold is offered each MiB that will be read again to write the image: it holds
+	// blocks of it, and not all that it shall. True takes the slice; several
+	// goroutines ask. Nil takes none.
 	Hold func(i int, have []byte) bool
 }
 
@@ -59,7 +60,7 @@ func Scan(ctx context.Context, disk io.ReaderAt, m *Manifest, x *Index, t *Table
 			if o.Done != nil {
 				o.Done(int64(len(have)))
 			}
-			return o.Hold != nil && f.astray(i) && o.Hold(i, have), nil
+			return o.Hold != nil && f.unsettled(i) && o.Hold(i, have), nil
 		})
 	}
 	first, rest, blank := f.order()
@@ -145,11 +146,15 @@ func (f *Found) look(i int, have []byte) []content {
 	return out
 }
 
-// astray says that MiB i of the disk holds a block of the image out of its place.
-func (f *Found) astray(i int) bool {
+// unsettled says that MiB i of the disk holds blocks of the image, and not all that
+// it shall.
+func (f *Found) unsettled(i int) bool {
+	some, wrong := false, false
 	for b, c := range f.mib[i] {
 		k := i*blocksPerChunk + b
-		if c >= firstBlock && (int64(k)*BlockSize >= f.m.Size || !f.right(k)) {
+		some = some || c >= firstBlock
+		wrong = wrong || int64(k)*BlockSize >= f.m.Size || !f.right(k)
+		if some && wrong {
 			return true
 		}
 	}
