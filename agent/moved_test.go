@@ -130,11 +130,11 @@ func TestReimageFetchesTheDifference(t *testing.T) {
 	a := packImage(t, gptImage(t, 24*MiB, 1))
 	b := packImage(t, rebuilt(a.img, 26*MiB, rand.New(rand.NewPCG(1, 1)), t))
 	for _, tt := range []struct {
-		name    string
-		size    int64
-		memory  int64
-		all     bool // the difference has all of it
-		again   bool // what was compared is read again
+		name   string
+		size   int64
+		memory int64
+		all    bool // the difference has all of it
+		again  bool // what was compared is read again
 	}{
 		{"all in memory", 64 * MiB, 128 * MiB, true, false},
 		{"moved blocks behind the image", 64 * MiB, slots(b, 1), true, true},
