@@ -407,9 +407,9 @@ func (e *Engine) tick(ctx context.Context) {
 	e.mu.RUnlock()
 	for _, m := range machines {
 		st := &m.shown.Load().Status // a commit under way is waited for by handle, where it matters
-		due := Busy(st.Phase) && !st.Deadline.IsZero() && !now.Before(st.Deadline) || gateLate(*st, now)
+		due := Busy(st.Phase) && !st.Deadline.IsZero() && !now.Before(st.Deadline) || gateLate(st, now)
 		over := expired(st.Hold, now)
-		back := untouched(*st) && st.Hold == nil && e.wants(m.name, st.Running, st.RunningRendered)
+		back := untouched(st) && st.Hold == nil && e.wants(m.name, st.Running, st.RunningRendered)
 		if back {
 			if err := e.handle(ctx, m, Reverted{}); err != nil {
 				e.Log.Warn("machine not taken as it is", "machine", m.name, "err", err)

@@ -172,7 +172,7 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 		}
 		return e, e.Why != ""
 	}
-	if untouched(st) && st.Running == to && st.RunningRendered == rendered {
+	if untouched(&st) && st.Running == to && st.RunningRendered == rendered {
 		e.Kind, e.Why = EntryObserve, "it ran this generation, and its disk was not touched since"
 		return e, true
 	}
@@ -263,7 +263,7 @@ func tooOld(st Status, w Wanted, now time.Time) string {
 
 // untouched tells that a machine was active with the generation on record and is
 // not now, although nothing was written to its disk since.
-func untouched(st Status) bool {
+func untouched(st *Status) bool {
 	return st.Phase != Active && !Busy(st.Phase) && st.Ran && st.Running != "" && !st.Unfinished
 }
 

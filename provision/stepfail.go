@@ -264,7 +264,7 @@ func (t *transition) suspected(ev Suspected) {
 // more, and what it was it still is.
 func (t *transition) reverted() {
 	st := &t.Status
-	if !untouched(*st) || st.Hold != nil {
+	if !untouched(st) || st.Hold != nil {
 		return
 	}
 	t.line("phase", "generation %s, which it ran and still holds, is wanted again", st.Running.Short())

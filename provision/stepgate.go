@@ -406,14 +406,14 @@ const gateNothing = gatePrefix + "nothing came"
 const gateSilence = LeaseTime + LeaseGrace
 
 // gateLate tells that nothing came of a step of a boot through the gate.
-func gateLate(st Status, now time.Time) bool {
+func gateLate(st *Status, now time.Time) bool {
 	return !Busy(st.Phase) && st.Gate != nil && !st.Gate.Deadline.IsZero() && !now.Before(st.Gate.Deadline)
 }
 
 // gateTicked says so, once. What to do about it is a person's: the machine is not ours
 // to cycle while its system may be on its way.
 func (t *transition) gateTicked() {
-	if !gateLate(t.Status, t.now) || gated(t.State) == nil {
+	if !gateLate(&t.Status, t.now) || gated(t.State) == nil {
 		return
 	}
 	_, seen := t.gate()
