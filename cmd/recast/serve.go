@@ -165,6 +165,7 @@ func serve(ctx context.Context, c config, reread func() (config, error)) (err er
 		return err
 	}
 	s.level.Set(level)
+	makeRoom()
 	s.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &s.level}))
 	// From the first moment: a hangup that nobody waits for ends the process.
 	s.hup = make(chan os.Signal, 1)
