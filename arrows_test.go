@@ -19,7 +19,7 @@ var floors = map[string][]string{
 	"store":     {},
 	"pack":      {},
 	"fat":       {},
-	// floor 1: how to boot, files over UDP, images, power, what each OS wants, hands in the ramdisk
+	// floor 1: how to boot, files over UDP, images, power, what each OS wants, TPMs, hands in the ramdisk
 	"ipxe":    {"inventory", "fat"},
 	"tftp":    {"inventory"},
 	"syslog":  {"inventory"},
@@ -28,16 +28,17 @@ var floors = map[string][]string{
 	"image":   {"inventory", "pack"},
 	"bmc":     {"inventory"},
 	"target":  {"inventory", "fat"},
-	"agent":   {"inventory", "pack"},
+	"tpm":     {"inventory"},
+	"agent":   {"inventory", "pack", "tpm"},
 	// floor 2: who gets an address | what every machine should do next
 	"dhcp":      {"ipxe", "store", "inventory"},
-	"provision": {"ipxe", "bmc", "image", "target", "store", "inventory"},
+	"provision": {"ipxe", "bmc", "image", "target", "tpm", "store", "inventory"},
 	// floor 3: the one HTTP front
 	"web": {"provision", "dhcp", "ipxe", "image", "console", "inventory"},
 	// beside: virtual racks
-	"testenv": {"inventory", "store", "pack", "ipxe", "tftp", "image", "bmc", "target", "agent"},
+	"testenv": {"inventory", "store", "pack", "ipxe", "tftp", "image", "bmc", "target", "tpm", "agent"},
 	// floor 4: wiring
-	"cmd/recast":       {"web", "dhcp", "provision", "ipxe", "tftp", "syslog", "capture", "console", "image", "bmc", "target", "inventory", "store", "pack", "testenv"},
+	"cmd/recast":       {"web", "dhcp", "provision", "ipxe", "tftp", "syslog", "capture", "console", "image", "bmc", "target", "tpm", "inventory", "store", "pack", "testenv"},
 	"cmd/recast-agent": {"agent", "inventory", "pack"},
 }
 
@@ -69,6 +70,10 @@ var bans = []struct {
 		"secrets are sealed and opened where they are kept"},
 	{"github.com/spf13/cobra", []string{"cmd/recast"},
 		"flags and exit codes are main's; a package gets a struct"},
+	{"github.com/google/go-attestation", []string{"tpm"},
+		"what a TPM says is judged in one place; testenv plays the chip"},
+	{"github.com/google/go-tpm", []string{"tpm", "testenv"},
+		"likewise"},
 	{"os/exec", []string{"testenv", "cmd/recast", "agent"},
 		"the server runs no command: a definition must never reach a shell"},
 	{"text/template", nil,

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"recast/inventory"
+	"recast/tpm"
 )
 
 // Version of the agent, as its claim tells it; set at link time.
@@ -33,6 +34,8 @@ type Machine interface {
 	// LoadKernel makes a kernel ready to be started in place of a restart; initrd may
 	// be nil.
 	LoadKernel(kernel, initrd *os.File, args string) error
+	// TPM opens the machine's; nil where it has none.
+	TPM() (*tpm.Chip, error)
 }
 
 // Outcome is what shall become of the machine when the conversation is over.
@@ -115,6 +118,11 @@ func (a *Agent) Run(ctx context.Context) (Outcome, error) {
 	}
 	s := &session{Agent: a, client: client, lease: NewLease(a.now), images: images}
 	defer s.images.CloseIdleConnections()
+	defer func() {
+		if s.chip != nil {
+			s.chip.Close()
+		}
+	}()
 
 	a.Log("inspecting the machine")
 	facts, err := a.Machine.Facts(ctx)
@@ -146,6 +154,9 @@ type session struct {
 	// proved: a gate's job ended here, so that an order to start the disk is about a
 	// disk that was looked at.
 	proved bool
+	// chip is the machine's TPM, which the server knows; nil: noTPM says why there is none.
+	chip  *tpm.Chip
+	noTPM string
 }
 
 // introduce claims or discovers and returns the first order.
@@ -175,6 +186,9 @@ func (s *session) introduce(ctx context.Context, facts inventory.Facts) (invento
 		return err
 	})
 	if err != nil {
+		return order, err
+	}
+	if err := s.enrol(ctx, &facts); err != nil {
 		return order, err
 	}
 	err = s.retry(ctx, "inventory", func() error {
@@ -320,6 +334,9 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 	report := s.report(job, progress)
 	report.Step = inventory.AgentDone
 	if err == nil {
+		if job.Kind == inventory.JobWrite || result.Verdict != nil && result.Verdict.Matches() {
+			report.Quote = s.quote(job)
+		}
 		report.BootOrder, report.BootEntry = result.BootOrder, result.BootEntry
 		report.ReadBack, report.Table, report.Blank = result.Image, result.Table, result.Blank
 		report.Verdict, report.Unguarded = result.Verdict, result.Unguarded

@@ -133,6 +133,13 @@ func (c *Client) Claim(ctx context.Context, claim inventory.Claim) (inventory.Cl
 	return reply, nil
 }
 
+// TPM tells of the machine's TPM, and gets what it shall do next.
+func (c *Client) TPM(ctx context.Context, hello inventory.TPMHello) (inventory.TPMReply, error) {
+	var reply inventory.TPMReply
+	err := c.call(ctx, callTimeout, http.MethodPost, "/agent/v1/tpm", hello, &reply)
+	return reply, err
+}
+
 // Inventory posts the facts and returns the first order.
 func (c *Client) Inventory(ctx context.Context, facts inventory.Facts) (inventory.Order, error) {
 	var order inventory.Order

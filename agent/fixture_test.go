@@ -32,6 +32,7 @@ import (
 
 	"recast/inventory"
 	"recast/pack"
+	"recast/tpm"
 )
 
 // gptImage makes a disk image of size bytes with an EFI system partition and a
@@ -432,6 +433,8 @@ func (m simMachine) OpenDisk(context.Context, inventory.DiskID) (Disk, error) {
 }
 
 func (m simMachine) Variables() Variables { return m.vars }
+
+func (m simMachine) TPM() (*tpm.Chip, error) { return nil, nil }
 
 func (m simMachine) LoadKernel(kernel, initrd *os.File, args string) error {
 	if m.load == nil {

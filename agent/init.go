@@ -158,6 +158,7 @@ func awaitDisks(ctx context.Context, h Hardware, m *modules, log func(string, ..
 func mount(c *console) {
 	for _, m := range []struct{ fs, at string }{
 		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/run"},
+		{"securityfs", "/sys/kernel/security"}, // what the firmware measured
 	} {
 		os.MkdirAll(m.at, 0o755)
 		if err := unix.Mount(m.fs, m.at, m.fs, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {

@@ -45,7 +45,6 @@ func TestGateThatCannotBeIsRefused(t *testing.T) {
 		"every: gate, onMismatch: shrug":                                              "spec.boot.onMismatch",
 		"every: gate}\n  identity: {minimum: L1}\n  # {":                              "spec.identity.minimum: a gate's boots come from the network",
 		"every: gate}\n  evidence: {minimum: enforced}\n  # { ":                       "spec.evidence.minimum: nothing keeps a machine that does not reach recast from starting its disk unproved, so that nothing is enforced; set boot: {every: gate, onServerDown: refuse}",
-		"every: gate, onServerDown: refuse}\n  evidence: {minimum: measured}\n  # { ": "a disk image gives at most read-back, not measured",
 	} {
 		doc := gateRack(t, boot)
 		if strings.Contains(boot, "evidence") {

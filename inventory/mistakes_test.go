@@ -256,8 +256,8 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 		{"evidence that is old at once", "{minimum: reported}", "{minimum: reported, maxAge: 1s}", []string{
 			`rack.yaml:39: spec.evidence.maxAge: duration "1s" is too short: at least 1m0s`,
 		}},
-		{"evidence the image cannot give", "minimum: reported", "minimum: measured", []string{
-			"rack.yaml:39: spec.evidence.minimum: a disk image gives at most read-back, not measured; want reported or read-back",
+		{"evidence the image cannot give", "minimum: reported", "minimum: enforced", []string{
+			"rack.yaml:39: spec.evidence.minimum: nothing keeps a machine that does not reach recast from starting its disk unproved, so that nothing is enforced; set boot: {every: gate, onServerDown: refuse}, or want reported, read-back, or measured",
 		}},
 		{"misspelt evidence", "minimum: reported", "minimum: reportd", []string{
 			`rack.yaml:39: spec.evidence.minimum: unknown value "reportd"; did you mean "reported"?`,

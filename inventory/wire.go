@@ -20,6 +20,8 @@ type Facts struct {
 	Boot         BootFacts    `json:"boot"`
 	// TPM is the version of its specification, "2" or "1"; "" where none is seen.
 	TPM string `json:"tpm,omitempty"`
+	// TPMError is why it cannot be used; "" it can, or nobody tried.
+	TPMError string `json:"tpm_error,omitempty"`
 	// MissingFirmware names files that network drivers asked for and did not find.
 	MissingFirmware []string `json:"missing_firmware,omitempty"`
 }
@@ -218,6 +220,9 @@ type Job struct {
 	// write, in bytes; beyond it JobGate counts no more.
 	Regions []Region `json:"regions,omitempty"`
 	Limit   int64    `json:"limit,omitempty"`
+	// Quote is the nonce for the TPM's word, once the disk was read back as it shall be;
+	// "": none is asked for.
+	Quote string `json:"quote,omitempty"`
 	// Kernel is what JobKexec loads.
 	Kernel *JobKernel `json:"kernel,omitempty"`
 }
@@ -454,6 +459,8 @@ type Report struct {
 	// Unguarded is why the firmware, by the order that it came with, would have started a
 	// disk without a gate; "" it would not, where BootOrder is told.
 	Unguarded string `json:"unguarded,omitempty"`
+	// Quote that the job asked for, with AgentDone.
+	Quote *TPMQuote `json:"quote,omitempty"`
 }
 
 // ReportReply renews the lease, or stops the agent.

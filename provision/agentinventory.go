@@ -135,6 +135,10 @@ func (e *Engine) decideWrite(ctx context.Context, q diskQuestion, s State, facts
 	if err != nil {
 		return d, err
 	}
+	s.Status.Facts = &facts
+	if w := noTPM(q.Machine.Name, s.Status, gen); w != (Wait{}) {
+		return DiskDecision{Verdict: DiskRefuse, Reason: w.Why, Disk: d.Disk, Holds: d.Holds}, nil
+	}
 	digest := gen.Resolved.Image.Digest
 	if f, _ := e.imageFacts(digest); f.Damaged != "" {
 		return DiskDecision{Verdict: DiskDamaged, Image: digest, Reason: f.Damaged}, nil

@@ -61,6 +61,8 @@ type Reported struct {
 	// Damaged: the server's own copy of this image is bad, so that trying again
 	// is useless until it is mended.
 	Damaged inventory.Digest
+	// Measured is what its TPM said, nil where it was not asked.
+	Measured *Measurement
 }
 
 // Renewed prolongs the claim's lease.

@@ -196,6 +196,7 @@ func (e *Engine) gateJob(m *machine, kind inventory.JobKind) (*inventory.Job, er
 	}
 	return &inventory.Job{Kind: kind, Machine: m.name, Generation: g.Generation, Rendered: g.Rendered, Epoch: e.Store.Epoch(),
 		Fence: int64(g.Boots), Attempt: g.Jobs, Disk: g.Disk, Regions: g.Regions, Limit: limit, Kernel: kernel, EFI: efi,
+		Quote: e.key.gateQuote(e.Store.Epoch(), m.state),
 		Image: inventory.JobImage{Digest: info.Digest, Size: info.Size, Manifest: info.Manifest, Pack: info.Pack, URLs: []string{base + "/images"}}}, nil
 }
 
@@ -220,7 +221,12 @@ func (e *Engine) gateReport(ctx context.Context, m *machine, r inventory.Report)
 	if v := r.Verdict; v != nil {
 		v.Table = clip(v.Table, maxWord)
 	}
-	if err := e.judge(ctx, m, GateReported{Report: r, Epoch: e.Store.Epoch()}); err != nil {
+	ev := GateReported{Epoch: e.Store.Epoch()}
+	if v := r.Verdict; v != nil && v.Matches() { // nothing else is signed
+		ev.Measured = e.measured(m.state, r, e.key.gateQuote(e.Store.Epoch(), m.state), g.Generation)
+	}
+	r.Quote, ev.Report = nil, r
+	if err := e.judge(ctx, m, ev); err != nil {
 		return inventory.ReportReply{Abort: true, Reason: err.Error()}, err
 	}
 	if step := m.state.Status.Gate.Step; r.Step != inventory.AgentDone && r.Step != inventory.AgentFailed && !step.working() {

@@ -204,6 +204,9 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	if never == (Wait{}) {
 		never = gateWay(in, m, w.Generation, here)
 	}
+	if never == (Wait{}) {
+		never = noTPM(m.Name, s.Status, w.Generation)
+	}
 	if planDisk(&e, m, w, s, image, erase); e.Blocked == "" && never != (Wait{}) {
 		e.leaveOut(never.Why, never.Next)
 	}

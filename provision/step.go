@@ -71,7 +71,7 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 	case Inspected:
 		t.inspected(ev)
 	case Reported:
-		t.reported(ev.Report, ev.Damaged)
+		t.reported(ev)
 	case Renewed:
 		t.renewed(ev)
 	case Running:
@@ -102,6 +102,10 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 		t.gateClaimed(ev)
 	case GateInspected:
 		t.gateInspected(ev)
+	case TPMEnrolled:
+		t.tpmEnrolled(ev)
+	case TPMForeign:
+		t.tpmForeign(ev)
 	case GateReported:
 		t.gateReported(ev)
 	case GateRenewed:

@@ -26,6 +26,8 @@ type GateReported struct {
 	Epoch  string // of the store now
 	// NoRepair is why nothing may be written now, Cure what ends that; see repairBudget.
 	NoRepair, Cure string
+	// Measured is what its TPM said, nil where it was not asked.
+	Measured *Measurement
 }
 
 // GateRenewed prolongs its lease.
@@ -195,8 +197,10 @@ func (t *transition) gateReported(ev GateReported) {
 		}
 		t.line("step", "%s: %s written, and read back", verdict, inventory.SizeText(r.Written))
 		t.gatePasses(g, seen, verdict, *v)
+		t.measured(ev.Measured)
 	case v.Matches():
 		t.gatePasses(g, seen, GateMatches, *v)
+		t.measured(ev.Measured)
 	case seen.Step == GateRepairing:
 		t.gateStops(g, seen, *v, "after its repair there still differs "+describeVerdict(*v), "its disk does not keep what is written to it: replace it")
 	case g.OnMismatch == inventory.MismatchReport:

@@ -9,7 +9,8 @@ import (
 	"recast/inventory"
 )
 
-func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
+func (t *transition) reported(ev Reported) {
+	r, damaged := ev.Report, ev.Damaged
 	if t.Intent == nil || t.Intent.Write == nil {
 		return // late
 	}
@@ -62,6 +63,7 @@ func (t *transition) reported(r inventory.Report, damaged inventory.Digest) {
 			Detail: "read back " + r.ReadBack.Short()}
 		t.line("step", "written and read back: image %s, %s fetched, %s written", r.ReadBack.Short(),
 			inventory.SizeText(r.Fetched), inventory.SizeText(r.Written))
+		t.measured(ev.Measured)
 		if f := t.Status.Facts; f != nil && f.Boot.Mode == string(inventory.BIOS) {
 			t.line("step", "its boot order is as it was: that of a BIOS cannot be set from here")
 		}
@@ -206,7 +208,7 @@ func (t *transition) seenRunning(ev Running) {
 			left = "" // see unguardedNow
 		}
 	}
-	if gated(t.State) == nil || level < inventory.E3 { // what a gate proved is as old as its proof
+	if level < inventory.E3 || level == inventory.E3 && gated(t.State) == nil { // what a gate proved, or a TPM signed, is as old as that
 		t.Status.Evidence = Evidence{Level: level, Generation: t.Status.Running, At: t.now, Detail: detail}
 	}
 	if text := bootOrderFinding(left, r.BootOrder, current); text == "" || !slices.Contains(t.Status.Findings, text) {

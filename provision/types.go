@@ -117,6 +117,7 @@ type Status struct {
 
 	Evidence Evidence  `json:"evidence"`
 	Gate     *GateSeen `json:"gate,omitempty"` // what its gate saw last; nil: it has none
+	TPM      *TPM      `json:"tpm,omitempty"`  // nil: none has enrolled
 	Health   Health    `json:"health"`
 
 	Attempt  int       `json:"attempt,omitempty"` // of Wanted; counts from 1

@@ -57,6 +57,8 @@ type SimulatedOptions struct {
 	// DiskEntry is a UEFI that puts an entry for its disk back at each start, behind the
 	// first that leads to the network, if its order has none.
 	DiskEntry bool
+	// TPM: it has one, by swtpm.
+	TPM bool
 	// Dead machines show power and never ask for anything.
 	Dead bool
 	Log  func(format string, args ...any) // nil discards
@@ -82,6 +84,7 @@ type Simulated struct {
 	// noLink: its cable is pulled. conns are those that end with it, without a Wire.
 	noLink bool
 	conns  map[net.Conn]bool
+	chip   simChip
 	hangs  int // restarts from inside, still to come
 	work   sync.WaitGroup
 }
@@ -375,8 +378,9 @@ func simHas(path []string, stage string) bool {
 
 // simHardware is what the agent sees of the machine in one start.
 type simHardware struct {
-	s *Simulated
-	b *simBoot
+	s    *Simulated
+	b    *simBoot
+	chip *SoftTPM // nil: it has none
 }
 
 var _ agent.Machine = simHardware{}
@@ -392,6 +396,9 @@ func (h simHardware) Facts(ctx context.Context) (inventory.Facts, error) {
 	}
 	if o.UEFI {
 		f.Boot.Mode = "uefi"
+	}
+	if h.chip != nil {
+		f.TPM = "2"
 	}
 	for _, d := range h.s.Disks {
 		if d.missing() {

@@ -272,7 +272,14 @@ func (s *Simulated) ramdisk(b *simBoot, net *simNet, script simScript) {
 	if simPause(b.ctx, s.Options.Pace) != nil {
 		return
 	}
-	a := agent.Agent{Args: args, Machine: simHardware{s, b}, BootID: rand.Text(), Workers: 2, Dial: net.dial,
+	hw := simHardware{s: s, b: b}
+	if hw.chip, err = s.startTPM(); err != nil {
+		s.note(b, "%v", err)
+	}
+	if hw.chip != nil {
+		defer hw.chip.Stop()
+	}
+	a := agent.Agent{Args: args, Machine: hw, BootID: rand.Text(), Workers: 2, Dial: net.dial,
 		Log: func(format string, args ...any) { s.Options.Log(s.Options.Name+": agent: "+format, args...) }}
 	if s.Options.Wire == nil {
 		a.ReportEvery, a.Pause = 25*time.Millisecond, func(int) time.Duration { return simRetry }

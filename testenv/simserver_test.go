@@ -345,6 +345,13 @@ type simView struct {
 			Step, Verdict, Detail string
 			Repairs               []struct{ Blocks int64 }
 		}
+		TPM *struct {
+			EK, AK, Other []byte
+			Quote         *struct {
+				At, Digest, Nonce string
+				Generation        inventory.Digest
+			}
+		}
 	}
 }
 

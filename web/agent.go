@@ -25,6 +25,10 @@ func (s *Server) agentRoutes() []route {
 			func(c echo.Context, in discovery) (inventory.Order, error) {
 				return e.Discover(c.Request().Context(), in.Token, in.Facts, remote(c.Request()))
 			}),
+		ask(http.MethodPost, "/agent/v1/tpm", scopeAgent, "The ramdisk tells of the machine's TPM, which enrols by answering a challenge.",
+			func(c echo.Context, in inventory.TPMHello) (inventory.TPMReply, error) {
+				return e.TPM(c.Request().Context(), bearer(c), in)
+			}),
 		ask(http.MethodPost, "/agent/v1/inventory", scopeAgent, "The ramdisk says what the machine is and gets its first order.",
 			func(c echo.Context, in inventory.Facts) (inventory.Order, error) {
 				return e.Inventory(c.Request().Context(), bearer(c), in)

@@ -219,6 +219,7 @@ func (s *Server) machineRoutes() []route {
 		verb("retry", "Give it another turn.", e.Retry),
 		verb("abort", "Stop the attempt under way.", e.Abort),
 		verb("inspect", "Netboot it and take its inventory.", e.Look),
+		verb("trust", "Take what its TPM showed last for right: another boot chain, or another TPM.", e.Trust),
 		verb("adopt", "Netboot it and believe what its disk says.", e.Adopt),
 		tell(http.MethodPost, one+"/hold", scopeOperator, "Keep recast's hands off.",
 			func(c echo.Context, in HoldRequest) error {

@@ -19,6 +19,7 @@ func commands() []*cobra.Command {
 		machineVerb("abort", "Stop the attempt under way", "Stop the attempt under way. A machine whose disk was not touched goes back to it.\nIts rollout starts no more machines until recast retry, or the next apply.", "aborted"),
 		machineVerb("inspect", "Netboot a machine and take its inventory", "Netboot a machine, take its inventory, and let it start its disk again. Nothing is written.", "will be inspected"),
 		machineVerb("adopt", "Believe what a machine's disk says recast wrote", "Netboot a machine and believe what its disk says recast wrote to it, as after the loss of the store.\nNothing is written.", "will be adopted"),
+		machineVerb("trust", "Take what a machine's TPM showed last for right", "Take what a machine's TPM showed last for right: another boot chain, after a new firmware, loader\nor ramdisk, or another TPM with another board. recast describe shows which it was.", "its TPM is trusted"),
 		newWipe(),
 		newServe(), newDoctor(), newLab(), newSecret(), newImage(), newLoader(), newRamdisk(), newStore(), newLogin(), newVersion(), newCompletion(),
 		newExitCodes(),

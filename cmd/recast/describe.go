@@ -13,6 +13,7 @@ import (
 
 	"recast/inventory"
 	"recast/provision"
+	"recast/tpm"
 	"recast/web"
 )
 
@@ -287,6 +288,9 @@ func printView(w io.Writer, v provision.View) {
 	if st.Gate != nil {
 		line(w, "Gate", "%s", gateText(*st.Gate, now))
 	}
+	if st.TPM != nil {
+		line(w, "TPM", "%s", tpmText(st.TPM, now))
+	}
 	line(w, "Running", "%s", runningText(st))
 	line(w, "Wanted", "%s", shortOr(v.Wanted, "-"))
 	line(w, "Attempt", "%d, ramdisk restarts %d", st.Attempt, st.Restarts)
@@ -346,6 +350,27 @@ func gateText(g provision.GateSeen, now time.Time) string {
 	return joined(", ", parts...)
 }
 
+// tpmText says which TPM is on record, and what it told last.
+func tpmText(t *provision.TPM, now time.Time) string {
+	parts := []string{t.ID().Short(), "trusted, and has yet to enrol"}
+	if t.AK != nil {
+		parts[1] = "enrolled " + ago(t.Since, now)
+	}
+	if t.Cert != nil {
+		parts = append(parts, "with a certificate, not verified")
+	}
+	if q := t.Quote; q != nil {
+		parts = append(parts, fmt.Sprintf("last quote %s %s, of generation %s", q.Digest.Short(), ago(q.At, now), q.Generation.Short()))
+		if text := tpm.Changed(t.Chain, tpm.ChainOf(q.PCRs)); text != "" {
+			parts = append(parts, "from another boot chain: "+text)
+		}
+	}
+	if t.Other != nil {
+		parts = append(parts, "but another one was shown: "+inventory.DigestOf(t.Other).Short())
+	}
+	return strings.Join(parts, ", ")
+}
+
 // identityText says what the identity is worth that a machine claimed with last.
 func identityText(v provision.View) string {
 	switch {
@@ -402,12 +427,15 @@ func secureText(b inventory.BootFacts) string {
 }
 
 func printFacts(w io.Writer, f *inventory.Facts) {
-	tpm := "no TPM"
+	chip := "no TPM"
 	if f.TPM != "" {
-		tpm = "TPM " + f.TPM
+		chip = "TPM " + f.TPM
+	}
+	if f.TPMError != "" {
+		chip += ", which cannot be used: " + f.TPMError
 	}
 	line(w, "Hardware", "%s %s, serial %s; %d × %s; %s; %s; boots by %s%s", f.SystemVendor.Manufacturer, f.SystemVendor.ProductName,
-		dash(f.SystemVendor.SerialNumber), f.CPU.Count, f.CPU.ModelName, size(f.Memory.Total), tpm, f.Boot.Mode, secureText(f.Boot))
+		dash(f.SystemVendor.SerialNumber), f.CPU.Count, f.CPU.ModelName, size(f.Memory.Total), chip, f.Boot.Mode, secureText(f.Boot))
 	for _, d := range f.Disks {
 		line(w, "  disk", "%s %s serial %s, %s, %s", d.Name, d.Model, dash(d.Serial), inventory.DiskSizeText(d.Size), dash(d.Holds))
 	}

@@ -1,0 +1,81 @@
+package provision
+
+import (
+	"time"
+
+	"recast/inventory"
+	"recast/tpm"
+)
+
+// TPMEnrolled: the machine's TPM has proved to hold both keys.
+type TPMEnrolled struct {
+	EK, Cert []byte
+	AK       inventory.TPMKey
+}
+
+// TPMForeign: another TPM than the one on record was shown.
+type TPMForeign struct {
+	EK []byte
+	Suspected
+}
+
+func (TPMEnrolled) event() {}
+
+// tpmPrefix begins what is found of a TPM.
+const tpmPrefix = "tpm: "
+
+func (t *transition) tpmEnrolled(ev TPMEnrolled) {
+	rec := TPM{EK: ev.EK, Cert: ev.Cert, AK: ev.AK.Public, Blob: ev.AK.Blob, Since: t.now}
+	if old := t.Status.TPM; old.enrolled() {
+		// The same TPM, which was cleared: what starts the machine is what it was.
+		rec.Chain, rec.Quote = old.Chain, old.Quote
+		t.line("seen", "its TPM %s was cleared, and has enrolled again", rec.ID().Short())
+	} else {
+		t.line("seen", "its TPM %s has enrolled", rec.ID().Short())
+	}
+	t.Status.TPM = &rec
+}
+
+func (t *transition) tpmForeign(ev TPMForeign) {
+	if t.Status.TPM != nil {
+		rec := *t.Status.TPM
+		rec.Other = ev.EK
+		t.Status.TPM = &rec
+	}
+	if _, seen := t.gate(); seen != nil {
+		seen.Deadline = time.Time{} // nothing more comes of this boot
+	}
+	t.suspected(ev.Suspected)
+}
+
+// measured adds to what was just read back from the disk what the machine's TPM says of
+// who has read it.
+func (t *transition) measured(m *Measurement) {
+	if m == nil {
+		return
+	}
+	st := &t.Status
+	st.Findings = dropFindings(st.Findings, tpmPrefix)
+	if m.Err != "" {
+		t.finding(tpmPrefix + "it did not vouch for the last boot: " + m.Err)
+		return
+	}
+	rec, quoted := *st.TPM, m.Quoted
+	chain := tpm.ChainOf(quoted.PCRs)
+	rec.Quote, rec.Other = &quoted, nil
+	st.TPM = &rec
+	if rec.Chain == nil {
+		rec.Chain = chain
+		t.line("seen", "its boot chain, as its TPM measured it, is on record from now on")
+	}
+	if text := tpm.Changed(rec.Chain, chain); text != "" {
+		t.finding(tpmPrefix + "another boot chain than on record started the ramdisk: " + text +
+			"; if that is a new firmware, loader or ramdisk: recast trust " + st.Machine)
+		return
+	}
+	if st.Evidence.Level < inventory.E4 {
+		st.Evidence.Level = inventory.E4
+	}
+	st.Evidence.Detail += "; its TPM signed it in quote " + quoted.Digest.Short()
+	t.line("seen", "its TPM vouches for it in quote %s", quoted.Digest.Short())
+}

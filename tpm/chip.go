@@ -1,0 +1,212 @@
+package tpm
+
+import (
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/google/go-attestation/attest"
+	"github.com/google/go-tpm/legacy/tpm2"
+	"github.com/google/go-tpm/tpmutil"
+	"golang.org/x/sys/unix"
+
+	"recast/inventory"
+)
+
+// The TCG's reserved places: of the RSA endorsement key, and of its certificate.
+const (
+	ekHandle  = 0x81010001
+	ekCertPos = 0x01c00002
+)
+
+// maxLog is more than any firmware sets aside for what it measured.
+const maxLog = 1 << 20
+
+// Chip is a TPM 2.0 that is spoken to. One goroutine at a time.
+type Chip struct {
+	rw  *channel
+	tpm *attest.TPM
+	ek  attest.EK
+	ak  *attest.AK
+}
+
+// channel is how the library wants a TPM that it did not open itself.
+type channel struct {
+	io.ReadWriteCloser
+	log func() ([]byte, error)
+}
+
+func (c *channel) MeasurementLog() ([]byte, error) { return c.log() }
+
+// Open opens the kernel's device.
+func Open(path string, log func() ([]byte, error)) (*Chip, error) {
+	// Blocking, as os.OpenFile would not be: the driver answers a read that comes too
+	// soon as if the file had ended.
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the TPM: %w", &os.PathError{Op: "open", Path: path, Err: err})
+	}
+	return On(os.NewFile(uintptr(fd), path), log)
+}
+
+// On speaks to a TPM by rw, which Close closes. log reads the firmware's log of what it
+// measured; one that is not there, or that is too large to be one, is none.
+func On(rw io.ReadWriteCloser, log func() ([]byte, error)) (*Chip, error) {
+	c := &Chip{rw: &channel{rw, log}}
+	var err error
+	if c.tpm, err = attest.OpenTPM(&attest.OpenConfig{CommandChannel: c.rw}); err != nil {
+		rw.Close()
+		return nil, fmt.Errorf("open the TPM: %w", err)
+	}
+	return c, nil
+}
+
+// Close lets go of the TPM and of the key that was loaded.
+func (c *Chip) Close() error {
+	c.drop()
+	return c.tpm.Close()
+}
+
+func (c *Chip) drop() {
+	if c.ak != nil {
+		_ = c.ak.Close(c.tpm) // the kernel drops it with the file
+		c.ak = nil
+	}
+}
+
+// Endorsement is the public part of the key that no other TPM has, and its
+// manufacturer's certificate, nil for none.
+func (c *Chip) Endorsement() (ek, cert []byte, err error) {
+	if c.ek.Public == nil {
+		if err := c.findEK(); err != nil {
+			return nil, nil, fmt.Errorf("read the endorsement key: %w", err)
+		}
+	}
+	if ek, err = x509.MarshalPKIXPublicKey(c.ek.Public); err != nil {
+		return nil, nil, fmt.Errorf("read the endorsement key: %w", err)
+	}
+	if c.ek.Certificate != nil {
+		cert = c.ek.Certificate.Raw
+	}
+	return ek, cert, nil
+}
+
+// findEK prefers the key that is there to making it again, which takes a chip some
+// seconds, and is the same one.
+func (c *Chip) findEK() error {
+	if pub, _, _, err := tpm2.ReadPublic(c.rw, tpmutil.Handle(ekHandle)); err == nil && pub.Type == tpm2.AlgRSA {
+		key, err := pub.Key()
+		if err != nil {
+			return err
+		}
+		c.ek = attest.EK{Public: key, Certificate: c.cert(key)}
+		return nil
+	}
+	eks, err := c.tpm.EKs()
+	if err != nil {
+		return err
+	}
+	if len(eks) == 0 {
+		return errors.New("it has none")
+	}
+	c.ek = eks[0]
+	return nil
+}
+
+// cert is the certificate of the key; nil: there is none, or of another.
+func (c *Chip) cert(key crypto.PublicKey) *x509.Certificate {
+	raw, err := tpm2.NVReadEx(c.rw, ekCertPos, ekCertPos, "", 0)
+	if err != nil {
+		return nil
+	}
+	cert, err := attest.ParseEKCertificate(raw)
+	if err != nil {
+		return nil
+	}
+	if same, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !same.Equal(key) {
+		return nil
+	}
+	return cert
+}
+
+// Load takes up the key that Make once made. A TPM that was cleared since has lost it.
+func (c *Chip) Load(blob []byte) error {
+	ak, err := c.tpm.LoadAK(blob)
+	if err != nil {
+		return fmt.Errorf("load the attestation key: %w", err)
+	}
+	c.drop()
+	c.ak = ak
+	return nil
+}
+
+// Make makes a key that signs nothing but the TPM's own words. Of ECC, which takes a
+// chip no time.
+func (c *Chip) Make() (*inventory.TPMKey, error) {
+	c.drop()
+	ak, err := c.tpm.NewAK(&attest.AKConfig{Algorithm: attest.ECDSA})
+	if err != nil {
+		return nil, fmt.Errorf("make an attestation key: %w", err)
+	}
+	c.ak = ak
+	blob, err := ak.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("make an attestation key: %w", err)
+	}
+	p := ak.AttestationParameters()
+	return &inventory.TPMKey{Blob: blob, Public: p.Public, Creation: p.CreateData, Attestation: p.CreateAttestation, Signature: p.CreateSignature}, nil
+}
+
+// Answer opens a challenge about the key and this TPM's endorsement key.
+func (c *Chip) Answer(credential, secret []byte) ([]byte, error) {
+	answer, err := c.ak.ActivateCredentialWithEK(c.tpm, attest.EncryptedCredential{Credential: credential, Secret: secret}, c.ek)
+	if err != nil {
+		return nil, fmt.Errorf("answer the challenge: %w", err)
+	}
+	return answer, nil
+}
+
+// Quote extends GenerationPCR by the generation, and has the TPM sign what is in the
+// registers, for this nonce.
+func (c *Chip) Quote(nonce []byte, generation inventory.Digest) (inventory.TPMQuote, error) {
+	q, err := c.quote(nonce, generation)
+	if err != nil {
+		return inventory.TPMQuote{}, fmt.Errorf("quote: %w", err)
+	}
+	return q, nil
+}
+
+func (c *Chip) quote(nonce []byte, generation inventory.Digest) (q inventory.TPMQuote, err error) {
+	digest, err := value(generation)
+	if err != nil {
+		return q, err
+	}
+	if c.ak == nil {
+		return q, errors.New("there is no attestation key")
+	}
+	if err := tpm2.PCRExtend(c.rw, GenerationPCR, tpm2.AlgSHA256, digest, ""); err != nil {
+		return q, fmt.Errorf("extend PCR %d: %w", GenerationPCR, err)
+	}
+	all, err := c.tpm.PCRs(attest.HashSHA256)
+	if err != nil {
+		return q, err
+	}
+	for _, i := range Quoted {
+		if i >= len(all) || len(all[i].Digest) == 0 {
+			return q, errors.New("its bank of SHA-256 registers is off: switch it on in the firmware's setup")
+		}
+		q.PCRs = append(q.PCRs, inventory.PCR{Index: i, Value: inventory.NewDigest([32]byte(all[i].Digest))})
+	}
+	signed, err := c.ak.QuotePCRs(c.tpm, nonce, attest.HashSHA256, Quoted)
+	if err != nil {
+		return q, err
+	}
+	q.Quote, q.Signature = signed.Quote, signed.Signature
+	if log, err := c.tpm.MeasurementLog(); err == nil && len(log) <= maxLog {
+		q.Log = log
+	}
+	return q, nil
+}

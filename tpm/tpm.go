@@ -1,0 +1,94 @@
+// Package tpm has a machine's TPM 2.0 say what started it, and judges what it says.
+//
+// Chip is the ramdisk's half: it speaks to the TPM. Challenge and Verify are the
+// server's, pure functions. The cryptography of both, and the parsing of what TPM and
+// firmware give, is go-attestation's.
+package tpm
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+
+	"recast/inventory"
+)
+
+// GenerationPCR is extended by the digest of the generation that the ramdisk has read
+// back from the disk. It is the first that neither firmware nor kernel uses; shim
+// does, and the firmware's log tells what for.
+const GenerationPCR = 14
+
+// Quoted are the registers that a quote is about.
+var Quoted = []int{0, 1, 2, 3, 4, 5, 6, 7, GenerationPCR}
+
+// Chain are those of them that hold what started the ramdisk. The others change with
+// settings, boot entries and partition tables, and are told without being compared.
+var Chain = []int{0, 2, 4, 7}
+
+var chainNames = map[int]string{0: "the firmware", 2: "firmware of cards", 4: "loader and kernel", 7: "Secure Boot's keys"}
+
+// ChainOf is what a quote says of the boot chain.
+func ChainOf(pcrs []inventory.PCR) (chain []inventory.PCR) {
+	for _, p := range pcrs {
+		if slices.Contains(Chain, p.Index) {
+			chain = append(chain, p)
+		}
+	}
+	return chain
+}
+
+// Changed names the registers of a boot chain that are not as on record; "" none is.
+func Changed(record, seen []inventory.PCR) (text string) {
+	for _, p := range seen {
+		if !slices.Contains(record, p) {
+			if text != "" {
+				text += ", "
+			}
+			text += fmt.Sprintf("PCR %d (%s)", p.Index, chainNames[p.Index])
+		}
+	}
+	return text
+}
+
+// extended is a register after a digest was added to it.
+func extended(pcr inventory.PCR, digest []byte) (inventory.PCR, error) {
+	before, err := value(pcr.Value)
+	if err != nil {
+		return pcr, err
+	}
+	pcr.Value = inventory.DigestOf(append(before, digest...))
+	return pcr, nil
+}
+
+// value is the digest as the TPM has it.
+func value(d inventory.Digest) ([]byte, error) {
+	b, err := hex.DecodeString(d.Hex())
+	if err != nil || len(b) != sha256.Size {
+		return nil, fmt.Errorf("%q is no SHA-256", d)
+	}
+	return b, nil
+}
+
+// ParseEK reads the public part of an endorsement key that is strong enough to be one.
+func ParseEK(pkix []byte) (crypto.PublicKey, error) {
+	pub, err := x509.ParsePKIXPublicKey(pkix)
+	if err != nil {
+		return nil, fmt.Errorf("parse endorsement key: %w", err)
+	}
+	switch k := pub.(type) {
+	case *rsa.PublicKey:
+		if n := k.N.BitLen(); n < 2048 || n > 4096 {
+			return nil, fmt.Errorf("the endorsement key has %d bits; want 2048 to 4096", n)
+		}
+	case *ecdsa.PublicKey:
+	default:
+		return nil, errors.New("the endorsement key is neither RSA nor ECC")
+	}
+	return pub, nil
+}

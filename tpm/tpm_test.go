@@ -1,0 +1,365 @@
+package tpm_test
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/legacy/tpm2"
+	"github.com/google/go-tpm/tpmutil"
+
+	"recast/inventory"
+	"recast/testenv"
+	"recast/tpm"
+)
+
+var (
+	generation = inventory.DigestOf([]byte("generation"))
+	other      = inventory.DigestOf([]byte("another"))
+	nonce      = []byte("0123456789abcdef0123456789abcdef")
+)
+
+func noLog() ([]byte, error) { return nil, errors.New("no firmware") }
+
+// chip is that of a machine with the seeds of dir, just started.
+func chip(t *testing.T, dir string, log func() ([]byte, error)) *machine {
+	t.Helper()
+	if _, err := exec.LookPath("swtpm"); err != nil {
+		t.Skip("needs swtpm")
+	}
+	soft, err := testenv.StartSoftTPM(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := tpm.On(soft, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{c, soft}
+	t.Cleanup(m.off)
+	return m
+}
+
+// machine is a TPM that has power.
+type machine struct {
+	*tpm.Chip
+	soft *testenv.SoftTPM
+}
+
+// off cuts it, once.
+func (m *machine) off() {
+	if m.soft != nil {
+		_ = m.Close()
+		m.soft.Stop()
+		m.soft = nil
+	}
+}
+
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// enrolled makes a key on the chip and has it answer a challenge.
+func enrolled(t *testing.T, c interface {
+	Endorsement() (ek, cert []byte, err error)
+	Make() (*inventory.TPMKey, error)
+	Answer(credential, secret []byte) ([]byte, error)
+}) (ek []byte, ak *inventory.TPMKey) {
+	t.Helper()
+	ek, _, err := c.Endorsement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ak = must(c.Make())(t)
+	answer := [32]byte{7}
+	credential, secret, err := tpm.Challenge(ek, *ak, answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have := must(c.Answer(credential, secret))(t); !bytes.Equal(have, answer[:]) {
+		t.Fatalf("the challenge hid %x, the TPM answers %x", answer, have)
+	}
+	return ek, ak
+}
+
+func TestQuoteOfAnEnrolledTPMIsBelievedAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	first := chip(t, dir, noLog)
+	ek, ak := enrolled(t, first)
+	want := tpm.Expected{AK: ak.Public, Nonce: nonce, Generation: generation}
+	if err := tpm.Verify(must(first.Quote(nonce, generation))(t), want); err != nil {
+		t.Fatalf("the boot that enrolled: %v", err)
+	}
+	first.off()
+
+	second := chip(t, dir, noLog)
+	again, _, err := second.Endorsement()
+	if err != nil || !bytes.Equal(again, ek) {
+		t.Fatalf("its endorsement key is another one after a restart (%v)", err)
+	}
+	if err := second.Load(ak.Blob); err != nil {
+		t.Fatal(err)
+	}
+	want.Nonce = []byte("another boot's nonce")
+	if err := tpm.Verify(must(second.Quote(want.Nonce, generation))(t), want); err != nil {
+		t.Errorf("the boot after: %v", err)
+	}
+	// What was extended twice in one boot is not what was extended once.
+	if err := tpm.Verify(must(second.Quote(want.Nonce, generation))(t), want); err == nil || !strings.Contains(err.Error(), "PCR 14 is not what generation") {
+		t.Errorf("a second generation in the same boot: %v", err)
+	}
+}
+
+// TestQuoteIsRefused takes one thing away at a time.
+func TestQuoteIsRefused(t *testing.T) {
+	c := chip(t, t.TempDir(), noLog)
+	_, ak := enrolled(t, c)
+	good := must(c.Quote(nonce, generation))(t)
+	want := tpm.Expected{AK: ak.Public, Nonce: nonce, Generation: generation}
+	if err := tpm.Verify(good, want); err != nil {
+		t.Fatal(err)
+	}
+	foreign := chip(t, t.TempDir(), noLog)
+	_, foreignAK := enrolled(t, foreign)
+	theirs := must(foreign.Quote(nonce, generation))(t)
+
+	for _, c := range []struct {
+		name   string
+		change func(*inventory.TPMQuote, *tpm.Expected)
+		why    string
+	}{
+		{"for another nonce", func(_ *inventory.TPMQuote, w *tpm.Expected) { w.Nonce = []byte("another") }, "nonce"},
+		{"for no nonce", func(_ *inventory.TPMQuote, w *tpm.Expected) { w.Nonce = nil }, "nonce"},
+		{"of another generation", func(_ *inventory.TPMQuote, w *tpm.Expected) { w.Generation = other }, "PCR 14 is not what generation"},
+		{"of another key than the one on record", func(_ *inventory.TPMQuote, w *tpm.Expected) { w.AK = foreignAK.Public }, "signature"},
+		{"of another TPM", func(q *inventory.TPMQuote, _ *tpm.Expected) { *q = theirs }, "signature"},
+		{"with another's signature", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.Signature = theirs.Signature }, "signature"},
+		{"with a register's value changed", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.PCRs[2].Value = other }, "digest"},
+		{"with a register left out", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.PCRs = q.PCRs[1:] }, "the quote tells PCRs"},
+		{"with a register twice", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.PCRs[1] = q.PCRs[0] }, "the quote tells PCRs"},
+		{"with what is no value", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.PCRs[0].Value = "sha256:12" }, "is no SHA-256"},
+		{"with nothing signed", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.Quote, q.Signature = nil, nil }, "signature"},
+		{"with one bit of what was signed", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.Quote[len(q.Quote)-1] ^= 1 }, "signature"},
+		{"with a log that is none", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.Log = []byte("log") }, "parse the firmware's log"},
+		{"with a log of what was not measured", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.Log = eventLog(logged{0, generation}) }, "does not lead to what its TPM says"},
+		{"that the log excuses", func(q *inventory.TPMQuote, w *tpm.Expected) {
+			q.Log = eventLog(logged{14, generation})
+			w.Generation = other
+		}, "PCR 14 is not what generation"},
+		{"with nothing on record", func(_ *inventory.TPMQuote, w *tpm.Expected) { w.AK = nil }, "attestation key"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			q, w := good, want
+			q.PCRs, q.Quote, q.Signature = slices.Clone(q.PCRs), slices.Clone(q.Quote), slices.Clone(q.Signature)
+			c.change(&q, &w)
+			if err := tpm.Verify(q, w); err == nil || !strings.Contains(err.Error(), c.why) {
+				t.Errorf("%v, want %q", err, c.why)
+			}
+		})
+	}
+}
+
+// TestLogSaysWhatShimMeasured: shim extends PCR 14 before the ramdisk does.
+func TestLogSaysWhatShimMeasured(t *testing.T) {
+	soft, err := testenv.StartSoftTPM(t.TempDir())
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Skip("needs swtpm")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer soft.Stop()
+	lines := []logged{{0, inventory.DigestOf([]byte("firmware"))}, {4, inventory.DigestOf([]byte("shim"))},
+		{14, inventory.DigestOf([]byte("MokList"))}, {4, inventory.DigestOf([]byte("grub"))}, {14, inventory.DigestOf([]byte("MokListX"))}}
+	for _, l := range lines {
+		extend(t, soft, l)
+	}
+	log := eventLog(lines...)
+	c := must(tpm.On(soft, func() ([]byte, error) { return log, nil }))(t)
+	defer c.Close()
+	_, ak := enrolled(t, c)
+	q := must(c.Quote(nonce, generation))(t)
+	want := tpm.Expected{AK: ak.Public, Nonce: nonce, Generation: generation}
+	if err := tpm.Verify(q, want); err != nil {
+		t.Fatal(err)
+	}
+	for name, wrong := range map[string][]byte{
+		"no log":               nil,
+		"without a shim line":  eventLog(lines[:4]...),
+		"of another loader":    eventLog(append(slices.Clone(lines[:3]), logged{4, other}, lines[4])...),
+		"without the firmware": eventLog(lines[1:]...),
+	} {
+		forged := q
+		forged.Log = wrong
+		if tpm.Verify(forged, want) == nil {
+			t.Errorf("%s: believed", name)
+		}
+	}
+	if have := tpm.Changed(tpm.ChainOf(q.PCRs), tpm.ChainOf(q.PCRs)); have != "" {
+		t.Errorf("the same chain differs: %s", have)
+	}
+	changed := slices.Clone(q.PCRs)
+	changed[4].Value, changed[5].Value = other, other // 5 is told and not compared
+	if have := tpm.Changed(tpm.ChainOf(q.PCRs), tpm.ChainOf(changed)); have != "PCR 4 (loader and kernel)" {
+		t.Errorf("changed: %q", have)
+	}
+}
+
+func TestChallengeIsForOneTPMAndOneKey(t *testing.T) {
+	a, b := chip(t, t.TempDir(), noLog), chip(t, t.TempDir(), noLog)
+	ekA, akA := enrolled(t, a)
+	ekB, akB := enrolled(t, b)
+	for name, of := range map[string]struct {
+		ek []byte
+		ak inventory.TPMKey
+	}{"another TPM's endorsement key": {ekB, *akA}, "another TPM's attestation key": {ekA, *akB}} {
+		credential, secret, err := tpm.Challenge(of.ek, of.ak, [32]byte{1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have, err := a.Answer(credential, secret); err == nil {
+			t.Errorf("%s: answered %x", name, have)
+		}
+	}
+	lies := map[string]func(*inventory.TPMKey){
+		"the proof of another key": func(k *inventory.TPMKey) {
+			k.Attestation, k.Creation, k.Signature = akB.Attestation, akB.Creation, akB.Signature
+		},
+		"a changed proof":            func(k *inventory.TPMKey) { k.Attestation = flipped(k.Attestation) },
+		"another signature":          func(k *inventory.TPMKey) { k.Signature = akB.Signature },
+		"no proof":                   func(k *inventory.TPMKey) { k.Attestation = nil },
+		"a key without restrictions": func(k *inventory.TPMKey) { k.Public = unrestricted(t, k.Public) },
+		"what is no key":             func(k *inventory.TPMKey) { k.Public = []byte("key") },
+	}
+	for name, lie := range lies {
+		k := *akA
+		lie(&k)
+		if _, _, err := tpm.Challenge(ekA, k, [32]byte{1}); err == nil {
+			t.Errorf("%s: challenged", name)
+		}
+	}
+	short := must(x509.ParsePKIXPublicKey(ekA))(t).(*rsa.PublicKey)
+	short.N.Rsh(short.N, 1030)
+	weak := must(x509.MarshalPKIXPublicKey(short))(t)
+	if _, _, err := tpm.Challenge(weak, *akA, [32]byte{1}); err == nil {
+		t.Error("a weak endorsement key: challenged")
+	}
+}
+
+func TestClearedTPMMakesAnotherKeyOfTheSameEndorsement(t *testing.T) {
+	dir := t.TempDir()
+	c := chip(t, dir, noLog)
+	ek, ak := enrolled(t, c)
+	clearTPM(t, c.soft)
+	c.off()
+	c = chip(t, dir, noLog)
+	if err := c.Load(ak.Blob); err == nil {
+		t.Fatal("a cleared TPM loads its old key")
+	}
+	again, _ := enrolled(t, c)
+	if !bytes.Equal(ek, again) {
+		t.Error("a cleared TPM has another endorsement key")
+	}
+}
+
+func flipped(b []byte) []byte {
+	b = slices.Clone(b)
+	b[len(b)-1] ^= 1
+	return b
+}
+
+func unrestricted(t *testing.T, public []byte) []byte {
+	t.Helper()
+	p := must(tpm2.DecodePublic(public))(t)
+	p.Attributes &^= tpm2.FlagRestricted
+	return must(p.Encode())(t)
+}
+
+type logged struct {
+	pcr    int
+	digest inventory.Digest
+}
+
+func (l logged) bytes() []byte {
+	b, err := hex.DecodeString(l.digest.Hex())
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// eventLog is a firmware's (TCG PC Client Platform Firmware Profile, 10.4), with
+// digests of SHA-256 alone.
+func eventLog(lines ...logged) []byte {
+	var b bytes.Buffer
+	put := func(v any) { _ = binary.Write(&b, binary.LittleEndian, v) }
+	spec := new(bytes.Buffer)
+	spec.WriteString("Spec ID Event03\x00")
+	for _, v := range []any{uint32(0), uint8(0), uint8(2), uint8(0), uint8(2), uint32(1), uint16(0x0b), uint16(32), uint8(0)} {
+		_ = binary.Write(spec, binary.LittleEndian, v)
+	}
+	put(uint32(0))
+	put(uint32(3)) // EV_NO_ACTION
+	b.Write(make([]byte, 20))
+	put(uint32(spec.Len()))
+	b.Write(spec.Bytes())
+	for _, l := range lines {
+		put(uint32(l.pcr))
+		put(uint32(0x0d)) // EV_IPL
+		put(uint32(1))
+		put(uint16(0x0b))
+		b.Write(l.bytes())
+		put(uint32(4))
+		b.WriteString("line")
+	}
+	return b.Bytes()
+}
+
+// FuzzVerify: what a machine sends makes no panic, and is never believed.
+func FuzzVerify(f *testing.F) {
+	zero := inventory.NewDigest([32]byte{})
+	var pcrs []inventory.PCR
+	for _, i := range tpm.Quoted {
+		pcrs = append(pcrs, inventory.PCR{Index: i, Value: zero})
+	}
+	f.Add([]byte("quote"), []byte("signature"), eventLog(logged{14, generation}), []byte{0, 1, 0, 11}, []byte("attestation"))
+	f.Fuzz(func(t *testing.T, quote, signature, log, key, attestation []byte) {
+		q := inventory.TPMQuote{Quote: quote, Signature: signature, PCRs: pcrs, Log: log}
+		if tpm.Verify(q, tpm.Expected{AK: key, Nonce: nonce, Generation: generation}) == nil {
+			t.Error("believed")
+		}
+		_, _, _ = tpm.Challenge(quote, inventory.TPMKey{Public: key, Creation: log, Attestation: attestation, Signature: signature}, [32]byte{})
+		_, _ = tpm.ParseEK(key)
+	})
+}
+
+// extend measures a line as firmware does.
+func extend(t *testing.T, rw io.ReadWriter, l logged) {
+	t.Helper()
+	if err := tpm2.PCRExtend(rw, tpmutil.Handle(l.pcr), tpm2.AlgSHA256, l.bytes(), ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// clearTPM is what "clear the TPM" in a firmware's setup does.
+func clearTPM(t *testing.T, conn io.ReadWriter) {
+	t.Helper()
+	// TPM2_Clear by the platform's authorization, which is empty (part 3, 24.6).
+	if _, code, err := tpmutil.RunCommand(conn, tpm2.TagSessions, 0x126, tpmutil.Handle(0x4000000c), uint32(9), tpmutil.Handle(tpm2.HandlePasswordSession), uint16(0), uint8(1), uint16(0)); err != nil || code != tpmutil.RCSuccess {
+		t.Fatalf("clear the TPM: %v %v", code, err)
+	}
+}
