@@ -5,51 +5,144 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"recast/inventory"
 )
 
+// gateKernel is the kernel of tiny, with an argument that its own boot loader does not
+// give it.
+const gateKernel = "{partition: " + osTinyName + ", kernel: /boot/vmlinuz, initrd: /boot/initrd, args: [quiet, panic=10, net.ifnames=0, by=kexec]}"
+
+// gateWord has a machine tell on its console what started its kernel.
+const gateWord = "#!/bin/sh\necho \"arguments: $(cat /proc/cmdline)\"\n"
+
+// gateStory plays a machine whose every boot is proved.
+type gateStory struct {
+	*story
+	img   OSImage
+	begun time.Time
+}
+
+// deploy writes the image to every machine, with a gate that repairs.
+func (s *gateStory) deploy(d RackDeclare) (names []string) {
+	s.t.Helper()
+	s.begun = time.Now()
+	s.declare(d)
+	for _, m := range s.Options.Machines {
+		names = append(names, m.Name)
+	}
+	p := s.apply("--erase", strings.Join(names, ","))
+	s.active(p, 8*time.Minute)
+	for _, name := range names {
+		if s.count(name, s.begun, "every boot is proved from now on; on a mismatch: repair") != 1 {
+			s.t.Errorf("%s: the standing intent is not on the timeline", name)
+		}
+	}
+	return names
+}
+
+// boots switches the machines off, lets change spoil their disks, switches them on and
+// waits until each was handed over so and its system reported itself. by tells whether
+// that was started by kexec.
+func (s *gateStory) boots(names []string, change func(name string), handed string, by bool) {
+	s.t.Helper()
+	reports, here := map[string]int{}, map[string]int64{}
+	for _, name := range names {
+		s.recast("power", "off", name)
+	}
+	for _, name := range names {
+		s.await(name, "off", time.Minute, func(storyView) bool { return !s.Node(name).Powered() })
+		if change != nil {
+			change(name)
+		}
+		reports[name], here[name] = s.count(name, s.begun, "the system reports generation"), s.here(name)
+		s.recast("power", "on", name)
+	}
+	for _, name := range names {
+		s.until(name+" is handed over and reports itself", 6*time.Minute, func() bool {
+			return s.count(name, s.begun, handed) == 1 && s.count(name, s.begun, "the system reports generation") > reports[name]
+		})
+		v := s.await(name, "active", time.Minute, func(v storyView) bool { return v.Status.Phase == "active" && v.Status.Health == "healthy" })
+		if len(v.Status.Findings) > 0 || v.Status.Evidence.Level != "read-back" {
+			s.t.Errorf("%s: evidence %s, findings %q", name, v.Status.Evidence.Level, v.Status.Findings)
+		}
+		if got := s.says(name, here[name], `arguments: (.*)\r?\n`, time.Minute)[1]; strings.Contains(got, "by=kexec") != by || by && !strings.Contains(got, "console=ttyS0") {
+			s.t.Errorf("%s: its kernel was started with %q", name, got)
+		}
+		s.checkDisk(name, s.img, gateWord)
+		var path []string
+		for _, l := range s.timeline(name) {
+			if l.Time.After(s.begun) && l.Kind != "seen" {
+				path = append(path, l.Text)
+			}
+		}
+		s.t.Logf("%s:\n%s", name, strings.Join(path, "\n"))
+	}
+}
+
 // TestGateOnRealFirmware: every boot of a BIOS and of a UEFI goes through the ramdisk,
-// which repairs what was tampered with and hands over by a restart.
+// which repairs what was tampered with and hands over by kexec, or by a restart where
+// the machine is declared so.
 func TestGateOnRealFirmware(t *testing.T) {
 	if os.Getenv("RECAST_LONG") == "" {
 		t.Skip("boots machines for minutes: only where RECAST_LONG is set")
 	}
-	s := newStory(t, storySetup{Takes: 15 * time.Minute, Machines: []RackMachine{
-		{Name: "bios", Firmware: FirmwareBIOS, BMC: BMCIPMI, NetworkFirst: true}, {Name: "uefi", Firmware: FirmwareUEFI, BMC: BMCRedfish, NetworkFirst: true}}})
-	img := s.image("gate")
-	s.ready(img)
-	s.declare(RackDeclare{Image: img.Digest, UserData: storyWord("gate"), Immutable: "[1, 2]", MaxFailures: "100%",
-		Spec: "  boot: {every: gate, onMismatch: repair}\n  evidence: {minimum: read-back}\n"})
-	begun := time.Now()
-	p := s.apply("--erase", "bios,uefi")
-	s.active(p, 8*time.Minute)
-	for _, e := range p.Entries {
-		name := e.Machine
-		if s.count(name, begun, "every boot is proved from now on; on a mismatch: repair") != 1 {
-			t.Errorf("%s: the standing intent is not on the timeline", name)
+	s := &gateStory{story: newStory(t, storySetup{Takes: 20 * time.Minute, Machines: []RackMachine{
+		{Name: "bios", Firmware: FirmwareBIOS, BMC: BMCIPMI, NetworkFirst: true}, {Name: "uefi", Firmware: FirmwareUEFI, BMC: BMCRedfish, NetworkFirst: true}}})}
+	s.img = s.image("gate")
+	s.ready(s.img)
+	d := RackDeclare{Image: s.img.Digest, UserData: gateWord, Immutable: "[2, " + osTinyName + "]", Kernel: gateKernel, MaxFailures: "100%",
+		Spec: "  boot: {every: gate, onMismatch: repair}\n  evidence: {minimum: read-back}\n"}
+	names := s.deploy(d)
+	s.boots(names, func(name string) {
+		if name == "bios" {
+			s.flip(s.Node(name).Disks[0].Path, 300)             // the code of its first sector
+			s.flip(s.Node(name).Disks[0].Path, osBIOSStart+600) // and GRUB's core, which it starts
+			return
 		}
-		s.recast("power", "off", name)
-		s.await(name, "off", time.Minute, func(storyView) bool { return !s.Node(name).Powered() })
 		if _, err := s.Tamper(name, "2", 70000); err != nil {
 			t.Fatal(err)
 		}
-		s.recast("power", "on", name)
+	}, "handed over by kexec: /boot/vmlinuz ", true)
+	for name, want := range map[string]string{"bios": "not as it was written: 1 1 of its blocks, the first at byte 0; boot code 1 of its blocks, the first at byte 0; may write 2 blocks", "uefi": "may write 1 blocks"} {
+		if s.count(name, s.begun, want) != 1 {
+			t.Errorf("%s: %q is not on the timeline", name, want)
+		}
 	}
-	for _, e := range p.Entries {
-		name := e.Machine
-		s.until(name+" is repaired and reports itself", 5*time.Minute, func() bool {
-			return s.count(name, begun, "may write 1 blocks") == 1 && s.count(name, begun, "the system reports generation") == 2
-		})
-		v := s.await(name, "active", time.Minute, func(v storyView) bool { return v.runs(e) })
-		if len(v.Status.Findings) > 0 {
-			t.Errorf("%s: findings %q", name, v.Status.Findings)
+	d.Handover = inventory.HandoverReboot
+	s.declare(d)
+	if p := s.apply(); len(p.Entries) != 0 {
+		t.Errorf("how it is handed over is no other generation, but the plan would %s", p.machines())
+	}
+	s.boots(names, nil, "handed over by a restart: its boot.handover is reboot", false)
+}
+
+// TestGateUnderSecureBoot: the same where the firmware starts signed loaders only: the
+// ramdisk comes by shim and GRUB from the network, and the disk by shim and GRUB of its own.
+func TestGateUnderSecureBoot(t *testing.T) {
+	if os.Getenv("RECAST_LONG") == "" {
+		t.Skip("boots machines for minutes: only where RECAST_LONG is set")
+	}
+	s := &gateStory{story: newStory(t, storySetup{Takes: 20 * time.Minute, Machines: []RackMachine{
+		{Name: "signed", Firmware: FirmwareUEFI, SecureBoot: true, BMC: BMCRedfish, NetworkFirst: true}}})}
+	var err error
+	s.img, err = BuildOS(t.Context(), OSOptions{Kind: OSTiny, CacheDir: s.parts.cache, KernelDeb: s.parts.kernel, AgentBin: s.parts.agent, Variant: "gate", Signed: true})
+	s.must(err)
+	d := RackDeclare{Image: s.img.Digest, UserData: gateWord, Immutable: "[2, " + osTinyName + "]", Kernel: gateKernel, MaxFailures: "100%",
+		Spec: "  boot: {every: gate, onMismatch: repair, handover: kexec}\n  evidence: {minimum: read-back}\n"}
+	s.ready(s.img)
+	s.declare(d)
+	if p := s.plan("--erase", "signed"); len(p.Entries) != 1 || !strings.Contains(p.Entries[0].Blocked, "recast does not know who signed the image's") {
+		t.Errorf("the plan says %+v", p.Entries)
+	}
+	d.Spec = strings.Replace(d.Spec, ", handover: kexec", "", 1)
+	names := s.deploy(d)
+	s.boots(names, func(name string) {
+		if _, err := s.Tamper(name, "2", 70000); err != nil {
+			t.Fatal(err)
 		}
-		s.checkDisk(name, img, storySays(name, "gate"))
-		var paths []string
-		for _, l := range s.timeline(name) {
-			if l.Time.After(begun) && l.Kind != "seen" {
-				paths = append(paths, l.Text)
-			}
-		}
-		t.Logf("%s:\n%s", name, strings.Join(paths, "\n"))
+	}, "handed over by a restart: it is declared secureBoot: true", false)
+	if s.count("signed", s.begun, "may write 1 blocks") != 1 {
+		t.Error("no repair is on the timeline")
 	}
 }

@@ -44,6 +44,9 @@ type OSOptions struct {
 	AgentBin string
 	// Variant is written to /etc/recast-variant: another word, another image.
 	Variant string
+	// Signed boots by the shim and the GRUB that Debian signed (tiny only), so that it
+	// starts under Secure Boot.
+	Signed bool
 	// Frozen is a list of packages (debian only), of which the release named by
 	// Variant is built; "" for what the archive offers today.
 	Frozen string

@@ -20,6 +20,7 @@ type osLayout struct {
 	rootSize int64  // bytes, a multiple of 1 MiB
 	name     string // GPT name of the root partition, and its label
 	guid     string // the last group of all UUIDs: 12 hex digits
+	signed   bool   // with the loaders that Debian signed
 }
 
 const (
@@ -147,19 +148,59 @@ func osPatchGRUB(boot, core []byte, lba uint64) error {
 // writeESP puts GRUB for UEFI where firmware looks without a boot entry.
 func (l osLayout) writeESP(ctx context.Context, dir, image string) error {
 	loader := filepath.Join(dir, "BOOTX64.EFI")
+	if l.signed {
+		return l.writeSigned(ctx, dir, image)
+	}
 	if err := osRun(ctx, "grub-mkimage", "-O", "x86_64-efi", "-o", loader, "-p", osGRUBPrefix,
 		"part_gpt", "ext2", "fat", "normal", "linux", "configfile", "echo", "sleep", "reboot"); err != nil {
 		return err
 	}
-	esp := fmt.Sprintf("%s@@%d", image, osESPStart)
-	if err := osRun(ctx, "mformat", "-i", esp, "-v", "EFI", "-N", "7265636a",
-		"-T", fmt.Sprint(osESPSize/osSector), "-h", "16", "-s", "63", "-H", fmt.Sprint(osESPStart/osSector), "::"); err != nil {
-		return err
-	}
-	if err := osRun(ctx, "mmd", "-i", esp, "::/EFI", "::/EFI/BOOT"); err != nil {
+	esp, err := formatESP(ctx, image)
+	if err != nil {
 		return err
 	}
 	return osRun(ctx, "mcopy", "-i", esp, loader, "::/EFI/BOOT/BOOTX64.EFI")
+}
+
+// formatESP gives the partition as mtools name it.
+func formatESP(ctx context.Context, image string) (esp string, err error) {
+	esp = fmt.Sprintf("%s@@%d", image, osESPStart)
+	if err := osRun(ctx, "mformat", "-i", esp, "-v", "EFI", "-N", "7265636a",
+		"-T", fmt.Sprint(osESPSize/osSector), "-h", "16", "-s", "63", "-H", fmt.Sprint(osESPStart/osSector), "::"); err != nil {
+		return "", err
+	}
+	return esp, osRun(ctx, "mmd", "-i", esp, "::/EFI", "::/EFI/BOOT")
+}
+
+// writeSigned puts shim where firmware looks without a boot entry, and beside it the
+// GRUB that it starts. That one is made for the network, and looks for its menu in
+// /grub of where it came from.
+func (l osLayout) writeSigned(ctx context.Context, dir, image string) error {
+	shim, grub, err := osSigned()
+	if err != nil {
+		return err
+	}
+	esp, err := formatESP(ctx, image)
+	if err != nil {
+		return err
+	}
+	if err := osRun(ctx, "mmd", "-i", esp, "::/grub"); err != nil {
+		return err
+	}
+	menu := fmt.Sprintf("search --no-floppy --fs-uuid --set=root %s\nconfigfile /boot/grub/grub.cfg\n", l.rootUUID())
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{"EFI/BOOT/BOOTX64.EFI", shim}, {"EFI/BOOT/grubx64.efi", grub}, {"grub/grub.cfg", []byte(menu)}} {
+		from := filepath.Join(dir, filepath.Base(f.name))
+		if err := os.WriteFile(from, f.data, 0o644); err != nil {
+			return err
+		}
+		if err := osRun(ctx, "mcopy", "-i", esp, from, "::/"+f.name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // osOffsetFile is a part of a file, from an offset to the end.

@@ -6,16 +6,20 @@ import (
 	"cmp"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"recast/ipxe"
 )
 
 // Modules of tiny, by what needs them. Dependencies follow from the modules.
@@ -161,6 +165,13 @@ func osTinyInputs(o OSOptions, w io.Writer) error {
 			return fmt.Errorf("hash inputs: %w", err)
 		}
 	}
+	if o.Signed {
+		shim, grub, err := osSigned()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "signed %x %x\n", sha256.Sum256(shim), sha256.Sum256(grub))
+	}
 	fmt.Fprintf(w, "%q\n", []string{osTinyInit, osTinyInittab, osTinyRC, osTinyUDHCPC, osTinyPowerButton, osTinyGRUB,
 		strings.Join(osTinyBootModules, " "), strings.Join(osTinyModules, " ")})
 	return nil
@@ -243,7 +254,22 @@ func osBuildTiny(ctx context.Context, o OSOptions, dir string) (osLayout, error)
 	}
 	// Read-only: what ext4 itself needs, its journal included, and little more.
 	size := (root.size()*21/20/osMiB + 6) * osMiB
-	return osLayout{root: tree, rootSize: size, name: osTinyName, guid: "74696e790001"}, nil
+	return osLayout{root: tree, rootSize: size, name: osTinyName, guid: "74696e790001", signed: o.Signed}, nil
+}
+
+// osSigned gives Debian's shim and the GRUB that it starts, which are among the loaders.
+func osSigned() (shim, grub []byte, err error) {
+	loaders, err := ipxe.OpenLoaders()
+	if err != nil {
+		return nil, nil, err
+	}
+	if shim, err = fs.ReadFile(loaders, ipxe.LoaderShimAMD64); err == nil {
+		grub, err = fs.ReadFile(loaders, ipxe.LoaderGRUBAMD64)
+	}
+	if err != nil {
+		err = fmt.Errorf("read the signed loaders (make setup): %w", err)
+	}
+	return shim, grub, err
 }
 
 // osKernel is what tiny takes from a linux-image package.

@@ -20,6 +20,8 @@ type RackDeclare struct {
 	Immutable string
 	// State likewise are those that every: restore keeps; "" is not said.
 	State string
+	// Kernel is what a gate starts of the image by kexec, as a YAML map; "" nothing.
+	Kernel string
 	// UserData of cloud-init; "" for one that sets the hostname.
 	UserData string
 	// Unknown is what an undeclared machine gets; "" ignore.
@@ -33,6 +35,8 @@ type RackDeclare struct {
 	DHCP inventory.DHCPMode
 	// Via is how the machines boot; "" from the network.
 	Via inventory.BootVia
+	// Handover of the machines; "" as their Definition says.
+	Handover inventory.Handover
 	// Only declares these machines; nil all of them.
 	Only []string
 	// Spec is added to the Definition's spec, indented by two spaces; SimulatedSpec
@@ -85,6 +89,9 @@ func (r *Rack) YAML(d RackDeclare) string {
 		if d.State != "" && group == rackGroup {
 			image += fmt.Sprintf("  state: %s\n", d.State)
 		}
+		if d.Kernel != "" && group == rackGroup {
+			image += fmt.Sprintf("  boot: %s\n", d.Kernel)
+		}
 		if d.Source != "" && group == rackGroup {
 			image += fmt.Sprintf("  source: %q\n", d.Source)
 		}
@@ -117,8 +124,14 @@ func (r *Rack) YAML(d RackDeclare) string {
 			}
 			spec += fmt.Sprintf("  bmc: {url: %q, credentials: %s, pin: %q%s}\n", m.Redfish.URL(), RackSecret, m.Redfish.Pin(), hostKey)
 		}
-		if d.Via != "" {
+		switch {
+		case d.Via != "":
 			spec += fmt.Sprintf("  boot: {via: %s}\n", d.Via)
+		case d.Handover != "":
+			spec += fmt.Sprintf("  boot: {handover: %s}\n", d.Handover)
+		}
+		if m.spec.SecureBoot {
+			spec += "  secureBoot: true\n"
 		}
 		doc("Machine", fmt.Sprintf("name: %s, labels: {lab: %s}", m.spec.Name, m.group()), spec)
 	}

@@ -461,6 +461,7 @@ type simDeclare struct {
 	// Immutable partitions of the image, as a YAML list.
 	Immutable string
 	State     string                // likewise; "" is not said
+	Kernel    string                // boot of the image, as a YAML map; "" none
 	Hint      string                // of disk.select; "" the size
 	Unknown   string                // of the Network
 	Without   []string              // machines left out
@@ -483,6 +484,9 @@ func (s *simServer) yaml(d simDeclare) string {
 	state := ""
 	if d.State != "" {
 		state = ", state: " + d.State
+	}
+	if d.Kernel != "" {
+		state += ", boot: " + d.Kernel
 	}
 	fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Image\nmetadata: {name: sim}\nspec: {type: disk, arch: amd64, digest: %q, immutable: %s%s}\n", d.Image, or(d.Immutable, "[]"), state)
 	fmt.Fprintf(&b, "---\napiVersion: recast/v1\nkind: Definition\nmetadata: {name: sim}\nspec:\n  image: sim\n  disk: {select: {%s}}\n  config:\n    format: cloud-init\n    userData: |\n%s%s",
