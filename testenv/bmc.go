@@ -18,7 +18,20 @@ type virtualBMC interface {
 	Requests() []BMCRequest
 	Count(verb string) int
 	Restart()
+	SetBoard(Board) error
 	Close() error
+}
+
+// Board is what tells one board from another: SMBIOS says it, and the BMC.
+type Board struct{ UUID, Serial string }
+
+// other is a board of the same kind.
+func (b Board) other() Board {
+	o := Board{b.UUID, "SWAPPED-" + b.Serial}
+	if b.UUID != "" {
+		o.UUID = simEither(b.UUID[0] == '0', "1", "0") + b.UUID[1:]
+	}
+	return o
 }
 
 // either of them; nil for neither.

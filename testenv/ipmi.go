@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bougou/go-ipmi/pkg/bmc"
@@ -61,9 +62,13 @@ type IPMIBMC struct {
 	sel     ipmiSEL
 	led     ipmiLED
 	suites  []types.CipherSuiteID
-	opened  ipmiOpen // under the lock of the socket
-	done    chan struct{}
-	once    sync.Once
+
+	hardware *ipmiHAL
+	guid     atomic.Pointer[[16]byte] // of the system
+
+	opened ipmiOpen // under the lock of the socket
+	done   chan struct{}
+	once   sync.Once
 }
 
 // ipmiUsers is how many accounts it has room for, as real ones: 10 to 16.
@@ -123,6 +128,8 @@ func NewIPMI(o IPMIOptions) (*IPMIBMC, error) {
 		_ = o.Conn.Close()
 		return nil, fmt.Errorf("start IPMI BMC: %w", err)
 	}
+	b.hardware = hardware
+	b.guid.Store(&guid)
 	b.suites = suites
 	b.bmc = bmc.New(info, guid, hardware, bmc.WithCipherSuites(suites), bmc.WithV15Disabled())
 	// The socket ends idle sessions, to the moment.
@@ -211,6 +218,19 @@ func (b *IPMIBMC) addUsers(o IPMIOptions) error {
 		u.SetPassword([]byte(o.Password))
 		return nil
 	})
+}
+
+// SetBoard puts another board behind the BMC.
+func (b *IPMIBMC) SetBoard(board Board) error {
+	guid, err := ipmiGUID(board.UUID)
+	if err != nil {
+		return fmt.Errorf("swap the board: %w", err)
+	}
+	if err := b.hardware.storage.fru.setSerial(board.Serial); err != nil {
+		return fmt.Errorf("swap the board: %w", err)
+	}
+	b.guid.Store(&guid)
+	return nil
 }
 
 // ipmiGUID is a UUID as IPMI sends it, the last byte first (20.8).

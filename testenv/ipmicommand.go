@@ -127,7 +127,8 @@ func (b *IPMIBMC) getChannelAccess(_ context.Context, h *handlers.HandlerContext
 	return []byte{0x02, uint8(bmc.PrivilegeLevelAdministrator)}, types.CodeOK, nil
 }
 
-// getSystemGUID implements Get System GUID (22.14): the same as the device's.
+// getSystemGUID implements Get System GUID (22.14): the same as the device's, until
+// another board stands behind the BMC.
 func (b *IPMIBMC) getSystemGUID(context.Context, *handlers.HandlerContext, []byte) ([]byte, types.CompletionCode, error) {
-	return append([]byte(nil), b.bmc.GUID[:]...), types.CodeOK, nil
+	return append([]byte(nil), b.guid.Load()[:]...), types.CodeOK, nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
+	"sync/atomic"
 
 	"github.com/bougou/go-ipmi/pkg/hal"
 	"github.com/bougou/go-ipmi/pkg/handlers"
@@ -140,8 +142,8 @@ func (s ipmiSensor) thresholds() []byte {
 	return []byte{upperCritical, 0, 0, 0, 0, s.critical, 0}
 }
 
-// ipmiBlobs are records that never change: the SDR repository and the FRU
-// inventory, as go-ipmi's server wants to read them.
+// ipmiBlobs are records that never change: the SDR repository, as go-ipmi's server
+// wants to read it.
 type ipmiBlobs[ID uint8 | uint16] struct {
 	ids  []ID
 	data map[ID][]byte
@@ -158,9 +160,34 @@ func (s ipmiBlobs[ID]) Read(_ context.Context, id ID) ([]byte, error) {
 func (ipmiBlobs[ID]) Write(context.Context, ID, []byte) error { return hal.ErrNotSupported }
 func (ipmiBlobs[ID]) Delete(context.Context, ID) error        { return hal.ErrNotSupported }
 
-type ipmiFRUs struct{ ipmiBlobs[uint8] }
+// ipmiFRUs is the label of the one board, which may be swapped.
+type ipmiFRUs struct{ label atomic.Pointer[[]byte] }
 
-func (s ipmiFRUs) DeviceIDs(context.Context) ([]uint8, error) { return s.ids, nil }
+func (s *ipmiFRUs) DeviceIDs(context.Context) ([]uint8, error) { return []uint8{0}, nil }
+
+func (s *ipmiFRUs) Read(_ context.Context, id uint8) ([]byte, error) {
+	if id != 0 {
+		return nil, hal.ErrNotFound
+	}
+	return slices.Clone(*s.label.Load()), nil
+}
+
+func (*ipmiFRUs) Write(context.Context, uint8, []byte) error { return hal.ErrNotSupported }
+func (*ipmiFRUs) Delete(context.Context, uint8) error        { return hal.ErrNotSupported }
+
+// setSerial prints another one on the label.
+func (s *ipmiFRUs) setSerial(serial string) error {
+	label, err := types.PackFRU(types.FRUPackConfig{
+		Chassis: &types.FRUPackChassis{Type: 0x17, PartNumber: "recast-chassis", Serial: serial},
+		Board:   &types.FRUPackBoard{Mfg: "recast", Product: "virtual board", Serial: serial, PartNumber: "recast-board"},
+		Product: &types.FRUPackProduct{Manufacturer: "recast", Name: "virtual machine", PartModel: "recast-vm", Version: "1", Serial: serial},
+	})
+	if err != nil {
+		return fmt.Errorf("write the FRU inventory: %w", err)
+	}
+	s.label.Store(&label)
+	return nil
+}
 
 type ipmiSDRs struct{ ipmiBlobs[uint16] }
 
@@ -171,23 +198,15 @@ type ipmiStorage struct {
 	sdr ipmiSDRs
 }
 
-func (s *ipmiStorage) FRU() hal.FRUStore { return s.fru }
+func (s *ipmiStorage) FRU() hal.FRUStore { return &s.fru }
 func (s *ipmiStorage) SDR() hal.SDRStore { return s.sdr }
 
 // newIPMIStorage describes the machine: its sensors, its BMC, and what is
 // printed on its label.
 func newIPMIStorage(serial string) (*ipmiStorage, error) {
-	label, err := types.PackFRU(types.FRUPackConfig{
-		Chassis: &types.FRUPackChassis{Type: 0x17, PartNumber: "recast-chassis", Serial: serial},
-		Board:   &types.FRUPackBoard{Mfg: "recast", Product: "virtual board", Serial: serial, PartNumber: "recast-board"},
-		Product: &types.FRUPackProduct{Manufacturer: "recast", Name: "virtual machine", PartModel: "recast-vm", Version: "1", Serial: serial},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("write the FRU inventory: %w", err)
-	}
-	s := &ipmiStorage{
-		fru: ipmiFRUs{ipmiBlobs[uint8]{ids: []uint8{0}, data: map[uint8][]byte{0: label}}},
-		sdr: ipmiSDRs{ipmiBlobs[uint16]{data: map[uint16][]byte{}}},
+	s := &ipmiStorage{sdr: ipmiSDRs{ipmiBlobs[uint16]{data: map[uint16][]byte{}}}}
+	if err := s.fru.setSerial(serial); err != nil {
+		return nil, err
 	}
 	add := func(id uint16, record []byte) {
 		s.sdr.ids = append(s.sdr.ids, id)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"recast/inventory"
 )
@@ -160,7 +161,7 @@ func Supervise(ctx context.Context, dir string, settings LabSettings, log *slog.
 		return err
 	}
 	config := filepath.Join(dir, "recast.yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "ramdisk: %s\nsoftOff: 20s\n", ramdisk), 0o644); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, "ramdisk: %s\nsoftOff: 20s\nwatchBMCs: %s\n", ramdisk, labWatch(lab)), 0o644); err != nil {
 		return fmt.Errorf("write the server's configuration: %w", err)
 	}
 	for name, faults := range lab.Faults {
@@ -187,6 +188,12 @@ func Supervise(ctx context.Context, dir string, settings LabSettings, log *slog.
 		state.Server = s
 		return writeLab(dir, state)
 	}, log)
+}
+
+// labWatch is how often the lab's server asks each BMC: who swaps a board, or switches
+// a machine off, shall not wait for minutes.
+func labWatch(lab LabFile) time.Duration {
+	return max(20*time.Second, time.Duration(len(lab.Machines))*100*time.Millisecond)
 }
 
 // labRamdisk is the folder that the lab's server serves: the real one, or a small

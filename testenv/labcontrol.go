@@ -40,6 +40,8 @@ type LabAsk struct {
 type LabFaults struct {
 	Machine string   `json:"machine"`
 	Faults  []string `json:"faults"`
+	// Link counts the machine's frames, while it is a bad one.
+	Link *FrameCount `json:"link,omitempty"`
 }
 
 // labControl serves a rack's faults, resets and logs.
@@ -139,14 +141,14 @@ func (c *labControl) faults(_ context.Context, ask LabAsk) (any, error) {
 			return nil, err
 		}
 		for _, f := range add {
-			if err := f.fits(name, m.spec.BMC, m.simulated != nil); err != nil {
+			if err := f.fits(name, m.spec.BMC); err != nil {
 				return nil, err
 			}
 		}
 	}
 	if len(names) == 0 {
 		for _, m := range c.rack.members {
-			if len(m.faults) > 0 {
+			if len(m.faults) > 0 || !m.cable.good() {
 				names = append(names, m.spec.Name)
 			}
 		}
@@ -166,7 +168,11 @@ func (c *labControl) faults(_ context.Context, ask LabAsk) (any, error) {
 		for _, f := range has {
 			texts = append(texts, f.String())
 		}
-		out = append(out, LabFaults{name, texts})
+		said := LabFaults{Machine: name, Faults: texts}
+		if count, ok := c.rack.CableCount(name); ok {
+			said.Link = &count
+		}
+		out = append(out, said)
 	}
 	return out, nil
 }

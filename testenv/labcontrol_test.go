@@ -55,7 +55,8 @@ func TestLabIsAskedToFailItsMachines(t *testing.T) {
 		{"", "", "r1u01: no-boot hang delay=3s; r1u02: delay=2s no-boot; "},
 		{"r1u02", "none", "r1u02: ; "},
 		{"r1u02", "none busy", "r1u02: busy; "},
-		{"r1u01", "bang", `there is no fault "bang"; did you mean "hang"?`},
+		{"r1u01", "bang", `there is no fault "bang"; did you mean "hang"? recast lab fault --help lists all`},
+		{"r1u01", "zzzzzzzz", `there is no fault "zzzzzzzz"; recast lab fault --help lists them`},
 		{"r1u3", "hang", `there is no machine "r1u3"; did you mean "r1u01"?`},
 	} {
 		if got := ask(c.machines, c.faults, 0); got != c.want {

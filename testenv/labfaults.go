@@ -29,11 +29,11 @@ func (f Fault) String() string {
 // FaultKind is what faults there are.
 type FaultKind struct {
 	Name string
-	// Value is what stands behind "=": DURATION, COUNT, SIZE, PROBABILITY, TEXTS, or
+	// Value is what stands behind "=": DURATION, COUNT, SIZE, PROBABILITY, VLAN, TEXTS, or
 	// the words themselves; "" for none.
 	Value string
 	Text  string
-	// Of is "bmc", "redfish" or "ipmi", where the BMC goes wrong, or "machine".
+	// Of is "bmc", "redfish" or "ipmi", where the BMC goes wrong, "machine", or "link".
 	Of string
 	// Once: it happens once, and is no fault that the machine has from then on.
 	Once bool
@@ -127,17 +127,23 @@ var faultOnly = map[string]string{
 	"reject-after": "redfish", "need-etag": "redfish",
 }
 
-// The faults of machines, most of them of simulated ones alone, and what BMCs do
-// once.
+// The faults of machines, of their links, and what BMCs do once.
 var faultMachine = []FaultKind{
-	{Name: "no-boot", Text: "never asks for anything once it is switched on"},
-	{Name: "no-link", Text: "has its network cable pulled"},
-	{Name: "disk-gone", Text: "shows no disk"},
-	{Name: "disk-size", Value: "SIZE", Text: "shows a disk of this size"},
+	{Name: "no-boot", Text: "never asks for anything once it is started"},
+	{Name: "disk-gone", Text: "shows no disk from its next start on; a QEMU machine's fails at once"},
+	{Name: "disk-size", Value: "SIZE", Text: "shows a disk of this size, if it is larger, from its next start on"},
 	{Name: "disk-error", Value: "SIZE", Text: "fails every write beyond this place of its disk"},
+	{Name: "disk-read-error", Value: "SIZE", Text: "fails every read beyond this place of its disk"},
 	{Name: "power-cut", Value: "SIZE", Once: true, Text: "loses its power once, when it has written so much more"},
 	{Name: "reset", Value: "SIZE", Once: true, Text: "is reset once, when it has written so much more"},
-	{Name: "restart-hangs", Value: "COUNT", Once: true, Text: "hangs at so many restarts from inside, until it is switched off"},
+	{Name: "restart-hangs", Value: "COUNT", Once: true, Text: "hangs at so many restarts from inside, until it is reset"},
+	{Name: "swapped-board", Text: "has another board, serial and UUID; for that it is switched off"},
+	{Name: "no-link", Of: "link", Text: "pulls its network cable"},
+	{Name: "link-loss", Value: "PROBABILITY", Of: "link", Text: "loses frames, each way"},
+	{Name: "link-delay", Value: "DURATION", Of: "link", Text: "delays each frame, each way"},
+	{Name: "link-duplicate", Value: "PROBABILITY", Of: "link", Text: "brings frames twice, each way"},
+	{Name: "link-reorder", Value: "PROBABILITY", Of: "link", Text: "brings frames after the next one, each way"},
+	{Name: "link-vlan", Value: "VLAN", Of: "link", Text: "puts its switch port into this VLAN: frames with its tag alone pass"},
 	{Name: "restart-bmc", Of: "bmc", Once: true, Text: "restarts the BMC, now; away says how long that takes"},
 	{Name: "new-certificate", Of: "redfish", Once: true, Text: "gives the BMC another certificate, now"},
 }
@@ -214,11 +220,15 @@ func ParseFault(text string) (Fault, error) {
 		f := Fault{name, value}
 		return f, f.check(k)
 	}
-	return Fault{}, fmt.Errorf("there is no fault %q; %s", name, inventory.DidYouMean(name, names))
+	near := inventory.DidYouMean(name, names)
+	if !strings.HasPrefix(near, "did you mean") {
+		return Fault{}, fmt.Errorf("there is no fault %q; recast lab fault --help lists them", name)
+	}
+	return Fault{}, fmt.Errorf("there is no fault %q; %s recast lab fault --help lists all", name, near)
 }
 
 func faultExample(k FaultKind) string {
-	if example := map[string]string{"DURATION": "2s", "COUNT": "1", "SIZE": "4MiB", "PROBABILITY": "0.15", "TEXTS": "A,B"}[k.Value]; example != "" {
+	if example := map[string]string{"DURATION": "2s", "COUNT": "1", "SIZE": "4MiB", "PROBABILITY": "0.15", "VLAN": "100", "TEXTS": "A,B"}[k.Value]; example != "" {
 		return example
 	}
 	word, _, _ := strings.Cut(k.Value, "|")
@@ -238,6 +248,9 @@ func (f Fault) check(k FaultKind) error {
 	case "SIZE":
 		n, err := inventory.ParseSize(f.Value)
 		ok = err == nil && n > 0
+	case "VLAN":
+		n, err := strconv.Atoi(f.Value)
+		ok = err == nil && n >= 1 && n <= 4094
 	case "PROBABILITY":
 		p, err := strconv.ParseFloat(f.Value, 64)
 		ok = err == nil && p > 0 && p <= 1
@@ -245,10 +258,15 @@ func (f Fault) check(k FaultKind) error {
 		ok = slices.Contains(strings.Split(k.Value, "|"), f.Value)
 	}
 	if !ok {
-		want := map[string]string{"DURATION": "a time such as 2s", "COUNT": "a count such as 1", "SIZE": "a size such as 4MiB", "PROBABILITY": "a number above 0 and up to 1, such as 0.15"}[k.Value]
-		return fmt.Errorf("fault %q: want %s", f.String(), cmp.Or(want, "one of "+strings.ReplaceAll(k.Value, "|", ", ")))
+		return fmt.Errorf("fault %q: %s", f.String(), faultWants(k))
 	}
 	return nil
+}
+
+func faultWants(k FaultKind) string {
+	want := map[string]string{"DURATION": "a time such as 2s", "COUNT": "a count such as 1", "SIZE": "a size such as 4MiB",
+		"PROBABILITY": "a number above 0 and up to 1, such as 0.15", "VLAN": "a number from 1 to 4094"}[k.Value]
+	return "want " + cmp.Or(want, "one of "+strings.ReplaceAll(k.Value, "|", ", "))
 }
 
 // kind of the fault, which ParseFault has found.
@@ -283,13 +301,30 @@ func (f Fault) set(k FaultKind, faults *BMCFaults) {
 	}
 }
 
+// onCable puts it over the cable that the machine has.
+func (f Fault) onCable(c *Cable) {
+	share, _ := strconv.ParseFloat(f.Value, 64) // ParseFault has read it
+	switch f.Name {
+	case "link-loss":
+		c.Loss = share
+	case "link-duplicate":
+		c.Duplicate = share
+	case "link-reorder":
+		c.Reorder = share
+	case "link-delay":
+		c.Delay, _ = time.ParseDuration(f.Value)
+	case "link-vlan":
+		vlan, _ := strconv.ParseUint(f.Value, 10, 16)
+		c.VLAN = uint16(vlan)
+	}
+}
+
 // fits says in one line why a machine cannot have it; "" where it can.
-func (f Fault) fits(name string, bmc RackBMC, simulated bool) error {
+func (f Fault) fits(name string, bmc RackBMC) error {
 	k := f.kind()
 	switch {
-	case k.Of == "machine" && !simulated && f.Name != "no-link":
-		return fmt.Errorf("%s cannot have the fault %q: it is a QEMU machine; no-link and the faults of BMCs are left", name, f.Name)
-	case k.Of != "machine" && (bmc == BMCNone || bmc == ""):
+	case k.Of == "link" || k.Of == "machine":
+	case bmc == BMCNone || bmc == "":
 		return fmt.Errorf("%s cannot have the fault %q: it has no BMC", name, f.Name)
 	case k.Of == "redfish" && bmc != BMCRedfish:
 		return fmt.Errorf("%s cannot have the fault %q: its BMC speaks IPMI, the fault is one of Redfish", name, f.Name)

@@ -47,6 +47,20 @@ func (f LabFile) Simulated() int { return f.count(true) }
 // NewLabFile is the file that flags come to, so many racks of so many machines, and
 // its text.
 func NewLabFile(racks, perRack int, simulated bool) (LabFile, []byte, error) {
+	for _, flag := range []struct {
+		name string
+		n    int
+	}{{"--racks", racks}, {"--per-rack", perRack}} {
+		if flag.n < 1 || flag.n > labMost {
+			return LabFile{}, nil, fmt.Errorf("%s %d: want a number from 1 to %d", flag.name, flag.n, labMost)
+		}
+	}
+	switch n := racks * perRack; {
+	case n > labMost:
+		return LabFile{}, nil, fmt.Errorf("--racks %d --per-rack %d: %d machines in the lab; want at most %d", racks, perRack, n, labMost)
+	case !simulated && n > labMostQEMU:
+		return LabFile{}, nil, fmt.Errorf("--racks %d --per-rack %d: %d QEMU machines, which take 1 GiB of memory each; want at most %d, or --simulated", racks, perRack, n, labMostQEMU)
+	}
 	var b strings.Builder
 	b.WriteString("racks:\n")
 	for i := range racks {
@@ -90,6 +104,7 @@ type labSpec struct {
 	bootOrder           string
 	nics                int
 	disks               []RackDisk
+	cable               *Cable
 	line                map[string]int
 }
 
@@ -189,7 +204,7 @@ func (p *labParser) size(n *yaml.Node, at string) int64 {
 	return v
 }
 
-var labSpecFields = []string{"kind", "firmware", "bmc", "bootOrder", "nics", "disks"}
+var labSpecFields = []string{"kind", "firmware", "bmc", "bootOrder", "nics", "disks", "link"}
 
 // spec reads one of the fields that racks and machines share.
 func (p *labParser) spec(s *labSpec, key string, v *yaml.Node, at string) {
@@ -206,6 +221,8 @@ func (p *labParser) spec(s *labSpec, key string, v *yaml.Node, at string) {
 		s.firmware = p.word(v, at, string(SimBIOS), string(SimUEFI), string(SimHTTP), string(SimUBoot))
 	case "bmc":
 		s.bmc = p.word(v, at, string(BMCIPMI), string(BMCRedfish), string(BMCNone))
+	case "link":
+		s.cable = p.cable(v, at)
 	case "nics":
 		s.nics = p.number(v, at, 1, 8)
 	case "disks":
@@ -233,6 +250,26 @@ func (p *labParser) spec(s *labSpec, key string, v *yaml.Node, at string) {
 			s.disks = append(s.disks, d)
 		}
 	}
+}
+
+// cable reads a link: each field is what the fault of its name does.
+func (p *labParser) cable(n *yaml.Node, at string) *Cable {
+	c := &Cable{}
+	var known []string
+	for _, k := range FaultKinds() {
+		if name, ok := strings.CutPrefix(k.Name, "link-"); ok {
+			known = append(known, name)
+		}
+	}
+	p.fields(n, at, known, func(key string, v *yaml.Node, at string) {
+		f := Fault{"link-" + key, p.text(v, at)}
+		if err := f.check(f.kind()); err != nil {
+			p.problem(v.Line, at, fmt.Sprintf("bad value %q", f.Value), faultWants(f.kind()))
+			return
+		}
+		f.onCable(c)
+	})
+	return c
 }
 
 var labShare = regexp.MustCompile(`^[0-9]{1,4}%?$`)
@@ -368,7 +405,7 @@ func (p *labParser) build() LabFile {
 			continue
 		}
 		for _, f := range l.faults {
-			if err := f.fits(name, p.out.Machines[i].BMC, p.out.Machines[i].Simulated); err != nil {
+			if err := f.fits(name, p.out.Machines[i].BMC); err != nil {
 				p.problem(l.line, "faults."+name, err.Error(), "")
 			}
 		}
@@ -400,6 +437,9 @@ func (p *labParser) machine(r labRack, name string, unit int) {
 		disks = r.disks
 	}
 	m.Firmware = QEMUFirmware(firmware)
+	if c := cmp.Or(own.cable, r.cable); c != nil {
+		m.Cable = *c
+	}
 	m.NetworkFirst = cmp.Or(own.bootOrder, r.bootOrder) == "network"
 	if disks != nil {
 		m.Disks = slices.Clone(disks)

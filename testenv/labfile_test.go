@@ -20,6 +20,9 @@ func labLine(m RackMachine) string {
 	for _, d := range m.Disks {
 		line += fmt.Sprintf(", disk %d %s %t", d.Size>>20, d.Bus, d.Discard)
 	}
+	if m.Cable != (Cable{}) {
+		line += fmt.Sprint(", link ", m.Cable)
+	}
 	return line
 }
 
@@ -28,11 +31,11 @@ func TestLabFileSaysWhatALabIsMadeOf(t *testing.T) {
 os: tiny
 racks:
 - {name: r1, machines: 3}
-- {name: r2, machines: 3, kind: simulated, bmc: redfish}
+- {name: r2, machines: 3, kind: simulated, bmc: redfish, link: {delay: 5ms}}
 machines:
   r1u02: {firmware: uefi-http, nics: 2, disks: [2GiB, {size: 1GiB, bus: nvme, discard: true}]}
   r1u03: {kind: simulated, bmc: none}
-  r2u03: {firmware: u-boot, disks: [32MiB]}
+  r2u03: {firmware: u-boot, disks: [32MiB], link: {loss: 0.1, duplicate: 0.2, reorder: 0.3, vlan: 7}}
 faults:
   r2u01: hang
   r2u02: [no-boot, delay=2s]
@@ -47,9 +50,9 @@ rollout: {maxUnavailable: 25%, maxFailures: 2}
 		"r1u01 r1.1 qemu bios ipmi, disk 0 ahci false",
 		"r1u02 r1.2 qemu uefi http redfish, 2 nics, disk 2048  false, disk 1024 nvme true",
 		"r1u03 r1.3 simulated bios none",
-		"r2u01 r2.1 simulated bios redfish",
-		"r2u02 r2.2 simulated uefi redfish",
-		"r2u03 r2.3 simulated u-boot redfish, disk 32  false",
+		"r2u01 r2.1 simulated bios redfish, link {{0 0 0 5ms 0} 0}",
+		"r2u02 r2.2 simulated uefi redfish, link {{0 0 0 5ms 0} 0}",
+		"r2u03 r2.3 simulated u-boot redfish, disk 32  false, link {{0.1 0.2 0.3 0s 0} 7}",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -72,6 +75,24 @@ func TestLabWithoutAFileIsTheSmallestRack(t *testing.T) {
 	}
 }
 
+// What flags say wrong is told by their names.
+func TestLabFlagsAreRefusedByTheirNames(t *testing.T) {
+	for _, c := range []struct {
+		racks, perRack int
+		simulated      bool
+		want           string
+	}{
+		{0, 2, false, "--racks 0: want a number from 1 to 4000"},
+		{1, -1, true, "--per-rack -1: want a number from 1 to 4000"},
+		{100, 100, true, "--racks 100 --per-rack 100: 10000 machines in the lab; want at most 4000"},
+		{4, 48, false, "--racks 4 --per-rack 48: 192 QEMU machines, which take 1 GiB of memory each; want at most 32, or --simulated"},
+	} {
+		if _, _, err := NewLabFile(c.racks, c.perRack, c.simulated); err == nil || err.Error() != c.want {
+			t.Errorf("%v, want %s", err, c.want)
+		}
+	}
+}
+
 func TestLabFileIsReadStrictly(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                  "LAB.yaml: the file is empty; want racks: with a name and a number of machines each",
@@ -90,7 +111,9 @@ func TestLabFileIsReadStrictly(t *testing.T) {
 		"racks: [{name: r1, machines: 1}]\nmachines: {r1u01: {bmc: telnet}}":  "LAB.yaml:2: machines.r1u01.bmc: unknown value \"telnet\"; want ipmi, redfish, none",
 		"racks: [{name: r1, machines: 1}]\nmachines: {r1u01: {disks: [2TB]}}": "LAB.yaml:2: machines.r1u01.disks[0]: 2TB is no whole number of MiB; want a size such as 2GiB",
 		"racks: [{name: r1, machines: 1}]\nfaults: {r1u01: hangs}":            "LAB.yaml:2: faults.r1u01: there is no fault \"hangs\"; did you mean \"hang\"",
-		"racks: [{name: r1, machines: 1}]\nfaults: {r1u01: no-boot}":          "LAB.yaml:2: faults.r1u01: r1u01 cannot have the fault \"no-boot\": it is a QEMU machine",
+		"racks: [{name: r1, machines: 1, link: {loss: 2}}]":                   "LAB.yaml:1: racks[0].link.loss: bad value \"2\"; want a number above 0 and up to 1, such as 0.15",
+		"racks: [{name: r1, machines: 1, link: {jitter: 2s}}]":                "LAB.yaml:1: racks[0].link.jitter: unknown field; want one of loss, delay, duplicate, reorder, vlan",
+		"racks: [{name: r1, machines: 1}]\nfaults: {r1u01: link-vlan=4095}":   "LAB.yaml:2: faults.r1u01: fault \"link-vlan=4095\": want a number from 1 to 4094",
 		"racks: [{name: r1, machines: 1}]\nfaults: {r1u01: restart-bmc}":      "LAB.yaml:2: faults.r1u01: \"restart-bmc\" happens now; call recast lab fault on the lab that runs",
 		"racks: [{name: r1, machines: 1}]\nrollout: {maxFailures: many}":      "LAB.yaml:2: rollout.maxFailures: bad value \"many\"; want a count or a share, such as 2 or 25%",
 		"racks: [":             "LAB.yaml:1: did not find expected node content; mend the YAML there",

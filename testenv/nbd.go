@@ -11,7 +11,7 @@ import (
 )
 
 // nbdServer hands a Medium to QEMU block by block, over the network block device
-// protocol (NBD, fixed newstyle, read only).
+// protocol (NBD, fixed newstyle), read only where it cannot be written.
 type nbdServer struct {
 	medium   Medium
 	listener net.Listener
@@ -22,6 +22,13 @@ type nbdServer struct {
 	ended bool
 }
 
+// diskMedium is a Medium that is a whole disk: it is read as it is, and written.
+type diskMedium interface {
+	Medium
+	io.WriterAt
+	Sync() error
+}
+
 const (
 	nbdMagic       = 0x4e42444d41474943 // "NBDMAGIC"
 	nbdOption      = 0x49484156454f5054 // "IHAVEOPT"
@@ -30,7 +37,8 @@ const (
 	nbdSimpleReply = 0x67446698
 	nbdFixed       = 1 << 0 // handshake flags, of both sides
 	nbdNoZeroes    = 1 << 1
-	nbdFlags       = 1<<0 | 1<<1 // of the export: it has flags, and is read only
+	nbdReadOnly    = 1<<0 | 1<<1 // flags of the export: it has any, and is read only
+	nbdWritten     = 1<<0 | 1<<2 // or it is written, and flushed
 	nbdExportName  = 1
 	nbdAbort       = 2
 	nbdInfo        = 6
@@ -40,12 +48,13 @@ const (
 	nbdUnsupported = 1<<31 | 1
 	nbdInvalid     = 1<<31 | 3
 	nbdRead        = 0
+	nbdWrite       = 1
 	nbdDisconnect  = 2
 	nbdFlush       = 3
 	nbdEIO         = 5
 	nbdEINVAL      = 22
 	nbdOptionMost  = 64 << 10
-	nbdReadMost    = 32 << 20
+	nbdMost        = 32 << 20  // bytes of a request
 	nbdSector      = 2048      // of a CD: what is beyond the end of the image is zero
 	nbdReadAhead   = 256 << 10 // firmware asks sector by sector, and a web server takes a while
 )
@@ -101,6 +110,9 @@ func (s *nbdServer) Close() error {
 }
 
 func (s *nbdServer) size() uint64 {
+	if _, ok := s.medium.(diskMedium); ok {
+		return uint64(s.medium.Size())
+	}
 	return uint64((s.medium.Size() + nbdSector - 1) / nbdSector * nbdSector)
 }
 
@@ -121,6 +133,10 @@ func (s *nbdServer) serve(conn io.ReadWriter) error {
 	var flags uint32
 	if err := binary.Read(in, binary.BigEndian, &flags); err != nil {
 		return err
+	}
+	export := uint16(nbdReadOnly)
+	if _, ok := s.medium.(diskMedium); ok {
+		export = nbdWritten
 	}
 	for {
 		var option struct {
@@ -144,7 +160,7 @@ func (s *nbdServer) serve(conn io.ReadWriter) error {
 		start := false
 		switch option.Option {
 		case nbdExportName:
-			if err = put(s.size(), uint16(nbdFlags)); err == nil && flags&nbdNoZeroes == 0 {
+			if err = put(s.size(), export); err == nil && flags&nbdNoZeroes == 0 {
 				err = put([124]byte{})
 			}
 			start = true
@@ -157,7 +173,7 @@ func (s *nbdServer) serve(conn io.ReadWriter) error {
 				Kind  uint16
 				Size  uint64
 				Flags uint16
-			}{0, s.size(), nbdFlags}
+			}{0, s.size(), export}
 			err = errors.Join(put(uint64(nbdOptionReply), option.Option, uint32(nbdInfoReply), uint32(binary.Size(info)), info), reply(nbdAck))
 			start = option.Option == nbdGo
 		case nbdAbort:
@@ -190,7 +206,12 @@ func nbdInfoRequest(data []byte) bool {
 
 // transmit answers requests, one after the other.
 func (s *nbdServer) transmit(in *bufio.Reader, out *bufio.Writer) error {
+	disk, written := s.medium.(diskMedium)
 	ahead := &nbdAhead{medium: s.medium}
+	read := ahead.read
+	if written {
+		read = func(b []byte, at int64) error { _, err := disk.ReadAt(b, at); return err }
+	}
 	for {
 		var request struct {
 			Magic       uint32
@@ -206,22 +227,37 @@ func (s *nbdServer) transmit(in *bufio.Reader, out *bufio.Writer) error {
 		}
 		var data []byte
 		code := uint32(0)
+		beyond := request.Size > nbdMost || request.At > s.size() || uint64(request.Size) > s.size()-request.At
 		switch request.Kind {
+		case nbdWrite:
+			if !written || beyond {
+				return fmt.Errorf("%w: a write of %d bytes at %d", errNBD, request.Size, request.At)
+			}
+			data := make([]byte, request.Size)
+			if _, err := io.ReadFull(in, data); err != nil {
+				return err
+			}
+			if _, err := disk.WriteAt(data, int64(request.At)); err != nil {
+				code = nbdEIO
+			}
 		case nbdRead:
 			switch {
-			case request.Size > nbdReadMost || request.At > s.size() || uint64(request.Size) > s.size()-request.At:
+			case beyond:
 				code = nbdEINVAL
 			default:
 				data = make([]byte, request.Size)
-				if err := ahead.read(data, int64(request.At)); err != nil {
+				if err := read(data, int64(request.At)); err != nil {
 					data, code = nil, nbdEIO
 				}
 			}
 		case nbdDisconnect:
 			return nil
 		case nbdFlush:
+			if written && disk.Sync() != nil {
+				code = nbdEIO
+			}
 		default:
-			return fmt.Errorf("%w: request %d to a read-only medium", errNBD, request.Kind)
+			return fmt.Errorf("%w: request %d, which was not offered", errNBD, request.Kind)
 		}
 		head := make([]byte, 16)
 		binary.BigEndian.PutUint32(head, nbdSimpleReply)

@@ -94,6 +94,9 @@ type QEMU struct {
 	once BootOnce
 	past []BlockStats // of ended runs
 
+	faults machineFaults
+	faulty []*faultyDisk // nil until the first fault
+
 	medium Medium // in the drive; nil for none
 	nbd    *nbdServer
 }
@@ -133,6 +136,22 @@ type qemuRun struct {
 	started time.Time      // the last reset that was a start
 	restore *time.Timer    // ends an override that was obeyed; nil when none is pending
 	reset   chan struct{}  // closed and replaced with each reset
+	gone    bool           // started without its disks
+	size    int64          // that its disks show; 0: their own
+	served  map[int]bool   // disks that are not QEMU's own files any more
+	halted  bool           // its processor stands still
+
+	servers []*nbdServer // of those
+}
+
+// closeDisks ends what serves its disks, once the process is gone.
+func (r *qemuRun) closeDisks(m *QEMU) {
+	for _, d := range m.faulty {
+		d.release()
+	}
+	for _, s := range r.servers {
+		_ = s.Close() // its socket is gone
+	}
 }
 
 // wait for the end of the machine's processes.
@@ -312,6 +331,9 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 		done:   make(chan struct{}),
 		reset:  make(chan struct{}),
 		index:  map[string]int{},
+		gone:   m.faults.diskGone,
+		size:   m.faults.diskSize,
+		served: map[int]bool{},
 	}
 	order := m.order(boot)
 	for i := range m.Disks {
@@ -336,6 +358,7 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 	if err := m.prepare(ctx, run); err != nil {
 		_ = cmd.Process.Kill()
 		_ = run.wait()
+		run.closeDisks(m)
 		return nil, err
 	}
 	go m.watch(run)
@@ -343,7 +366,8 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 }
 
 // prepare pulls the cables of the cards that are down, puts the medium into the
-// drive and lets the machine run, which waits for that: firmware looks once.
+// drive, lets disks fail that shall, and the machine run, which waits for that:
+// firmware looks once.
 func (m *QEMU) prepare(ctx context.Context, run *qemuRun) error {
 	for i, n := range m.NICs {
 		if !n.Down {
@@ -358,14 +382,19 @@ func (m *QEMU) prepare(ctx context.Context, run *qemuRun) error {
 			return err
 		}
 	}
-	if !m.waits() {
+	if err := m.serveDisks(ctx, run); err != nil {
+		return err
+	}
+	if run.halted = m.faults.dead; run.halted || !m.waits() {
 		return nil
 	}
 	return run.qmp.execute(ctx, "cont", nil, nil)
 }
 
 // waits tells whether the machine starts only after prepare.
-func (m *QEMU) waits() bool { return m.unplugged() || m.medium != nil }
+func (m *QEMU) waits() bool {
+	return m.unplugged() || m.medium != nil || m.faults.dead || m.badDisks()
+}
 
 // unplugged tells whether a card of the machine is down.
 func (m *QEMU) unplugged() bool {
@@ -403,6 +432,7 @@ func (m *QEMU) watch(run *qemuRun) {
 			if run.restore != nil {
 				run.restore.Stop()
 			}
+			run.closeDisks(m)
 			m.mu.Unlock()
 			m.logger().Debug("machine's process ended", "machine", m.Name, "state", fmt.Sprint(err))
 			return
@@ -441,6 +471,14 @@ func (m *QEMU) follow(run *qemuRun, e QMPEvent) MachineChange {
 				run.restore = time.AfterFunc(qemuResetAgain, func() { m.restoreLater(run) })
 			}
 		}
+		if hangs := cause.Guest && m.faults.hangs > 0; hangs || m.faults.dead {
+			if hangs {
+				m.faults.hangs--
+			}
+			if err := m.halt(ctx, run); err != nil && !run.ended() {
+				m.logger().Error("hang at a restart", "machine", m.Name, "error", err)
+			}
+		}
 		close(run.reset)
 		run.reset = make(chan struct{})
 		return MachineReset
@@ -457,14 +495,15 @@ func (m *QEMU) follow(run *qemuRun, e QMPEvent) MachineChange {
 
 // PowerOff implements Machine.
 func (m *QEMU) PowerOff(ctx context.Context) error {
-	was, err := m.powerOff(ctx)
+	was, err := m.powerOff(ctx, false)
 	if was {
 		m.changed(MachineOff)
 	}
 	return err
 }
 
-func (m *QEMU) powerOff(ctx context.Context) (was bool, err error) {
+// powerOff leaves the processor running until the end where it is cut.
+func (m *QEMU) powerOff(ctx context.Context, cut bool) (was bool, err error) {
 	m.mu.Lock()
 	run := m.run
 	if run == nil || run.ended() {
@@ -476,7 +515,9 @@ func (m *QEMU) powerOff(ctx context.Context) (was bool, err error) {
 		// The counters die with the process. Stopping the processor first makes
 		// them final; a QEMU that does not answer is killed all the same.
 		short, cancel := context.WithTimeout(ctx, 5*time.Second)
-		_ = run.qmp.execute(short, "stop", nil, nil)
+		if !cut {
+			_ = run.qmp.execute(short, "stop", nil, nil)
+		}
 		m.keepStats(short, run)
 		cancel()
 	}
@@ -511,9 +552,15 @@ func (m *QEMU) Reset(ctx context.Context) error {
 		m.mu.Unlock()
 		return fmt.Errorf("reset %q: the machine is off", m.Name)
 	}
-	if m.obeyed() == BootHTTP {
+	if m.obeyed() == BootHTTP || m.anew() {
 		m.mu.Unlock()
 		return m.restart(ctx)
+	}
+	if m.faults.dead {
+		if err := m.halt(ctx, m.run); err != nil {
+			m.mu.Unlock()
+			return fmt.Errorf("reset %q: %w", m.Name, err)
+		}
 	}
 	run, seen := m.run, m.run.reset
 	if run.restore != nil {
@@ -526,7 +573,7 @@ func (m *QEMU) Reset(ctx context.Context) error {
 	}
 	select { // the answer comes before the deed
 	case <-seen:
-		return nil
+		return m.resume(ctx, run)
 	case <-run.done:
 		return fmt.Errorf("reset %q: the machine went off", m.Name)
 	case <-ctx.Done():
@@ -542,6 +589,7 @@ func (m *QEMU) logger() *slog.Logger {
 }
 
 func qemuDiskID(i int) string  { return "disk" + strconv.Itoa(i) }
+func qemuNodeID(i int) string  { return "node" + strconv.Itoa(i) }
 func qemuDriveID(i int) string { return "drive" + strconv.Itoa(i) }
 func qemuNICID(i int) string   { return "nic" + strconv.Itoa(i) }
 

@@ -99,7 +99,10 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 	}
 	boot = m.order(boot)
 	for i, d := range m.Disks {
-		disk, err := qemuDiskArgs(i, d, qemuDiskIndex(i, boot))
+		if m.faults.diskGone {
+			break
+		}
+		disk, err := qemuDiskArgs(i, d, qemuDiskIndex(i, boot), m.shown(i))
 		if err != nil {
 			return nil, err
 		}
@@ -123,16 +126,25 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 	return args, nil
 }
 
-func qemuDiskArgs(i int, d QEMUDisk, bootIndex int) ([]string, error) {
+// qemuDiscard is what becomes of the machine's discards.
+func qemuDiscard(d QEMUDisk) string {
+	if d.Discard {
+		return "unmap"
+	}
+	return "ignore"
+}
+
+// qemuDiskArgs: a size other than 0 is less than the file's, and all that is shown.
+func qemuDiskArgs(i int, d QEMUDisk, bootIndex int, size int64) ([]string, error) {
 	path, err := filepath.Abs(d.Path)
 	if err != nil {
 		return nil, fmt.Errorf("find disk %q: %w", d.Path, err)
 	}
-	discard := "ignore"
-	if d.Discard {
-		discard = "unmap"
+	drive := fmt.Sprintf("if=none,id=%s,node-name=%s,format=raw,cache=writeback,discard=%s,file=%s", qemuDriveID(i), qemuNodeID(i), qemuDiscard(d), qemuQuote(path))
+	if size > 0 {
+		drive += fmt.Sprintf(",size=%d", size)
 	}
-	args := []string{"-drive", fmt.Sprintf("if=none,id=%s,format=raw,cache=writeback,discard=%s,file=%s", qemuDriveID(i), discard, qemuQuote(path))}
+	args := []string{"-drive", drive}
 	var device string
 	switch d.Bus {
 	case "", BusAHCI:

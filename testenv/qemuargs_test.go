@@ -21,7 +21,7 @@ func TestQEMUArguments(t *testing.T) {
 			name:    "disk before network",
 			machine: &QEMU{Disks: []QEMUDisk{{Path: "/d0", Serial: "S,1"}}, NICs: []QEMUNIC{{MAC: "52:54:00:00:00:01", Tap: "tap0"}}},
 			want: []string{
-				"if=none,id=drive0,format=raw,cache=writeback,discard=ignore,file=/d0",
+				"if=none,id=drive0,node-name=node0,format=raw,cache=writeback,discard=ignore,file=/d0",
 				"ide-hd,bus=ide.0,id=disk0,drive=drive0,bootindex=50,serial=S,,1",
 				"virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:00:00:01,bootindex=100",
 				"tap,id=net0,ifname=tap0,script=no,downscript=no",
@@ -33,7 +33,7 @@ func TestQEMUArguments(t *testing.T) {
 			machine: &QEMU{Disks: []QEMUDisk{{Path: "/d0", Bus: BusVirtio, Discard: true}}, NICs: []QEMUNIC{{Model: NICE1000}}},
 			boot:    BootPXE,
 			want: []string{
-				"if=none,id=drive0,format=raw,cache=writeback,discard=unmap,file=/d0",
+				"if=none,id=drive0,node-name=node0,format=raw,cache=writeback,discard=unmap,file=/d0",
 				"virtio-blk-pci,id=disk0,drive=drive0,bootindex=50",
 				"e1000,id=nic0,netdev=net0,mac=,bootindex=1",
 			},

@@ -95,6 +95,9 @@ func (m *QEMU) setBootIndexes(ctx context.Context, run *qemuRun, boot BootDevice
 		return nil
 	}
 	for i := range m.Disks {
+		if run.gone {
+			break
+		}
 		if err := set(qemuDiskID(i), qemuDiskIndex(i, boot)); err != nil {
 			return err
 		}

@@ -48,11 +48,11 @@ func (m *QEMU) armHTTP(path string) error {
 	return os.Rename(path+".new", path)
 }
 
-// restart is a reset whose start comes by HTTP: a running QEMU keeps the variables
-// to itself, so that it takes a new one. A reboot from inside cannot be that start,
+// restart is a reset whose start comes by HTTP, or that shows other disks: a running
+// QEMU keeps the variables to itself, so that it takes a new one. A reboot from inside cannot be that start,
 // and loses the override.
 func (m *QEMU) restart(ctx context.Context) error {
-	if _, err := m.powerOff(ctx); err != nil {
+	if _, err := m.powerOff(ctx, false); err != nil {
 		return err
 	}
 	_, err := m.powerOn(ctx)

@@ -60,7 +60,7 @@ func (m *QEMU) InsertMedium(ctx context.Context, medium Medium) error {
 	if m.medium != nil {
 		return fmt.Errorf("insert medium into %q: the drive is not empty", m.Name)
 	}
-	listener, err := m.listenCD()
+	listener, err := m.listen(qemuCDSocket)
 	if err != nil {
 		return fmt.Errorf("insert medium into %q: %w", m.Name, err)
 	}
@@ -74,21 +74,21 @@ func (m *QEMU) InsertMedium(ctx context.Context, medium Medium) error {
 	return nil
 }
 
-// listenCD opens the socket in Dir, whose path may be longer than a socket's can.
-func (m *QEMU) listenCD() (net.Listener, error) {
+// listen opens a socket in Dir, whose path may be longer than a socket's can.
+func (m *QEMU) listen(name string) (net.Listener, error) {
 	dir, err := os.Open(m.Dir)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	if err := os.Remove(filepath.Join(m.Dir, qemuCDSocket)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(filepath.Join(m.Dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	listener, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), qemuCDSocket))
+	listener, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name))
 	if err != nil {
 		return nil, err
 	}
-	listener.(*net.UnixListener).SetUnlinkOnClose(false) // its name is gone by then; the next insertion removes the file
+	listener.(*net.UnixListener).SetUnlinkOnClose(false) // its name is gone by then; the next one removes the file
 	return listener, nil
 }
 

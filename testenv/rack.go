@@ -57,6 +57,8 @@ type RackMachine struct {
 	// Rack and Unit are where it stands; "" and 0: in "lab", by its number.
 	Rack string
 	Unit int
+	// Cable to its network; faults of the link are over it.
+	Cable Cable
 	// Faults of the BMC from the start; SetFaults changes them later.
 	Faults BMCFaults
 }
@@ -121,6 +123,8 @@ type rackMember struct {
 	qemu         *QEMU      // or
 	simulated    *Simulated // one of these
 	faults       []Fault
+	cable        Cable // with its faults
+	board        Board // that is in; zero for its own
 }
 
 // Rack is a network namespace with machines, each powered off at first and
@@ -138,8 +142,9 @@ type Rack struct {
 	operator *os.File // the listening socket of the host, for the server
 	addr     string
 	servers  []*RackServer
-	members  []rackMember // of both kinds, in the order of Options.Machines
-	wire     *SimWire     // nil without simulated machines
+	members  []rackMember     // of both kinds, in the order of Options.Machines
+	wire     *SimWire         // nil without simulated machines
+	links    map[string]*Link // in cables that are bad, by the interface
 }
 
 // Addresses inside every rack. The namespaces are separate, so all may share them.
@@ -228,6 +233,9 @@ func NewRack(ctx context.Context, o RackOptions) (r *Rack, err error) {
 			add = r.addSimulated
 		}
 		if err := add(ctx, i, m); err != nil {
+			return r, fmt.Errorf("machine %q: %w", m.Name, err)
+		}
+		if err := r.setCable(&r.members[i], m.Cable); err != nil {
 			return r, fmt.Errorf("machine %q: %w", m.Name, err)
 		}
 	}
@@ -411,13 +419,17 @@ func (r *Rack) Close() error {
 	r.servers = nil
 	for _, n := range r.Nodes {
 		// First the BMC: nobody shall switch the machine on again.
-		errs = append(errs, n.closeBMC(), n.PowerOff(context.Background()))
+		errs = append(errs, n.closeBMC(), n.PowerOff(context.Background()), n.closeDisks())
 	}
 	r.Nodes = nil
 	for _, s := range r.Simulated {
 		errs = append(errs, s.Close())
 	}
 	r.Simulated = nil
+	for _, l := range r.links {
+		errs = append(errs, l.Close())
+	}
+	r.links = nil
 	if r.wire != nil {
 		errs = append(errs, r.wire.Close())
 		r.wire = nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"recast/inventory"
 )
@@ -31,32 +32,38 @@ func (r *Rack) SetFaults(name string, faults []Fault) error {
 		return err
 	}
 	for _, f := range faults {
-		if err := f.fits(name, m.spec.BMC, m.simulated != nil); err != nil {
+		if err := f.fits(name, m.spec.BMC); err != nil {
 			return err
 		}
 	}
 	var bmc BMCFaults
-	var own simFaults
-	var link, once []Fault
+	var own machineFaults
+	var once []Fault
+	cable, pulled := m.spec.Cable, false
 	for _, f := range faults {
 		switch k := f.kind(); {
 		case k.field != nil:
 			f.set(k, &bmc)
 		case k.Once && k.Of != "machine":
 			once = append(once, f)
-		case f.Name == "no-link" && m.qemu != nil:
-			link = append(link, f)
+		case f.Name == "no-link":
+			pulled, own.noLink = true, true
+		case k.Of == "link":
+			f.onCable(&cable)
 		default:
 			own.set(f)
 		}
 	}
 	m.SetFaults(func(f *BMCFaults) { *f = bmc })
-	var errs []error
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	errs := []error{r.setCable(m, cable), m.setBoard(ctx, own.swapped)}
 	if m.simulated != nil {
 		m.simulated.fail(own, len(faults) == 0)
 	} else {
+		errs = append(errs, m.qemu.fail(ctx, own, len(faults) == 0))
 		for _, nic := range m.qemu.NICs {
-			errs = append(errs, r.Net.SetLink(nic.Tap, len(link) == 0))
+			errs = append(errs, r.Net.SetLink(nic.Tap, !pulled))
 		}
 	}
 	for _, f := range once {
@@ -68,6 +75,28 @@ func (r *Rack) SetFaults(name string, faults []Fault) error {
 	}
 	m.faults = slices.DeleteFunc(slices.Clone(faults), func(f Fault) bool { return f.kind().Once })
 	return errors.Join(errs...)
+}
+
+// setBoard puts in another board or its own, where it is not in already.
+func (m *rackMember) setBoard(ctx context.Context, swapped bool) error {
+	board := Board{m.uuid, m.serial}
+	if swapped {
+		board = board.other()
+	}
+	if m.board == board || m.board == (Board{}) && !swapped {
+		return nil
+	}
+	m.board = board
+	var err error
+	if m.simulated != nil {
+		err = m.simulated.SetBoard(ctx, board)
+	} else {
+		err = m.qemu.SetBoard(ctx, board)
+	}
+	if b := m.either(); b != nil {
+		err = errors.Join(err, b.SetBoard(board))
+	}
+	return err
 }
 
 // FaultsOf are those that a machine has now.
@@ -104,27 +133,30 @@ func (r *Rack) RequestsOf(name string) ([]BMCRequest, error) {
 	return b.Requests(), nil
 }
 
-// simFaults are those of a simulated machine itself.
-type simFaults struct {
-	dead, noLink, diskGone bool
-	diskSize, diskError    int64 // 0: none
-	powerCut, reset        int64 // once; 0: not
-	hangs                  int
+// machineFaults are those of a machine itself.
+type machineFaults struct {
+	dead, noLink, diskGone         bool
+	diskSize, diskError, readError int64 // 0: none
+	powerCut, reset                int64 // once; 0: not
+	hangs                          int
+	swapped                        bool
 }
 
-func (s *simFaults) set(f Fault) {
+func (s *machineFaults) set(f Fault) {
 	size, _ := inventory.ParseSize(f.Value) // ParseFault has read it
 	switch f.Name {
 	case "no-boot":
 		s.dead = true
-	case "no-link":
-		s.noLink = true
 	case "disk-gone":
 		s.diskGone = true
 	case "disk-size":
 		s.diskSize = size
 	case "disk-error":
 		s.diskError = size
+	case "disk-read-error":
+		s.readError = size
+	case "swapped-board":
+		s.swapped = true
 	case "power-cut":
 		s.powerCut = size
 	case "reset":
@@ -136,7 +168,7 @@ func (s *simFaults) set(f Fault) {
 
 // fail makes these the faults of the machine. What was armed to happen once stays
 // so, but for none.
-func (s *Simulated) fail(f simFaults, none bool) {
+func (s *Simulated) fail(f machineFaults, none bool) {
 	s.SetDead(f.dead)
 	s.mu.Lock()
 	s.noLink = f.noLink

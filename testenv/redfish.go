@@ -81,6 +81,7 @@ type RedfishOptions struct {
 type RedfishBMC struct {
 	*bmcFront
 	options  RedfishOptions
+	board    atomic.Pointer[Board] // of the first system
 	addr     string
 	port     int
 	server   *http.Server
@@ -183,6 +184,7 @@ func NewRedfish(o RedfishOptions) (_ *RedfishBMC, err error) {
 		// Real ones verify nothing unless somebody gave them a certificate to trust.
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 	}}
+	b.board.Store(&Board{o.UUID, o.Serial})
 	b.addSystem(o.SystemID, o.UUID, o.Machine)
 	for _, other := range o.OtherSystems {
 		if other.Machine == nil {

@@ -145,8 +145,8 @@ func (b *RedfishBMC) chassisResource([]string) *redfishResource {
 			"Sensors": redfishID(redfishChassis + "/Sensors"),
 			"Links":   map[string]any{"ComputerSystems": systems, "ManagedBy": []any{redfishID(redfishManager)}},
 		}
-		if b.options.Serial != "" {
-			fields["SerialNumber"] = b.options.Serial
+		if serial := b.board.Load().Serial; serial != "" {
+			fields["SerialNumber"] = serial
 		}
 		return redfishNew(redfishChassis, "#Chassis.v1_28_0.Chassis", "1", "Chassis", fields)
 	}}

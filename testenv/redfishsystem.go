@@ -265,11 +265,15 @@ func (s *redfishSystem) resource() map[string]any {
 	if c := b.ssh.tells(s); c != nil {
 		fields["SerialConsole"] = c
 	}
-	if s.uuid != "" {
-		fields["UUID"] = s.uuid
+	uuid := s.uuid
+	if s == b.systems[0] {
+		board := b.board.Load()
+		if uuid = board.UUID; board.Serial != "" {
+			fields["SerialNumber"] = board.Serial
+		}
 	}
-	if s == b.systems[0] && b.options.Serial != "" {
-		fields["SerialNumber"] = b.options.Serial
+	if uuid != "" {
+		fields["UUID"] = uuid
 	}
 	if len(s.drives) > 0 && b.options.MediaUnderSystem {
 		fields["VirtualMedia"] = redfishID(path + "/VirtualMedia")

@@ -81,6 +81,7 @@ type Simulated struct {
 	boots []SimBoot
 	seq   int
 	dead  bool
+	board Board // that is in
 	// noLink: its cable is pulled. conns are those that end with it, without a Wire.
 	noLink bool
 	conns  map[net.Conn]bool
@@ -104,7 +105,8 @@ type simBoot struct {
 	number int
 	once   BootOnce
 	reason string // of the boot script
-	dead   bool   // under the lock of every disk; see Simulated.end
+	board  Board
+	dead   bool // under the lock of every disk; see Simulated.end
 	ctx    context.Context
 	cancel context.CancelFunc
 	before <-chan struct{} // closed when the start before this one is over
@@ -120,7 +122,7 @@ func NewSimulated(o SimulatedOptions) (*Simulated, error) {
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
 	}
-	s := &Simulated{SimMachine: &SimMachine{Firmware: o.UEFI}, Options: o, dead: o.Dead}
+	s := &Simulated{SimMachine: &SimMachine{Firmware: o.UEFI}, Options: o, dead: o.Dead, board: Board{o.UUID, o.Serial}}
 	if o.UEFI {
 		s.vars = newSimVars(o.NetworkFirst)
 	}
@@ -153,6 +155,17 @@ func (s *Simulated) SetDead(dead bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dead = dead
+}
+
+// SetBoard puts in another board, for which the machine is switched off.
+func (s *Simulated) SetBoard(ctx context.Context, b Board) error {
+	if err := s.PowerOff(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.board = b
+	return nil
 }
 
 // HangAtRestart makes the next n restarts from inside hang until somebody
@@ -282,7 +295,7 @@ func (s *Simulated) begin(once BootOnce) {
 	before := s.end()
 	s.mu.Lock()
 	s.seq++
-	b := &simBoot{number: s.seq, once: once, before: before, done: make(chan struct{})}
+	b := &simBoot{number: s.seq, once: once, board: s.board, before: before, done: make(chan struct{})}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	s.boot = b
 	s.boots = append(s.boots, SimBoot{Number: b.number, At: time.Now(), Once: once})
@@ -391,7 +404,7 @@ func (h simHardware) Facts(ctx context.Context) (inventory.Facts, error) {
 		CPU:          inventory.CPUFacts{ModelName: "simulated", Count: 2, Architecture: simEither(o.firmware() == SimUBoot, "aarch64", "x86_64")},
 		Memory:       inventory.MemoryFacts{Total: 1 << 30, PhysicalMB: 1024},
 		Interfaces:   []inventory.NICFacts{{Name: "eth0", MAC: o.MAC, HasCarrier: true}},
-		SystemVendor: inventory.SystemVendor{ProductName: "simulated", SerialNumber: o.Serial, UUID: o.UUID},
+		SystemVendor: inventory.SystemVendor{ProductName: "simulated", SerialNumber: h.b.board.Serial, UUID: h.b.board.UUID},
 		Boot:         inventory.BootFacts{Mode: "bios", PXEInterface: o.MAC},
 	}
 	if o.UEFI {

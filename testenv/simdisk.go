@@ -33,6 +33,7 @@ type SimDisk struct {
 	gone   bool  // nobody finds it
 	size   int64 // that it shows; 0: its own
 	broken int64 // writes beyond this place fail; 0: none
+	lost   int64 // reads beyond this one do
 	// keepsTable is a disk that says it has zeroed or marked its ends and has not, as an
 	// agent would leave it that wrote in another order.
 	keepsTable bool
@@ -99,10 +100,10 @@ func (d *SimDisk) Written() int64 {
 }
 
 // fail makes these its faults.
-func (d *SimDisk) fail(f simFaults) {
+func (d *SimDisk) fail(f machineFaults) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.gone, d.size, d.broken = f.diskGone, f.diskSize, f.diskError
+	d.gone, d.size, d.broken, d.lost = f.diskGone, f.diskSize, f.diskError, f.readError
 }
 
 func (d *SimDisk) missing() bool {
@@ -183,13 +184,38 @@ func (d *SimDisk) facts() (inventory.DiskFacts, error) {
 	}
 	defer f.Close()
 	id := d.id()
+	in := simDiskReader{f, d}
 	out := inventory.DiskFacts{Name: d.Path, Model: "simulated", Serial: id.Serial, WWN: id.WWN,
 		Size: id.Size, LogicalBlockSize: id.LogicalBlockSize}
-	if out.Holds, err = agent.Holds(f, id.Size); err != nil {
+	if out.Holds, err = agent.Holds(in, id.Size); err != nil {
 		return out, err
 	}
-	out.Recast, _ = agent.ReadMarker(f, id.Size) // as the real inventory: a broken marker is none
+	out.Recast, _ = agent.ReadMarker(in, id.Size) // as the real inventory: a broken marker is none
 	return out, nil
+}
+
+// readable fails for what ends beyond the place up to which it can be read.
+func (d *SimDisk) readable(end int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lost > 0 && end > d.lost {
+		return fmt.Errorf("read up to %d: %w", end, syscall.EIO)
+	}
+	return nil
+}
+
+// simDiskReader reads a disk as the inventory does.
+type simDiskReader struct {
+	*os.File
+	disk *SimDisk
+}
+
+// ReadAt implements io.ReaderAt.
+func (r simDiskReader) ReadAt(b []byte, off int64) (int, error) {
+	if err := r.disk.readable(off + int64(len(b))); err != nil {
+		return 0, err
+	}
+	return r.File.ReadAt(b, off)
 }
 
 // open it for one start of the machine.
@@ -248,6 +274,9 @@ func (o simOpenDisk) change(off, n int64, zero bool, do func() error) error {
 func (o simOpenDisk) ReadAt(b []byte, off int64) (int, error) {
 	if o.disk.Pace > 0 {
 		time.Sleep(o.disk.Pace) // the disk's own speed
+	}
+	if err := o.disk.readable(off + int64(len(b))); err != nil {
+		return 0, err
 	}
 	return o.Disk.ReadAt(b, off)
 }

@@ -42,7 +42,7 @@ func (s *Simulated) lease(b *simBoot, as simAsker) (simLease, error) {
 	if unplugged {
 		return simLease{}, errNoLink
 	}
-	return s.Options.Wire.lease(b.ctx, as, s.Options.MAC, s.Options.UUID)
+	return s.Options.Wire.lease(b.ctx, as, s.Options.MAC, b.board.UUID)
 }
 
 // load plays the firmware and its loader up to the boot script's address.
@@ -58,7 +58,7 @@ func (s *Simulated) load(b *simBoot, via SimFirmware, uri string) (*simNet, erro
 		}
 		s.note(b, "http: %s", uri)
 	}
-	n.script = n.base + simExpand("/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}", s.Options)
+	n.script = n.base + simExpand("/boot/script?mac=${netX/mac}&uuid=${uuid}&serial=${serial:uristring}&arch=${buildarch}.${platform}", s.Options, b.board)
 	return n, nil
 }
 
@@ -139,7 +139,7 @@ func (s *Simulated) loadByWire(b *simBoot, via SimFirmware, uri string) (*simNet
 	if err != nil {
 		return nil, err
 	}
-	script := simExpand(l.file, o)
+	script := simExpand(l.file, o, b.board)
 	u, err := url.Parse(script)
 	if err != nil || u.Scheme != "http" || !u.IsAbs() {
 		return nil, fmt.Errorf("iPXE: DHCP names %q, no script", l.file)
@@ -151,7 +151,7 @@ func (s *Simulated) loadByWire(b *simBoot, via SimFirmware, uri string) (*simNet
 }
 
 // simExpand puts in what iPXE knows of the machine; what it does not know is empty.
-func simExpand(text string, o SimulatedOptions) string {
+func simExpand(text string, o SimulatedOptions, board Board) string {
 	arch := "x86_64.efi"
 	switch o.firmware() {
 	case SimBIOS:
@@ -170,7 +170,7 @@ func simExpand(text string, o SimulatedOptions) string {
 		var name string
 		name, text, _ = strings.Cut(rest, "}")
 		b.WriteString(map[string]string{
-			"netX/mac": string(o.MAC), "uuid": o.UUID, "serial:uristring": url.QueryEscape(o.Serial), "buildarch": buildarch, "platform": platform,
+			"netX/mac": string(o.MAC), "uuid": board.UUID, "serial:uristring": url.QueryEscape(board.Serial), "buildarch": buildarch, "platform": platform,
 		}[name])
 	}
 }

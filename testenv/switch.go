@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,38 +41,23 @@ type PortConfig struct {
 	Access uint16
 	// Trunk are the VLANs that are carried with their tag.
 	Trunk []uint16
-
-	// Loss, Duplicate and Reorder are the shares of frames, from 0 to 1, that get
-	// lost, come twice, or come after the next one, in both directions.
-	Loss, Duplicate, Reorder float64
-	// Delay is how long a frame takes out of the port.
-	Delay time.Duration
-	// Seed chooses which frames; the same one chooses the same.
-	Seed uint64
+	// Impairment of what leaves by the port.
+	Impairment
 }
 
 // SwitchPort is a port that is plugged in.
 type SwitchPort struct {
-	Config PortConfig
-	tap    io.ReadWriteCloser
-	out    chan leaving
-	done   chan struct{}
-	// Lost counts frames that the port lost, by its share or since its queue is full.
-	Lost atomic.Int64
+	tap  io.ReadWriteCloser
+	done chan struct{}
+
+	mu     sync.Mutex
+	config PortConfig
+	all    *switchFlow // of frames that are of no other
+	flows  map[flowKey]*switchFlow
+	ended  bool
 }
 
-// leaving is a frame on its way out, and when it is due.
-type leaving struct {
-	frame []byte
-	due   time.Time
-}
-
-const (
-	switchQueue = 4096
-	// switchHold is how long a frame that is to be overtaken waits for another one.
-	switchHold = 10 * time.Millisecond
-	etherVLAN  = unix.ETH_P_8021Q
-)
+const etherVLAN = unix.ETH_P_8021Q
 
 // NewTap makes a tap interface in the network namespace of the calling thread, and
 // returns the cable's other end: a read is a frame that the kernel sent out of the
@@ -100,7 +82,8 @@ func NewTap(name string) (*os.File, error) {
 // Plug puts the other end of a tap, or anything that keeps frames apart like one,
 // into a port. The switch closes it.
 func (s *Switch) Plug(tap io.ReadWriteCloser, c PortConfig) *SwitchPort {
-	p := &SwitchPort{Config: c, tap: tap, out: make(chan leaving, switchQueue), done: make(chan struct{})}
+	p := &SwitchPort{tap: tap, config: c, done: make(chan struct{}), flows: map[flowKey]*switchFlow{}}
+	p.all = p.newFlow(c.Impairment)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.table == nil {
@@ -108,8 +91,21 @@ func (s *Switch) Plug(tap io.ReadWriteCloser, c PortConfig) *SwitchPort {
 	}
 	s.ports = append(s.ports, p)
 	s.work.Go(func() { s.read(p) })
-	s.work.Go(p.write)
 	return p
+}
+
+// Set changes what the port carries, and how badly, from now on.
+func (p *SwitchPort) Set(c PortConfig) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.config = c
+	p.all.impair.Store(&c.Impairment)
+}
+
+func (p *SwitchPort) now() PortConfig {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.config
 }
 
 // Close unplugs every port and waits until the last frame is through.
@@ -119,8 +115,8 @@ func (s *Switch) Close() error {
 	if !s.closed {
 		s.closed = true
 		for _, p := range s.ports {
-			close(p.done)
 			errs = append(errs, p.tap.Close())
+			p.end()
 		}
 	}
 	s.mu.Unlock()
@@ -130,7 +126,6 @@ func (s *Switch) Close() error {
 
 // read takes what comes into a port until that is unplugged.
 func (s *Switch) read(p *SwitchPort) {
-	luck := rand.New(rand.NewPCG(p.Config.Seed, 1))
 	buf := make([]byte, 1<<16)
 	for {
 		n, err := p.tap.Read(buf)
@@ -141,12 +136,9 @@ func (s *Switch) read(p *SwitchPort) {
 		if err != nil {
 			return
 		}
-		vlan, frame, ok := p.Config.enter(buf[:n])
+		config := p.now()
+		vlan, frame, ok := config.enter(buf[:n])
 		if !ok {
-			continue
-		}
-		if luck.Float64() < p.Config.Loss {
-			p.Lost.Add(1)
 			continue
 		}
 		s.forward(p, vlan, frame)
@@ -206,71 +198,9 @@ func (s *Switch) forward(from *SwitchPort, vlan uint16, frame []byte) {
 		if p == from {
 			continue
 		}
-		b, ok := p.Config.leave(vlan, frame)
-		if !ok {
-			continue
-		}
-		select {
-		case p.out <- leaving{b, time.Now().Add(p.Config.Delay)}:
-		default:
-			p.Lost.Add(1)
-		}
-	}
-}
-
-// write sends what leaves a port until that is unplugged.
-func (p *SwitchPort) write() {
-	luck := rand.New(rand.NewPCG(p.Config.Seed, 2))
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	wait := func(d time.Duration) (ended bool) {
-		timer.Reset(d)
-		select {
-		case <-p.done:
-			return true
-		case <-timer.C:
-			return false
-		}
-	}
-	send := func(b []byte) { _, _ = p.tap.Write(b) } // while the interface is down nobody hears
-	var held []byte
-	for {
-		var next leaving
-		var late <-chan time.Time
-		if held != nil {
-			timer.Reset(switchHold)
-			late = timer.C
-		}
-		select {
-		case <-p.done:
-			return
-		case <-late:
-			send(held)
-			held = nil
-			continue
-		case next = <-p.out:
-		}
-		if d := time.Until(next.due); d > 0 && wait(d) {
-			return
-		}
-		// Each frame draws three times, whatever becomes of it: the choice does not
-		// depend on what a neighbour's fate was.
-		lost, twice, later := luck.Float64() < p.Config.Loss, luck.Float64() < p.Config.Duplicate, luck.Float64() < p.Config.Reorder
-		switch {
-		case lost:
-			p.Lost.Add(1)
-			continue
-		case later && held == nil:
-			held = next.frame
-			continue
-		}
-		send(next.frame)
-		if twice {
-			send(next.frame)
-		}
-		if held != nil {
-			send(held)
-			held = nil
+		config := p.now()
+		if b, ok := config.leave(vlan, frame); ok {
+			p.flow(frame).send(b)
 		}
 	}
 }

@@ -130,12 +130,11 @@ func TestSwitchLearnsWhereACardIs(t *testing.T) {
 }
 
 // run sends count frames through a port and returns the numbers that came out.
-func (c PortConfig) run(t *testing.T, count int) (got []int) {
+func (i Impairment) run(t *testing.T, count int) (got []int) {
 	t.Helper()
 	var s Switch
 	defer s.Close()
-	c.Access = 1
-	in, out := plugEnd(t, &s, PortConfig{Access: 1}), plugEnd(t, &s, c)
+	in, out := plugEnd(t, &s, PortConfig{Access: 1}), plugEnd(t, &s, PortConfig{Access: 1, Impairment: i})
 	for i := range count {
 		in.send(switchFrame(255, 1, 0, i))
 		if i%64 == 63 { // no more than a socket holds
@@ -158,7 +157,7 @@ func (c PortConfig) run(t *testing.T, count int) (got []int) {
 
 func TestSwitchLosesDoublesAndReordersBySeed(t *testing.T) {
 	const count = 1000
-	bad := PortConfig{Loss: 0.1, Duplicate: 0.05, Reorder: 0.05, Seed: 7}
+	bad := Impairment{Loss: 0.1, Duplicate: 0.05, Reorder: 0.05, Seed: 7}
 	first := bad.run(t, count)
 	if second := bad.run(t, count); !slices.Equal(first, second) {
 		t.Error("the same seed chose other frames")
@@ -184,7 +183,7 @@ func TestSwitchLosesDoublesAndReordersBySeed(t *testing.T) {
 			t.Errorf("%d came twice, %d late; want about %d", twice, late, count/20)
 		}
 	}
-	if clean := (PortConfig{}).run(t, count); len(clean) != count || !slices.IsSorted(clean) {
+	if clean := (Impairment{}).run(t, count); len(clean) != count || !slices.IsSorted(clean) {
 		t.Errorf("a good port let %d of %d through", len(clean), count)
 	}
 }
@@ -193,7 +192,7 @@ func TestSwitchDelaysFrames(t *testing.T) {
 	var s Switch
 	defer s.Close()
 	const delay = 50 * time.Millisecond
-	in, out := plugEnd(t, &s, PortConfig{Access: 1}), plugEnd(t, &s, PortConfig{Access: 1, Delay: delay})
+	in, out := plugEnd(t, &s, PortConfig{Access: 1}), plugEnd(t, &s, PortConfig{Access: 1, Impairment: Impairment{Delay: delay}})
 	start := time.Now()
 	in.send(switchFrame(255, 1, 0, 1))
 	in.send(switchFrame(255, 1, 0, 2))

@@ -94,7 +94,11 @@ type labShape struct {
 // read gives the lab file and its text.
 func (l labShape) read() (testenv.LabFile, []byte, error) {
 	if l.file == "" {
-		return testenv.NewLabFile(l.racks, l.perRack, l.simulated)
+		lab, text, err := testenv.NewLabFile(l.racks, l.perRack, l.simulated)
+		if err != nil {
+			return lab, nil, codeError{fmt.Errorf("lab up %w", err), exitUsage}
+		}
+		return lab, text, nil
 	}
 	raw, err := os.ReadFile(l.file)
 	if errors.Is(err, os.ErrNotExist) {
@@ -132,6 +136,7 @@ has to be there:
   machines:                 # what differs from the rack
     r1u01: {kind: qemu, nics: 2, disks: [2GiB, {size: 1GiB, bus: nvme, discard: true}]}
     r2u07: {firmware: uefi-http, bmc: ipmi}
+    r2u08: {link: {loss: 0.05, delay: 20ms}}
   faults:                   # as lab fault --help names them
     r2u03: no-boot
     r2u04: [lose-boot, delay=2s]
@@ -140,7 +145,9 @@ has to be there:
 kind is qemu (the default) or simulated; firmware is bios, uefi, uefi-http, or u-boot (an arm64
 board, simulated alone); bmc is ipmi, redfish or none. Who says neither gets bios behind ipmi in odd
 units, uefi behind redfish in even ones. bootOrder is disk (the default) or network, which a gate
-(boot.every) needs. A disk of a QEMU machine is on ahci, virtio, nvme or scsi.`,
+(boot.every) needs. A disk of a QEMU machine is on ahci, virtio, nvme or scsi. link is the machine's
+cable, each way: what share of frames it loses, duplicates or reorders, how long it delays each, and
+which vlan the switch port behind it carries, tagged.`,
 		Example: "  sudo recast lab up\n  sudo recast lab up --os tiny --name second\n  sudo recast lab up --racks 4 --per-rack 48 --simulated\n  sudo recast lab up -f LAB.yaml",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {

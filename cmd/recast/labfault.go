@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ func (f *labFlags) ask(ctx context.Context, what string, ask testenv.LabAsk, out
 func faultHelp() string {
 	var b strings.Builder
 	for _, part := range []struct{ of, title string }{
-		{"machine", "Of the machine (all but no-link of simulated ones alone):"},
+		{"machine", "Of the machine:"}, {"link", "Of its network link:"},
 		{"bmc", "Of its BMC, Redfish or IPMI:"}, {"ipmi", "Of a BMC with IPMI:"}, {"redfish", "Of a BMC with Redfish:"},
 	} {
 		fmt.Fprintf(&b, "\n%s\n", part.title)
@@ -63,10 +64,11 @@ func newLabFault(f *labFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "fault [MACHINE[,MACHINE…] [FAULT[=VALUE]…]]", Short: "Make a machine of a lab go wrong, or end that",
 		Long: `Make machines of a lab, or their BMCs, go wrong: the faults are added to those that they have, and
-none ends those that they had. Without faults it shows what they have, without machines what all
+none ends those that they had; a link that LAB.yaml declares stays. Without faults it shows what
+they have, and what became of the frames on links that are no good ones; without machines, what all
 have. A LAB.yaml names the same faults; see lab up. The faults are:
 ` + faultHelp(),
-		Example: "  recast lab fault r1u03 no-boot\n  recast lab fault r1u04,r1u05 busy delay=2s --for 30s\n  recast lab fault r1u03 none",
+		Example: "  recast lab fault r1u03 no-boot\n  recast lab fault r1u04,r1u05 busy delay=2s --for 30s\n  recast lab fault r1u06 link-loss=0.15 link-delay=50ms\n  recast lab fault r1u03 none",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ask := testenv.LabAsk{For: length}
 			if len(args) > 0 {
@@ -88,9 +90,9 @@ have. A LAB.yaml names the same faults; see lab up. The faults are:
 				return err
 			}
 			return show(cmd.OutOrStdout(), output, has, func(w io.Writer, _ bool) {
-				lines := [][]string{{"MACHINE", "FAULTS"}}
+				lines := [][]string{{"MACHINE", "FAULTS", "LINK"}}
 				for _, h := range has {
-					lines = append(lines, []string{h.Machine, strings.Join(h.Faults, " ")})
+					lines = append(lines, []string{h.Machine, cmp.Or(strings.Join(h.Faults, " "), "-"), linkText(h.Link)})
 				}
 				rows(w, lines)
 			})
@@ -99,6 +101,14 @@ have. A LAB.yaml names the same faults; see lab up. The faults are:
 	cmd.Flags().DurationVar(&length, "for", 0, "end all faults of these machines after this time")
 	addOutput(cmd, &output)
 	return cmd
+}
+
+// linkText counts what became of the frames on a bad link.
+func linkText(c *testenv.FrameCount) string {
+	if c == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%d frames, %d lost, %d twice, %d late", c.Frames, c.Lost, c.Twice, c.Late)
 }
 
 func newLabReset(f *labFlags) *cobra.Command {
