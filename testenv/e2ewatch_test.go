@@ -33,8 +33,15 @@ type storyView struct {
 		Hold                     *struct{ Owner, Reason string }
 		Findings                 []string
 		Progress                 *struct{ Done, Total, Written int64 }
-		Moved                    *struct{ Fetched, Written int64 }
-		Gate                     *struct{ Step, Verdict string }
+		TPM                      *struct {
+			Quote *struct {
+				Nonce string
+				Log   inventory.Digest
+				PCRs  []inventory.PCR
+			}
+		}
+		Moved *struct{ Fetched, Written int64 }
+		Gate  *struct{ Step, Verdict string }
 	}
 }
 

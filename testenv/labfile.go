@@ -101,7 +101,7 @@ func ParseLabFile(name string, data []byte) (LabFile, error) {
 // says nothing.
 type labSpec struct {
 	kind, firmware, bmc string
-	bootOrder           string
+	bootOrder, tpm      string
 	nics                int
 	disks               []RackDisk
 	cable               *Cable
@@ -204,7 +204,7 @@ func (p *labParser) size(n *yaml.Node, at string) int64 {
 	return v
 }
 
-var labSpecFields = []string{"kind", "firmware", "bmc", "bootOrder", "nics", "disks", "link"}
+var labSpecFields = []string{"kind", "firmware", "bmc", "bootOrder", "tpm", "nics", "disks", "link"}
 
 // spec reads one of the fields that racks and machines share.
 func (p *labParser) spec(s *labSpec, key string, v *yaml.Node, at string) {
@@ -217,6 +217,8 @@ func (p *labParser) spec(s *labSpec, key string, v *yaml.Node, at string) {
 		s.kind = p.word(v, at, "qemu", "simulated")
 	case "bootOrder":
 		s.bootOrder = p.word(v, at, "disk", "network")
+	case "tpm":
+		s.tpm = p.word(v, at, "true", "false")
 	case "firmware":
 		s.firmware = p.word(v, at, string(SimBIOS), string(SimUEFI), string(SimHTTP), string(SimUBoot))
 	case "bmc":
@@ -441,6 +443,7 @@ func (p *labParser) machine(r labRack, name string, unit int) {
 		m.Cable = *c
 	}
 	m.NetworkFirst = cmp.Or(own.bootOrder, r.bootOrder) == "network"
+	m.TPM = cmp.Or(own.tpm, r.tpm) == "true"
 	if disks != nil {
 		m.Disks = slices.Clone(disks)
 	}

@@ -17,6 +17,9 @@ func labLine(m RackMachine) string {
 	if len(m.NICs) > 0 {
 		line += fmt.Sprintf(", %d nics", len(m.NICs))
 	}
+	if m.TPM {
+		line += ", tpm"
+	}
 	for _, d := range m.Disks {
 		line += fmt.Sprintf(", disk %d %s %t", d.Size>>20, d.Bus, d.Discard)
 	}
@@ -31,9 +34,10 @@ func TestLabFileSaysWhatALabIsMadeOf(t *testing.T) {
 os: tiny
 racks:
 - {name: r1, machines: 3}
-- {name: r2, machines: 3, kind: simulated, bmc: redfish, link: {delay: 5ms}}
+- {name: r2, machines: 3, kind: simulated, bmc: redfish, tpm: true, link: {delay: 5ms}}
 machines:
-  r1u02: {firmware: uefi-http, nics: 2, disks: [2GiB, {size: 1GiB, bus: nvme, discard: true}]}
+  r2u02: {tpm: false}
+  r1u02: {firmware: uefi-http, tpm: true, nics: 2, disks: [2GiB, {size: 1GiB, bus: nvme, discard: true}]}
   r1u03: {kind: simulated, bmc: none}
   r2u03: {firmware: u-boot, disks: [32MiB], link: {loss: 0.1, duplicate: 0.2, reorder: 0.3, vlan: 7}}
 faults:
@@ -48,11 +52,11 @@ rollout: {maxUnavailable: 25%, maxFailures: 2}
 	}
 	want := []string{
 		"r1u01 r1.1 qemu bios ipmi, disk 0 ahci false",
-		"r1u02 r1.2 qemu uefi http redfish, 2 nics, disk 2048  false, disk 1024 nvme true",
+		"r1u02 r1.2 qemu uefi http redfish, 2 nics, tpm, disk 2048  false, disk 1024 nvme true",
 		"r1u03 r1.3 simulated bios none",
-		"r2u01 r2.1 simulated bios redfish, link {{0 0 0 5ms 0} 0}",
+		"r2u01 r2.1 simulated bios redfish, tpm, link {{0 0 0 5ms 0} 0}",
 		"r2u02 r2.2 simulated uefi redfish, link {{0 0 0 5ms 0} 0}",
-		"r2u03 r2.3 simulated u-boot redfish, disk 32  false, link {{0.1 0.2 0.3 0s 0} 7}",
+		"r2u03 r2.3 simulated u-boot redfish, tpm, disk 32  false, link {{0.1 0.2 0.3 0s 0} 7}",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

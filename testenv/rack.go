@@ -320,7 +320,7 @@ func (r *Rack) addSimulated(_ context.Context, i int, m RackMachine) (err error)
 	firmware := SimFirmware(m.Firmware)
 	// Its BMC stands where those of the others do.
 	sim, err := NewSimulated(SimulatedOptions{Name: m.Name, Dir: dir, MAC: inventory.MAC(fmt.Sprintf("52:54:01:77:%02x:%02x", i>>8, i&0xff)),
-		UUID: rackUUID(i), Serial: rackSerial(i), UEFI: firmware.UEFI(), Disks: disks, Fill: rackFill, FillEnds: true, Wire: r.wire, Firmware: firmware, NetworkFirst: m.NetworkFirst,
+		UUID: rackUUID(i), Serial: rackSerial(i), UEFI: firmware.UEFI(), Disks: disks, Fill: rackFill, FillEnds: true, Wire: r.wire, Firmware: firmware, NetworkFirst: m.NetworkFirst, TPM: m.TPM,
 		Log: func(format string, args ...any) { r.Options.Log.Debug(fmt.Sprintf(format, args...)) }})
 	if err != nil {
 		return err
