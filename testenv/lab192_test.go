@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ var lab192Reasons = map[string]string{
 }
 
 // lab192Spec are deadlines that a test can wait for, on a host that has other work.
-const lab192Spec = "  attempts: 1\n  deadlines: {stopping: 20s, arming: 20s, powering: 20s, booting: 30s, claiming: 20s, inspecting: 20s, writing: 40s, verifying: 40s}\n  health: {deadline: 30s}\n"
+const lab192Spec = "  attempts: 1\n  deadlines: {stopping: 20s, arming: 20s, powering: 90s, booting: 30s, claiming: 20s, inspecting: 20s, writing: 40s, verifying: 40s}\n  health: {deadline: 30s}\n"
 
 func readLab192(t *testing.T) LabFile {
 	t.Helper()
@@ -80,7 +81,9 @@ func reimage192(t *testing.T, lab LabFile) {
 			s.recast("image", "add", img.Path)
 		}
 		s.declare(d)
+		full := s.fillBudget(192 / 4)
 		p := s.apply("--erase", strings.Join(names, ","))
+		full()
 		s.settled(p, nil, within)
 	})
 	s.sub("all are re-imaged, but those with faults", func() {
@@ -165,6 +168,64 @@ func (s *story) settled(p storyPlan, failed map[string]string, within time.Durat
 		case faulty && (v.Status.Phase != "failed" || !strings.Contains(v.Status.LastError, reason) || v.Status.NextAction == ""):
 			s.t.Errorf("%v; want it failed, for: %s", v, reason)
 		}
+	}
+}
+
+// fillBudget keeps every machine off whose BMC is told to switch it on, until as many are
+// as may be away, and no more: the BMCs count them, whatever the server says. Then it
+// lets them go.
+func (s *story) fillBudget(limit int) (full func()) {
+	s.t.Helper()
+	proceed := make(chan struct{})
+	var mu sync.Mutex
+	told := map[string]bool{}
+	hook := func(name string) func(string, bool) {
+		return func(verb string, executed bool) {
+			if verb == "power-on" && !executed {
+				mu.Lock()
+				told[name] = true
+				mu.Unlock()
+				<-proceed
+			}
+		}
+	}
+	for _, m := range s.Simulated {
+		m.front().OnRequest(hook(m.Options.Name))
+	}
+	var once sync.Once
+	release := func() {
+		once.Do(func() {
+			close(proceed)
+			for _, m := range s.Simulated {
+				m.front().OnRequest(nil)
+			}
+		})
+	}
+	s.t.Cleanup(release)
+	away := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(told)
+	}
+	return func() {
+		s.t.Helper()
+		// Whoever the server has begun with comes to this point; who comes to it though the
+		// server does not say so is counted as well.
+		s.until("as many machines are away as may be", time.Minute, func() bool {
+			n, begun := away(), 0
+			s.watch.mu.Lock()
+			defer s.watch.mu.Unlock()
+			for _, m := range s.Simulated {
+				if s.watch.views[m.Options.Name].Status.Phase == "deploying" {
+					begun++
+				}
+			}
+			return n >= limit && n >= begun
+		})
+		if n := away(); n != limit {
+			s.t.Errorf("%d machines are away at once, want %d", n, limit)
+		}
+		release()
 	}
 }
 
