@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -35,7 +38,8 @@ func debianRelease(t *testing.T, name string, packages *[]osPackage) OSImage {
 }
 
 // TestDebianReleasesMoveWhatChanged re-images a machine over releases of a real
-// distribution, each with a file system made from scratch, and back.
+// distribution, each with a file system made from scratch, and back. The disk was full
+// of something else, and after each re-image its root grows and is written to.
 func TestDebianReleasesMoveWhatChanged(t *testing.T) {
 	if os.Getenv("RECAST_LONG") == "" && !*freeze {
 		t.Skip("builds operating systems for minutes: only where RECAST_LONG is set")
@@ -86,6 +90,48 @@ func TestDebianReleasesMoveWhatChanged(t *testing.T) {
 			t.Errorf("%s: more than %d %% was fetched", step.to, step.share)
 		}
 		checkImageFile(t, m.Disks[0], img.Path)
+		simMust(t, m.PowerOff(t.Context()))
+		debianLives(t, m.Disks[0])
+		simMust(t, m.PowerOn(t.Context()))
+		s.awaitActive(m.Options.Name, time.Minute)
+	}
+}
+
+// debianLives does to a disk what the first start of its system would: the root grows
+// to the disk's end, and files are written.
+func debianLives(t *testing.T, d *SimDisk) {
+	t.Helper()
+	root := simGrow(t, d, osDebianName)
+	dir := t.TempDir()
+	file, fs := filepath.Join(dir, "drift"), filepath.Join(dir, "root") // resize2fs cuts off what stands behind
+	b := make([]byte, 24*osMiB)
+	rand.NewChaCha8([32]byte{9}).Read(b)
+	simMust(t, os.WriteFile(file, b, 0o600))
+	disk, err := os.OpenFile(d.Path, os.O_RDWR, 0)
+	simMust(t, err)
+	defer disk.Close()
+	out, err := os.Create(fs)
+	simMust(t, err)
+	defer out.Close()
+	_, err = io.Copy(out, io.NewSectionReader(disk, root.Start, root.End-root.Start))
+	simMust(t, err)
+	defer func() {
+		_, err := out.Seek(0, io.SeekStart)
+		simMust(t, err)
+		n, err := io.Copy(io.NewOffsetWriter(disk, root.Start), io.LimitReader(out, root.End-root.Start))
+		simMust(t, err)
+		t.Logf("its root has %d MiB now", n/osMiB)
+	}()
+	for _, command := range [][]string{
+		{"e2fsck", "-f", "-y", fs},
+		{"resize2fs", fs},
+		{"debugfs", "-w", "-R", "write " + file + " var/drift", fs},
+	} {
+		out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput()
+		var exit *exec.ExitError
+		if err != nil && !(command[0] == "e2fsck" && errors.As(err, &exit) && exit.ExitCode() == 1) { // 1: it wrote something
+			t.Fatalf("%q: %v: %s", command, err, out)
+		}
 	}
 }
 
