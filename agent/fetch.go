@@ -46,8 +46,9 @@ type source struct {
 	image inventory.JobImage
 	// wait is the pause after the n-th failure in a row.
 	wait func(n int) time.Duration
-	// alive ends the retries: the lease.
+	// alive ends the retries: the lease. So do tries, unless they are 0.
 	alive func() error
+	tries int
 	// fetched counts the bytes that came over the wire.
 	fetched func(n int64)
 }
@@ -101,6 +102,9 @@ func (s *source) open(ctx context.Context, try int, file inventory.Digest, off, 
 // when there is none. A refusal counts only after every URL has refused twice.
 func (s *source) again(ctx context.Context, n int, cause error) error {
 	if final(cause) && n >= 2*len(s.image.URLs) || len(s.image.URLs) == 0 {
+		return cause
+	}
+	if s.tries > 0 && n >= s.tries {
 		return cause
 	}
 	if err := s.alive(); err != nil {

@@ -38,13 +38,13 @@ func TestGateIsDeclaredWithItsDefaults(t *testing.T) {
 
 func TestGateThatCannotBeIsRefused(t *testing.T) {
 	for boot, want := range map[string]string{
-		"every: gate, repairLimit: 1MiB":                                              "spec.boot.repairLimit: with onMismatch: hold nothing is written",
-		"every: gate, onMismatch: repair, repairLimit: 1":                             "spec.boot.repairLimit: want text",
-		"every: gate, handover: kexec":                                                "spec.boot.handover: image \"debian-12\" does not say what its kernel is; name it in the image's boot, or want reboot",
-		"every: gate, handover: jump":                                                 "spec.boot.handover",
-		"every: gate, onMismatch: shrug":                                              "spec.boot.onMismatch",
-		"every: gate}\n  identity: {minimum: L1}\n  # {":                              "spec.identity.minimum: a gate's boots come from the network",
-		"every: gate}\n  evidence: {minimum: enforced}\n  # { ":                       "spec.evidence.minimum: nothing keeps a machine that does not reach recast from starting its disk unproved, so that nothing is enforced; set boot: {every: gate, onServerDown: refuse}",
+		"every: gate, repairLimit: 1MiB":                        "spec.boot.repairLimit: with onMismatch: hold nothing is written",
+		"every: gate, onMismatch: repair, repairLimit: 1":       "spec.boot.repairLimit: want text",
+		"every: gate, handover: kexec":                          "spec.boot.handover: image \"debian-12\" does not say what its kernel is; name it in the image's boot, or want reboot",
+		"every: gate, handover: jump":                           "spec.boot.handover",
+		"every: gate, onMismatch: shrug":                        "spec.boot.onMismatch",
+		"every: gate}\n  identity: {minimum: L1}\n  # {":        "spec.identity.minimum: a gate's boots come from the network",
+		"every: gate}\n  evidence: {minimum: enforced}\n  # { ": "spec.evidence.minimum: nothing keeps a machine that does not reach recast from starting its disk unproved, so that nothing is enforced; set boot: {every: gate, onServerDown: refuse}",
 	} {
 		doc := gateRack(t, boot)
 		if strings.Contains(boot, "evidence") {

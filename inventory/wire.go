@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
@@ -211,6 +212,9 @@ type Job struct {
 	// end of the disk as its own partition; nil for none.
 	Config *JobConfig `json:"config,omitempty"`
 	Wipe   WipeMode   `json:"wipe"`
+	// Proof is the pack.Proof of Regions, as JSON: with it a disk is proved without a byte
+	// of Image; nil where it would be too long.
+	Proof json.RawMessage `json:"proof,omitempty"`
 	// EFI is the boot entry to create on a UEFI machine; ignored under BIOS. A gate's job
 	// has it where the boot order is to lead to the network alone.
 	EFI *EFIEntry `json:"efi,omitempty"`

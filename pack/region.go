@@ -122,11 +122,13 @@ type Piece struct {
 }
 
 // Pieces of the region [start, end) of the image, in order.
-func (m *Manifest) Pieces(start, end int64) []Piece {
+func (m *Manifest) Pieces(start, end int64) []Piece { return pieces(m.Size, start, end) }
+
+func pieces(size, start, end int64) []Piece {
 	var out []Piece
-	for i := int(start / ChunkSize); i < len(m.Chunks) && m.ChunkOffset(i) < end; i++ {
-		off, to := m.ChunkOffset(i), m.ChunkOffset(i)+int64(m.ChunkLen(i))
-		p := Piece{Chunk: i, Start: max(start, off), End: min(end, to)}
+	for i := start / ChunkSize; i*ChunkSize < min(end, size); i++ {
+		off, to := i*ChunkSize, min((i+1)*ChunkSize, size)
+		p := Piece{Chunk: int(i), Start: max(start, off), End: min(end, to)}
 		if p.Whole = p.Start == off && p.End == to; p.Start < p.End {
 			out = append(out, p)
 		}

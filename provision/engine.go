@@ -85,6 +85,7 @@ type Engine struct {
 	// reads what is applied and writes rollouts.
 	applyMu sync.Mutex
 	gateMu  sync.Mutex // over counting repairs and recording one
+	proofs  proofs
 	kernels kernels
 	swept   bool // every candidate is named by a plan; applyMu guards it
 	// rests are the rollouts in which no machine waits, with what moved counted when

@@ -146,3 +146,64 @@ func TestGateUnderSecureBoot(t *testing.T) {
 		t.Error("no repair is on the timeline")
 	}
 }
+
+// TestServerAwayOnRealFirmware: a machine whose gate may be passed by starts its disk
+// without the server, and it shows; one whose gate refuses starts over until the server
+// is back.
+func TestServerAwayOnRealFirmware(t *testing.T) {
+	if os.Getenv("RECAST_LONG") == "" {
+		t.Skip("boots machines for minutes: only where RECAST_LONG is set")
+	}
+	t.Run("lastGood", func(t *testing.T) {
+		s := newStory(t, storySetup{Takes: 8 * time.Minute, Machines: []RackMachine{{Name: "bios", Firmware: FirmwareBIOS, BMC: BMCIPMI, NetworkFirst: true}}})
+		s.gated("bios", "lastGood", "read-back")
+		here, starts := s.here("bios"), time.Now()
+		s.server.Kill()
+		s.must(s.Node("bios").PowerOff(t.Context()))
+		s.must(s.Node("bios").PowerOn(t.Context()))
+		s.says("bios", here, storyBooted, 4*time.Minute)
+		s.serve()
+		v := s.await("bios", "known as unverified", 3*time.Minute, func(v storyView) bool { return s.count("bios", starts, "the system reports generation") == 1 })
+		if out := s.recast("get", "machines"); !strings.Contains(out, "unverified, reported") {
+			t.Errorf("%v: %s", v, out)
+		}
+		if out := s.recast("describe", "machine", "bios"); !strings.Contains(out, "its last start was not proved") {
+			t.Errorf("it does not say so: %s", out)
+		}
+	})
+	t.Run("refuse", func(t *testing.T) {
+		s := newStory(t, storySetup{Takes: 20 * time.Minute, Machines: []RackMachine{{Name: "uefi", Firmware: FirmwareUEFI, BMC: BMCRedfish, NetworkOnly: true}}})
+		s.gated("uefi", "refuse", "enforced")
+		here, starts := s.here("uefi"), time.Now()
+		s.server.Kill()
+		s.must(s.Node("uefi").PowerOff(t.Context()))
+		s.must(s.Node("uefi").PowerOn(t.Context()))
+		s.until("it has started over twice", 10*time.Minute, func() bool {
+			return strings.Count(s.console("uefi", here), "this machine does not start without it") >= 2
+		})
+		if text := s.console("uefi", here); strings.Contains(text, storyBooted) {
+			t.Errorf("it started its disk:\n%s", text)
+		}
+		s.serve()
+		s.until("it reports itself", 8*time.Minute, func() bool { return s.count("uefi", starts, "the system reports generation") == 1 })
+		if text := s.console("uefi", here); strings.Count(text, storyBooted) != 1 {
+			t.Errorf("its system started %d times", strings.Count(text, storyBooted))
+		}
+		if out := s.recast("get", "machines"); !strings.Contains(out, "enforced, ") {
+			t.Errorf("%s", out)
+		}
+	})
+}
+
+// gated deploys a machine for a gate, and awaits it in sync.
+func (s *story) gated(name, onServerDown, minimum string) {
+	s.t.Helper()
+	img := s.image("gate")
+	s.ready(img)
+	s.declare(RackDeclare{Image: img.Digest, UserData: storyWord("gate"), Immutable: "[1, 2]", MaxFailures: "100%",
+		Spec: "  boot: {every: gate, onMismatch: hold, onServerDown: " + onServerDown + "}\n  evidence: {minimum: " + minimum + "}\n"})
+	s.active(s.apply("--erase", name), 10*time.Minute)
+}
+
+// storyBooted begins what an installed system says of itself on its console.
+const storyBooted = "recast-tiny: machine="

@@ -74,13 +74,16 @@ type QEMU struct {
 	TPM        bool // a TPM 2.0, which keeps its secrets
 	// NetworkFirst is a boot order with the network before the disks.
 	NetworkFirst bool
-	MemoryMB     int // 0: 1024
-	CPUs         int // 0: 1
-	Disks        []QEMUDisk
-	NICs         []QEMUNIC
-	Drive        bool   // a CD drive, empty at first, for virtual media
-	UUID         string // SMBIOS
-	Serial       string // SMBIOS
+	// NetworkOnly leaves the disks out of it: OVMF puts what QEMU names in front of what
+	// its boot order has, at each start.
+	NetworkOnly bool
+	MemoryMB    int // 0: 1024
+	CPUs        int // 0: 1
+	Disks       []QEMUDisk
+	NICs        []QEMUNIC
+	Drive       bool   // a CD drive, empty at first, for virtual media
+	UUID        string // SMBIOS
+	Serial      string // SMBIOS
 	// Dir holds the console's log and socket, the firmware's variables and
 	// QEMU's own messages. It must exist.
 	Dir string
@@ -337,7 +340,7 @@ func (m *QEMU) start(ctx context.Context, boot BootDevice) (*qemuRun, error) {
 	}
 	order := m.order(boot)
 	for i := range m.Disks {
-		run.index[qemuDiskID(i)] = qemuDiskIndex(i, order)
+		run.index[qemuDiskID(i)] = m.diskIndex(i, order)
 	}
 	for i := range m.NICs {
 		run.index[qemuNICID(i)] = m.nicIndex(i, order)

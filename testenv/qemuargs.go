@@ -102,7 +102,7 @@ func (m *QEMU) args(boot BootDevice) ([]string, error) {
 		if m.faults.diskGone {
 			break
 		}
-		disk, err := qemuDiskArgs(i, d, qemuDiskIndex(i, boot), m.shown(i))
+		disk, err := qemuDiskArgs(i, d, m.diskIndex(i, boot), m.shown(i))
 		if err != nil {
 			return nil, err
 		}

@@ -98,7 +98,7 @@ func (m *QEMU) setBootIndexes(ctx context.Context, run *qemuRun, boot BootDevice
 		if run.gone {
 			break
 		}
-		if err := set(qemuDiskID(i), qemuDiskIndex(i, boot)); err != nil {
+		if err := set(qemuDiskID(i), m.diskIndex(i, boot)); err != nil {
 			return err
 		}
 	}
@@ -116,9 +116,12 @@ func (m *QEMU) setBootIndexes(ctx context.Context, run *qemuRun, boot BootDevice
 	return nil
 }
 
-func qemuDiskIndex(i int, boot BootDevice) int {
+func (m *QEMU) diskIndex(i int, boot BootDevice) int {
 	if boot == BootDisk {
 		return 20 + i // before 50 anyway; the first disk is the first
+	}
+	if m.NetworkOnly {
+		return -1
 	}
 	return 50 + i
 }
@@ -127,7 +130,7 @@ func (m *QEMU) nicIndex(i int, boot BootDevice) int {
 	if boot == BootPXE || boot == BootHTTP {
 		return 1 + i
 	}
-	if m.NetworkFirst {
+	if m.NetworkFirst || m.NetworkOnly {
 		return 30 + i // behind a disk that was asked for, before all others
 	}
 	return 100 + i

@@ -283,21 +283,26 @@ func TestAFlippedBitAtRestFailsByNameAndMendingRedeploys(t *testing.T) {
 // simWire stands between the machines and the server's boot listener and may
 // spoil what goes by.
 func simWire(t *testing.T, spoil func(path string, body []byte)) func(*simServer) {
+	return simProxy(t, func(r *http.Response) error {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return err
+		}
+		spoil(r.Request.URL.Path, body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		return nil
+	})
+}
+
+// simProxy is a simWire that may change whole answers; an error is a 502.
+func simProxy(t *testing.T, change func(*http.Response) error) func(*simServer) {
 	return func(s *simServer) {
 		_, port, err := net.SplitHostPort(s.boot)
 		simMust(t, err)
 		s.listen = net.JoinHostPort("127.0.0.2", port) // the server names itself 127.0.0.1
 		proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.listen})
 		proxy.ErrorLog = log.New(io.Discard, "", 0)
-		proxy.ModifyResponse = func(r *http.Response) error {
-			body, err := io.ReadAll(r.Body)
-			if err != nil {
-				return err
-			}
-			spoil(r.Request.URL.Path, body)
-			r.Body = io.NopCloser(bytes.NewReader(body))
-			return nil
-		}
+		proxy.ModifyResponse = change
 		l, err := net.Listen("tcp4", s.boot)
 		simMust(t, err)
 		server := &http.Server{Handler: proxy}
