@@ -62,11 +62,11 @@ func (j *writer) walk(ctx context.Context, work chan<- func(*frameBuffer) error,
 			n++
 		}
 		var chunk *[pack.ChunkSize]byte
-		whole := true
+		var have gathered
 		if d == pack.Elsewhere {
 			chunk = buffers.Get().(*[pack.ChunkSize]byte)
 			var err error
-			if whole, err = j.gather(ctx, i, chunk[:j.manifest.ChunkLen(i)], news); err != nil {
+			if have, err = j.gather(ctx, i, chunk[:j.manifest.ChunkLen(i)], news); err != nil {
 				return err
 			}
 		}
@@ -91,7 +91,7 @@ func (j *writer) walk(ctx context.Context, work chan<- func(*frameBuffer) error,
 		case pack.Elsewhere:
 			work <- func(buf *frameBuffer) error {
 				defer buffers.Put(chunk)
-				return j.settle(ctx, i, chunk[:j.manifest.ChunkLen(i)], whole, buf)
+				return j.settle(ctx, i, chunk[:j.manifest.ChunkLen(i)], have, buf)
 			}
 		default:
 			work <- func(*frameBuffer) error { return j.put(ctx, i, nil, nil) }
@@ -103,8 +103,8 @@ func (j *writer) walk(ctx context.Context, work chan<- func(*frameBuffer) error,
 // settle writes a chunk that was put together from blocks, if it is the image's;
 // else the disk or the difference were not what they were taken for, and the
 // whole chunk is fetched.
-func (j *writer) settle(ctx context.Context, i int, chunk []byte, whole bool, buf *frameBuffer) error {
-	if whole && pack.Decide(j.manifest, nil, i, chunk) == pack.Right {
+func (j *writer) settle(ctx context.Context, i int, chunk []byte, have gathered, buf *frameBuffer) error {
+	if have == proved || have == whole && pack.Decide(j.manifest, nil, i, chunk) == pack.Right {
 		return j.put(ctx, i, chunk, j.plan.Wrong(i))
 	}
 	return j.source.span(ctx, imageFrames(j.manifest), span{i}, buf, func(i int, data []byte) error {
@@ -135,11 +135,19 @@ func (j *writer) put(ctx context.Context, i int, data []byte, parts []pack.Regio
 	return nil
 }
 
-// gather fills chunk from this disk and the difference. whole is false where the
-// difference could not be had.
-func (j *writer) gather(ctx context.Context, i int, chunk []byte, news *news) (whole bool, err error) {
+// gathered is how a chunk was put together.
+type gathered uint8
+
+const (
+	holes  gathered = iota // the difference could not be had
+	whole                  // of blocks that may have changed since they were hashed
+	proved                 // of the very bytes that were, which nothing but the read back need hash again
+)
+
+// gather fills chunk from this disk and the difference.
+func (j *writer) gather(ctx context.Context, i int, chunk []byte, news *news) (gathered, error) {
 	var reads, aside []piece
-	whole = true
+	have := proved
 	for b, from := range j.plan.Blocks(i) {
 		to := chunk[b*pack.BlockSize : min((b+1)*pack.BlockSize, len(chunk))]
 		switch from.Decision {
@@ -148,16 +156,22 @@ func (j *writer) gather(ctx context.Context, i int, chunk []byte, news *news) (w
 		case pack.Right, pack.Elsewhere:
 			reads = join(reads, piece{int64(from.At) * pack.BlockSize, to})
 		case pack.Kept:
-			if have, off := j.moved.get(int(from.At)); have != nil {
-				copy(to, have)
+			if b, off := j.moved.get(int(from.At)); b != nil {
+				copy(to, b)
 			} else {
 				aside = join(aside, piece{off, to})
 			}
 		case pack.Fetch:
-			whole = news.copy(int(from.At), to) && whole
+			if !news.copy(int(from.At), to) {
+				have = holes
+			}
 		}
 	}
-	return whole, readPieces(ctx, j.Disk, append(j.recall(reads), aside...))
+	again := append(j.recall(reads), aside...)
+	if (len(again) > 0 || j.moved.again) && have == proved {
+		have = whole
+	}
+	return have, readPieces(ctx, j.Disk, again)
 }
 
 // recall fills what was seen when the disk was compared, and returns the rest.
@@ -223,6 +237,7 @@ type moved struct {
 	memory int
 	disk   region
 	blocks [][]byte // by slot
+	again  bool     // some were read a second time
 }
 
 // get gives the block in a slot, or its place on the disk.
@@ -240,7 +255,9 @@ func (v *moved) keep(ctx context.Context, j *writer, blocks []pack.Keep) error {
 	}
 	first, last := int64(blocks[0].From), int64(blocks[len(blocks)-1].From)
 	have := make([]byte, (last+1-first)*pack.BlockSize)
-	if err := readPieces(ctx, j.Disk, j.recall([]piece{{first * pack.BlockSize, have}})); err != nil {
+	again := j.recall([]piece{{first * pack.BlockSize, have}})
+	v.again = v.again || len(again) > 0
+	if err := readPieces(ctx, j.Disk, again); err != nil {
 		return err
 	}
 	var out []piece // to the disk; in slots that follow each other
