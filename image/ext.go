@@ -162,7 +162,8 @@ func (v *ext) extents(n node) ([]inventory.Extent, error) {
 		return v.mapped(n)
 	}
 	var list []extLeaf
-	if err := v.tree(n.raw[0x28:0x64], 5, &list); err != nil {
+	nodes := 0
+	if err := v.tree(n.raw[0x28:0x64], 5, &list, &nodes); err != nil {
 		return nil, err
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].logical < list[j].logical })
@@ -198,8 +199,9 @@ type extLeaf struct {
 	unwritten              bool
 }
 
-// tree reads one node of an extent tree, and those below it.
-func (v *ext) tree(b []byte, depth int, list *[]extLeaf) error {
+// tree reads one node of an extent tree, and those below it. Nodes without leaves that
+// share those below them would be billions of reads, so that nodes are counted too.
+func (v *ext) tree(b []byte, depth int, list *[]extLeaf, nodes *int) error {
 	le := binary.LittleEndian
 	n, level := int(le.Uint16(b[2:])), int(le.Uint16(b[6:]))
 	if le.Uint16(b) != 0xf30a || 12+12*n > len(b) || level > depth {
@@ -225,11 +227,14 @@ func (v *ext) tree(b []byte, depth int, list *[]extLeaf) error {
 		if at <= 0 || at >= v.blocks {
 			return errors.New("its extents are damaged")
 		}
+		if *nodes++; *nodes > 16*maxExtents {
+			return errors.New("it lies in too many pieces")
+		}
 		below := make([]byte, v.block)
 		if _, err := v.r.ReadAt(below, at*v.block); err != nil {
 			return err
 		}
-		if err := v.tree(below, level-1, list); err != nil {
+		if err := v.tree(below, level-1, list, nodes); err != nil {
 			return err
 		}
 	}

@@ -141,7 +141,7 @@ func (v *fatVolume) entry(f node, name string) (node, error) {
 			continue
 		}
 		if e[11]&0x3f == 0x0f { // a part of a long name, the last one first
-			if e[0]&0x40 != 0 {
+			if e[0]&0x40 != 0 || len(long) >= 20*13 { // no name has more parts
 				long = nil
 			}
 			var part []uint16

@@ -66,7 +66,7 @@ func openVolume(r io.ReaderAt, size int64) (volume, error) {
 		return len(head) >= off+len(magic) && string(head[off:off+len(magic)]) == magic
 	}
 	switch {
-	case at(1080, "\x53\xef"):
+	case len(head) >= 2048 && at(1080, "\x53\xef"):
 		return openExt(r, size, head[1024:2048])
 	case at(0, "XFSB"):
 		return nil, errors.New("it holds XFS, and recast finds files in ext2, ext3, ext4 and FAT")

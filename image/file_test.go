@@ -2,8 +2,11 @@ package image
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -53,7 +56,7 @@ func fileTree(t *testing.T) (dir string, kernel []byte) {
 }
 
 // fileVolume makes a volume with a program and gives it as a part of an image.
-func fileVolume(t *testing.T, size int64, program string, args ...string) []byte {
+func fileVolume(t testing.TB, size int64, program string, args ...string) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "volume")
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
@@ -195,6 +198,124 @@ func TestWhatHoldsNoFilesIsNamed(t *testing.T) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
+}
+
+// reads counts, and refuses more than a file that is there can need.
+type reads struct {
+	r    io.ReaderAt
+	left int
+}
+
+func (r *reads) ReadAt(b []byte, off int64) (int, error) {
+	if r.left--; r.left < 0 {
+		return 0, errors.New("the test's reader is used up")
+	}
+	return r.r.ReadAt(b, off)
+}
+
+// Four levels of index nodes, each of whose entries names the same node below, and a
+// leaf without an extent: 340 to the fourth reads, of five blocks.
+func TestAnExtentTreeThatSharesItsNodesIsRefused(t *testing.T) {
+	const block = 4096
+	le := binary.LittleEndian
+	b := make([]byte, 8*block)
+	fill := func(at []byte, level, below int) {
+		n := (len(at) - 12) / 12
+		le.PutUint16(at, 0xf30a)
+		le.PutUint16(at[6:], uint16(level))
+		if level == 0 {
+			return
+		}
+		le.PutUint16(at[2:], uint16(n))
+		for i := range n {
+			le.PutUint32(at[12+12*i+4:], uint32(below))
+		}
+	}
+	for level := range 5 {
+		fill(b[(level+1)*block:][:block], level, level)
+	}
+	root := make([]byte, 60)
+	fill(root, 5, 5)
+	v := &ext{r: &reads{bytes.NewReader(b), 1 << 20}, block: block, blocks: 8}
+	raw := make([]byte, 128)
+	le.PutUint32(raw[0x20:], extInodeExtents)
+	copy(raw[0x28:], root)
+	if _, err := v.extents(node{kind: nodeFile, size: block, raw: raw}); err == nil || !strings.Contains(err.Error(), "too many pieces") {
+		t.Errorf("%v", err)
+	}
+}
+
+// A partition of three sectors has room for the magic number, and for no superblock.
+func TestAVolumeThatEndsInItsSuperblockIsNone(t *testing.T) {
+	for _, size := range []int{512, 1082, 1536, 2047} {
+		b := make([]byte, size)
+		if size > 1080 {
+			copy(b[1080:], "\x53\xef")
+		}
+		if _, err := findFile(bytes.NewReader(b), 0, int64(size), "/vmlinuz"); err == nil || !strings.Contains(err.Error(), "no file system") {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
+
+func TestAFATNameHasTwentyPartsAtTheMost(t *testing.T) {
+	for parts, want := range map[int]error{20: nil, 21: fs.ErrNotExist} {
+		b := make([]byte, 32*(parts+1))
+		for i := range parts {
+			e := b[32*i:]
+			e[0], e[11] = 1, 0x0f
+			for _, at := range []int{1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30} {
+				e[at] = 'a'
+			}
+		}
+		e := b[32*parts:]
+		copy(e, "KERNEL  IMG")
+		e[26] = 2
+		v := &fatVolume{r: bytes.NewReader(b), bits: 16, cluster: 512, clusters: 1, rootSize: int64(len(b))}
+		root, err := v.root()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.entry(root, strings.Repeat("a", 13*parts)); !errors.Is(err, want) {
+			t.Errorf("%d parts: %v, want %v", parts, err, want)
+		}
+	}
+}
+
+// What is found of any volume lies in it, and to look for it ends.
+func FuzzFindFile(f *testing.F) {
+	dir := f.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "vmlinuz"), bytes.Repeat([]byte("kernel"), 500), 0o644); err != nil {
+		f.Fatal(err)
+	}
+	for _, kind := range []string{"ext2", "ext4"} {
+		f.Add(fileVolume(f, 256<<10, "mke2fs", "-q", "-F", "-t", kind, "-O", "^has_journal", "-b", "1024", "-N", "16", "-d", dir, "VOLUME")[fileAt:])
+	}
+	f.Add(fileVolume(f, 64<<10, "mkfs.vfat", "-F", "12", "VOLUME")[fileAt:])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		v, err := openVolume(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			return
+		}
+		n, err := walk(v, "/vmlinuz")
+		if err != nil || n.kind != nodeFile || n.size > maxFile {
+			return
+		}
+		list, err := cut(v, n)
+		if err != nil {
+			return
+		}
+		left := n.size
+		for _, e := range list {
+			left -= e.Length
+			if e.Length <= 0 || e.Start != inventory.ZeroExtent && (e.Start < 0 || e.Start+e.Length > int64(len(b))) {
+				t.Errorf("a piece at %d of %d bytes, the volume has %d", e.Start, e.Length, len(b))
+			}
+		}
+		if left != 0 {
+			t.Errorf("%d bytes have no piece", left)
+		}
+	})
 }
 
 // Whatever stands on a volume, looking for a file ends, and what it gives lies in it.
