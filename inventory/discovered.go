@@ -13,6 +13,9 @@ var (
 	noUUID   = regexp.MustCompile(`^(0{8}-(0{4}-){3}0{12}|f{8}-(f{4}-){3}f{12}|03000200-0400-0500-0006-000700080009)$`)
 )
 
+// UsableSerial is false for the values that many boards share, which therefore name none.
+func UsableSerial(s string) bool { return s != "" && !noSerial.MatchString(s) }
+
 // YAMLFor is the document that declares a discovered machine, to be named and
 // completed by a person. The interface it booted from comes first and is put on
 // the network, where one is given. Everything in facts came from the machine
@@ -30,7 +33,7 @@ func YAMLFor(facts Facts, network ...string) string {
 	if mode := Firmware(facts.Boot.Mode); mode == BIOS || mode == UEFI {
 		fmt.Fprintf(&b, "  firmware: %s\n", mode)
 	}
-	if serial := strings.TrimSpace(facts.SystemVendor.SerialNumber); badSerial(serial) == "" && !noSerial.MatchString(serial) {
+	if serial := strings.TrimSpace(facts.SystemVendor.SerialNumber); badSerial(serial) == "" && UsableSerial(serial) {
 		fmt.Fprintf(&b, "  serial: %q\n", serial)
 	}
 	if uuid := strings.ToLower(facts.SystemVendor.UUID); uuidGrammar.MatchString(uuid) && !noUUID.MatchString(uuid) {
@@ -89,7 +92,7 @@ func notEthernet(m MAC) bool {
 }
 
 func nameFor(facts Facts, macs []MAC) string {
-	if serial := strings.TrimSpace(facts.SystemVendor.SerialNumber); serial != "" && !noSerial.MatchString(serial) {
+	if serial := strings.TrimSpace(facts.SystemVendor.SerialNumber); UsableSerial(serial) {
 		name := strings.Trim(notNameRune.ReplaceAllString(strings.ToLower(serial), "-"), "-")
 		if nameGrammar.MatchString(name) {
 			return name

@@ -25,7 +25,15 @@ type Board struct {
 }
 
 func boardOf(id bmc.Identity, url string) Board {
-	return Board{UUID: id.UUID, Serial: id.Serial, BMC: id.BMC.UUID, URL: url}
+	return Board{UUID: id.UUID, Serial: id.Serial, BMC: id.BMC.UUID, URL: url}.usable()
+}
+
+// usable leaves out a serial that many boards have, since it names none of them.
+func (b Board) usable() Board {
+	if !inventory.UsableSerial(b.Serial) {
+		b.Serial = ""
+	}
+	return b
 }
 
 // named tells whether anything in it names the board.
@@ -150,6 +158,7 @@ func (s State) boardQuestion(declared, now Board, owner boardOwner) boardQuestio
 	if !usableUUID(q.Agent.UUID) {
 		q.Agent.UUID = ""
 	}
+	q.Agent, q.Declared = q.Agent.usable(), q.Declared.usable()
 	return q
 }
 

@@ -362,3 +362,23 @@ func TestAnEnrolmentRecordsTheBoardAndWhoSaidSo(t *testing.T) {
 		t.Errorf("after the operator's word: %q", got)
 	}
 }
+
+// What a vendor leaves where a serial should be is the same on all its boards: two that
+// say it are not one for that, neither to a power off nor to identity L1.
+func TestASerialThatManyBoardsHaveNamesNone(t *testing.T) {
+	const none = "0123456789"
+	now := boardOf(bmc.Identity{UUID: testUUID(2), Serial: none}, "ipmi://1")
+	var s State
+	s.Status.Facts = &inventory.Facts{SystemVendor: inventory.SystemVendor{UUID: testUUID(1), SerialNumber: none}}
+	for name, declared := range map[string]Board{"said": {}, "declared": {Serial: none}} {
+		if why := s.boardQuestion(declared, now, boardOwner{}).wrong(); !strings.Contains(why, "the BMC is on another board") {
+			t.Errorf("%s: %q", name, why)
+		}
+	}
+	if is, _ := identityOf(&Intent{Via: inventory.BootHTTP, Board: &now}, testUUID(1), none); is != inventory.L0 {
+		t.Errorf("identity %s by a serial that names no board", is)
+	}
+	if known := boardOf(bmc.Identity{Serial: none}, "ipmi://1"); known.named() || known.shares(known) {
+		t.Errorf("%+v is a board of its own", known)
+	}
+}
