@@ -120,7 +120,9 @@ func (a *Agent) Run(ctx context.Context) (Outcome, error) {
 	defer s.images.CloseIdleConnections()
 	defer func() {
 		if s.chip != nil {
-			s.chip.Close()
+			if err := s.chip.Close(); err != nil {
+				a.Log("close the TPM: %v", err)
+			}
 		}
 	}()
 

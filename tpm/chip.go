@@ -31,6 +31,8 @@ type Chip struct {
 	tpm *attest.TPM
 	ek  attest.EK
 	ak  *attest.AK
+	// ended: GenerationPCR was extended by ended.
+	ended bool
 }
 
 // channel is how the library wants a TPM that it did not open itself.
@@ -64,10 +66,23 @@ func On(rw io.ReadWriteCloser, log func() ([]byte, error)) (*Chip, error) {
 	return c, nil
 }
 
-// Close lets go of the TPM and of the key that was loaded.
+// Close lets go of the TPM and of the key that was loaded, so that nobody gets another
+// quote in this boot.
 func (c *Chip) Close() error {
+	err := c.end()
 	c.drop()
-	return c.tpm.Close()
+	return errors.Join(err, c.tpm.Close())
+}
+
+func (c *Chip) end() error {
+	if c.ended {
+		return nil
+	}
+	if err := tpm2.PCRExtend(c.rw, GenerationPCR, tpm2.AlgSHA256, ended[:], ""); err != nil {
+		return fmt.Errorf("extend PCR %d: %w", GenerationPCR, err)
+	}
+	c.ended = true
+	return nil
 }
 
 func (c *Chip) drop() {
@@ -170,7 +185,7 @@ func (c *Chip) Answer(credential, secret []byte) ([]byte, error) {
 }
 
 // Quote extends GenerationPCR by the generation, and has the TPM sign what is in the
-// registers, for this nonce.
+// registers, for this nonce. There is one in a boot.
 func (c *Chip) Quote(nonce []byte, generation inventory.Digest) (inventory.TPMQuote, error) {
 	q, err := c.quote(nonce, generation)
 	if err != nil {
@@ -202,6 +217,9 @@ func (c *Chip) quote(nonce []byte, generation inventory.Digest) (q inventory.TPM
 	}
 	signed, err := c.ak.QuotePCRs(c.tpm, nonce, attest.HashSHA256, Quoted)
 	if err != nil {
+		return q, err
+	}
+	if err := c.end(); err != nil {
 		return q, err
 	}
 	q.Quote, q.Signature = signed.Quote, signed.Signature

@@ -24,6 +24,10 @@ import (
 // does, and the firmware's log tells what for.
 const GenerationPCR = 14
 
+// ended is what GenerationPCR is extended by when the ramdisk is done with it: who runs
+// after it in the same boot, by kexec, has the boot chain that it had.
+var ended = sha256.Sum256([]byte("recast: the ramdisk of this boot has ended"))
+
 // Quoted are the registers that a quote is about.
 var Quoted = []int{0, 1, 2, 3, 4, 5, 6, 7, GenerationPCR}
 

@@ -124,6 +124,34 @@ func TestQuoteOfAnEnrolledTPMIsBelievedAfterARestart(t *testing.T) {
 	}
 }
 
+// What a gate starts by kexec has the boot chain of the ramdisk, and as root the token of
+// a next boot too: it extends as the ramdisk did, and gives the log that suits it.
+func TestNothingIsSignedForWhoRunsAfterTheRamdisk(t *testing.T) {
+	c := chip(t, t.TempDir(), noLog)
+	_, ak := enrolled(t, c)
+	must(c.Quote(nonce, generation))(t)
+	want := tpm.Expected{AK: ak.Public, Nonce: []byte("the next boot's nonce"), Generation: generation}
+	have, err := tpm2.ReadPCR(c.soft, tpm.GenerationPCR, tpm2.AlgSHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := must(hex.DecodeString(generation.Hex()))(t)
+	if proved := inventory.DigestOf(append(make([]byte, 32), told...)); inventory.NewDigest([32]byte(have)) == proved {
+		t.Error("PCR 14 is left as it was signed")
+	}
+	forged := must(c.Quote(want.Nonce, generation))(t)
+	ended := inventory.DigestOf([]byte("recast: the ramdisk of this boot has ended"))
+	for why, log := range map[string][]byte{
+		"PCR 14 is not what generation":      eventLog(logged{14, generation}),
+		"the ramdisk of that boot had ended": eventLog(logged{14, generation}, logged{14, ended}),
+	} {
+		forged.Log = log
+		if err := tpm.Verify(forged, want); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("%v, want %q", err, why)
+		}
+	}
+}
+
 // TestQuoteIsRefused takes one thing away at a time.
 func TestQuoteIsRefused(t *testing.T) {
 	c := chip(t, t.TempDir(), noLog)

@@ -115,6 +115,9 @@ func replay(raw []byte, pcrs []attest.PCR) (before inventory.PCR, err error) {
 		if ev.Index != GenerationPCR || ev.Type == noAction {
 			continue
 		}
+		if bytes.Equal(ev.Digest, ended[:]) {
+			return before, errors.New("the ramdisk of that boot had ended")
+		}
 		if before, err = extended(before, ev.Digest); err != nil {
 			return before, err
 		}
