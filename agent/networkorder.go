@@ -30,11 +30,12 @@ const (
 // errNoNetworkEntry ends an attempt before anything is erased.
 var errNoNetworkEntry = errors.New("no entry of the firmware's boot order leads to the network: enable network boot in its setup, and let the machine start by it")
 
-// hasNode tells whether a device path has a node of that type and one of these subtypes.
+// hasNode tells whether the first instance of a device path, which is what firmware
+// starts, has a node of that type and one of these subtypes.
 func hasNode(path []byte, kind byte, subs ...byte) bool {
 	for p := path; len(p) >= 4; {
 		n := int(binary.LittleEndian.Uint16(p[2:]))
-		if n < 4 || n > len(p) {
+		if n < 4 || n > len(p) || p[0] == 0x7f {
 			return false
 		}
 		if p[0] == kind && slices.Contains(subs, p[1]) {
@@ -46,8 +47,11 @@ func hasNode(path []byte, kind byte, subs ...byte) bool {
 }
 
 // toNetwork tells whether an entry leads to the network: by a hardware address, IPv4,
-// IPv6 or a URI (UEFI specification, 10.3.4.11, 12, 13 and 23).
-func (o LoadOption) toNetwork() bool { return hasNode(o.Path, 3, 11, 12, 13, 24) }
+// IPv6 or a URI (UEFI specification, 10.3.4.11, 12, 13 and 23), and not on to a disk
+// there, by iSCSI or NVMe over fabrics.
+func (o LoadOption) toNetwork() bool {
+	return hasNode(o.Path, 3, 11, 12, 13, 24) && !hasNode(o.Path, 3, 19, 34)
+}
 
 // readOption reads an entry; ok is false where there is none that can be read.
 func readOption(vars Variables, n uint16) (o LoadOption, ok bool) {
@@ -164,7 +168,7 @@ func setNetworkOrder(vars Variables, e inventory.EFIEntry, p parts) (string, err
 	}
 	order := append(networks, again)
 	for _, n := range before {
-		if n != disk && !slices.Contains(order, n) && !slices.Contains(drop, n) && copied(vars, n) {
+		if n != disk && !slices.Contains(order, n) && !slices.Contains(drop, n) && copied(vars, n, drop) {
 			drop = append(drop, n) // firmware makes one at each start for a disk that its order lacks
 		}
 	}
@@ -177,14 +181,14 @@ func setNetworkOrder(vars Variables, e inventory.EFIEntry, p parts) (string, err
 	return text, nil
 }
 
-// copied tells whether another entry is the same.
-func copied(vars Variables, n uint16) bool {
+// copied tells whether another entry is the same, that is not to be dropped itself.
+func copied(vars Variables, n uint16, drop []uint16) bool {
 	o, ok := readOption(vars, n)
 	if !ok {
 		return false
 	}
 	same, _, err := labelled(vars, o.Description, func(p LoadOption) bool { return bytes.Equal(o.Encode(), p.Encode()) })
-	return err == nil && len(same) > 1
+	return err == nil && slices.ContainsFunc(same, func(m uint16) bool { return m != n && !slices.Contains(drop, m) })
 }
 
 func againOption(e inventory.EFIEntry, p parts) LoadOption {

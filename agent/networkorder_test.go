@@ -99,7 +99,13 @@ func TestWhatAFirmwareDoesToTheOrderIsSeen(t *testing.T) {
 		}, `"recast again"`},
 		"no card":            {func(v fakeVars) { v[bootOrder] = order(6) }, "no entry that leads to the network"},
 		"a card that is off": {func(v fakeVars) { v[bootOrder] = order(4, 6) }, "no entry that leads to the network"},
-		"no order":           {func(v fakeVars) { delete(v, bootOrder) }, "whatever disk the firmware finds"},
+		"a disk, and a card behind its path": {func(v fakeVars) {
+			v[bootName(8)], v[bootOrder] = entryOf("both", true, slices.Concat([]byte{4, 4, 6, 0, 'x', 0, 0x7f, 1, 4, 0}, cardPath)), order(2, 8, 1, 6)
+		}, `Boot0008 "both"`},
+		"a disk of iSCSI": {func(v fakeVars) {
+			v[bootName(8)], v[bootOrder] = entryOf("iSCSI", true, slices.Concat(cardPath[:len(cardPath)-4], []byte{3, 19, 4, 0})), order(8, 2, 1, 6)
+		}, `Boot0008 "iSCSI"`},
+		"no order": {func(v fakeVars) { delete(v, bootOrder) }, "whatever disk the firmware finds"},
 	} {
 		vars := serverVars()
 		if _, err := setNetworkOrder(vars, refusing, someParts); err != nil {
@@ -128,6 +134,15 @@ func TestEntriesThatFirmwareMakesAnewDoNotPileUp(t *testing.T) {
 	}
 	if _, err := setNetworkOrder(vars, refusing, someParts); err != nil || vars[bootName(9)] != nil || vars[bootName(0)] == nil {
 		t.Errorf("%v; there are %d variables", err, len(vars))
+	}
+}
+
+func TestOneOfTwoEqualEntriesStays(t *testing.T) {
+	vars := serverVars()
+	vars[bootName(7)] = slices.Clone(vars[bootName(0)])
+	vars[bootOrder] = order(0, 7, 1)
+	if _, err := setNetworkOrder(vars, refusing, someParts); err != nil || vars[bootName(0)] != nil || vars[bootName(7)] == nil {
+		t.Errorf("%v; the first is there: %t, the second: %t", err, vars[bootName(0)] != nil, vars[bootName(7)] != nil)
 	}
 }
 

@@ -214,7 +214,7 @@ func (e *Engine) renewGate(ctx context.Context, m *machine) (int, error) {
 // gateReport takes the word of a boot through the gate; see Report.
 func (e *Engine) gateReport(ctx context.Context, m *machine, r inventory.Report) (inventory.ReportReply, error) {
 	g := m.state.Intent.Gate
-	r.Error = clip(r.Error, 4*maxWord)
+	r.Error, r.BootOrder, r.Unguarded = clip(r.Error, 4*maxWord), clip(r.BootOrder, 4*maxWord), clip(r.Unguarded, 2*maxWord)
 	if r.Fence != int64(g.Boots) || r.Attempt != g.Jobs || r.BootID != g.Claim.BootID {
 		return inventory.ReportReply{Abort: true, Reason: "it is about another boot or job"}, nil
 	}

@@ -50,11 +50,16 @@ func againProgram(g *inventory.Gate) *inventory.EFIProgram {
 
 // gateOrderSeen takes what the ramdisk found of the boot order, before it was mended.
 func (t *transition) gateOrderSeen(g *Gate, seen *GateSeen, r inventory.Report) {
-	if !g.Refuse || seen.Step != GateProving {
-		return // a repair comes after
+	if !g.Refuse || seen.Step != GateProving || r.Step != inventory.AgentDone {
+		return // a repair comes after, and who failed tells nothing of it
 	}
-	if seen.Unguarded = r.Unguarded; r.BootOrder == "" && r.Unguarded == "" {
+	seen.Unguarded = r.Unguarded
+	switch f := t.Status.Facts; {
+	case r.Unguarded != "":
+	case r.BootOrder == "":
 		seen.Unguarded = "its ramdisk does not tell the boot order: recast ramdisk build"
+	case f != nil && f.Boot.SecureBoot:
+		seen.Unguarded = "Secure Boot is on, which does not start the program that starts it over: switch it off"
 	}
 	if r.BootOrder != "" {
 		t.Status.BootOrder = r.BootOrder

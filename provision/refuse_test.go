@@ -94,7 +94,17 @@ func TestEvidenceIsEnforcedOnlyWhileTheOrderReadsSo(t *testing.T) {
 	want("a system that cannot read it", inventory.E5, 0)
 	s.proved(t, inventory.Report{}, false)
 	want("a ramdisk that does not tell", inventory.E3, 1)
+	s.must(t, GateClaimed{ClaimState{BootID: "b3", Until: s.now.Add(LeaseTime)}}, GateInspected{Facts: inventory.Facts{Boot: inventory.BootFacts{Mode: "uefi", SecureBoot: true}}})
+	s.must(t, GateReported{Report: inventory.Report{Step: inventory.AgentDone, BootOrder: good.BootOrder, Verdict: storyVerdict(0, "")}, Epoch: "e"})
+	want("Secure Boot, which starts no program of ours", inventory.E3, 1)
 	s.proved(t, good, false)
+	s.must(t, GateClaimed{ClaimState{BootID: "b4", Until: s.now.Add(LeaseTime)}}, GateInspected{})
+	s.must(t, GateReported{Report: inventory.Report{Step: inventory.AgentFailed, Error: "its disk is slow"}, Epoch: "e"})
+	if st.Gate.Unguarded != "" {
+		t.Errorf("who failed tells %q of the order", st.Gate.Unguarded)
+	}
+	s.proved(t, good, false)
+	want("proved after it failed", inventory.E5, 0)
 	s.runs(t, "os6", "")
 	s.runs(t, "os7", "")
 	want("a start without its gate", inventory.E2, 1)
