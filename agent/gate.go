@@ -221,8 +221,9 @@ func (g *prover) first() ([]byte, error) {
 
 // look reads one piece. The image's own bytes are fetched only where the piece is not
 // right, or where it is a part of a chunk, which has no sum of its own; and no more
-// once more differs than may be written. A repair that may write all need not know how
-// much it will be: each block of what is not right counts.
+// once more differs than may be written, none where that is nothing and the sum is known.
+// A repair that may write all need not know how much it will be: each block of what is
+// not right counts.
 func (g *prover) look(ctx context.Context, p *gatePiece, buf []byte, differs *atomic.Int64) error {
 	have := buf[:p.End-p.Start]
 	if _, err := g.Disk.ReadBack(have, p.Start); err != nil {
@@ -238,9 +239,10 @@ func (g *prover) look(ctx context.Context, p *gatePiece, buf []byte, differs *at
 	if !p.known || p.read != p.want {
 		if p.known && g.Job.Kind == inventory.JobRepair && g.Job.Limit >= g.blocks*inventory.GateBlock {
 			p.blocks, p.first = blocksOf(p.Piece), p.Start
-		} else if differs.Load() > g.Job.Limit || p.summed && g.away.Load() {
+		} else if differs.Load() > g.Job.Limit || p.known && g.Job.Limit == 0 || p.summed && g.away.Load() {
 			if p.known {
 				p.blocks, p.first, p.known = 1, p.Start, false
+				differs.Add(inventory.GateBlock)
 			}
 		} else {
 			data, err := g.chunk(ctx, p.Chunk)

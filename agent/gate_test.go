@@ -213,7 +213,7 @@ func TestRepairThatMayNotBeWritesNothing(t *testing.T) {
 // What differs too much is counted as at least so much, and not fetched.
 func TestGateDoesNotFetchAnImageToCount(t *testing.T) {
 	_, s, d, w := provable(t, 6, "root")
-	w.Job.Limit, w.Workers = 0, 1
+	w.Job.Limit, w.Workers = 1, 1
 	for i := range int64(5) {
 		flip(t, d, (3+i)*MiB)
 	}
