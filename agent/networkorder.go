@@ -221,6 +221,7 @@ func (g *prover) keepOrder(e inventory.EFIEntry) string {
 	if _, err := g.Disk.ReadAt(first, 0); err != nil {
 		return fmt.Sprintf("read the partition table: %v", err)
 	}
+	first, _ = pack.Resumed(first) // a repair that was cut left it so
 	p, err := bootParts(first, g.size)
 	if err != nil {
 		return err.Error()

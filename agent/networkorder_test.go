@@ -224,6 +224,26 @@ func TestGateTellsOfTheOrderItFoundAndMendsIt(t *testing.T) {
 	if got := gate(); got.Unguarded != "" {
 		t.Errorf("mended, and still %q", got.Unguarded)
 	}
+	// Nor does a repair that was cut keep it from that.
+	first := readAll(t, d)[:MiB]
+	marks, _ := pack.Marks(first)
+	suspend := func(yes bool) {
+		for _, m := range marks {
+			b := m.Live
+			if yes {
+				b = m.Suspended
+			}
+			if _, err := d.WriteAt(b, m.At); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	suspend(true)
+	vars[bootOrder], w.Progress = order(0, 2, 1, 6), &Progress{}
+	if got, err := Gate(context.Background(), w); err != nil || !got.Verdict.Suspended || !strings.HasSuffix(got.Unguarded, "; it was set anew") || got.BootOrder != "020001000600" {
+		t.Errorf("%v, %+v, %q, order %s", err, got.Verdict, got.Unguarded, got.BootOrder)
+	}
+	suspend(false)
 	delete(vars, bootName(5)) // firmware collects what is in no order
 	if got := gate(); got.Unguarded != "" || vars[bootName(5)] == nil {
 		t.Errorf("%q; the disk has an entry: %t", got.Unguarded, vars[bootName(5)] != nil)
