@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"cmp"
 	"fmt"
 	"sort"
 	"strings"
@@ -167,9 +168,7 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	}
 	if st.Phase == Active && st.Running == to && st.RunningRendered == rendered {
 		need := w.Generation.Resolved.Evidence
-		if e.Kind, e.Why = EntryObserve, tooOld(st, w, in.Now); st.Evidence.Level < need {
-			e.Why = fmt.Sprintf("evidence is %q, the definition wants %q", st.Evidence.Level, need)
-		}
+		e.Kind, e.Why = EntryObserve, cmp.Or(st.Evidence.short(need), tooOld(st, w, in.Now))
 		return e, e.Why != ""
 	}
 	if untouched(&st) && st.Running == to && st.RunningRendered == rendered {
@@ -401,8 +400,8 @@ func synced(st Status, w Wanted, declared bool, now time.Time) (Sync, string) {
 		return OutOfSync, "it is rendered differently now"
 	case st.Phase != Active:
 		return OutOfSync, "not seen running"
-	case st.Evidence.Level < w.Generation.Resolved.Evidence:
-		return SyncUnknown, fmt.Sprintf("evidence is %q, %q is wanted", st.Evidence.Level, w.Generation.Resolved.Evidence)
+	case st.Evidence.short(w.Generation.Resolved.Evidence) != "":
+		return SyncUnknown, st.Evidence.short(w.Generation.Resolved.Evidence)
 	case tooOld(st, w, now) != "":
 		return SyncUnknown, tooOld(st, w, now)
 	}

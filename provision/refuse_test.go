@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -110,6 +111,65 @@ func TestEvidenceIsEnforcedOnlyWhileTheOrderReadsSo(t *testing.T) {
 	want("a start without its gate", inventory.E2, 1)
 	if st.Gate.Verdict != GateUnverified {
 		t.Errorf("verdict %s", st.Gate.Verdict)
+	}
+}
+
+func TestAFirmwareThatTakesNoBootNextIsFound(t *testing.T) {
+	s := refuseStory(t)
+	found := func() int {
+		return len(s.state.Status.Findings)
+	}
+	for range 2 {
+		s.proved(t, inventory.Report{BootOrder: "01000700"}, false)
+		if found() != 0 {
+			t.Fatalf("it goes through its gate: %q", s.state.Status.Findings)
+		}
+		s.runs(t, fmt.Sprint("os", s.state.Intent.Gate.Boots), "01000700")
+	}
+	s.proved(t, inventory.Report{BootOrder: "01000700"}, false)
+	s.must(t, LocalServed{})
+	for range 2 {
+		s.proved(t, inventory.Report{BootOrder: "01000700"}, false)
+		s.must(t, LocalServed{})
+		if found() != 1 || !strings.Contains(s.state.Status.Findings[0], "does not start what BootNext names") {
+			t.Fatalf("it comes back: %q", s.state.Status.Findings)
+		}
+	}
+	s.runs(t, "os", "01000700")
+	if found() != 0 {
+		t.Errorf("its system runs, and still %q", s.state.Status.Findings)
+	}
+}
+
+func TestWhatIsEnforcedIsMeasuredOnlyWhereATPMSignedIt(t *testing.T) {
+	s := refuseStory(t)
+	st := &s.state.Status
+	w := Wanted{Group: &inventory.Group{Name: "g"}, Definition: &inventory.Definition{},
+		Generation: inventory.Generation{Digest: genA, Resolved: inventory.Resolved{Evidence: inventory.E4}}, Rendered: inventory.Rendered{Digest: rendA}}
+	st.TPM = &TPM{EK: []byte("ek"), AK: []byte("ak")}
+	boot := 0
+	proved := func(m Measurement) (Sync, string) {
+		t.Helper()
+		boot++
+		s.must(t, GateClaimed{ClaimState{BootID: fmt.Sprint("b", boot), Until: s.now.Add(LeaseTime)}}, GateInspected{})
+		s.must(t, GateReported{Report: inventory.Report{Step: inventory.AgentDone, Verdict: storyVerdict(0, ""), BootOrder: "01000700"}, Epoch: "e", Measured: &m})
+		s.runs(t, fmt.Sprint("os", boot), "01000700")
+		if st.Evidence.Level != inventory.E5 {
+			t.Errorf("its evidence is %s: %q", st.Evidence.Level, st.Findings)
+		}
+		return synced(*st, w, true, s.now)
+	}
+	signed := func(firmware string) Measurement {
+		return Measurement{Quoted: Quoted{Digest: imgA, PCRs: []inventory.PCR{{Index: 0, Value: inventory.DigestOf([]byte(firmware))}}}}
+	}
+	if sync, why := proved(Measurement{Err: "its TPM is off"}); sync != SyncUnknown || !strings.Contains(why, "no TPM signed it") {
+		t.Errorf("not signed: %s, %q", sync, why)
+	}
+	if sync, why := proved(signed("1")); sync != InSync {
+		t.Errorf("signed: %s, %q", sync, why)
+	}
+	if sync, why := proved(signed("2")); sync != SyncUnknown || !strings.Contains(why, "no TPM signed it") {
+		t.Errorf("from another boot chain: %s, %q", sync, why)
 	}
 }
 

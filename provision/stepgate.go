@@ -108,6 +108,9 @@ func (t *transition) gateClaimed(ev GateClaimed) {
 	}
 	t.lostJump(g, seen)
 	slow := g.Pass != nil && g.Pass.Asked.IsZero() && g.Passed && t.now.After(g.Pass.Until) && t.now.Before(g.Pass.Until.Add(PassTimeSlow))
+	if g.Refuse && t.p.Reports && g.Passed && g.Pass != nil && !g.Pass.Asked.IsZero() {
+		t.finding(bootOrderPrefix + "it was let through, asked the network again, and came back: its firmware does not start what BootNext names, and its order leads to no disk; declare onServerDown: lastGood and write it anew")
+	}
 	claim := ev.Claim
 	g.Boots++
 	g.Claim, g.Jobs, g.Passed = &claim, 0, false

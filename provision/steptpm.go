@@ -76,6 +76,7 @@ func (t *transition) measured(m *Measurement) {
 	if st.Evidence.Level < inventory.E4 {
 		st.Evidence.Level = inventory.E4
 	}
+	st.Evidence.Quote = quoted.Digest
 	st.Evidence.Detail += "; its TPM signed it in quote " + quoted.Digest.Short()
 	t.line("seen", "its TPM vouches for it in quote %s", quoted.Digest.Short())
 }

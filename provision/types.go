@@ -6,6 +6,7 @@
 package provision
 
 import (
+	"fmt"
 	"time"
 
 	"recast/inventory"
@@ -69,6 +70,20 @@ type Evidence struct {
 	Generation inventory.Digest        `json:"generation,omitempty"`
 	At         time.Time               `json:"at,omitzero"`
 	Detail     string                  `json:"detail,omitempty"`
+	// Quote is the digest of what the machine's TPM signed of it; "" it signed nothing.
+	Quote inventory.Digest `json:"quote,omitempty"`
+}
+
+// short says what is missing where a definition wants so much; "" nothing. What is
+// enforced is measured too only where a TPM signed it.
+func (e Evidence) short(need inventory.EvidenceLevel) string {
+	switch {
+	case e.Level < need:
+		return fmt.Sprintf("evidence is %q, %q is wanted", e.Level, need)
+	case need == inventory.E4 && e.Level > need && e.Quote == "":
+		return fmt.Sprintf("evidence is %q, but no TPM signed it, and %q is wanted", e.Level, need)
+	}
+	return ""
 }
 
 // Hold keeps recast's hands off a machine until released or expired.
