@@ -232,7 +232,7 @@ var varying = []struct {
 	{regexp.MustCompile(`(?m)^(  )\d\d:\d\d:\d\dZ  `), "${1}TIME  "},
 	{regexp.MustCompile(`\b\d+(ms|s|m\d+s) ago`), "AGE ago"},
 	{regexp.MustCompile(`\bfor \d+s\b`), "for AGE"},
-	{regexp.MustCompile(`(\(\d+ B), in \d+ms\)`), "$1)"}, // told where it took one at all
+	{regexp.MustCompile(`(\(\d+ B), in \d+ms`), "$1"}, // told where it took one at all
 	{regexp.MustCompile(`127\.0\.0\.1:\d{4,5}`), "SERVER"},
 	{regexp.MustCompile(`/tmp/\S*/00\d/`), "DIR/"},
 	{regexp.MustCompile(`by [^ @]+@127\.0\.0\.1`), "by WHO"},
