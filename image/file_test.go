@@ -126,7 +126,7 @@ func TestFilesAreFoundInTheFileSystemsOfAnImage(t *testing.T) {
 			}
 		})
 	}
-	for name, size := range map[string]int64{"FAT12": 5 << 20, "FAT16": 40 << 20, "FAT32": 80 << 20} {
+	for name, size := range map[string]int64{"FAT12": 8 << 20, "FAT16": 40 << 20, "FAT32": 80 << 20} {
 		t.Run(name, func(t *testing.T) {
 			mkfs := fileVolume(t, size, "mkfs.vfat", append(map[string][]string{"FAT32": {"-F", "32"}, "FAT16": {"-F", "16"}, "FAT12": {"-F", "12", "-s", "8"}}[name], "VOLUME")...)
 			path := filepath.Join(t.TempDir(), "volume")
@@ -138,8 +138,10 @@ func TestFilesAreFoundInTheFileSystemsOfAnImage(t *testing.T) {
 				{"mcopy", "-i", path, filepath.Join(dir, "boot", "vmlinuz-6.1.0-50-amd64"), "::/EFI/Linux/vmlinuz-6.1.0-50-amd64"},
 				{"mcopy", "-i", path, filepath.Join(dir, "boot", "vmlinuz-6.1.0-50-amd64"), "::/KERNEL.IMG"},
 			} {
-				if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-					t.Skipf("%q: %v: %s", args, err, out)
+				if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); errors.Is(err, exec.ErrNotFound) {
+					t.Skipf("needs %s (make setup)", args[0])
+				} else if err != nil {
+					t.Fatalf("%q: %v: %s", args, err, out)
 				}
 			}
 			b, err := os.ReadFile(path)

@@ -172,7 +172,7 @@ func TestServerAwayOnRealFirmware(t *testing.T) {
 		}
 	})
 	t.Run("refuse", func(t *testing.T) {
-		s := newStory(t, storySetup{Takes: 20 * time.Minute, Machines: []RackMachine{{Name: "uefi", Firmware: FirmwareUEFI, BMC: BMCRedfish, NetworkOnly: true}}})
+		s := newStory(t, storySetup{Takes: 20 * time.Minute, Machines: []RackMachine{{Name: "uefi", Firmware: FirmwareUEFI, BMC: BMCRedfish, OwnOrder: true}}})
 		s.gated("uefi", "refuse", "enforced")
 		here, starts := s.here("uefi"), time.Now()
 		s.server.Kill()

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"recast/ipxe"
 )
 
 // cliLab is a lab as a user has one: everything goes through the command line.
@@ -23,22 +21,7 @@ type cliLab struct {
 
 func newCLILab(t *testing.T) *cliLab {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	if _, err := exec.LookPath("ip"); err != nil {
-		t.Skip("needs ip (apt-get install iproute2)")
-	}
-	if _, err := exec.LookPath("go"); err != nil && os.Getenv("RECAST_BIN") == "" {
-		t.Skip("needs go in the PATH, or RECAST_BIN=/path/to/recast")
-	}
-	loaders, err := ipxe.OpenLoaders()
-	simMust(t, err)
-	if !loaders.Have("snponly.efi") {
-		t.Skip("needs boot loaders (make setup)")
-	}
-	bin, err := simBuild()
-	simMust(t, err)
+	bin := simNeeds(t)
 	return &cliLab{t, bin, t.TempDir()}
 }
 

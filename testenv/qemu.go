@@ -74,16 +74,17 @@ type QEMU struct {
 	TPM        bool // a TPM 2.0, which keeps its secrets
 	// NetworkFirst is a boot order with the network before the disks.
 	NetworkFirst bool
-	// NetworkOnly leaves the disks out of it: OVMF puts what QEMU names in front of what
-	// its boot order has, at each start.
-	NetworkOnly bool
-	MemoryMB    int // 0: 1024
-	CPUs        int // 0: 1
-	Disks       []QEMUDisk
-	NICs        []QEMUNIC
-	Drive       bool   // a CD drive, empty at first, for virtual media
-	UUID        string // SMBIOS
-	Serial      string // SMBIOS
+	// OwnOrder: QEMU names no order but for what was asked for once, so that what OVMF
+	// has in its variables counts. Where QEMU names one, OVMF puts that in its place at
+	// each start and drops entries of disks that are not in it.
+	OwnOrder bool
+	MemoryMB int // 0: 1024
+	CPUs     int // 0: 1
+	Disks    []QEMUDisk
+	NICs     []QEMUNIC
+	Drive    bool   // a CD drive, empty at first, for virtual media
+	UUID     string // SMBIOS
+	Serial   string // SMBIOS
 	// Dir holds the console's log and socket, the firmware's variables and
 	// QEMU's own messages. It must exist.
 	Dir string

@@ -120,7 +120,7 @@ func (m *QEMU) diskIndex(i int, boot BootDevice) int {
 	if boot == BootDisk {
 		return 20 + i // before 50 anyway; the first disk is the first
 	}
-	if m.NetworkOnly {
+	if m.OwnOrder {
 		return -1
 	}
 	return 50 + i
@@ -130,7 +130,10 @@ func (m *QEMU) nicIndex(i int, boot BootDevice) int {
 	if boot == BootPXE || boot == BootHTTP {
 		return 1 + i
 	}
-	if m.NetworkFirst || m.NetworkOnly {
+	if m.OwnOrder {
+		return -1
+	}
+	if m.NetworkFirst {
 		return 30 + i // behind a disk that was asked for, before all others
 	}
 	return 100 + i

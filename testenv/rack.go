@@ -49,8 +49,8 @@ type RackMachine struct {
 	TPM        bool
 	// NetworkFirst: its boot order begins with the network, as a gate needs it.
 	NetworkFirst bool
-	// NetworkOnly: its disks are not in it, for a gate that refuses; see QEMU.
-	NetworkOnly bool
+	// OwnOrder: it boots by what stands in its variables, as a gate that refuses needs it; see QEMU.
+	OwnOrder bool
 	// Drive is a virtual CD drive, which a Redfish BMC offers.
 	Drive bool
 	// Simulated plays it in this process; its Firmware may be any SimFirmware, its
@@ -259,7 +259,7 @@ func (r *Rack) add(ctx context.Context, i int, m RackMachine) (err error) {
 		MAC:  rackMAC(i, 0),
 		IP:   rackAddr(first, i),
 		QEMU: &QEMU{
-			Name: m.Name, Firmware: m.Firmware, Arch: m.Arch, NetBoot: m.NetBoot, SecureBoot: m.SecureBoot, TPM: m.TPM, NetworkFirst: m.NetworkFirst, NetworkOnly: m.NetworkOnly, Drive: m.Drive, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
+			Name: m.Name, Firmware: m.Firmware, Arch: m.Arch, NetBoot: m.NetBoot, SecureBoot: m.SecureBoot, TPM: m.TPM, NetworkFirst: m.NetworkFirst, OwnOrder: m.OwnOrder, Drive: m.Drive, MemoryMB: m.MemoryMB, Dir: dir, Net: r.Net,
 			UUID: rackUUID(i), Serial: rackSerial(i),
 			Log: r.Options.Log,
 		},

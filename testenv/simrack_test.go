@@ -29,28 +29,36 @@ func newLabStory(t *testing.T, lab LabFile) *story {
 		simMust(t, err)
 		options.DiskSize = s.image("first").Size + 64*osMiB
 	} else {
-		if os.Geteuid() != 0 {
-			t.Skip("needs root")
-		}
-		if _, err := exec.LookPath("ip"); err != nil {
-			t.Skip("needs ip (apt-get install iproute2)")
-		}
-		if _, err := exec.LookPath("go"); err != nil && os.Getenv("RECAST_BIN") == "" {
-			t.Skip("needs go in the PATH, or RECAST_BIN=/path/to/recast")
-		}
-		loaders, err := ipxe.OpenLoaders()
-		simMust(t, err)
-		if !loaders.Have("snponly.efi") {
-			t.Skip("needs boot loaders (make setup)")
-		}
-		bin, err := simBuild()
-		simMust(t, err)
+		bin := simNeeds(t)
 		s.parts = e2eParts{recast: bin, ramdisk: filepath.Join(t.TempDir(), "ramdisk")}
 		simMust(t, SimRamdisk(s.parts.ramdisk))
 	}
 	options.Name, options.Dir, options.Machines = fmt.Sprintf("sim-%d-%d", os.Getpid(), e2eNumber.Add(1)), t.TempDir(), lab.Machines
 	s.build(options)
 	return s
+}
+
+// simNeeds skips the test where a lab of simulated machines cannot run, and gives the
+// recast to run it with.
+func simNeeds(t *testing.T) (bin string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("needs ip (apt-get install iproute2)")
+	}
+	if _, err := exec.LookPath("go"); err != nil && os.Getenv("RECAST_BIN") == "" {
+		t.Skip("needs go in the PATH, or RECAST_BIN=/path/to/recast")
+	}
+	loaders, err := ipxe.OpenLoaders()
+	simMust(t, err)
+	if !loaders.Have("snponly.efi") {
+		t.Skip("needs boot loaders (make setup)")
+	}
+	bin, err = simBuild()
+	simMust(t, err)
+	return bin
 }
 
 // simStory is a served lab of simulated machines, with their image added.
