@@ -29,6 +29,10 @@ GIVE := $(if $(USER_NAME),find . -path ./.git -prune -o -user root -exec chown -
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 VULNDB := ../shared/vulndb
+# Findings that do not touch us, each with the reason; another one fails lint.
+# GO-2026-5298: its record names no version that mends it. go-attestation 0.6.4 holds the
+# mend (b6e905e7ae52), and we never read a signature list (ParseSecurebootState).
+VULNS_JUDGED := GO-2026-5298
 FUZZTIME ?= 20s
 BENCHTIME ?= 1s
 # Tests that do more where RECAST_LONG is set.
@@ -113,6 +117,10 @@ lint: need-go ## gofmt, vet, staticcheck, govulncheck
 	$(AS_USER) $(GO) vet testenv/runtests.go
 	$(AS_USER) $(GO) vet testenv/fuzzrun.go
 	$(AS_USER) $(GO) run $(STATICCHECK) ./...
-	@if [ -d $(VULNDB) ]; then set -x; $(AS_USER) $(GO) run $(GOVULNCHECK) -db "file://$$(realpath $(VULNDB))" ./...; \
-	elif [ -n "$(CI)" ]; then echo "lint: govulncheck left out: no vulnerability data in $(VULNDB)"; \
-	else set -x; $(AS_USER) $(GO) run $(GOVULNCHECK) ./...; fi
+	@if [ -d $(VULNDB) ]; then db="-db file://$$(realpath $(VULNDB))"; \
+	elif [ -n "$(CI)" ]; then echo "lint: govulncheck left out: no vulnerability data in $(VULNDB)"; exit 0; fi; \
+	out=$$($(AS_USER) $(GO) run $(GOVULNCHECK) $$db ./... 2>&1) && { echo "$$out"; exit 0; }; \
+	found=$$(echo "$$out" | sed -n 's/^Vulnerability #[0-9]*: //p'); \
+	new=$$(echo "$$found" | grep -vxF -f <(printf "%s\n" $(VULNS_JUDGED))); \
+	if [ -z "$$found" ] || [ -n "$$new" ]; then echo "$$out"; exit 1; fi; \
+	echo "lint: govulncheck found only what is judged in the Makefile:" $$found
