@@ -213,7 +213,8 @@ func (s *session) obey(ctx context.Context, order inventory.Order) (Outcome, err
 		}
 		switch order.Kind {
 		case inventory.OrderLocal, inventory.OrderReboot, inventory.OrderPowerOff:
-			if order.Kind == inventory.OrderLocal && s.proved {
+			freed := order.Kind == inventory.OrderLocal && order.FreeDisk && freeDisk(s.Machine.Variables(), s.Log)
+			if order.Kind == inventory.OrderLocal && (s.proved || freed) {
 				startNext(s.Machine.Variables(), s.Log)
 			}
 			return Outcome{Kind: order.Kind, Reason: order.Reason}, nil

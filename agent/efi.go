@@ -190,7 +190,7 @@ func setBootEntry(vars Variables, e inventory.EFIEntry, esp systemPart) (string,
 	if err != nil {
 		return "", err
 	}
-	again, _, err := labelled(vars, inventory.AgainLabel, func(LoadOption) bool { return true })
+	again, _, err := labelled(vars, inventory.AgainLabel, anyOption)
 	if err != nil {
 		return "", err
 	}
@@ -202,13 +202,8 @@ func setBootEntry(vars Variables, e inventory.EFIEntry, esp systemPart) (string,
 	order = slices.DeleteFunc(order, func(n uint16) bool { return n == number || slices.Contains(ours, n) })
 	at, place := 0, "first"
 	if e.Second {
-		if came, err := vars.Get(bootCurrent); err == nil && len(came) == 2 {
-			if by := binary.LittleEndian.Uint16(came); by != number {
-				order = slices.DeleteFunc(order, func(n uint16) bool { return n == by })
-				order = slices.Insert(order, 0, by)
-			}
-		}
-		at, place = min(1, len(order)), "second"
+		order, place = cameFirst(vars, order, number), "second"
+		at = min(1, len(order))
 	}
 	order = slices.Insert(order, at, number)
 	if err := dropEntries(vars, ours, order); err != nil {
@@ -217,10 +212,23 @@ func setBootEntry(vars Variables, e inventory.EFIEntry, esp systemPart) (string,
 	return fmt.Sprintf("Boot%04X %q is %s in the firmware's boot order", number, e.Label, place), nil
 }
 
+// cameFirst puts the entry that the ramdisk came by first in an order, unless it is ours.
+func cameFirst(vars Variables, order []uint16, ours uint16) []uint16 {
+	came, err := vars.Get(bootCurrent)
+	if err != nil || len(came) != 2 {
+		return order
+	}
+	by := binary.LittleEndian.Uint16(came)
+	if by == ours {
+		return order
+	}
+	return slices.Insert(slices.DeleteFunc(order, func(n uint16) bool { return n == by }), 0, by)
+}
+
 // putOption writes an entry in the place of ours of its label, else in a new one. The
 // other ones of the label are older, and to be removed.
 func putOption(vars Variables, o LoadOption) (number uint16, older []uint16, err error) {
-	ours, used, err := labelled(vars, o.Description, func(LoadOption) bool { return true })
+	ours, used, err := labelled(vars, o.Description, anyOption)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -266,6 +274,9 @@ func labelled(vars Variables, label string, fits func(LoadOption) bool) (ours []
 	slices.Sort(ours)
 	return ours, used, nil
 }
+
+// anyOption fits every label.
+func anyOption(LoadOption) bool { return true }
 
 // dropEntries writes an order without these entries, and removes them after.
 func dropEntries(vars Variables, drop, order []uint16) error {

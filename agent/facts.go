@@ -149,6 +149,8 @@ func (h Hardware) boot() inventory.BootFacts {
 		v, err := vars.Get(secureBoot)
 		b.SecureBoot = err == nil && len(v) > 0 && v[0] == 1
 		b.HTTPBoot = byHTTPBoot(vars)
+		again, _, err := labelled(vars, inventory.AgainLabel, anyOption)
+		b.Again = err == nil && len(again) > 0
 	}
 	return b
 }

@@ -449,7 +449,7 @@ func bootNext(vars Variables, label string) (string, error) {
 	if vars == nil {
 		return "", nil
 	}
-	ours, _, err := labelled(vars, label, func(LoadOption) bool { return true })
+	ours, _, err := labelled(vars, label, anyOption)
 	if err != nil || len(ours) == 0 {
 		return "", err
 	}

@@ -135,7 +135,8 @@ func TestMachineFactsFromSysfs(t *testing.T) {
 		"sys/class/dmi/id/sys_vendor": "Dell Inc.\n", "sys/class/dmi/id/product_name": "PowerEdge\n", "sys/class/dmi/id/product_serial": "To Be Filled By O.E.M.\n",
 		"sys/class/dmi/id/product_uuid": "4C4C4544-0042-3510\n", "sys/class/tpm/tpm0/tpm_version_major": "2\n", "sys/class/dmi/id/bios_version": "2.1\n",
 		"sys/firmware/efi/efivars/SecureBoot-" + globalVariable: "\x06\x00\x00\x00\x01",
-		"sys/class/net/eth0": "->" + dev, dev + "/address": "52:54:00:AA:00:01\n", dev + "/carrier": "1\n", dev + "/speed": "25000\n",
+		"sys/firmware/efi/efivars/" + bootName(7):               "\x07\x00\x00\x00" + string(entryOf(inventory.AgainLabel, true, diskPath)),
+		"sys/class/net/eth0":                                    "->" + dev, dev + "/address": "52:54:00:AA:00:01\n", dev + "/carrier": "1\n", dev + "/speed": "25000\n",
 		dev + "/device/vendor": "0x8086\n", dev + "/device/device": "0x1592\n", "sys/bus/pci/drivers/ice/x": "", dev + "/device/driver": "->sys/bus/pci/drivers/ice",
 		"sys/class/net/lo/address": "00:00:00:00:00:00\n",
 	}), LLDP: func(nic string) []inventory.LLDPTLV { return []inventory.LLDPTLV{{Type: 1, Value: nic}} }}
@@ -150,7 +151,7 @@ func TestMachineFactsFromSysfs(t *testing.T) {
 		Interfaces: []inventory.NICFacts{{Name: "eth0", MAC: "52:54:00:aa:00:01", HasCarrier: true, SpeedMbps: 25000, Vendor: "0x8086", Product: "0x1592", Driver: "ice",
 			LLDP: []inventory.LLDPTLV{{Type: 1, Value: "eth0"}}}},
 		SystemVendor: inventory.SystemVendor{ProductName: "PowerEdge", Manufacturer: "Dell Inc.", UUID: "4c4c4544-0042-3510", Firmware: inventory.FirmwareFacts{Version: "2.1"}},
-		Boot:         inventory.BootFacts{Mode: "uefi", SecureBoot: true},
+		Boot:         inventory.BootFacts{Mode: "uefi", SecureBoot: true, Again: true},
 		TPM:          "2",
 	}
 	if diff := cmp.Diff(want, f, cmp.Comparer(func(a, b interface{ IsValid() bool }) bool { return a == b })); diff != "" {

@@ -239,3 +239,50 @@ func (g *prover) keepOrder(e inventory.EFIEntry) string {
 	}
 	return found
 }
+
+// leadToDisk undoes setNetworkOrder where there is no job that names a disk: the entry that
+// starts the machine over goes, and the one for the disk, which stands outside of the order,
+// is second in it. "" there was no such entry.
+func leadToDisk(vars Variables) (string, error) {
+	if vars == nil {
+		return "", nil
+	}
+	again, _, err := labelled(vars, inventory.AgainLabel, anyOption)
+	if err != nil || len(again) == 0 {
+		return "", err
+	}
+	disk, _, err := labelled(vars, inventory.BootLabel, anyOption)
+	if err != nil {
+		return "", err
+	}
+	order, err := readOrder(vars)
+	if err != nil {
+		return "", err
+	}
+	order = slices.DeleteFunc(order, func(n uint16) bool { return slices.Contains(again, n) || slices.Contains(disk, n) })
+	text := bootEntryNames(again) + ", which started it over, is gone from the firmware's boot order; it goes on to whatever disk the firmware finds"
+	if len(disk) > 0 {
+		order = cameFirst(vars, order, disk[0])
+		order = slices.Insert(order, min(1, len(order)), disk[0])
+		text = fmt.Sprintf("%s, which started it over, is gone from the firmware's boot order; Boot%04X, which starts the disk, is in it again", bootEntryNames(again), disk[0])
+	}
+	if err := dropEntries(vars, again, order); err != nil {
+		return "", err
+	}
+	if now, err := readOrder(vars); err != nil || !slices.Equal(now, order) {
+		return "", fmt.Errorf("the boot order reads back as %s, not as %s (%v)", bootEntryNames(now), bootEntryNames(order), err)
+	}
+	return text, nil
+}
+
+// freeDisk does so by the server's word. What the firmware does not take, it is told on
+// the screen, and asked again at the next start.
+func freeDisk(vars Variables, log func(string, ...any)) bool {
+	text, err := leadToDisk(vars)
+	if err != nil {
+		log("the firmware's boot order still leads to no disk: %v", err)
+	} else if text != "" {
+		log("%s", text)
+	}
+	return err == nil && text != ""
+}

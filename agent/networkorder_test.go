@@ -122,6 +122,76 @@ func TestWhatAFirmwareDoesToTheOrderIsSeen(t *testing.T) {
 	}
 }
 
+func TestAnOrderThatLeadsToNoDiskIsGivenItBack(t *testing.T) {
+	untouched := serverVars()
+	if text, err := leadToDisk(untouched); text != "" || err != nil || !maps.EqualFunc(untouched, serverVars(), bytes.Equal) {
+		t.Errorf("an order that is not ours: %q, %v", text, err)
+	}
+	if text, err := leadToDisk(nil); text != "" || err != nil {
+		t.Errorf("a BIOS: %q, %v", text, err)
+	}
+	vars := serverVars()
+	if _, err := setNetworkOrder(vars, refusing, someParts); err != nil {
+		t.Fatal(err)
+	}
+	if freeDisk(keptVars{vars}, t.Logf) {
+		t.Error("a firmware that keeps its order is taken for one that leads to the disk")
+	}
+	text, err := leadToDisk(vars)
+	if err != nil || !strings.Contains(text, "Boot0006, which started it over, is gone") || !strings.Contains(text, "Boot0005, which starts the disk") {
+		t.Errorf("%q, %v", text, err)
+	}
+	if !bytes.Equal(vars[bootOrder], order(2, 5, 1)) || vars[bootName(6)] != nil || vars[bootName(0)] == nil {
+		t.Errorf("order %x", vars[bootOrder])
+	}
+	before := maps.Clone(vars)
+	if freeDisk(vars, t.Logf) || !maps.EqualFunc(before, vars, bytes.Equal) {
+		t.Error("the second time something changed")
+	}
+	// Without an entry for the disk it is the firmware's to find one.
+	if _, err := setNetworkOrder(vars, refusing, someParts); err != nil {
+		t.Fatal(err)
+	}
+	delete(vars, bootName(5))
+	if text, err := leadToDisk(vars); err != nil || !strings.Contains(text, "whatever disk the firmware finds") || !bytes.Equal(vars[bootOrder], order(2, 1)) {
+		t.Errorf("%q, %v: order %x", text, err, vars[bootOrder])
+	}
+}
+
+// keptVars are those of a firmware that keeps its boot order as it is, and says nothing.
+type keptVars struct{ fakeVars }
+
+func (v keptVars) Set(name string, attributes uint32, value []byte) error {
+	if name == bootOrder {
+		return nil
+	}
+	return v.fakeVars.Set(name, attributes, value)
+}
+
+func (v keptVars) Delete(string) error { return nil }
+
+// Only the server's word undoes what a gate set, and then the next start is the disk's.
+func TestTheServersWordGivesTheOrderItsDiskBack(t *testing.T) {
+	for _, free := range []bool{false, true} {
+		vars := serverVars()
+		if _, err := setNetworkOrder(vars, refusing, someParts); err != nil {
+			t.Fatal(err)
+		}
+		s := startServer(t)
+		s.orders = []inventory.Order{{Kind: inventory.OrderLocal, FreeDisk: free}}
+		_, path := diskFile(t, 4*MiB, 0xA5)
+		a := newAgent(t, s, path)
+		a.Args.Nonce, a.Args.Discover = "", "stranger"
+		a.Machine = simMachine{path: path, id: inventory.DiskID{Serial: "S1"}, vars: vars}
+		if out, err := run(t, a); err != nil || out.Kind != inventory.OrderLocal {
+			t.Fatalf("%+v, %v", out, err)
+		}
+		if _, left := vars[bootName(6)]; left == free || (vars[bootNextName] != nil) != free {
+			t.Errorf("with freeDisk %v its entry stands: %v; next %x", free, left, vars[bootNextName])
+		}
+	}
+}
+
 // OVMF makes a new entry for its disk at each start.
 func TestEntriesThatFirmwareMakesAnewDoNotPileUp(t *testing.T) {
 	vars := serverVars()

@@ -119,6 +119,8 @@ type BootFacts struct {
 	SecureBoot   bool   `json:"secure_boot,omitempty"`
 	// HTTPBoot: its firmware's entry for UEFI HTTP Boot started it.
 	HTTPBoot bool `json:"http_boot,omitempty"`
+	// Again: its firmware has an entry of ours that starts it over; see EFIEntry.
+	Again bool `json:"again,omitempty"`
 }
 
 // DiskID pins one physical disk. Two DiskIDs name the same disk when every
@@ -177,6 +179,9 @@ type Order struct {
 	Kind   OrderKind `json:"kind"`
 	Reason string    `json:"reason,omitempty"` // for the console
 	Job    *Job      `json:"job,omitempty"`    // with the orders to do one only
+	// FreeDisk, with OrderLocal: a boot order that ends with our entry that starts the
+	// machine over leads to its disk again.
+	FreeDisk bool `json:"freeDisk,omitempty"`
 	// LeaseSeconds renews the lease, as in ClaimReply; 0 leaves it.
 	LeaseSeconds int `json:"leaseSeconds,omitempty"`
 }

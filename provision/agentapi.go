@@ -222,7 +222,7 @@ func (e *Engine) order(ctx context.Context, m *machine) (inventory.Order, error)
 	if reason == "" {
 		reason = string(st.Phase)
 	}
-	return inventory.Order{Kind: inventory.OrderLocal, Reason: reason}, nil
+	return e.toDisk(m.name, m.state, st.Facts, reason), nil
 }
 
 // PollTime is how long Order holds a waiting agent's request.

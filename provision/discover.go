@@ -188,7 +188,7 @@ func (e *Engine) discoveryOrder(d Stray) inventory.Order {
 	if d.empty() {
 		return inventory.Order{Kind: inventory.OrderWait, Reason: "waits to be declared"}
 	}
-	return inventory.Order{Kind: inventory.OrderLocal, Reason: "inventory taken"}
+	return e.toDisk("", State{}, &d.Facts, "inventory taken")
 }
 
 // discoveryPoll answers the long poll of a discovered machine.
