@@ -104,6 +104,8 @@ func Step(p Params, s State, now time.Time, ev Event) (State, []Action, []Timeli
 		t.gateInspected(ev)
 	case TPMEnrolled:
 		t.tpmEnrolled(ev)
+	case TPMBack:
+		t.tpmBack()
 	case TPMForeign:
 		t.tpmForeign(ev)
 	case GateReported:

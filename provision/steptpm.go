@@ -19,7 +19,11 @@ type TPMForeign struct {
 	Suspected
 }
 
+// TPMBack: the TPM on record was shown again, after another one.
+type TPMBack struct{}
+
 func (TPMEnrolled) event() {}
+func (TPMBack) event()     {}
 
 // tpmPrefix begins what is found of a TPM.
 const tpmPrefix = "tpm: "
@@ -48,6 +52,15 @@ func (t *transition) tpmForeign(ev TPMForeign) {
 	t.suspected(ev.Suspected)
 }
 
+func (t *transition) tpmBack() {
+	if t.Status.TPM != nil {
+		rec := *t.Status.TPM
+		rec.Other = nil
+		t.Status.TPM = &rec
+		t.line("seen", "its TPM %s is there again", rec.ID().Short())
+	}
+}
+
 // measured adds to what was just read back from the disk what the machine's TPM says of
 // who has read it.
 func (t *transition) measured(m *Measurement) {
@@ -62,7 +75,7 @@ func (t *transition) measured(m *Measurement) {
 	}
 	rec, quoted := *st.TPM, m.Quoted
 	chain := tpm.ChainOf(quoted.PCRs)
-	rec.Quote, rec.Other = &quoted, nil
+	rec.Quote = &quoted
 	st.TPM = &rec
 	if rec.Chain == nil {
 		rec.Chain = chain

@@ -28,7 +28,8 @@ type TPM struct {
 	Chain []inventory.PCR `json:"chain,omitempty"`
 	// Quote is the last that was right.
 	Quote *Quoted `json:"quote,omitempty"`
-	// Other is the endorsement key of another TPM that was shown in its place.
+	// Other is the endorsement key of another TPM that was shown in its place, until this
+	// one is again: it is what a person would trust by a word that is about now.
 	Other []byte `json:"other,omitempty"`
 }
 
@@ -85,6 +86,11 @@ func (e *Engine) TPM(ctx context.Context, token string, h inventory.TPMHello) (i
 		if rec == nil {
 			return inventory.TPMReply{}, nil
 		}
+		if rec.Other != nil {
+			if err := e.handleLocked(ctx, m, TPMBack{}); err != nil {
+				return inventory.TPMReply{}, err
+			}
+		}
 		return inventory.TPMReply{Blob: rec.Blob}, nil
 	}
 	answer := e.key.tpmAnswer(e.Store.Epoch(), m.name, bootOf(m.state, gate), h)
@@ -108,7 +114,11 @@ func badHello(h inventory.TPMHello) string {
 	if len(h.EK) > maxTPMKey || len(h.Cert) > maxTPMCert || h.AK != nil && (len(h.AK.Blob) > maxTPMBlob || len(h.AK.Public) > maxTPMKey) {
 		return "its keys are larger than those of any TPM"
 	}
-	if _, err := tpm.ParseEK(h.EK); err != nil {
+	_, err := tpm.ParseEK(h.EK)
+	if err == nil && h.Cert != nil {
+		err = tpm.CheckCertificate(h.Cert, h.EK)
+	}
+	if err != nil {
 		return clip(err.Error(), maxWord)
 	}
 	return ""
@@ -128,10 +138,11 @@ func bootOf(s State, gate bool) string {
 	return s.Intent.Claim.BootID
 }
 
-// tpmAnswer is what a challenge about this key hides. Derived, so that nothing has to be
-// kept until it comes back.
+// tpmAnswer is what a challenge about these keys hides. Derived, so that nothing has to be
+// kept until it comes back; of all that goes on record by it, so that no part can be
+// exchanged for another then.
 func (k Key) tpmAnswer(epoch, machine, boot string, h inventory.TPMHello) (answer [32]byte) {
-	copy(answer[:], k.sum("tpm", epoch, machine, boot, string(h.EK), string(h.AK.Public)))
+	copy(answer[:], k.sum("tpm", epoch, machine, boot, string(h.EK), string(h.Cert), string(h.AK.Public), string(h.AK.Blob)))
 	return answer
 }
 

@@ -1,8 +1,11 @@
 package tpm
 
 import (
+	"bytes"
 	"crypto"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,10 +19,12 @@ import (
 	"recast/inventory"
 )
 
-// The TCG's reserved places: of the RSA endorsement key, and of its certificate.
+// The TCG's reserved places: of the RSA endorsement key, of its certificate, and of what
+// some manufacturers make it from beside their secret.
 const (
-	ekHandle  = 0x81010001
-	ekCertPos = 0x01c00002
+	ekHandle   = tpmutil.Handle(0x81010001)
+	ekCertPos  = 0x01c00002
+	ekNoncePos = 0x01c00003
 )
 
 // maxLog is more than any firmware sets aside for what it measured.
@@ -96,55 +101,80 @@ func (c *Chip) drop() {
 // manufacturer's certificate, nil for none.
 func (c *Chip) Endorsement() (ek, cert []byte, err error) {
 	if c.ek.Public == nil {
-		if err := c.findEK(); err != nil {
+		if c.ek.Public, err = c.findEK(); err != nil {
 			return nil, nil, fmt.Errorf("read the endorsement key: %w", err)
 		}
 	}
 	if ek, err = x509.MarshalPKIXPublicKey(c.ek.Public); err != nil {
 		return nil, nil, fmt.Errorf("read the endorsement key: %w", err)
 	}
-	if c.ek.Certificate != nil {
-		cert = c.ek.Certificate.Raw
+	if cert, err = tpm2.NVReadEx(c.rw, ekCertPos, ekCertPos, "", 0); err != nil || CheckCertificate(cert, ek) != nil {
+		cert = nil // there is none, or of another key
 	}
 	return ek, cert, nil
 }
 
 // findEK prefers the key that is there to making it again, which takes a chip some
 // seconds, and is the same one.
-func (c *Chip) findEK() error {
-	if pub, _, _, err := tpm2.ReadPublic(c.rw, tpmutil.Handle(ekHandle)); err == nil && pub.Type == tpm2.AlgRSA {
-		key, err := pub.Key()
-		if err != nil {
-			return err
-		}
-		c.ek = attest.EK{Public: key, Certificate: c.cert(key)}
-		return nil
-	}
-	eks, err := c.tpm.EKs()
+func (c *Chip) findEK() (crypto.PublicKey, error) {
+	pub, name, qualified, err := tpm2.ReadPublic(c.rw, ekHandle)
 	if err != nil {
-		return err
+		if err := c.makeEK(); err != nil {
+			return nil, err
+		}
+		if pub, name, qualified, err = tpm2.ReadPublic(c.rw, ekHandle); err != nil {
+			return nil, err
+		}
 	}
-	if len(eks) == 0 {
-		return errors.New("it has none")
+	if !endorses(pub, name, qualified) {
+		return nil, fmt.Errorf("what stands at its place, 0x%x, is none that the TPM made: clear the TPM in the firmware's setup", ekHandle)
 	}
-	c.ek = eks[0]
-	return nil
+	return pub.Key()
 }
 
-// cert is the certificate of the key; nil: there is none, or of another.
-func (c *Chip) cert(key crypto.PublicKey) *x509.Certificate {
-	raw, err := tpm2.NVReadEx(c.rw, ekCertPos, ekCertPos, "", 0)
+// endorses tells whether a key is derived from the secret of the TPM's manufacturer,
+// and opens nothing but credentials. Whoever was root can put at the place any other: one
+// whose private part he knows, or that decrypts for him, so that he could answer for
+// attestation keys that no TPM has. The qualified name is the TPM's word on where a key
+// comes from (part 1, 16.2): here from the endorsement hierarchy itself.
+func endorses(pub tpm2.Public, name, qualified []byte) bool {
+	sum := sha256.Sum256(append(binary.BigEndian.AppendUint32(nil, uint32(tpm2.HandleEndorsement)), name...))
+	return pub.Type == tpm2.AlgRSA && pub.NameAlg == tpm2.AlgSHA256 && pub.Attributes&(ekAttributes|tpm2.FlagSign) == ekAttributes &&
+		bytes.Equal(qualified, append([]byte{0, byte(tpm2.AlgSHA256)}, sum[:]...))
+}
+
+// ekAttributes say: made in this TPM, never outside of it, and good for credentials alone.
+const ekAttributes = tpm2.FlagFixedTPM | tpm2.FlagFixedParent | tpm2.FlagSensitiveDataOrigin | tpm2.FlagRestricted | tpm2.FlagDecrypt
+
+// ekTemplate is L-1 of the TCG's EK Credential Profile: who uses the key proves to know
+// the endorsement hierarchy's authorization, which is empty.
+var ekTemplate = tpm2.Public{
+	Type: tpm2.AlgRSA, NameAlg: tpm2.AlgSHA256,
+	Attributes: ekAttributes | tpm2.FlagAdminWithPolicy,
+	AuthPolicy: tpmutil.U16Bytes("\x83\x71\x97\x67\x44\x84\xb3\xf8\x1a\x90\xcc\x8d\x46\xa5\xd7\x24\xfd\x52\xd7\x6e\x06\x52\x0b\x64\xf2\xa1\xda\x1b\x33\x14\x69\xaa"),
+	RSAParameters: &tpm2.RSAParams{
+		Symmetric: &tpm2.SymScheme{Alg: tpm2.AlgAES, KeyBits: 128, Mode: tpm2.AlgCFB},
+		KeyBits:   2048, ModulusRaw: make([]byte, 256),
+	},
+}
+
+// makeEK puts the key at its place, where firmware or an operating system often did.
+func (c *Chip) makeEK() error {
+	template, rsa := ekTemplate, *ekTemplate.RSAParameters
+	if nonce, err := tpm2.NVReadEx(c.rw, ekNoncePos, tpm2.HandleOwner, "", 0); err == nil {
+		rsa.ModulusRaw = make([]byte, 256)
+		copy(rsa.ModulusRaw, nonce)
+		template.RSAParameters = &rsa
+	}
+	key, _, err := tpm2.CreatePrimary(c.rw, tpm2.HandleEndorsement, tpm2.PCRSelection{}, "", "", template)
 	if err != nil {
-		return nil
+		return fmt.Errorf("make it: %w", err)
 	}
-	cert, err := attest.ParseEKCertificate(raw)
-	if err != nil {
-		return nil
+	defer tpm2.FlushContext(c.rw, key)
+	if err := tpm2.EvictControl(c.rw, "", tpm2.HandleOwner, key, ekHandle); err != nil {
+		return fmt.Errorf("keep it: %w", err)
 	}
-	if same, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !same.Equal(key) {
-		return nil
-	}
-	return cert
+	return nil
 }
 
 // Load takes up the key that Make once made. A TPM that was cleared since has lost it.

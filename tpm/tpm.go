@@ -6,6 +6,7 @@
 package tpm
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -15,6 +16,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/google/go-attestation/attest"
 
 	"recast/inventory"
 )
@@ -95,4 +98,17 @@ func ParseEK(pkix []byte) (crypto.PublicKey, error) {
 		return nil, errors.New("the endorsement key is neither RSA nor ECC")
 	}
 	return pub, nil
+}
+
+// CheckCertificate says why a certificate, as a TPM holds it, is not of this endorsement
+// key. Who signed it is another question.
+func CheckCertificate(cert, ek []byte) error {
+	c, err := attest.ParseEKCertificate(cert)
+	if err != nil {
+		return fmt.Errorf("parse the endorsement key's certificate: %w", err)
+	}
+	if have, err := x509.MarshalPKIXPublicKey(c.PublicKey); err != nil || !bytes.Equal(have, ek) {
+		return errors.New("the certificate is that of another endorsement key")
+	}
+	return nil
 }

@@ -2,12 +2,14 @@ package tpm_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"io"
+	"math/big"
 	"os/exec"
 	"slices"
 	"strings"
@@ -301,6 +303,90 @@ func TestClearedTPMMakesAnotherKeyOfTheSameEndorsement(t *testing.T) {
 	again, _ := enrolled(t, c)
 	if !bytes.Equal(ek, again) {
 		t.Error("a cleared TPM has another endorsement key")
+	}
+}
+
+// TestOnlyTheManufacturersKeyEndorses: who was root on the machine before it enrolled can
+// put a key at the endorsement key's place, and a certificate beside it.
+func TestOnlyTheManufacturersKeyEndorses(t *testing.T) {
+	dir := t.TempDir()
+	first := chip(t, dir, noLog)
+	genuine, _, err := first.Endorsement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.off()
+	const place = tpmutil.Handle(0x81010001)
+	restricted := tpm2.FlagFixedTPM | tpm2.FlagFixedParent | tpm2.FlagSensitiveDataOrigin | tpm2.FlagUserWithAuth | tpm2.FlagDecrypt | tpm2.FlagRestricted
+	for name, plant := range map[string]struct {
+		hierarchy  tpmutil.Handle
+		attributes tpm2.KeyProp
+	}{
+		"one of the owner's":            {tpm2.HandleOwner, restricted},
+		"one that decrypts for anybody": {tpm2.HandleEndorsement, restricted &^ tpm2.FlagRestricted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := chip(t, t.TempDir(), noLog)
+			template := tpm2.Public{Type: tpm2.AlgRSA, NameAlg: tpm2.AlgSHA256, Attributes: plant.attributes, RSAParameters: &tpm2.RSAParams{KeyBits: 2048}}
+			if plant.attributes&tpm2.FlagRestricted != 0 {
+				template.RSAParameters.Symmetric = &tpm2.SymScheme{Alg: tpm2.AlgAES, KeyBits: 128, Mode: tpm2.AlgCFB}
+			}
+			key, _, err := tpm2.CreatePrimary(c.soft, plant.hierarchy, tpm2.PCRSelection{}, "", "", template)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tpm2.EvictControl(c.soft, "", tpm2.HandleOwner, key, place); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := c.Endorsement(); err == nil || !strings.Contains(err.Error(), "is none that the TPM made: clear the TPM") {
+				t.Fatalf("%v", err)
+			}
+			clearTPM(t, c.soft)
+			enrolled(t, c)
+		})
+	}
+	t.Run("the certificate of another", func(t *testing.T) {
+		c := chip(t, dir, noLog)
+		foreign := certificate(t, &must(rsa.GenerateKey(rand.Reader, 2048))(t).PublicKey)
+		keepCertificate(t, c.soft, foreign)
+		if ek, cert, err := c.Endorsement(); err != nil || !bytes.Equal(ek, genuine) || cert != nil {
+			t.Errorf("key changed: %v, certificate of %d bytes, %v", !bytes.Equal(ek, genuine), len(cert), err)
+		}
+		if err := tpm.CheckCertificate(foreign, genuine); err == nil {
+			t.Error("the server takes it too")
+		}
+	})
+	t.Run("its own certificate", func(t *testing.T) {
+		c := chip(t, dir, noLog)
+		own := certificate(t, must(x509.ParsePKIXPublicKey(genuine))(t).(*rsa.PublicKey))
+		keepCertificate(t, c.soft, own)
+		if _, cert, err := c.Endorsement(); err != nil || !bytes.Equal(cert, own) {
+			t.Errorf("certificate of %d bytes, %v", len(cert), err)
+		}
+		if err := tpm.CheckCertificate(own, genuine); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func certificate(t *testing.T, of *rsa.PublicKey) []byte {
+	t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	return must(x509.CreateCertificate(rand.Reader, template, template, of, must(rsa.GenerateKey(rand.Reader, 2048))(t)))(t)
+}
+
+// keepCertificate puts one where a manufacturer does.
+func keepCertificate(t *testing.T, rw io.ReadWriter, cert []byte) {
+	t.Helper()
+	const place = tpmutil.Handle(0x01c00002)
+	_ = tpm2.NVUndefineSpace(rw, "", tpm2.HandleOwner, place)
+	if err := tpm2.NVDefineSpace(rw, tpm2.HandleOwner, place, "", "", nil, tpm2.AttrOwnerWrite|tpm2.AttrOwnerRead|tpm2.AttrAuthRead|tpm2.AttrNoDA, uint16(len(cert))); err != nil {
+		t.Fatal(err)
+	}
+	for at := 0; at < len(cert); at += 512 {
+		if err := tpm2.NVWrite(rw, tpm2.HandleOwner, place, "", cert[at:min(at+512, len(cert))], uint16(at)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
