@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"recast/inventory"
+	"recast/ipxe"
 )
 
 // LabSettings are what a lab was asked to be. Two labs of one name must agree.
@@ -320,8 +321,33 @@ func present(program string) bool {
 // LabMissing names what this machine lacks for a lab with QEMU machines; nil: nothing.
 func LabMissing(kind OSKind) []string { return labMissing(kind, true) }
 
-// LabMissingFor names what it lacks for the lab of that file.
-func LabMissingFor(lab LabFile, kind OSKind) []string { return labMissing(kind, lab.QEMU() > 0) }
+// LabMissingFor names what it, or the binary that serves, lacks for the lab of that file.
+func LabMissingFor(lab LabFile, kind OSKind) ([]string, error) {
+	loaders, err := ipxe.OpenLoaders()
+	if err != nil {
+		return nil, err
+	}
+	return append(labMissing(kind, lab.QEMU() > 0), lab.lacks(loaders.Have)...), nil
+}
+
+// lacks names the boot loaders without which machines of the lab stop at the first
+// step. Those with a BIOS have iPXE in their network card.
+func (f LabFile) lacks(have func(loader string) bool) (missing []string) {
+	for _, m := range f.Machines {
+		loader := ipxe.LoaderSNPOnly
+		switch SimFirmware(m.Firmware) {
+		case SimBIOS:
+			continue
+		case SimUBoot:
+			loader = ipxe.LoaderARM64
+		}
+		line := fmt.Sprintf("the boot loader %s, as %s machines load it: ./setup.sh loaders as root, and build again", loader, m.Firmware)
+		if !have(loader) && !slices.Contains(missing, line) {
+			missing = append(missing, line)
+		}
+	}
+	return missing
+}
 
 func labMissing(kind OSKind, qemu bool) []string {
 	var missing []string

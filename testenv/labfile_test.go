@@ -195,3 +195,29 @@ func TestEveryFaultCanBeNamed(t *testing.T) {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
+
+func TestLabNamesTheLoadersThatItsMachinesWouldWaitFor(t *testing.T) {
+	f, err := ParseLabFile("LAB.yaml", []byte(`
+racks:
+- {name: r1, machines: 2, kind: simulated}
+- {name: r2, machines: 2, firmware: uefi-http}
+machines:
+  r2u02: {kind: simulated, firmware: u-boot}
+`))
+	simMust(t, err)
+	for have, want := range map[string]string{
+		"snponly.efi ipxe-arm64.efi": "",
+		"ipxe-arm64.efi":             "the boot loader snponly.efi, as uefi machines load it",
+		"snponly.efi":                "the boot loader ipxe-arm64.efi, as u-boot machines load it",
+	} {
+		got := f.lacks(func(loader string) bool { return strings.Contains(have, loader) })
+		if want == "" && len(got) > 0 || want != "" && (len(got) != 1 || !strings.HasPrefix(got[0], want)) {
+			t.Errorf("with %s: %q", have, got)
+		}
+	}
+	f, _, err = NewLabFile(1, 1, true) // a BIOS alone
+	simMust(t, err)
+	if got := f.lacks(func(string) bool { return false }); got != nil {
+		t.Errorf("%q", got)
+	}
+}

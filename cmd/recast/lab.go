@@ -217,7 +217,11 @@ func labUp(cmd *cobra.Command, f *labFlags, asked testenv.OSKind, kernel string,
 			}
 		}
 	}
-	if missing := testenv.LabMissingFor(lab, kind); len(missing) > 0 {
+	missing, err := testenv.LabMissingFor(lab, kind)
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
 		return fmt.Errorf("a lab needs what is not here:\n  %s", strings.Join(missing, "\n  "))
 	}
 	// The supervisor has a folder of its own to work in, and so may who pastes.
