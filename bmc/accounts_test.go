@@ -216,3 +216,24 @@ func TestANewCertificateAfterAResetStops(t *testing.T) {
 		t.Errorf("%v, want ErrPin", err)
 	}
 }
+
+func TestAResetThatNobodyAnsweredIsNotSaidToBeAccepted(t *testing.T) {
+	eachKind(t, func(t *testing.T, _ *testenv.SimMachine, b front, target bmc.Target) {
+		c := dial(t, target)
+		b.SetFaults(func(f *testenv.BMCFaults) { f.Hang = true })
+		err := c.(bmc.Resetter).ResetBMC(within(t, 5*time.Second))
+		if bmc.OutcomeOf(err) != bmc.Unknown || errors.Is(err, bmc.ErrUnverified) {
+			t.Errorf("%v, want that it is not known", err)
+		}
+	})
+}
+
+func TestSensorsOfAMuteBMCAreAnError(t *testing.T) {
+	t.Parallel()
+	b := newRedfish(t, testenv.RedfishOptions{Machine: &testenv.SimMachine{}})
+	c := dial(t, redfishTarget(b))
+	b.SetFaults(func(f *testenv.BMCFaults) { f.Busy = true })
+	if found, err := c.(bmc.SensorReader).Sensors(within(t, 20*time.Second)); !errors.Is(err, bmc.ErrBusy) {
+		t.Errorf("%+v, %v; want ErrBusy", found, err)
+	}
+}

@@ -37,13 +37,16 @@ type inventoryWalk struct {
 	driver  *redfishDriver
 	all     *Inventory
 	err     error
+	failed  error // the latest hole
 }
 
 // hole notes what could not be read, and whether there is a point in going on.
 func (w *inventoryWalk) hole(ctx context.Context, uri string, err error) {
-	switch {
-	case err == nil:
+	if err == nil {
 		return
+	}
+	w.failed = err
+	switch {
 	case ctx.Err() != nil, final(err), errors.Is(err, ErrUnreachable), errors.Is(err, errClosed):
 		w.err = err
 	}

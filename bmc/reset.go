@@ -95,6 +95,9 @@ func (s *session) ResetBMC(ctx context.Context) error {
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return ended(ctx, verb)
 		}
+		if actErr != nil { // whether it took the command is not known
+			return fmt.Errorf("%w; %s", actErr, last)
+		}
 		return fmt.Errorf("%s: %w: %s", verb, ErrUnverified, last)
 	}
 }

@@ -102,6 +102,7 @@ func (w *inventoryWalk) sensors(ctx context.Context) (found []Sensor) {
 		} `json:"Links"`
 	}
 	if !w.read(ctx, w.driver.transport.system, &system) {
+		w.err = w.failed // it leads to all of them
 		return nil
 	}
 	add := func(kind, unit string, reading func(redfishReading) *number, all []redfishReading) {
