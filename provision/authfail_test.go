@@ -51,8 +51,12 @@ func TestARefusedPasswordIsAFindingAndNotTriedAgainUntilItIsSet(t *testing.T) {
 	if n := fake.Count("dial"); n != 1 {
 		t.Errorf("%d logins, want 1", n)
 	}
-	if f := s.onBMC("m1"); len(f) != 1 || !strings.Contains(f[0], bmc.ErrAuth.Error()) || !strings.Contains(f[0], "not tried again") {
+	if f := s.onBMC("m1"); len(f) != 1 || !strings.Contains(f[0], bmc.ErrAuth.Error()) || !strings.Contains(f[0], "not tried again") ||
+		!strings.Contains(f[0], "recast secret set rack-bmc") {
 		t.Errorf("findings %q", f)
+	}
+	if _, err := s.BMCSensors(t.Context(), "m1"); err == nil || !strings.Contains(err.Error(), "recast secret set rack-bmc") {
+		t.Errorf("sensors: %v", err)
 	}
 	// The same words again: somebody may have mended the account.
 	if _, err := s.SetSecret(t.Context(), "rack-bmc", []byte("admin:secret"), "ann"); err != nil {

@@ -137,6 +137,9 @@ func (e *Engine) noticeRefusal(ctx context.Context, name string, err error) {
 	case err == nil:
 	case errors.As(err, &refused):
 		ev.Finding = refusalPrefix + refused.Error()
+		if next := e.secretNext(name, err); next != "" {
+			ev.Finding += "; " + next
+		}
 	case errors.As(err, &pin):
 		ev.Finding = refusalPrefix + pin.Error()
 		if next := e.secretNext(name, err); next != "" {
@@ -196,6 +199,7 @@ func (e *Engine) ResetBMC(ctx context.Context, name, who string) error {
 		}
 		return r.ResetBMC(ctx)
 	}); err != nil {
+		e.tellFailed(ctx, e.machine(name), "bmc reset", err)
 		return fmt.Errorf("reset the BMC of %q: %w", name, err)
 	}
 	return nil
@@ -221,6 +225,9 @@ func askingBMC[C, T any](ctx context.Context, e *Engine, name, what string, ask 
 		return err
 	})
 	if err != nil {
+		if next := e.secretNext(name, err); next != "" {
+			err = fmt.Errorf("%w; %s", err, next)
+		}
 		return answer, fmt.Errorf("%s of %q: %w", what, name, err)
 	}
 	return answer, nil

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"recast/bmc"
 	"recast/inventory"
 )
 
@@ -90,5 +91,31 @@ func TestAPowerOffIsRecorded(t *testing.T) {
 	}
 	if v, _ := s.View("m1"); v.Status.Health != Healthy || v.Status.NextAction != "" {
 		t.Errorf("it reported and is %s, next %q", v.Status.Health, v.Status.NextAction)
+	}
+}
+
+// Who reads the timeline later must not take for done what an operator only asked for.
+func TestATimelineTellsWhatBecameOfAPowerCommand(t *testing.T) {
+	s := newSite(t, 1)
+	if err := s.Freeze(t.Context(), "ann", "so that no machine starts"); err != nil {
+		t.Fatal(err)
+	}
+	s.apply(s.yaml(true))
+	fake := s.bmcs["10.9.0.1"]
+	fake.SetFault(bmc.FaultUnreachable)
+	if _, err := s.Power(t.Context(), "m1", "ann", "cycle", false); err == nil {
+		t.Fatal("a BMC that is not there has cycled its machine")
+	}
+	if _, err := s.Power(t.Context(), "m1", "ann", "dance", false); err == nil || !strings.Contains(err.Error(), "want status, on, off or cycle") {
+		t.Errorf("dance: %v", err)
+	}
+	var lines []string
+	for _, l := range s.Timeline("m1") {
+		if strings.HasPrefix(l.Text, "power ") {
+			lines = append(lines, l.Kind+" "+l.Text)
+		}
+	}
+	if len(lines) != 2 || lines[0] != "operator power cycle by ann" || !strings.HasPrefix(lines[1], "bmc power cycle: ") || !strings.Contains(lines[1], bmc.ErrUnreachable.Error()) {
+		t.Errorf("%q", lines)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -236,6 +237,9 @@ func (e *Engine) Frozen() Freeze {
 // Power reads or changes a machine's power: "status", "on", "off", "cycle".
 // Soft asks the operating system and gives up where it does not obey.
 func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (string, error) {
+	if !slices.Contains([]string{"status", "on", "off", "cycle"}, verb) {
+		return "", fmt.Errorf("power %q: want status, on, off or cycle", verb)
+	}
 	if verb != "status" {
 		if err := e.operate(ctx, name, who, "power "+verb, "", func(s State) (State, error) {
 			if Busy(s.Status.Phase) {
@@ -275,8 +279,6 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 			if err = c.Off(ctx, !soft); err == nil {
 				err = c.On(ctx)
 			}
-		default:
-			err = fmt.Errorf("power %q: want status, on, off or cycle", verb)
 		}
 		if err != nil {
 			return err
@@ -285,6 +287,9 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 		return err
 	})
 	if err != nil {
+		if verb != "status" {
+			e.tellFailed(ctx, m, "power "+verb, err)
+		}
 		if next := e.secretNext(name, err); next != "" {
 			err = fmt.Errorf("%w; %s", err, next)
 		}
@@ -305,6 +310,17 @@ func (e *Engine) Power(ctx context.Context, name, who, verb string, soft bool) (
 	}
 	e.changes.send(name)
 	return string(seen), nil
+}
+
+// tellFailed puts into the timeline, which holds an operator's word already, that nothing
+// or not all came of it.
+func (e *Engine) tellFailed(ctx context.Context, m *machine, what string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	line := TimelineEntry{Time: e.Now(), Kind: "bmc", Text: fmt.Sprintf("%s: %v", what, err)}
+	if err := e.commit(context.WithoutCancel(ctx), m, m.state, []TimelineEntry{line}); err != nil {
+		e.Log.Warn("that an operator's command failed is not on record", "machine", m.name, "what", what, "err", err)
+	}
 }
 
 // powered is what a BMC's answer says of a machine that is taken as running.
