@@ -40,8 +40,11 @@ func (v bmcVerb) command() *cobra.Command {
 	cmd := &cobra.Command{Use: v.use + " MACHINE...", Short: v.short, Long: v.long, Example: v.example,
 		ValidArgsFunction: completeMachines,
 		Args: func(cmd *cobra.Command, args []string) error {
+			if rack != "" && len(args) > 0 {
+				return codeError{fmt.Errorf("%s: name machines or a --rack, not both", strings.TrimPrefix(cmd.CommandPath(), "recast ")), exitUsage}
+			}
 			if rack != "" {
-				return arguments(cobra.NoArgs)(cmd, args)
+				return nil
 			}
 			return arguments(cobra.MinimumNArgs(1))(cmd, args)
 		},

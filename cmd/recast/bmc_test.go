@@ -69,6 +69,8 @@ func TestBMCsAreEnrolledReadAndRotatedByRack(t *testing.T) {
 		{"bmc rotate --rack r1 --user recast", exitOK, []string{`a1: "recast" has a new password`, `a2: "recast" has a new password`}},
 		{"describe a2", exitOK, []string{`password of "recast" rotated`}},
 		{"power status a1 a2", exitOK, []string{"a1: off", "a2: off"}},
+		{"power status a0 a1 --", exitRefused, []string{"a1: off", `there is no machine "a0"`}},
+		{"power on --rack r1", exitOK, []string{"a1: on", "a2: on"}},
 		{"get audit", exitOK, []string{"bmc pin", "bmc enrol", "bmc reset", "bmc rotate", "bmc screenshot"}},
 	} {
 		out, code := recast(t, strings.NewReader(""), strings.Fields(c.args)...)

@@ -106,14 +106,7 @@ func completeDescribe(cmd *cobra.Command, args []string, prefix string) ([]strin
 	return nil, cobra.ShellCompDirectiveNoFileComp
 }
 
-func completePower(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	if len(args) == 0 {
-		return []string{"status", "on", "off", "cycle"}, cobra.ShellCompDirectiveNoFileComp
-	}
-	return completeMachines(cmd, args[1:], prefix)
-}
-
-var _ = []completer{completeMachines, completeGroups, completeKinds, completeDescribe, completePower}
+var _ = []completer{completeMachines, completeGroups, completeKinds, completeDescribe}
 
 // newCompletion is cobra's own, but that it refuses a shell it does not know.
 func newCompletion() *cobra.Command {

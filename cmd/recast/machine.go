@@ -68,31 +68,35 @@ that writes goes on to its end: recast abort stops that too.`,
 }
 
 func newPower() *cobra.Command {
-	var soft bool
-	cmd := &cobra.Command{
-		Use: "power status|on|off|cycle MACHINE...", GroupID: "machine", Short: "Read or change a machine's power",
-		Long: `Read or change a machine's power through its BMC. While an attempt is under way the power is
-recast's: recast abort first.`,
-		Example:           "  recast power status r1u05 r1u06\n  recast power off --soft r1u05",
-		ValidArgsFunction: completePower,
-		Args:              arguments(cobra.MinimumNArgs(2)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := clientOf(cmd)
-			if err != nil {
+	cmd := &cobra.Command{Use: "power", GroupID: "machine", Short: "Read or change machines' power",
+		Long: `Read or change machines' power through their BMCs, one machine after the other; one that fails
+does not keep the next from its turn. While an attempt is under way the power is recast's: recast
+abort first.`}
+	return parent(cmd, powerVerb("status", "Read the power"), powerVerb("on", "Switch on"),
+		powerVerb("off", "Switch off, at once or with --soft"), powerVerb("cycle", "Switch off and, once that is seen, on"))
+}
+
+func powerVerb(verb, short string) *cobra.Command {
+	req := web.PowerRequest{Verb: verb}
+	v := bmcVerb{use: verb, goOn: true, short: short, long: short + ", through the BMC, which is asked until it shows that it is so.",
+		example: "  recast power " + verb + " r1u05 r1u06\n  recast power " + verb + " --rack r1",
+		do: func(cmd *cobra.Command, c *client, name string) error {
+			var p web.PowerReply
+			if err := c.call(cmd.Context(), http.MethodPost, machinePath(name)+"/power", req, &p); err != nil {
 				return err
 			}
-			for _, name := range args[1:] {
-				var p web.PowerReply
-				if err := c.call(cmd.Context(), http.MethodPost, machinePath(name)+"/power", web.PowerRequest{Verb: args[0], Soft: soft}, &p); err != nil {
-					return err
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", name, p.Power)
-			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", name, p.Power)
 			return nil
-		},
+		}}
+	switch verb {
+	case "status":
+		v.long = short + ", as the BMC shows it now."
+	case "off", "cycle":
+		v.flag = func(cmd *cobra.Command) {
+			cmd.Flags().BoolVar(&req.Soft, "soft", false, "ask the operating system, and give up where it does not obey")
+		}
 	}
-	cmd.Flags().BoolVar(&soft, "soft", false, "ask the operating system, and give up where it does not obey")
-	return cmd
+	return v.command()
 }
 
 func newFreeze() *cobra.Command {
