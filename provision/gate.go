@@ -41,8 +41,10 @@ type Gate struct {
 	Passed bool `json:"passed,omitempty"`
 	// Jumped is when that was done by kexec; zero: by a restart.
 	Jumped time.Time `json:"jumped,omitzero"`
-	// NoKexec is why it hands over by a restart until the disk is written anew, although
-	// it has a Kernel.
+	// Lost counts the starts by kexec in a row that came to nothing. NoKexec is why it
+	// hands over by a restart, although it has a Kernel, until the disk is written anew or
+	// it is released.
+	Lost    int    `json:"lost,omitempty"`
 	NoKexec string `json:"noKexec,omitempty"`
 }
 

@@ -73,10 +73,10 @@ func (e *Engine) Hold(ctx context.Context, name, who, reason string, ttl time.Du
 	})
 }
 
-// Release ends a hold.
+// Release ends a hold, and lets a gate try again what it had given up.
 func (e *Engine) Release(ctx context.Context, name, who string) error {
 	return e.operate(ctx, name, who, "release", "", func(s State) (State, error) {
-		if s.Status.Hold == nil {
+		if g := gated(s); s.Status.Hold == nil && (g == nil || g.NoKexec == "") {
 			return s, fmt.Errorf("it is not held")
 		}
 		return released(s), nil
@@ -101,8 +101,12 @@ func expired(h *Hold, now time.Time) bool {
 func released(s State) State {
 	st := &s.Status
 	st.Hold, st.Findings = nil, nil
-	if s.Intent != nil && s.Intent.HeldBack {
-		st.LastError = ""
+	if s.Intent != nil {
+		in := *s.Intent
+		if in.Gate = in.Gate.forgiven(); in.HeldBack {
+			st.LastError = ""
+		}
+		s.Intent = &in
 	}
 	if release := "recast release " + st.Machine; strings.Contains(st.NextAction, release) {
 		_, st.NextAction, _ = strings.Cut(st.NextAction, release+", then: ")

@@ -211,7 +211,7 @@ func replay(t *testing.T, text string) string {
 			s.state.Status.Hold = &Hold{Owner: "bob", Reason: "looks at it"}
 			fmt.Fprintln(&out, line)
 		case line == "release":
-			s.state.Status.Hold = nil
+			s.state = released(s.state)
 			fmt.Fprintln(&out, line)
 		case line == "enforce":
 			s.params.Enforce = true

@@ -274,7 +274,7 @@ func (t *transition) gatePasses(g *Gate, seen *GateSeen, verdict GateVerdict, v 
 	default:
 		t.line("step", "handed over by a restart: %s", why)
 		if g.NoKexec != "" {
-			t.finding(kexecPrefix + g.NoKexec + "; its gate restarts it until its disk is written anew")
+			t.finding(fmt.Sprintf("%s%s; its gate restarts it until its disk is written anew, or: recast release %s", kexecPrefix, g.NoKexec, st.Machine))
 		}
 		t.gateOpensDisk(g, seen)
 	}
@@ -339,24 +339,6 @@ func (t *transition) gateJumps(g *Gate, seen *GateSeen, r inventory.Report) {
 	t.gateLeft(g, seen)
 }
 
-// kexecPrefix begins what is found of a handover by kexec.
-const kexecPrefix = "kexec: "
-
-// lostJump notes a machine that comes back from a kernel that was started by kexec, or
-// while that was loaded, before its system said a word: firmware and cards that do not
-// stand that would have it hang or turn in circles.
-func (t *transition) lostJump(g *Gate, seen *GateSeen) {
-	switch {
-	case g.NoKexec != "":
-	case seen.Step == GateLoading:
-		g.NoKexec = "its ramdisk did not get as far as loading the kernel"
-	case !g.Passed || g.Jumped.IsZero():
-	case t.p.Reports || t.now.Before(g.Jumped.Add(PassTime)):
-		g.NoKexec = "it came back from the kernel that was started by kexec, and its system had not reported itself"
-	}
-	g.Jumped = time.Time{}
-}
-
 // gateFails: nothing is known; it tries anew, not for ever.
 func (t *transition) gateFails(g *Gate, seen *GateSeen, why string) {
 	g.Failures++
@@ -393,6 +375,9 @@ func (t *transition) gateStarted() {
 	g, seen := t.gate()
 	seen.Deadline = time.Time{}
 	if g.Passed {
+		if !g.Jumped.IsZero() {
+			g.Lost = 0
+		}
 		g.Pass, g.Passed, g.Jumped, seen.Step = nil, false, time.Time{}, GateIdle
 		t.Status.Findings = dropFindings(t.Status.Findings, gateNothing)
 		return
