@@ -409,7 +409,7 @@ func (e *Engine) tick(ctx context.Context) {
 	for _, m := range machines {
 		st := &m.shown.Load().Status // a commit under way is waited for by handle, where it matters
 		due := Busy(st.Phase) && !st.Deadline.IsZero() && !now.Before(st.Deadline) || gateLate(st, now)
-		over := expired(st.Hold, now)
+		over := e.lifts(st.Hold)
 		back := untouched(st) && st.Hold == nil && e.wants(m.name, st.Running, st.RunningRendered)
 		if back {
 			if err := e.handle(ctx, m, Reverted{}); err != nil {
@@ -421,8 +421,8 @@ func (e *Engine) tick(ctx context.Context) {
 				e.Log.Warn("deadline not recorded", "machine", m.name, "err", err)
 			}
 		}
-		if over {
-			_ = e.expire(ctx, m.name)
+		if over != "" {
+			_ = e.lift(ctx, m.name, over)
 		}
 	}
 }

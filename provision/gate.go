@@ -35,6 +35,10 @@ type Gate struct {
 	Jobs  int         `json:"jobs,omitempty"`
 	// Failures in a row to prove or repair anything.
 	Failures int `json:"failures,omitempty"`
+	// Circles counts the times in a row that it was told to start its disk, and came back.
+	Circles int `json:"circles,omitempty"`
+	// Consent lets it be repaired once, whatever its standing intent says; nil: none.
+	Consent *GateConsent `json:"consent,omitempty"`
 	// Pass lets the machine start its disk; nil: it goes through the gate.
 	Pass *Pass `json:"pass,omitempty"`
 	// Passed: it was let through, and its system has not reported itself since.
@@ -47,6 +51,16 @@ type Gate struct {
 	Lost    int    `json:"lost,omitempty"`
 	NoKexec string `json:"noKexec,omitempty"`
 }
+
+// GateConsent is an operator's word that what differs may be written, however much, until
+// the disk is proved or held again. In another epoch it is void.
+type GateConsent struct {
+	By    string `json:"by"`
+	Epoch string `json:"epoch"`
+}
+
+// writesAll tells that a repair writes whatever differs, which nobody counts before.
+func (g *Gate) writesAll() bool { return g.OnMismatch == inventory.MismatchRestore || g.Consent != nil }
 
 // Pass is permission to start the disk once, for a machine whose firmware asks the
 // network first.
@@ -272,6 +286,7 @@ type budgetQuestion struct {
 	Members  int
 	Repaired int  // other machines of the group in the last hour
 	Restores bool // its every boot writes: none is one too many
+	Said     bool // an operator lets it be repaired
 	Failures inventory.IntOrPercent
 	Frozen   string
 	Machine  *inventory.Machine // nil: not declared any more
@@ -285,13 +300,17 @@ func repairBudget(q budgetQuestion) (why, cure string) {
 		return "it is not declared any more", "declare it and apply"
 	case q.Machine.Protected:
 		return "the machine is protected", protectedNext
+	case q.Frozen != "":
+		return "everything is frozen: " + q.Frozen, unfreezeNext
+	case q.Said:
 	case q.Group == "":
 		return "no group selects it", "let a Group select it and apply"
-	case q.Frozen != "":
-		return "everything is frozen: " + q.Frozen, "recast unfreeze"
 	case q.Repaired+1 > limit && !q.Restores:
 		return fmt.Sprintf("%d other machines of group %s were repaired within the hour, and its maxFailures is %d: so many at once are hardly their disks' fault", q.Repaired, q.Group, limit),
 			fmt.Sprintf("find out what wrote to them; after the hour, or with more maxFailures in group %s, a release lets it be repaired", q.Group)
 	}
 	return "", ""
 }
+
+// unfreezeNext ends what everything waits for; a gate that waits for it goes on by itself.
+const unfreezeNext = "recast unfreeze"

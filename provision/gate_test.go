@@ -42,7 +42,7 @@ func storyVerdict(blocks int64, table string) *inventory.Verdict {
 //
 //	gate claim BOOT
 //	gate inventory [why it is another disk]
-//	gate report proving|done|failed [blocks=N] [table] [suspended] [epoch=E] [other] [refused WHY]
+//	gate report proving|done|failed [blocks=N] [table] [suspended] [epoch=E] [other] [frozen] [refused WHY]
 func (s *story) gateEvent(t *testing.T, f []string) Event {
 	t.Helper()
 	switch f[0] {
@@ -70,6 +70,8 @@ func (s *story) gateEvent(t *testing.T, f []string) Event {
 				table = "partition 1 is missing"
 			case strings.HasPrefix(w, "epoch="):
 				ev.Epoch = w[len("epoch="):]
+			case w == "frozen":
+				ev.NoRepair, ev.Cure = "everything is frozen: audit", unfreezeNext
 			case w == "refused":
 				ev.NoRepair = strings.Join(f[3+i:], " ")
 			}
@@ -189,7 +191,11 @@ func (w *walk) gateEvent() Event {
 
 func (w *walk) gateStep(t *testing.T, seed uint64) {
 	if w.r.IntN(4) == 0 && w.s.Status.Hold != nil {
-		w.s = released(w.s)
+		if stopped(w.s) && gated(w.s) != nil && w.r.IntN(2) == 0 {
+			w.s = consented(w.s, "ann", pick(w.r, "e", "e", "f"))
+		} else {
+			w.s = released(w.s)
+		}
 	}
 	ev := w.gateEvent()
 	w.now = w.now.Add(time.Duration(w.r.Int64N(int64(pick(w.r, time.Second, time.Minute, 25*time.Minute)))))
@@ -229,22 +235,27 @@ func (w *walk) gateStep(t *testing.T, seed uint64) {
 	if is == GateRepairing && was != GateRepairing {
 		rep, ok := ev.(GateReported)
 		old := prev.Intent.Gate
+		said := old.Consent != nil && old.Consent.Epoch == rep.Epoch
 		switch {
 		case !ok || was != GateProving || rep.Report.Step != inventory.AgentDone:
 			bad("a repair for %T after %q", ev, was)
-		case !old.Writes() || old.Epoch != rep.Epoch || old.Epoch == "":
+		case !said && (!old.Writes() || old.Epoch != rep.Epoch || old.Epoch == ""):
 			bad("a repair with %s, of epoch %q in %q", old.OnMismatch, old.Epoch, rep.Epoch)
 		case rep.NoRepair != "" || prev.Status.Hold != nil:
 			bad("a repair although %q, held %t", rep.NoRepair, prev.Status.Hold != nil)
-		case rep.Report.Verdict.Table != "" || rep.Report.Verdict.Blocks()*inventory.GateBlock > old.RepairLimit || !rep.Report.Verdict.About(old.Regions):
+		case rep.Report.Verdict.Table != "" || !said && rep.Report.Verdict.Blocks()*inventory.GateBlock > old.RepairLimit || !rep.Report.Verdict.About(old.Regions):
 			bad("a repair of %+v", rep.Report.Verdict)
-		case old.OnMismatch == inventory.MismatchRepair && next.Status.Gate.repairedSince(w.now.Add(-time.Hour)) > maxRepairs:
+		case !said && old.OnMismatch == inventory.MismatchRepair && next.Status.Gate.repairedSince(w.now.Add(-time.Hour)) > maxRepairs:
 			bad("the %dth repair within the hour", next.Status.Gate.repairedSince(w.now.Add(-time.Hour)))
 		case len(next.Status.Gate.Repairs) == 0 || !next.Status.Gate.Repairs[len(next.Status.Gate.Repairs)-1].At.Equal(w.now):
 			bad("a repair that is not on record")
-		case len(lines) == 0 || !strings.Contains(lines[0].Text, "under the intent that stands"):
+		case len(lines) == 0 || !strings.Contains(lines[0].Text, "under the intent that stands") == !said || !strings.Contains(lines[0].Text, "by the word of ann") == said:
 			bad("a repair that is no event")
 		}
+	}
+	// An operator's word is for one proof.
+	if g != nil && g.Consent != nil && (stopped(next) && !stopped(prev) || is == GatePassed || is == GateLoading) {
+		bad("after it was proved or held it may be repaired still, by the word of %s", g.Consent.By)
 	}
 	// Who may start the disk: only what was read back, or compared, since the last claim.
 	if in != nil && in.Gate != nil && in.Gate.Pass.valid(w.now) && (prev.Intent == nil || prev.Intent.Gate == nil || !prev.Intent.Gate.Pass.valid(w.now)) {
@@ -398,17 +409,20 @@ func TestRepairsStopAtTheBudget(t *testing.T) {
 		change func(*budgetQuestion)
 		want   string
 	}{
-		"the first":      {func(*budgetQuestion) {}, ""},
-		"the second":     {func(q *budgetQuestion) { q.Repaired = 1 }, ""},
-		"the third":      {func(q *budgetQuestion) { q.Repaired = 2 }, "its maxFailures is 2"},
-		"a share":        {func(q *budgetQuestion) { q.Repaired, q.Failures = 4, inventory.IntOrPercent{Value: 10, Percent: true} }, "its maxFailures is 4"},
-		"within a share": {func(q *budgetQuestion) { q.Repaired, q.Failures = 3, inventory.IntOrPercent{Value: 10, Percent: true} }, ""},
-		"a restore":      {func(q *budgetQuestion) { q.Repaired, q.Restores = 39, true }, ""},
-		"none allowed":   {func(q *budgetQuestion) { q.Failures = inventory.IntOrPercent{} }, "its maxFailures is 0"},
-		"frozen":         {func(q *budgetQuestion) { q.Frozen = "audit" }, "everything is frozen: audit"},
-		"undeclared":     {func(q *budgetQuestion) { q.Machine = nil }, "not declared"},
-		"protected":      {func(q *budgetQuestion) { q.Machine = &inventory.Machine{Protected: true} }, "protected"},
-		"no group":       {func(q *budgetQuestion) { q.Group = "" }, "no group"},
+		"the first":          {func(*budgetQuestion) {}, ""},
+		"the second":         {func(q *budgetQuestion) { q.Repaired = 1 }, ""},
+		"the third":          {func(q *budgetQuestion) { q.Repaired = 2 }, "its maxFailures is 2"},
+		"a share":            {func(q *budgetQuestion) { q.Repaired, q.Failures = 4, inventory.IntOrPercent{Value: 10, Percent: true} }, "its maxFailures is 4"},
+		"within a share":     {func(q *budgetQuestion) { q.Repaired, q.Failures = 3, inventory.IntOrPercent{Value: 10, Percent: true} }, ""},
+		"a restore":          {func(q *budgetQuestion) { q.Repaired, q.Restores = 39, true }, ""},
+		"let by a person":    {func(q *budgetQuestion) { q.Repaired, q.Said, q.Group = 39, true, "" }, ""},
+		"let, and frozen":    {func(q *budgetQuestion) { q.Said, q.Frozen = true, "audit" }, "everything is frozen"},
+		"let, and protected": {func(q *budgetQuestion) { q.Said, q.Machine = true, &inventory.Machine{Protected: true} }, "protected"},
+		"none allowed":       {func(q *budgetQuestion) { q.Failures = inventory.IntOrPercent{} }, "its maxFailures is 0"},
+		"frozen":             {func(q *budgetQuestion) { q.Frozen = "audit" }, "everything is frozen: audit"},
+		"undeclared":         {func(q *budgetQuestion) { q.Machine = nil }, "not declared"},
+		"protected":          {func(q *budgetQuestion) { q.Machine = &inventory.Machine{Protected: true} }, "protected"},
+		"no group":           {func(q *budgetQuestion) { q.Group = "" }, "no group"},
 	} {
 		q := base
 		tt.change(&q)

@@ -187,8 +187,11 @@ func (e *Engine) gateJob(m *machine, kind inventory.JobKind) (*inventory.Job, er
 		kernel = consoled(*g.Kernel, e.Set().Machine(m.name))
 	}
 	limit := g.RepairLimit
-	if kind == inventory.JobGate && g.OnMismatch == inventory.MismatchRestore {
-		limit = 0 // it will be written however much it is: nothing is fetched to count it
+	if g.writesAll() {
+		limit = blockBytes(g.Regions)
+		if kind == inventory.JobGate {
+			limit = 0 // it will be written however much it is: nothing is fetched to count it
+		}
 	}
 	var efi *inventory.EFIEntry
 	if again := againProgram(&g.Gate); again != nil {
@@ -251,6 +254,9 @@ func (e *Engine) repairBudget(name string) (why, cure string) {
 	q := budgetQuestion{Machine: e.Set().Machine(name)}
 	if m, ok := e.known(name); ok {
 		q.Restores = restores(m.state)
+		if g := gated(m.state); g != nil {
+			q.Said = g.Consent != nil
+		}
 	}
 	var members []string
 	e.mu.RLock()

@@ -1,6 +1,9 @@
 package provision
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // What a machine that comes back to its gate says of the start before it.
 
@@ -41,6 +44,37 @@ func (g *Gate) forgiven() *Gate {
 		return nil
 	}
 	again := *g
-	again.NoKexec, again.Lost = "", 0
+	again.NoKexec, again.Lost, again.Consent = "", 0, nil
 	return &again
+}
+
+// circles counts a machine that was let through, asked the network again and was told to
+// start its disk, and is back soon after: a firmware that takes no BootNext and leaves the
+// network for nothing, or a system that does not stay up. It tells when that is to end.
+func (t *transition) circles(g *Gate) bool {
+	within := PassTime
+	if t.p.Reports {
+		within = PassTimeSlow // that it did not say a word says more than when it came
+	}
+	if !g.Passed || g.Pass == nil || g.Pass.Asked.IsZero() || !t.now.Before(g.Pass.Asked.Add(within)) {
+		g.Circles = 0
+		return false
+	}
+	g.Circles++
+	return g.Circles > MaxRestarts
+}
+
+// gateHoldsCircle ends them in the ramdisk. Nothing is wrong with the disk.
+func (t *transition) gateHoldsCircle(g *Gate, seen *GateSeen) {
+	soon := "before its system had reported itself"
+	if !t.p.Reports {
+		soon = fmt.Sprintf("within %s", PassTime)
+	}
+	why := fmt.Sprintf("it was proved and told to start its disk %d times in a row, and came back each time %s", g.Circles, soon)
+	cure := fmt.Sprintf("look at its console: where its system restarts, recast retry %s writes it anew; where its firmware asks the network again, put its disk behind the network in its boot order, or declare another boot.local for it", t.Status.Machine)
+	if g.Refuse {
+		why += ": its firmware does not start what BootNext names, and its order leads to no disk"
+		cure = fmt.Sprintf("give its group a definition with onServerDown: lastGood, apply, and recast retry %s", t.Status.Machine)
+	}
+	t.gateHolds(g, seen, why, cure)
 }

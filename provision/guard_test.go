@@ -423,7 +423,7 @@ func TestAHoldThatExpiredTakesNoOtherAlong(t *testing.T) {
 	if err := s.Hold(t.Context(), "m1", "bob", "memory test", time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.expire(t.Context(), "m1"); err == nil {
+	if err := s.lift(t.Context(), "m1", "recast: the hold expired"); err == nil {
 		t.Error("a hold that has not expired is released")
 	}
 	if st := s.machine("m1").snapshot().Status; st.Hold == nil || st.Hold.Owner != "bob" {
@@ -433,4 +433,75 @@ func TestAHoldThatExpiredTakesNoOtherAlong(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.until("a hold that has expired ends", func() bool { return s.machine("m1").snapshot().Status.Hold == nil })
+}
+
+// A machine that only a freeze keeps from being put back goes on when it ends.
+func TestWhatAFreezeAloneHeldGoesOnAfterIt(t *testing.T) {
+	s := newSite(t, 2)
+	if err := s.Freeze(t.Context(), "ann", "audit"); err != nil {
+		t.Fatal(err)
+	}
+	s.apply(s.yaml(true))
+	for name, thaws := range map[string]bool{"m1": true, "m2": false} {
+		m := s.machine(name)
+		m.mu.Lock()
+		next := m.snapshot()
+		next.Intent = &Intent{Machine: name, Gate: &Gate{Disk: disk("D"), Epoch: "e"}}
+		next.Status.Gate = &GateSeen{Step: GateStopped}
+		next.Status.Hold = &Hold{Owner: "recast", Reason: "gate: not as it was written", Cure: unfreezeNext, Thaws: thaws}
+		next.Status.NextAction = unfreezeNext + " lets it go on"
+		err := s.commit(t.Context(), m, next, nil)
+		m.mu.Unlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.tick(t.Context())
+	if x, err := s.Explain(t.Context(), "m1"); err != nil || s.machine("m1").snapshot().Status.Hold == nil || x.Next != unfreezeNext {
+		t.Fatalf("while all is frozen: %+v, %v", x, err)
+	}
+	if err := s.Unfreeze(t.Context(), "ann"); err != nil {
+		t.Fatal(err)
+	}
+	s.until("it goes on by itself", func() bool { return s.machine("m1").snapshot().Status.Hold == nil })
+	if st := s.machine("m1").snapshot().Status; strings.Contains(st.NextAction, unfreezeNext) {
+		t.Errorf("next: %q", st.NextAction)
+	}
+	s.tick(t.Context())
+	if s.machine("m2").snapshot().Status.Hold == nil {
+		t.Error("what is held for another reason went on, too")
+	}
+}
+
+func TestARepairIsLetOnlyWhereAGateHolds(t *testing.T) {
+	s := newSite(t, 1)
+	if err := s.Freeze(t.Context(), "ann", "audit"); err != nil { // nothing else shall move it
+		t.Fatal(err)
+	}
+	s.apply(s.yaml(true))
+	if err := s.Repair(t.Context(), "m1", "ann"); err == nil || !strings.Contains(err.Error(), "no gate holds it") {
+		t.Errorf("a machine without a gate: %v", err)
+	}
+	m := s.machine("m1")
+	m.mu.Lock()
+	next := m.snapshot()
+	gate := &Gate{Disk: disk("D"), Epoch: "e", NoKexec: "lost"}
+	next.Intent = &Intent{Machine: "m1", Gate: gate}
+	next.Status.Gate = &GateSeen{Step: GateStopped}
+	next.Status.Hold = &Hold{Owner: "recast", Reason: "gate: not as it was written"}
+	err := s.commit(t.Context(), m, next, nil)
+	m.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Repair(t.Context(), "m1", "ann"); err != nil {
+		t.Fatal(err)
+	}
+	now := m.snapshot()
+	if c := now.Intent.Gate.Consent; now.Status.Hold != nil || c == nil || *c != (GateConsent{By: "ann", Epoch: s.Store.Epoch()}) || gate.Consent != nil {
+		t.Errorf("%+v, held %+v", now.Intent.Gate, now.Status.Hold)
+	}
+	if err := s.Repair(t.Context(), "m1", "ann"); err == nil || !strings.Contains(err.Error(), "no gate holds it") {
+		t.Errorf("a second time: %v", err)
+	}
 }

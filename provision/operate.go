@@ -83,10 +83,45 @@ func (e *Engine) Release(ctx context.Context, name, who string) error {
 	})
 }
 
-// expire ends a hold whose time is over.
-func (e *Engine) expire(ctx context.Context, name string) error {
-	return e.operate(ctx, name, "recast: the hold expired", "release", "", func(s State) (State, error) {
-		if !expired(s.Status.Hold, e.Now()) {
+// Repair releases a machine that its gate holds, and lets that write what differs this
+// once, however much it is. Another disk, and another partition table, are held again.
+func (e *Engine) Repair(ctx context.Context, name, who string) error {
+	decl := e.Set().Machine(name)
+	return e.operate(ctx, name, who, "repair", "", func(s State) (State, error) {
+		switch {
+		case Busy(s.Status.Phase) && !written(s.Status.Step):
+			return s, fmt.Errorf("an attempt is under way (%s); recast abort %s stops it", s.Status.Step, name)
+		case !stopped(s) || s.Status.Hold == nil:
+			return s, fmt.Errorf("no gate holds it")
+		case decl != nil && decl.Protected:
+			return s, fmt.Errorf("it is protected: %s", protectedNext)
+		}
+		return consented(s, who, e.Store.Epoch()), nil
+	})
+}
+
+// consented is a machine that its gate held and may repair now.
+func consented(s State, who, epoch string) State {
+	s = released(s)
+	s.Intent.Gate.Consent = &GateConsent{By: who, Epoch: epoch} // of a copy
+	return s
+}
+
+// lifts says why a hold ends by itself now, "" it does not.
+func (e *Engine) lifts(h *Hold) string {
+	switch {
+	case expired(h, e.Now()):
+		return "recast: the hold expired"
+	case h != nil && h.Thaws && e.Frozen() == Freeze{}:
+		return "recast: nothing is frozen any more"
+	}
+	return ""
+}
+
+// lift ends such a hold.
+func (e *Engine) lift(ctx context.Context, name, why string) error {
+	return e.operate(ctx, name, why, "release", "", func(s State) (State, error) {
+		if e.lifts(s.Status.Hold) == "" {
 			return s, fmt.Errorf("another hold was placed")
 		}
 		return released(s), nil
@@ -100,6 +135,9 @@ func expired(h *Hold, now time.Time) bool {
 // released is a machine after its hold: what was to be done after that is next.
 func released(s State) State {
 	st := &s.Status
+	if st.Hold != nil && st.Hold.Thaws {
+		st.NextAction = ""
+	}
 	st.Hold, st.Findings = nil, nil
 	if s.Intent != nil {
 		in := *s.Intent

@@ -124,7 +124,9 @@ func frozenWait(reason string) Wait {
 
 func heldWait(machine string, h *Hold) Wait {
 	next := "recast release " + machine
-	if h.Cure != "" {
+	if h.Thaws {
+		next = h.Cure
+	} else if h.Cure != "" {
 		next = h.Cure + ", then: " + next
 	}
 	return Wait{fmt.Sprintf("held by %s: %s", h.Owner, h.Reason), next}

@@ -213,6 +213,9 @@ func replay(t *testing.T, text string) string {
 		case line == "release":
 			s.state = released(s.state)
 			fmt.Fprintln(&out, line)
+		case line == "release --repair":
+			s.state = consented(s.state, "ann", "e")
+			fmt.Fprintln(&out, line)
 		case line == "enforce":
 			s.params.Enforce = true
 			fmt.Fprintln(&out, line)

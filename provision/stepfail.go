@@ -75,6 +75,15 @@ func (t *transition) ticked() {
 			t.activate(HealthUnknown)
 			return
 		}
+		if h := t.Status.Hold; h != nil && h.Thaws && stopped(t.State) {
+			t.prolong(t.now.Add(t.deadline(StepStarting))) // it goes on when nothing is frozen any more
+			return
+		}
+		if next := t.Status.NextAction; stopped(t.State) && t.Status.Hold != nil {
+			t.stop("written and read back, and stopped by its gate: " + t.Status.Gate.Detail)
+			t.Status.NextAction = next
+			return
+		}
 		t.stop(fmt.Sprintf("written and read back, but the system did not report itself within %s%s", waited, last))
 		t.Status.NextAction = t.startingNext()
 	case StepWriting, StepVerifying:

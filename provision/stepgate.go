@@ -107,6 +107,7 @@ func (t *transition) gateClaimed(ev GateClaimed) {
 		return
 	}
 	t.lostJump(g, seen)
+	circles := t.circles(g)
 	slow := g.Pass != nil && g.Pass.Asked.IsZero() && g.Passed && t.now.After(g.Pass.Until) && t.now.Before(g.Pass.Until.Add(PassTimeSlow))
 	if g.Refuse && t.p.Reports && g.Passed && g.Pass != nil && !g.Pass.Asked.IsZero() {
 		t.finding(bootOrderPrefix + "it was let through, asked the network again, and came back: its firmware does not start what BootNext names, and its order leads to no disk; declare onServerDown: lastGood and write it anew")
@@ -124,7 +125,12 @@ func (t *transition) gateClaimed(ev GateClaimed) {
 	if stopped(t.State) && t.Status.Hold != nil {
 		return // it waits there for its release
 	}
-	seen.Step, seen.Deadline = GateInspecting, t.now.Add(t.deadline(StepInspecting))
+	if circles {
+		t.gateHoldsCircle(g, seen)
+		return
+	}
+	seen.Step = GateInspecting
+	t.gateAwaits(seen, t.deadline(StepInspecting))
 	if t.Status.Health = Progressing; !t.busy() {
 		t.Status.NextAction = ""
 	}
@@ -143,7 +149,17 @@ func (t *transition) gateInspected(ev GateInspected) {
 		return
 	}
 	g.Jobs++
-	seen.Step, seen.Deadline = GateProving, t.now.Add(gateSilence)
+	seen.Step = GateProving
+	t.gateAwaits(seen, gateSilence)
+}
+
+// gateAwaits gives a step of the boot its deadline. To read and to write a disk is no part
+// of a first start's health deadline, which goes on when the machine is let through.
+func (t *transition) gateAwaits(seen *GateSeen, d time.Duration) {
+	seen.Deadline = t.now.Add(d)
+	if t.Status.Step == StepStarting {
+		t.prolong(seen.Deadline)
+	}
 }
 
 func (t *transition) gateRenewed(ev GateRenewed) {
@@ -155,7 +171,7 @@ func (t *transition) gateRenewed(ev GateRenewed) {
 	claim.Until = ev.Until
 	g.Claim = &claim
 	if seen.Step.working() {
-		seen.Deadline = t.now.Add(gateSilence)
+		t.gateAwaits(seen, gateSilence)
 	}
 }
 
@@ -193,6 +209,8 @@ func (t *transition) gateReported(ev GateReported) {
 		verdict := GateRepaired
 		if g.OnMismatch == inventory.MismatchRestore {
 			verdict = GateRestored
+		}
+		if g.writesAll() {
 			if n := len(seen.Repairs); n > 0 {
 				seen.Repairs = slices.Clone(seen.Repairs)
 				seen.Repairs[n-1].Blocks = r.Written / inventory.GateBlock // the comparison did not count them
@@ -206,54 +224,75 @@ func (t *transition) gateReported(ev GateReported) {
 		t.measured(ev.Measured)
 	case seen.Step == GateRepairing:
 		t.gateStops(g, seen, *v, "after its repair there still differs "+describeVerdict(*v), "its disk does not keep what is written to it: replace it")
-	case g.OnMismatch == inventory.MismatchReport:
+	case g.Consent != nil:
+		t.gateRepairs(g, seen, ev)
+	case g.OnMismatch == inventory.MismatchReport && !v.Suspended: // which no firmware starts
 		t.finding(gatePrefix + "not as it was written: " + describeVerdict(*v))
 		t.gatePasses(g, seen, GateDiffers, *v)
 	case g.Writes():
 		t.gateRepairs(g, seen, ev)
 	default:
-		t.gateStops(g, seen, *v, "not as it was written: "+describeVerdict(*v), "recast retry "+t.Status.Machine+" writes it anew")
+		t.gateStops(g, seen, *v, "not as it was written: "+describeVerdict(*v), t.repairNext(*v))
 	}
+}
+
+// repairNext is what a person does about a disk that differs, and that its gate may not
+// write.
+func (t *transition) repairNext(v inventory.Verdict) string {
+	anew := fmt.Sprintf("recast retry %s writes it anew", t.Status.Machine)
+	if v.Table != "" {
+		return anew // and nothing else would
+	}
+	return fmt.Sprintf("recast release %s --repair lets it write what differs, and nothing else; or %s, its state too", t.Status.Machine, anew)
 }
 
 // gateRepairs uses the standing intent, where nothing speaks against it.
 func (t *transition) gateRepairs(g *Gate, seen *GateSeen, ev GateReported) {
 	v := *ev.Report.Verdict
 	why, cure := ev.NoRepair, ev.Cure
-	anew := "recast retry " + t.Status.Machine + " writes it anew"
+	next := t.repairNext(v)
+	by := "under the intent that stands since " + g.Since.UTC().Format(time.DateTime)
+	said := g.Consent != nil && g.Consent.Epoch == ev.Epoch
+	if said {
+		by = "by the word of " + g.Consent.By
+	}
 	switch size := v.Blocks() * inventory.GateBlock; {
-	case g.Epoch == "":
-		why, cure = "its disk was adopted, so that nobody approved a write to it", anew
-	case g.Epoch != ev.Epoch:
-		why, cure = "the store came back from a backup since it was written, which ends what it permits", anew
 	case v.Table != "":
-		why, cure = "a partition table is not repaired block by block", anew
-	case size > g.RepairLimit:
-		why, cure = fmt.Sprintf("%s or more differ, and its repairLimit is %s", inventory.SizeText(size), inventory.SizeText(g.RepairLimit)), anew
+		why, cure = "a partition table is not repaired block by block", next
 	case t.Status.Hold != nil:
 		why, cure = fmt.Sprintf("held by %s: %s", t.Status.Hold.Owner, t.Status.Hold.Reason), ""
+	case said:
+	case !g.Writes():
+		why, cure = "who let it be repaired said so in another store", next
+	case g.Epoch == "":
+		why, cure = "its disk was adopted, so that nobody approved a write to it", next
+	case g.Epoch != ev.Epoch:
+		why, cure = "the store came back from a backup since it was written, which ends what it permits", next
+	case size > g.RepairLimit:
+		why, cure = fmt.Sprintf("%s or more differ, and its repairLimit is %s", inventory.SizeText(size), inventory.SizeText(g.RepairLimit)), next
 	case g.OnMismatch == inventory.MismatchRepair && seen.repairedSince(t.now.Add(-time.Hour)) >= maxRepairs:
-		why, cure = fmt.Sprintf("it was repaired %d times within the hour", maxRepairs), "test its disk and its memory"
+		why, cure = fmt.Sprintf("it was repaired %d times within the hour", maxRepairs), "test its disk and its memory; "+next
 	}
 	if why != "" {
 		t.gateStops(g, seen, v, fmt.Sprintf("not as it was written: %s; not repaired: %s", describeVerdict(v), why), cure)
 		return
 	}
 	some := fmt.Sprintf("%d blocks", v.Blocks())
-	if g.OnMismatch == inventory.MismatchRestore {
-		some = "up to " + inventory.SizeText(g.RepairLimit) // nobody counted them
+	if g.writesAll() {
+		some = "up to " + inventory.SizeText(blockBytes(g.Regions)) // nobody counted them
 	}
 	lately := slices.DeleteFunc(slices.Clone(seen.Repairs), func(r GateRepair) bool { return t.now.Sub(r.At) > 24*time.Hour })
 	seen.Repairs = append(lately[max(0, len(lately)-99):], GateRepair{At: t.now, Blocks: v.Blocks()})
-	seen.Step, seen.Regions, seen.Deadline = GateRepairing, v.Regions, t.now.Add(gateSilence)
+	seen.Step, seen.Regions = GateRepairing, v.Regions
+	t.gateAwaits(seen, gateSilence)
 	g.Jobs++
-	t.line("step", "not as it was written: %s; may write %s to %s under the intent that stands since %s", describeVerdict(v), some, diskName(g.Disk), g.Since.UTC().Format(time.DateTime))
+	t.line("step", "not as it was written: %s; may write %s to %s %s", describeVerdict(v), some, diskName(g.Disk), by)
 }
 
 // gatePasses lets the machine start its disk, once.
 func (t *transition) gatePasses(g *Gate, seen *GateSeen, verdict GateVerdict, v inventory.Verdict) {
 	st := &t.Status
-	g.Failures = 0
+	g.Failures, g.Consent = 0, nil
 	seen.Verdict, seen.At, seen.Regions, seen.Detail = verdict, t.now, v.Regions, describeVerdict(v)
 	st.Evidence = Evidence{Level: inventory.E3, Generation: g.Generation, At: t.now, Detail: "the gate read " + readText(v)}
 	why := t.noKexec(g, verdict)
@@ -267,7 +306,8 @@ func (t *transition) gatePasses(g *Gate, seen *GateSeen, verdict GateVerdict, v 
 	switch {
 	case why == "":
 		g.Jobs++
-		seen.Step, seen.Deadline = GateLoading, t.now.Add(gateSilence)
+		seen.Step = GateLoading
+		t.gateAwaits(seen, gateSilence)
 	case g.Kernel == nil:
 		t.line("step", "handed over by a restart")
 		t.gateOpensDisk(g, seen)
@@ -346,25 +386,36 @@ func (t *transition) gateFails(g *Gate, seen *GateSeen, why string) {
 		t.gateStops(g, seen, inventory.Verdict{}, fmt.Sprintf("it could not be proved, %d times: %s", g.Failures, why), "mend the cause")
 		return
 	}
-	seen.Step, seen.Deadline = GateAgain, t.now.Add(t.deadline(StepBooting))
+	seen.Step = GateAgain
+	t.gateAwaits(seen, t.deadline(StepBooting))
 	t.line("error", "gate boot %d: %s", g.Boots, why)
 }
 
 // gateStops holds the machine where it is: its disk is not started.
 func (t *transition) gateStops(g *Gate, seen *GateSeen, v inventory.Verdict, why, cure string) {
-	st := &t.Status
-	g.Pass, g.Passed, g.Failures = nil, false, 0
-	seen.Step, seen.Verdict, seen.At, seen.Detail, seen.Regions, seen.Deadline = GateStopped, GateDiffers, t.now, why, v.Regions, time.Time{}
+	seen.Verdict, seen.At, seen.Regions = GateDiffers, t.now, v.Regions
+	t.Status.Evidence = Evidence{Level: inventory.E0, Generation: g.Generation, At: t.now, Detail: "the gate: " + why}
+	t.gateHolds(g, seen, why, cure)
 	if g.OnMismatch == inventory.MismatchPowerOff {
 		seen.Step = GateOff
 	}
-	st.Evidence = Evidence{Level: inventory.E0, Generation: g.Generation, At: t.now, Detail: "the gate: " + why}
+}
+
+// gateHolds keeps the machine in the ramdisk, whatever is known of its disk.
+func (t *transition) gateHolds(g *Gate, seen *GateSeen, why, cure string) {
+	st := &t.Status
+	g.Pass, g.Passed, g.Failures, g.Circles, g.Consent = nil, false, 0, 0, nil
+	seen.Step, seen.Detail, seen.Deadline = GateStopped, why, time.Time{}
 	st.Health = Degraded
 	t.line("error", "stopped by its gate: %s", why)
 	if st.Hold == nil {
 		st.Hold = &Hold{Owner: "recast", Reason: gatePrefix + why, Cure: cure, Since: t.now}
 	}
 	st.NextAction = fmt.Sprintf("%s, then: recast release %s", cmp.Or(cure, "find out why"), st.Machine)
+	if cure == unfreezeNext && st.Hold.Owner == "recast" {
+		st.Hold = &Hold{Owner: "recast", Reason: st.Hold.Reason, Cure: cure, Since: st.Hold.Since, Thaws: true}
+		st.NextAction = cure + " lets it go on"
+	}
 }
 
 // gateStarted notes what a start of the system says of its gate.
@@ -378,7 +429,7 @@ func (t *transition) gateStarted() {
 		if !g.Jumped.IsZero() {
 			g.Lost = 0
 		}
-		g.Pass, g.Passed, g.Jumped, seen.Step = nil, false, time.Time{}, GateIdle
+		g.Pass, g.Passed, g.Jumped, g.Circles, seen.Step = nil, false, time.Time{}, 0, GateIdle
 		t.Status.Findings = dropFindings(t.Status.Findings, gateNothing)
 		return
 	}

@@ -93,6 +93,8 @@ type Hold struct {
 	Cure    string    `json:"cure,omitempty"` // what to do before it is released
 	Since   time.Time `json:"since"`
 	Expires time.Time `json:"expires,omitzero"` // zero: until released
+	// Thaws: it ends when nothing is frozen any more.
+	Thaws bool `json:"thaws,omitempty"`
 }
 
 // Progress of the step that moves bytes.

@@ -216,6 +216,7 @@ func (s *Server) machineRoutes() []route {
 		{method: http.MethodGet, path: one + "/console/log", scope: scopeOperator, answer: echo.MIMEOctetStream,
 			doc: "What was kept of its console: the last bytes, as many as the query's tail says, or all.", handle: s.consoleLog},
 		verb("release", "End a hold.", e.Release),
+		verb("repair", "Release what its gate holds, and let that write what differs, once.", e.Repair),
 		verb("retry", "Give it another turn.", e.Retry),
 		verb("abort", "Stop the attempt under way.", e.Abort),
 		verb("inspect", "Netboot it and take its inventory.", e.Look),

@@ -14,7 +14,7 @@ func commands() []*cobra.Command {
 		newPlan(), newApply(), newRollback(), newFreeze(), newUnfreeze(),
 		newGet(), newDescribe(), newExplain(), newCapture(),
 		newPower(), newBMC(), newConsole(), newHold(),
-		machineVerb("release", "End a hold", "End a hold, whoever set it.", "released"),
+		newRelease(),
 		machineVerb("retry", "Give a failed machine another turn", "Give a failed machine, or one that waits for a word, another turn of the plan that was applied.", "gets another turn"),
 		machineVerb("abort", "Stop the attempt under way", "Stop the attempt under way. A machine whose disk was not touched goes back to it.\nIts rollout starts no more machines until recast retry, or the next apply.", "aborted"),
 		machineVerb("inspect", "Netboot a machine and take its inventory", "Netboot a machine, take its inventory, and let it start its disk again. Nothing is written.", "will be inspected"),

@@ -34,6 +34,25 @@ func machineVerb(use, short, long, done string) *cobra.Command {
 	}
 }
 
+func newRelease() *cobra.Command {
+	cmd := machineVerb("release", "End a hold", `End a hold, whoever set it. A machine that its gate holds goes through that again, and is
+held again where what differs may still not be written. With --repair it may, this once, however
+much it is: what differs of the partitions that are proved is written as the image has it, and
+nothing else. Another disk, or another partition table, is held again all the same.`, "released")
+	cmd.Example = "  recast release r1u05\n  recast release r1u05 --repair"
+	var repair bool
+	cmd.Flags().BoolVar(&repair, "repair", false, "let its gate write what differs, this once")
+	end := cmd.RunE
+	again := machineVerb("repair", "", "", "released, to be repaired")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if repair {
+			return again.RunE(cmd, args)
+		}
+		return end(cmd, args)
+	}
+	return cmd
+}
+
 func newHold() *cobra.Command {
 	var reason string
 	var ttl time.Duration
