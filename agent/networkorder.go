@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"recast/inventory"
@@ -140,6 +141,43 @@ func throughNetwork(vars Variables, again LoadOption) string {
 	return "its boot order goes on to whatever disk the firmware finds"
 }
 
+// besideOrder says what the firmware would run before its boot order or instead of it
+// (UEFI specification, 3.1.3, 3.3 and 8.5.4); "" nothing. Whose it is nobody here can know:
+// it is told, and left.
+func besideOrder(vars Variables) string {
+	for _, kind := range []string{"Driver", "SysPrep"} {
+		order, err := vars.Get(kind + "Order-" + globalVariable)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err.Error()
+		}
+		for ; len(order) >= 2; order = order[2:] {
+			name := fmt.Sprintf("%s%04X", kind, binary.LittleEndian.Uint16(order))
+			b, err := vars.Get(name + "-" + globalVariable)
+			if err != nil {
+				continue // there is none
+			}
+			if o, err := ParseLoadOption(b); err == nil && o.Attributes&activeOption != 0 {
+				return fmt.Sprintf("it runs %s %q before its boot order: remove that, by its setup or efibootmgr", name, printable(o.Description))
+			}
+		}
+	}
+	b, err := vars.Get("OsIndications-" + globalVariable)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err.Error()
+	}
+	b = append(b, make([]byte, 8)...)
+	asked := binary.LittleEndian.Uint64(b)
+	for _, what := range []struct {
+		bit  uint64
+		text string
+	}{{0x01, "its setup"}, {0x04, "an update that lies on a disk"}, {0x20, "the system's recovery"}, {0x40, "its own recovery, which starts any disk"}} {
+		if asked&what.bit != 0 {
+			return fmt.Sprintf("its OsIndications (%#x) ask at the next start for %s: restart it, and clear that variable if this stays", asked, what.text)
+		}
+	}
+	return ""
+}
+
 // setNetworkOrder makes the boot order network entries and again, where it would lead
 // elsewhere, and sees to it that there is an entry for the disk, outside of it. What else
 // the order had keeps its entry.
@@ -236,6 +274,12 @@ func (g *prover) keepOrder(e inventory.EFIEntry) string {
 	}
 	if program, err := ReadConfigFile(g.Disk, g.size, e.Again.Name()); err != nil || inventory.DigestOf(program) != e.Again.Digest {
 		found = "the program that starts it over is not what was written to its configuration volume: recast retry writes that anew"
+	}
+	if beside := besideOrder(g.EFI); beside != "" {
+		if found != "" {
+			found += "; "
+		}
+		found += beside
 	}
 	return found
 }

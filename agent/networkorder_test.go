@@ -192,6 +192,31 @@ func TestTheServersWordGivesTheOrderItsDiskBack(t *testing.T) {
 	}
 }
 
+func TestWhatFirmwareRunsBesideItsOrderIsTold(t *testing.T) {
+	name := func(s string) string { return s + "-" + globalVariable }
+	for what, c := range map[string]struct {
+		set  fakeVars
+		want string
+	}{
+		"nothing":                 {nil, ""},
+		"orders of nothing":       {fakeVars{name("SysPrepOrder"): nil, name("DriverOrder"): {7}, name("OsIndications"): {}}, ""},
+		"a program before":        {fakeVars{name("SysPrepOrder"): order(3, 1), name("SysPrep0001"): entryOf("diag", true, diskPath)}, `it runs SysPrep0001 "diag" before its boot order`},
+		"one that is off":         {fakeVars{name("SysPrepOrder"): order(1), name("SysPrep0001"): entryOf("diag", false, diskPath)}, ""},
+		"one that is in no order": {fakeVars{name("SysPrep0001"): entryOf("diag", true, diskPath)}, ""},
+		"a driver":                {fakeVars{name("DriverOrder"): order(0x1a), name("Driver001A"): entryOf("nvme", true, diskPath)}, `it runs Driver001A "nvme" before`},
+		"its setup":               {fakeVars{name("OsIndications"): {1, 0, 0, 0, 0, 0, 0, 0}}, "(0x1) ask at the next start for its setup"},
+		"a capsule":               {fakeVars{name("OsIndications"): {4, 0, 0, 0, 0, 0, 0, 0}}, "an update that lies on a disk"},
+		"its recovery":            {fakeVars{name("OsIndications"): {0x40, 0, 0, 0, 0, 0, 0, 0}}, "its own recovery"},
+		"a report of capsules":    {fakeVars{name("OsIndications"): {0x10, 0, 0, 0, 0, 0, 0, 0}}, ""},
+	} {
+		vars := serverVars()
+		maps.Copy(vars, c.set)
+		if have := besideOrder(vars); c.want == "" && have != "" || !strings.Contains(have, c.want) {
+			t.Errorf("%s: %q, want %q", what, have, c.want)
+		}
+	}
+}
+
 // OVMF makes a new entry for its disk at each start.
 func TestEntriesThatFirmwareMakesAnewDoNotPileUp(t *testing.T) {
 	vars := serverVars()
@@ -294,6 +319,12 @@ func TestGateTellsOfTheOrderItFoundAndMendsIt(t *testing.T) {
 	if got := gate(); got.Unguarded != "" {
 		t.Errorf("mended, and still %q", got.Unguarded)
 	}
+	indications := "OsIndications-" + globalVariable
+	vars[indications] = []byte{0x40, 0, 0, 0, 0, 0, 0, 0}
+	if got := gate(); !strings.Contains(got.Unguarded, "its own recovery") || vars[indications] == nil {
+		t.Errorf("%q, with %x", got.Unguarded, vars[indications])
+	}
+	delete(vars, indications)
 	// Nor does a repair that was cut keep it from that.
 	first := readAll(t, d)[:MiB]
 	marks, _ := pack.Marks(first)
