@@ -62,16 +62,15 @@ func TestArmedMachineClaimsWritesAndReports(t *testing.T) {
 	if len(s.facts) != 1 || s.facts[0].Boot.PXEInterface != "52:54:00:00:00:05" {
 		t.Errorf("facts %+v", s.facts)
 	}
-	seq := int64(0)
-	for i, r := range s.reports {
-		// One that was under way when the work ended may not have arrived.
-		rises := r.Seq > seq
-		seq = r.Seq
-		if !rises || r.Fence != 7 || r.Attempt != 2 || r.BootID != "boot-1" {
+	seen := map[int64]bool{}
+	for i, r := range s.told() {
+		again := seen[r.Seq]
+		seen[r.Seq] = true
+		if again || r.Seq <= 0 || r.Fence != 7 || r.Attempt != 2 || r.BootID != "boot-1" {
 			t.Errorf("report %d: %+v", i, r)
 		}
 	}
-	last := s.reports[len(s.reports)-1]
+	last := s.ended(t)
 	if last.Step != inventory.AgentDone || last.ReadBack.String() != p.m.Digest.String() || last.Table == "" || !last.Erased || last.Error != "" {
 		t.Errorf("last report %+v", last)
 	}
@@ -153,12 +152,12 @@ func TestFailedJobIsReportedAndNotRepeated(t *testing.T) {
 	if err != nil || out.Kind != inventory.OrderReboot {
 		t.Fatalf("outcome %+v, error %v", out, err)
 	}
-	last := s.reports[len(s.reports)-1]
+	last := s.ended(t)
 	if last.Step != inventory.AgentFailed || last.BadFrame == nil || *last.BadFrame != 2 || !last.Erased || last.ReadBack != "" {
 		t.Errorf("last report %+v", last)
 	}
 	failed := 0
-	for _, r := range s.reports {
+	for _, r := range s.told() {
 		if r.Step == inventory.AgentFailed {
 			failed++
 		}
@@ -220,7 +219,7 @@ func TestAbortStopsTheJob(t *testing.T) {
 			if err != nil || out.Kind != inventory.OrderReboot {
 				t.Fatalf("outcome %+v, error %v", out, err)
 			}
-			if last := s.reports[len(s.reports)-1]; last.Step != inventory.AgentFailed || !strings.Contains(last.Error, tt.want) {
+			if last := s.ended(t); last.Step != inventory.AgentFailed || !strings.Contains(last.Error, tt.want) {
 				t.Errorf("last report %+v", last)
 			}
 		})

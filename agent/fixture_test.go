@@ -23,6 +23,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -410,6 +411,28 @@ func (s *fakeServer) order() inventory.Order {
 		s.orders = s.orders[1:]
 	}
 	return o
+}
+
+// told are the reports so far, in the order in which they came: one of a job's progress
+// that was under way when it ended may come after its last.
+func (s *fakeServer) told() []inventory.Report {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.reports)
+}
+
+// ended is the report that the last job ended with.
+func (s *fakeServer) ended(t testing.TB) (last inventory.Report) {
+	t.Helper()
+	for _, r := range s.told() {
+		if r.Step == inventory.AgentDone || r.Step == inventory.AgentFailed {
+			last = r
+		}
+	}
+	if last.Step == "" {
+		t.Fatalf("no job ended: %+v", s.told())
+	}
+	return last
 }
 
 // simMachine is a machine whose disk is a plain file.

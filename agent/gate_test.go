@@ -245,7 +245,7 @@ func TestAgentObeysItsGate(t *testing.T) {
 		t.Fatalf("outcome %+v, %v", out, err)
 	}
 	var verdicts []string
-	for _, r := range s.reports {
+	for _, r := range s.told() {
 		if r.Step == inventory.AgentDone {
 			verdicts = append(verdicts, fmt.Sprintf("attempt %d matches %t blocks %d", r.Attempt, r.Verdict.Matches(), r.Verdict.Blocks()))
 		}
@@ -325,20 +325,12 @@ func TestAgentLoadsTheKernelThatWasProved(t *testing.T) {
 				a.Machine = m
 			}
 			out, err := run(t, a)
-			// One that was under way when a job ended may come last.
-			var last inventory.Report
-			s.mu.Lock()
-			for _, r := range s.reports {
-				if r.Attempt == 2 && (r.Step == inventory.AgentDone || r.Step == inventory.AgentFailed) {
-					last = r
-				}
-			}
-			s.mu.Unlock()
+			last := s.ended(t)
 			want, ended := inventory.OrderKexec, inventory.AgentDone
 			if tt.want != "" {
 				want, ended = inventory.OrderLocal, inventory.AgentFailed
 			}
-			if err != nil || out.Kind != want || last.Step != ended || !strings.Contains(last.Error, tt.want) || (loaded == 1) != (tt.want == "") {
+			if err != nil || out.Kind != want || last.Attempt != 2 || last.Step != ended || !strings.Contains(last.Error, tt.want) || (loaded == 1) != (tt.want == "") {
 				t.Errorf("outcome %+v, %v; loaded %d times; reported %s: %q", out, err, loaded, last.Step, last.Error)
 			}
 			if !bytes.Equal(before, readAll(t, d)) {

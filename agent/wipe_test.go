@@ -243,7 +243,7 @@ func TestArmedMachineWipesReportsAndPowersOff(t *testing.T) {
 	if have, err := os.ReadFile(path); err != nil || !allZero(have) {
 		t.Errorf("the disk is not zeros (%v)", err)
 	}
-	last := s.reports[len(s.reports)-1]
+	last := s.ended(t)
 	if last.Step != inventory.AgentDone || last.Blank != 6*MiB || last.ReadBack != "" || !last.Erased || last.Fence != 7 {
 		t.Errorf("last report %+v", last)
 	}

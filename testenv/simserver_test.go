@@ -9,8 +9,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -157,26 +155,11 @@ func simMust(t testing.TB, err error) {
 	}
 }
 
-// simPorts are those that were handed out already.
-var simPorts sync.Map
-
-// simFreeAddr is a port that nobody uses and that the kernel gives to no outgoing
-// connection (it takes those from 32768 up), so that a server which is down for
-// a moment finds its own again.
 func simFreeAddr(t testing.TB) string {
 	t.Helper()
-	for range 1000 {
-		addr := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))
-		if _, taken := simPorts.LoadOrStore(addr, true); taken {
-			continue
-		}
-		if l, err := net.Listen("tcp4", addr); err == nil {
-			simMust(t, l.Close())
-			return addr
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
+	port, err := FreePort()
+	simMust(t, err)
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // launch the server and wait for nothing.

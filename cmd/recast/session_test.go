@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,23 +58,13 @@ func disk(t testing.TB, n int, seed uint64) []byte {
 	return img
 }
 
-// freePort was free a moment ago. It is none of those that the kernel gives to
-// clients and to port 0, which another test may get before the server listens, or
-// while it is restarted.
 func freePort(t testing.TB) int {
 	t.Helper()
-	for {
-		port := 20000 + rand.IntN(12000)
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if errors.Is(err, syscall.EADDRINUSE) {
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = l.Close()
-		return port
+	port, err := testenv.FreePort()
+	if err != nil {
+		t.Fatal(err)
 	}
+	return port
 }
 
 // child is a recast process.
