@@ -29,7 +29,7 @@ var lab192Reasons = map[string]string{
 
 // lab192Spec are deadlines that a test can wait for, on a host that has other work. No fault
 // is seen by the last: it outlasts a system that asks DHCP twice, 31 s each time.
-const lab192Spec = "  attempts: 1\n  deadlines: {stopping: 20s, arming: 20s, powering: 90s, booting: 30s, claiming: 20s, inspecting: 20s, writing: 40s, verifying: 40s}\n  health: {deadline: 2m}\n"
+const lab192Spec = "  attempts: 1\n  deadlines: {stopping: 45s, arming: 45s, powering: 90s, booting: 30s, claiming: 20s, inspecting: 20s, writing: 40s, verifying: 40s}\n  health: {deadline: 2m}\n"
 
 func readLab192(t *testing.T) LabFile {
 	t.Helper()
