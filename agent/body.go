@@ -30,6 +30,7 @@ func (j *writer) body(ctx context.Context) error {
 			}
 		})
 	}
+	j.behind.begin(len(j.plan.Chunks), j.turn)
 	j.moved.blocks = make([][]byte, min(j.moved.memory, j.plan.Slots))
 	news := j.fetchNews(ctx, &wg)
 	if err := j.walk(ctx, work, news); err != nil {
@@ -79,6 +80,9 @@ func (j *writer) walk(ctx context.Context, work chan<- func(*frameBuffer) error,
 		switch d {
 		case pack.Right:
 			j.Progress.done.Add(int64(j.manifest.ChunkLen(i)))
+			if err := j.arrived(ctx, i); err != nil {
+				return err
+			}
 		case pack.Fetch:
 			if sp := requests[0]; sp[len(sp)-1] == i {
 				requests = requests[1:]
@@ -112,11 +116,19 @@ func (j *writer) settle(ctx context.Context, i int, chunk []byte, have gathered,
 	})
 }
 
-// put writes parts of one chunk: the table's form where it has one, else data,
-// else zeros. The disk's first and last MiB stay zeros until the very end.
+// put writes parts of one chunk and sees that it is read back.
 func (j *writer) put(ctx context.Context, i int, data []byte, parts []pack.Region) error {
+	if err := j.place(ctx, i, data, parts); err != nil {
+		return err
+	}
+	j.Progress.done.Add(int64(j.manifest.ChunkLen(i)))
+	return j.arrived(ctx, i)
+}
+
+// place writes parts of one chunk: the table's form where it has one, else data,
+// else zeros. The disk's first and last MiB stay zeros until the very end.
+func (j *writer) place(ctx context.Context, i int, data []byte, parts []pack.Region) error {
 	off, n := j.manifest.ChunkOffset(i), int64(j.manifest.ChunkLen(i))
-	defer j.Progress.done.Add(n)
 	end := min(off+n, j.size-MiB)
 	c, ours := j.table.Chunks[i]
 	switch {

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -110,7 +109,7 @@ func (j *writer) compare(ctx context.Context) error {
 	var left atomic.Int64 // MiBs that may be held
 	left.Store(j.Memory / 4 / MiB)
 	found, err := pack.Scan(ctx, j.Disk, j.manifest, j.index, j.table, pack.ScanOptions{
-		Size: size, Workers: j.Workers, Done: func(n int64) { j.Progress.done.Add(n) },
+		Size: size, Workers: j.Workers + readers, Done: func(n int64) { j.Progress.done.Add(n) },
 		Hold: func(i int, have []byte) bool {
 			if j.index == nil || len(have) < MiB || left.Add(-1) < 0 {
 				return false
@@ -193,44 +192,4 @@ func (j *writer) discardGap(ctx context.Context) error {
 		end = j.table.ConfigStart
 	}
 	return j.discard(ctx, from, end)
-}
-
-// readBack proves from the disk, not from memory, that every byte arrived, and
-// that what was left in its place is what it should be.
-func (j *writer) readBack(ctx context.Context) error {
-	if err := j.Disk.Flush(); err != nil {
-		return err
-	}
-	j.Progress.begin(inventory.AgentVerifying, j.manifest.Size)
-	err := pack.Read(ctx, backReader{j.Disk}, j.manifest.Size, j.Workers, func(i int, have []byte) error {
-		right := false
-		if c, ours := j.table.Chunks[i]; ours {
-			right = bytes.Equal(have, j.unfinished(i, c.Disk))
-		} else {
-			right = pack.Decide(j.manifest, nil, i, have) == pack.Right
-		}
-		if !right {
-			return fmt.Errorf("the disk gives back other bytes than were written, in the MiB at byte %d", j.manifest.ChunkOffset(i))
-		}
-		j.Progress.done.Add(int64(len(have)))
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	j.result.Image = inventory.NewDigest(j.manifest.Digest)
-	return nil
-}
-
-// unfinished is what chunk i of the table's reads as before the last step: its
-// parts in the disk's first and last MiB are zeros still.
-func (j *writer) unfinished(i int, disk []byte) []byte {
-	b := bytes.Clone(disk)
-	off := j.manifest.ChunkOffset(i)
-	for k := range b {
-		if at := off + int64(k); at < MiB || at >= j.size-MiB {
-			b[k] = 0
-		}
-	}
-	return b
 }

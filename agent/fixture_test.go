@@ -243,7 +243,7 @@ func testWork(p *packed, d Disk, volume []byte, urls ...string) Work {
 			Kind: inventory.JobWrite, Machine: "m1", Fence: 7, Attempt: 1, Image: p.job(urls...),
 			Disk: inventory.DiskID{Serial: "S1", Size: d.Size(), LogicalBlockSize: 512},
 		},
-		Disk: d, Lease: aliveLease(), Progress: &Progress{}, Workers: 3, wait: noWait,
+		Disk: d, Lease: aliveLease(), Progress: &Progress{}, Workers: 3, wait: noWait, turn: 3,
 	}
 	if volume != nil {
 		w.Job.Config = &inventory.JobConfig{Digest: inventory.DigestOf(volume), Size: int64(len(volume)), Label: "CIDATA"}

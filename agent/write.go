@@ -37,12 +37,13 @@ type Work struct {
 	Log func(format string, args ...any)
 
 	wait func(n int) time.Duration
+	turn int // chunks read back at a time behind their writes; 0 means turnChunks
 }
 
 // Result is what was read back from the disk.
 type Result struct {
 	// Image is the digest of the declared image: every chunk of it was read back
-	// after the flush and has the manifest's sum, but where the partition table
+	// after a flush behind its writes and has the manifest's sum, but where the partition table
 	// stands in this disk's own form, which Table proves.
 	Image inventory.Digest
 	// Table is the digest over the disk's first and last MiB as read back.
@@ -114,6 +115,9 @@ func newWriter(w Work) *writer {
 	if w.wait == nil {
 		w.wait = wait
 	}
+	if w.turn == 0 {
+		w.turn = turnChunks
+	}
 	return &writer{Work: w, size: w.Disk.Size()}
 }
 
@@ -130,6 +134,7 @@ type writer struct {
 	plan     *pack.Plan
 	seen     [][]byte // MiBs of the disk, as they were when it was compared; nil for most
 	moved    moved
+	behind   behind
 	result   Result
 }
 
@@ -141,14 +146,27 @@ func (j *writer) guard(ctx context.Context) error {
 	return j.Lease.Check()
 }
 
+// change does what changes the disk, of up to a MiB, while nothing is read back.
+func (j *writer) change(ctx context.Context, do func() error) error {
+	j.behind.disk.RLock()
+	defer j.behind.disk.RUnlock()
+	if err := j.guard(ctx); err != nil {
+		return err
+	}
+	return do()
+}
+
 func (j *writer) writeAt(ctx context.Context, b []byte, off int64) error {
 	for len(b) > 0 {
-		if err := j.guard(ctx); err != nil {
-			return err
-		}
 		n := min(len(b), MiB)
-		if _, err := j.Disk.WriteAt(b[:n], off); err != nil {
-			return fmt.Errorf("write at byte %d: %w", off, err)
+		err := j.change(ctx, func() error {
+			if _, err := j.Disk.WriteAt(b[:n], off); err != nil {
+				return fmt.Errorf("write at byte %d: %w", off, err)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		j.Progress.written.Add(int64(n))
 		b, off = b[n:], off+int64(n)
@@ -158,11 +176,8 @@ func (j *writer) writeAt(ctx context.Context, b []byte, off int64) error {
 
 func (j *writer) zero(ctx context.Context, off, end int64) error {
 	for off < end {
-		if err := j.guard(ctx); err != nil {
-			return err
-		}
 		n := min(end-off, MiB)
-		if err := j.Disk.Zero(off, n); err != nil {
+		if err := j.change(ctx, func() error { return j.Disk.Zero(off, n) }); err != nil {
 			return err
 		}
 		j.Progress.written.Add(n)

@@ -514,14 +514,16 @@ func TestReadBackCatchesADiskThatLies(t *testing.T) {
 		step  string
 		boots bool
 	}{
-		{5 * MiB, "read the image back", false},
+		{5 * MiB, "write the image", false},     // read back before the rest is written
 		{8 * MiB, "read the image back", false}, // the image's own backup table
 		{size - 2*MiB, "write the configuration", false},
 		{size - MiB, "write the partition table", true},
 		{0, "write the partition table", false},
 	} {
 		base, _ := diskFile(t, size, 0xA5)
-		_, err := Write(context.Background(), testWork(p, &lyingDisk{Disk: base, at: tt.at}, bytes.Repeat([]byte{7}, MiB), s.URL))
+		w := testWork(p, &lyingDisk{Disk: base, at: tt.at}, bytes.Repeat([]byte{7}, MiB), s.URL)
+		w.turn = 4
+		_, err := Write(context.Background(), w)
 		if err == nil || !strings.HasPrefix(err.Error(), tt.step) {
 			t.Errorf("write at byte %d lost: error %v, want one of step %q", tt.at, err, tt.step)
 		}

@@ -414,17 +414,18 @@ func TestIndexIsTheSameHoweverItWasMade(t *testing.T) {
 func TestReadEndsWithTheFirstError(t *testing.T) {
 	img := make([]byte, 9*MiB)
 	none := func(int, []byte) error { return nil }
-	err := Read(context.Background(), bytes.NewReader(img[:5*MiB]), 9*MiB, 2, none)
+	nine := []int{0, 1, 2, 3, 4, 5, 6, 7, 8}
+	err := Read(context.Background(), bytes.NewReader(img[:5*MiB]), 9*MiB, nine, 2, none)
 	if !errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "byte 5242880") {
 		t.Errorf("short disk: %v", err)
 	}
-	err = Read(context.Background(), bytes.NewReader(img), 9*MiB, 2, func(int, []byte) error { return errBroken })
+	err = Read(context.Background(), bytes.NewReader(img), 9*MiB, nine, 2, func(int, []byte) error { return errBroken })
 	if !errors.Is(err, errBroken) {
 		t.Errorf("callback: %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err = Read(ctx, bytes.NewReader(img), 9*MiB, 2, none); !errors.Is(err, context.Canceled) {
+	if err = Read(ctx, bytes.NewReader(img), 9*MiB, nine, 2, none); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

@@ -64,18 +64,14 @@ func Decide(m *Manifest, t *Table, i int, have []byte) Decision {
 	return Fetch
 }
 
-// Read gives what the first size bytes of the disk hold to look, MiB for MiB, on
-// so many goroutines at once and in no fixed order. The slice that look gets is
-// used again. The first error, look's or the disk's, ends it.
-func Read(ctx context.Context, disk io.ReaderAt, size int64, workers int, look func(i int, have []byte) error) error {
-	all := make([]int, NumChunks(size))
-	for i := range all {
-		all[i] = i
-	}
-	return read(ctx, disk, size, all, workers, func(i int, have []byte) (bool, error) { return false, look(i, have) })
+// Read gives what MiBs of the first size bytes of the disk hold to look, on so many
+// goroutines at once and in no fixed order. The slice that look gets is used again.
+// The first error, look's or the disk's, ends it.
+func Read(ctx context.Context, disk io.ReaderAt, size int64, pieces []int, workers int, look func(i int, have []byte) error) error {
+	return read(ctx, disk, size, pieces, workers, func(i int, have []byte) (bool, error) { return false, look(i, have) })
 }
 
-// read is Read of some of the MiBs. A slice that look holds on to is its own.
+// read is Read, but a slice that look holds on to is its own.
 func read(ctx context.Context, disk io.ReaderAt, size int64, pieces []int, workers int, look func(i int, have []byte) (held bool, err error)) error {
 	buffers := sync.Pool{New: func() any { return new([ChunkSize]byte) }}
 	return each(ctx, len(pieces), workers, func(k int) error {
