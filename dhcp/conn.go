@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -112,7 +113,7 @@ func (c *conn) serveBoot(on bool) (opened *net.UDPConn, err error) {
 func listenError(iface string, port uint16, err error) error {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		owner := portOwner(int(port))
+		owner := PortOwner(int(port), os.Getpid())
 		if owner == "" {
 			owner = fmt.Sprintf("another process (\"ss -ulnp sport = %d\" names it)", port)
 		}

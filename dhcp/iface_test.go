@@ -117,7 +117,7 @@ func TestPortOwnerNamesTheProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	got := portOwner(c.LocalAddr().(*net.UDPAddr).Port)
+	got := PortOwner(c.LocalAddr().(*net.UDPAddr).Port, 0)
 	if want := fmt.Sprintf("(pid %d)", os.Getpid()); !strings.Contains(got, want) {
 		t.Errorf("portOwner = %q; want one with %s", got, want)
 	}

@@ -443,7 +443,7 @@ func TestPortThatIsTakenNamesItsOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = d.Process.Kill(); _ = d.Wait() }()
-	eventually(t, "dnsmasq listens", func() bool { return portOwner(67) != "" })
+	eventually(t, "dnsmasq listens", func() bool { return PortOwner(67, 0) != "" })
 	s := &Server{Store: newMemStore()}
 	if err := s.Update(rack()); err != nil {
 		t.Fatal(err)
@@ -646,7 +646,7 @@ func TestUpdateOpensAndClosesSockets(t *testing.T) {
 		if got := names(); got != want {
 			t.Errorf("listens on %q; want %q", got, want)
 		}
-		free := portOwner(67) == ""
+		free := PortOwner(67, 0) == ""
 		if free != (want == "") {
 			t.Errorf("port 67 held: %v", !free)
 		}

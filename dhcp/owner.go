@@ -102,12 +102,13 @@ func tableAddr(s string) netip.Addr {
 	return a.Unmap()
 }
 
-// portOwner names the processes that hold a UDP port: "dnsmasq (pid 812)". Empty
-// when it cannot be told, as for other users' processes without root.
-func portOwner(port int) string {
+// PortOwner names the processes that hold a UDP port, but the one that asks, which may
+// have it on other interfaces: "dnsmasq (pid 812)". Empty when it cannot be told, as for
+// other users' processes without root.
+func PortOwner(port, but int) string {
 	var names []string
 	for _, o := range PortOwners("udp", port) {
-		if o.PID != 0 {
+		if o.PID != 0 && o.PID != but {
 			names = append(names, o.String())
 		}
 	}

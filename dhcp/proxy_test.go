@@ -266,7 +266,7 @@ func TestProxyBesideDnsmasq(t *testing.T) {
 	if err := s.Update(rack(func(s *inventory.Set) { s.Networks[0].Force = true })); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "port 4011 is free", func() bool { return portOwner(bootPort) == "" })
+	eventually(t, "port 4011 is free", func() bool { return PortOwner(bootPort, 0) == "" })
 }
 
 // The relay asks both servers, the address server and us. Firmware gets both
@@ -338,5 +338,5 @@ func TestProxyBehindDhcrelayBesideDnsmasq(t *testing.T) {
 	if err := s.Update(rack()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "port 4011 is free", func() bool { return portOwner(bootPort) == "" })
+	eventually(t, "port 4011 is free", func() bool { return PortOwner(bootPort, 0) == "" })
 }

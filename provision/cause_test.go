@@ -141,6 +141,7 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 			seen: []TimelineEntry{discovered, offered, requestedX, saw(inventory.SawAck, by("http"), arch(16), detail("http://10.0.0.1:8080/boot/loader/snponly.efi"))}, missing: "loader", code: "tftp-blocked"},
 		{name: "no boot file in the answer", step: StepBooting, seen: []TimelineEntry{discovered, saw(inventory.SawOffer), requestedX, saw(inventory.SawAck)}, missing: "DHCP's answer names no loader", code: "no-boot-file"},
 		{name: "TFTP blocked", step: StepBooting, seen: toAck, missing: "has not asked for a loader", code: "tftp-blocked", next: "recast doctor"},
+		{name: "TFTP's port taken", step: StepBooting, seen: toAck, change: func(q *suspects) { q.Findings = []string{NoTFTP + "listen udp :69: held"} }, missing: "has not asked for a loader", code: "tftp-not-served", also: "tftp-blocked"},
 		{name: "boot file not found", step: StepBooting, seen: with(toAck, saw(inventory.SawTFTP, detail(`"pxelinux.0"`), bad("no such file"))), missing: `"pxelinux.0", is not served`, code: "bootfile-not-found", next: "recast describe network rack1"},
 		{name: "boot file missing here", step: StepBooting, seen: with(toAck, saw(inventory.SawFile, detail("snponly.efi"), bad(`loader "snponly.efi" is missing: fetch it`))), missing: "is not served", code: "bootfile-not-found", next: "setup.sh"},
 		{name: "TFTP never acknowledged", step: StepBooting, seen: with(toAck, saw(inventory.SawTFTP, detail("snponly.efi"), bad("no answer"))), missing: "first packet", code: "tftp-stalls", next: "any high port"},

@@ -213,6 +213,9 @@ func (d *diagnosis) mode(o *inventory.Observation) {
 	}
 }
 
+// NoTFTP begins the server's finding that it cannot serve TFTP.
+const NoTFTP = "TFTP is not served: "
+
 // noLoader: it has its address and fetched nothing.
 func (d *diagnosis) noLoader() {
 	o := d.Acked
@@ -235,6 +238,11 @@ func (d *diagnosis) noLoader() {
 	}
 	if o != nil {
 		d.soon(o.Time, "it may be fetching its loader: that shows here when it ends")
+	}
+	for _, f := range d.Findings {
+		if strings.HasPrefix(f, NoTFTP) {
+			d.cause("tftp-not-served", "recast doctor", "%s", f)
+		}
 	}
 	d.cause("tftp-blocked", "recast doctor; "+d.capture(), "TFTP (udp port 69) is blocked between it and this server, or another process holds the port")
 	d.foreign()

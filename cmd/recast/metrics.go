@@ -121,7 +121,7 @@ func (s *server) metrics(w io.Writer, v web.StatusReply) error {
 	e.sample("recast_store_writable", truth(v.ReadOnly == ""))
 	e.family("recast_frozen", "gauge", "1 while rollouts are frozen.")
 	e.sample("recast_frozen", truth(v.Frozen.By != "" || v.Frozen.Reason != ""))
-	e.family("recast_findings", "gauge", "Findings of the DHCP server, such as another server on the segment.")
+	e.family("recast_findings", "gauge", "Findings of the DHCP and TFTP servers, such as another server on the segment.")
 	e.sample("recast_findings", float64(len(v.Findings)))
 	e.family("recast_machines", "gauge", "Known machines by phase.")
 	phases := map[string]uint64{}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -149,7 +150,9 @@ type server struct {
 	web     *web.Server
 	ours    ourAddresses
 	tftp    *tftp.Server
-	syslog  *syslog.Server // nil: none is received
+	noTFTP  atomic.Pointer[string] // why it is not served; nil: it is, or nobody wants it
+	oneTFTP sync.Mutex             // one runs at a time
+	syslog  *syslog.Server         // nil: none is received
 	console console.Hub
 	token   string
 	meters  meters
@@ -380,12 +383,15 @@ func (s *server) observe(o inventory.Observation) {
 	s.engine.Observe(o)
 }
 
-// findings of the DHCP server, once there is one.
-func (s *server) findings() []string {
-	if s.dhcp == nil {
-		return nil
+// findings of the DHCP server, once there is one, and of TFTP.
+func (s *server) findings() (all []string) {
+	if s.dhcp != nil {
+		all = s.dhcp.Findings()
 	}
-	return s.dhcp.Findings()
+	if text := s.noTFTP.Load(); text != nil {
+		all = append(all, *text)
+	}
+	return all
 }
 
 // malformed counts what machines and BMCs sent and was not believed, by reason.
