@@ -37,6 +37,9 @@ type Inventory struct {
 	Disks      []Disk      `json:"disks,omitempty"`
 	NICs       []NIC       `json:"nics,omitempty"`
 	Firmware   []Firmware  `json:"firmware,omitempty"`
+	// SecureBoot is on or off, at the present start and, where that is otherwise, from the
+	// next one; "" not told.
+	SecureBoot string `json:"secureBoot,omitempty"`
 	// Holes are resources that could not be read, each with its reason.
 	Holes []string `json:"holes,omitempty"`
 }

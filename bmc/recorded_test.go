@@ -53,7 +53,7 @@ var recordings = []struct {
 		next boot: default
 		identity: Dell Inc., PowerEdge R6515, serial FOOXD53, UUID 4c4c4544-004c-4410-8058-c6c04f443533, BIOS 2.2.4
 		BMC: Dell, Integrated Dell Remote Access Controller, firmware
-		inventory: 0 processors, 0 modules, 0 disks, 0 interfaces, 0 firmwares, 6 holes, in 11 requests
+		inventory: 0 processors, 0 modules, 0 disks, 0 interfaces, 0 firmwares, 7 holes, in 12 requests
 		events: 2, more false
 		drives:`},
 	{"Dell PowerEdge R660", bmclibModule, []string{dellFixtures + "*.json"}, `
@@ -71,7 +71,7 @@ var recordings = []struct {
 		next boot: disk (UEFI)
 		identity: Supermicro, SYS-510T-MR1-EI018, serial FOOBAR, UUID 0032331a-24d7-ec11-8000-3cecefcefeda, BIOS 1.6
 		BMC: Supermicro, ASPEED, firmware 01.13.04
-		inventory: 0 processors, 0 modules, 0 disks, 0 interfaces, 0 firmwares, 6 holes, in 11 requests
+		inventory: 0 processors, 0 modules, 0 disks, 0 interfaces, 0 firmwares, 7 holes, in 12 requests
 		events: unsupported
 		drives:`},
 	{"Supermicro SYS-510T-MR", bmclibModule, []string{"internal/redfishwrapper/fixtures/smc_1.14.0_*.json"}, `
@@ -79,7 +79,7 @@ var recordings = []struct {
 		next boot: disk (UEFI)
 		identity: Supermicro, SYS-510T-MR-EI018, serial S482931X2814218, UUID b11cc600-6d10-11ec-8000-3cecefc846f8, BIOS 2.0
 		BMC: Supermicro, , firmware
-		inventory: 0 processors, 0 modules, 0 disks, 0 interfaces, 0 firmwares, 5 holes, in 10 requests
+		inventory: 0 processors, 0 modules, 0 disks, 0 interfaces, 0 firmwares, 6 holes, in 11 requests
 		events: unsupported
 		drives:`},
 	{"Supermicro SYS-821GE", gofishModule, []string{"oem/smc/*_test.go"}, `
@@ -87,7 +87,7 @@ var recordings = []struct {
 		next boot: default
 		identity: Supermicro, SYS-821GE-TNHR, serial S514359X4916804, UUID d4216600-c32c-11ee-8000-7cc25586e492, BIOS 2.1
 		BMC: Supermicro, ASPEED, firmware 01.01.06
-		inventory: 0 processors, 0 modules, 0 disks, 0 interfaces, 0 firmwares, 5 holes, in 10 requests
+		inventory: 0 processors, 0 modules, 0 disks, 0 interfaces, 0 firmwares, 6 holes, in 11 requests
 		events: unsupported
 		drives:`},
 	{"a resource of each of many", gofishModule, []string{"redfish/*_test.go"}, `
@@ -95,7 +95,7 @@ var recordings = []struct {
 		next boot: network (UEFI)
 		identity: Manufacturer Name, Model Name, serial 2M220100SL, UUID , BIOS P79 v1.00 (09/20/2013)
 		BMC: Manufacturer Name, , firmware
-		inventory: 0 processors, 1 modules, 1 disks, 1 interfaces, 0 firmwares, 2 holes, in 13 requests
+		inventory: 0 processors, 1 modules, 1 disks, 1 interfaces, 0 firmwares, 3 holes, in 14 requests
 		events: unsupported
 		drives:`},
 }

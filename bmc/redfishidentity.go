@@ -33,6 +33,7 @@ type redfishOwner struct {
 	Storage    redfishLink `json:"Storage"`
 	Simple     redfishLink `json:"SimpleStorage"`
 	NICs       redfishLink `json:"EthernetInterfaces"`
+	Secure     redfishLink `json:"SecureBoot"`
 	// of a Manager
 	Firmware text `json:"FirmwareVersion"`
 }

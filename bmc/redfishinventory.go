@@ -1,6 +1,7 @@
 package bmc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -144,6 +145,7 @@ func (w *inventoryWalk) system(ctx context.Context) {
 			MHz: int(m.MHz.whole()), Manufacturer: string(m.Maker), Part: string(m.Part), Serial: string(m.Serial)})
 	})
 	w.disks(ctx, system)
+	w.secureBoot(ctx, system.Secure)
 	each(ctx, w, system.NICs, func(n struct {
 		ID     text          `json:"Id"`
 		MAC    text          `json:"MACAddress"`
@@ -174,6 +176,21 @@ func (w *inventoryWalk) system(ctx context.Context) {
 
 // disks come from Storage, with a resource each, or from the older SimpleStorage
 // where there is none.
+func (w *inventoryWalk) secureBoot(ctx context.Context, at redfishLink) {
+	var s struct {
+		Enable  text `json:"SecureBootEnable"`
+		Current text `json:"SecureBootCurrentBoot"`
+	}
+	if uri := w.driver.local(at.ID); uri == "" || !w.read(ctx, uri, &s) {
+		return
+	}
+	words := map[text]string{"Enabled": "on", "Disabled": "off", "true": "on", "false": "off"}
+	now, next := words[s.Current], words[s.Enable]
+	if w.all.SecureBoot = cmp.Or(now, next); now != "" && next != "" && now != next {
+		w.all.SecureBoot += ", " + next + " from the next start"
+	}
+}
+
 func (w *inventoryWalk) disks(ctx context.Context, system redfishOwner) {
 	type drive struct {
 		Name     text          `json:"Name"`

@@ -409,7 +409,7 @@ func TestInventoryToleratesHoles(t *testing.T) {
 		"/Systems": `{"Members":[` + id("/Systems/1") + `]}`,
 		"/Systems/1": `{"PowerState":"Off","UUID":"BBBBBBBB-0000-4000-8000-000000000002","SerialNumber":12345,"Manufacturer":"Contoso","Model":" R1 ","SKU":null,
 			"BiosVersion":"2.1","Processors":` + id("/Systems/1/Processors") + `,"Memory":` + id("/Systems/1/Memory") + `,"Storage":` + id("/Systems/1/Storage") +
-			`,"SimpleStorage":` + id("/Systems/1/Simple") + `,"EthernetInterfaces":` + id("/Systems/1/NICs") + `}`,
+			`,"SimpleStorage":` + id("/Systems/1/Simple") + `,"EthernetInterfaces":` + id("/Systems/1/NICs") + `,"SecureBoot":` + id("/Systems/1/SecureBoot") + `}`,
 		"/Managers":   `{"Members":[` + id("/Managers/E") + `,` + id("/Managers/1") + `,` + id("/Managers/gone") + `]}`,
 		"/Managers/E": `{"FirmwareVersion":"enclosure","Links":{"ManagerForServers":[` + id("/Systems/9") + `]}}`,
 		"/Managers/1": `{"FirmwareVersion":"7.10","Model":"iBMC","Links":{"ManagerForServers":[` + id("/Systems/1/") + `]}}`,
@@ -425,6 +425,7 @@ func TestInventoryToleratesHoles(t *testing.T) {
 		"/Systems/1/Storage2":                `{"Members":[]}`,
 		"/Systems/1/Storage/1":               `{"Id":"AHCI","Drives":[` + id("/Drives/1") + `]}`,
 		"/Drives/1":                          `{"Name":"Disk 1","Model":"SSD","SerialNumber":"D1","CapacityBytes":960197124096,"Protocol":"SATA","MediaType":"SSD","Status":{"Health":"OK"}}`,
+		"/Systems/1/SecureBoot":              `{"SecureBootEnable":"true","SecureBootCurrentBoot":"Disabled"}`,
 		"/Systems/1/NICs":                    `{"Members":[` + id("/Systems/1/NICs/1") + `]}`,
 		"/Systems/1/NICs/1":                  `{"Id":"1","MACAddress":"5254.0012.3456","LinkStatus":"LinkUp","SpeedMbps":null}`,
 		"/UpdateService":                     `{"FirmwareInventory":` + id("/UpdateService/FirmwareInventory") + `}`,
@@ -450,6 +451,7 @@ func TestInventoryToleratesHoles(t *testing.T) {
 	want := bmc.Inventory{
 		Identity: bmc.Identity{UUID: "bbbbbbbb-0000-4000-8000-000000000002", Serial: "12345", Manufacturer: "Contoso", Model: "R1", BIOS: "2.1",
 			BMC: bmc.BMCIdentity{UUID: "aaaaaaaa-0000-4000-8000-000000000001", Vendor: "Contoso", Model: "iBMC", Firmware: "7.10"}},
+		SecureBoot: "off, on from the next start",
 		Processors: []bmc.Processor{{Slot: "CPU 1", Manufacturer: "Maker", Model: "X", Cores: 16, Threads: 32}},
 		Memory:     []bmc.Module{{Slot: "A1", Type: "DDR5", MiB: 16384, MHz: 4800, Serial: "M1"}},
 		Disks:      []bmc.Disk{{Name: "Disk 1", Controller: "AHCI", Model: "SSD", Serial: "D1", Protocol: "SATA", Media: "SSD", Bytes: 960197124096, Health: "OK"}},

@@ -328,7 +328,7 @@ func (r *Rack) addSimulated(_ context.Context, i int, m RackMachine) (err error)
 		return err
 	}
 	r.Simulated = append(r.Simulated, &RackSimulated{Simulated: sim, Spec: m, IP: rackAddr(first, i)})
-	sim.MachineBMC, err = r.newBMC(i, m, dir, sim, RedfishHardware{MACs: []string{string(sim.Options.MAC)}, Cores: 2, MemoryMiB: 1024, Disks: disks})
+	sim.MachineBMC, err = r.newBMC(i, m, dir, sim, RedfishHardware{MACs: []string{string(sim.Options.MAC)}, Cores: 2, MemoryMiB: 1024, Disks: disks, SecureBoot: redfishSecureBoot(firmware.UEFI(), false)})
 	r.members = append(r.members, rackMember{spec: m, machine: sim, mac: sim.Options.MAC, ip: rackAddr(first, i), uuid: sim.Options.UUID, serial: sim.Options.Serial,
 		disk: sim.Disks[0].Path, dir: dir, MachineBMC: sim.MachineBMC, simulated: sim})
 	return err

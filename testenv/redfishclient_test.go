@@ -37,6 +37,7 @@ auth = sushy.auth.SessionAuth("admin", "secret") if auth == "session" else sushy
 root = sushy.Sushy("https://" + addr, verify=False, auth=auth)
 system = root.get_system("/redfish/v1/Systems/1")
 print("power", system.power_state.value)
+print("secure boot", system.secure_boot.enabled, system.secure_boot.current_boot.value, system.secure_boot.mode.value)
 print("resets", " ".join(sorted(r.value for r in system.get_allowed_reset_system_values())))
 print("targets", " ".join(sorted(t.value for t in system.get_allowed_system_boot_source_values())))
 system.set_system_boot_options(sushy.BootSource.PXE, enabled=sushy.BootSourceOverrideEnabled.ONCE, mode=sushy.BootSourceOverrideMode.UEFI)
@@ -67,6 +68,7 @@ certificates = root.get_certificate_service().certificate_locations
 print("certificates", len(certificates.get_members()))
 `
 	const want = `power Off
+secure boot True Enabled UserMode
 resets ForceOff ForceOn ForceRestart GracefulRestart GracefulShutdown Nmi On PowerCycle PushPowerButton
 targets Cd Hdd None Pxe UefiHttp
 boot Pxe Once UEFI
@@ -86,7 +88,7 @@ certificates 1
 	for _, auth := range []string{"session", "basic"} {
 		t.Run(auth, func(t *testing.T) {
 			machine := &SimMachine{Firmware: true}
-			b := redfishBMC(t, machine, RedfishOptions{})
+			b := redfishBMC(t, machine, RedfishOptions{Hardware: RedfishHardware{SecureBoot: "Enabled"}})
 			out := redfishForeign(t, redfishPython, "-c", script, b.Addr(), image, auth)
 			sessions := "True"
 			if auth == "basic" {

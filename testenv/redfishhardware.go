@@ -13,6 +13,8 @@ type RedfishHardware struct {
 	Cores     int // of one processor; 0: it tells of none
 	MemoryMiB int
 	Disks     []inventory.DiskID
+	// SecureBoot of the present start, Enabled or Disabled; "" without UEFI.
+	SecureBoot string
 }
 
 // hardware adds to a system what is known of it, which is of the first one only.
@@ -23,6 +25,9 @@ func (s *redfishSystem) hardware(fields map[string]any) {
 	}
 	if len(h.Disks) > 0 {
 		fields["Storage"] = redfishID(s.path() + "/Storage")
+	}
+	if h.SecureBoot != "" {
+		fields["SecureBoot"] = redfishID(s.path() + "/SecureBoot")
 	}
 	if h.Cores > 0 {
 		fields["Processors"] = redfishID(s.path() + "/Processors")
@@ -108,9 +113,32 @@ func (b *RedfishBMC) driveAt(ids []string) *redfishResource {
 		})
 }
 
+// secureBootAt is what the firmware says of its keys. It can be read only: they are put
+// in when the machine is made.
+func (b *RedfishBMC) secureBootAt(ids []string) *redfishResource {
+	s := b.systemNamed(ids[0])
+	if s == nil || s.known().SecureBoot == "" {
+		return nil
+	}
+	return &redfishResource{get: func() map[string]any {
+		now := s.known().SecureBoot
+		return redfishNew(s.path()+"/SecureBoot", "#SecureBoot.v1_1_2.SecureBoot", "SecureBoot", "UEFI Secure Boot", map[string]any{
+			"SecureBootEnable": now == "Enabled", "SecureBootCurrentBoot": now, "SecureBootMode": redfishEither(now == "Enabled", "UserMode", "SetupMode"),
+		})
+	}}
+}
+
+// redfishSecureBoot in Redfish's words.
+func redfishSecureBoot(uefi, on bool) string {
+	if !uefi {
+		return ""
+	}
+	return redfishEither(on, "Enabled", "Disabled")
+}
+
 // redfishHardwareOf a QEMU machine.
 func redfishHardwareOf(m *QEMU) RedfishHardware {
-	h := RedfishHardware{Cores: max(m.CPUs, 1), MemoryMiB: cmp.Or(m.MemoryMB, 1024)}
+	h := RedfishHardware{Cores: max(m.CPUs, 1), MemoryMiB: cmp.Or(m.MemoryMB, 1024), SecureBoot: redfishSecureBoot(m.UEFI(), m.SecureBoot)}
 	for _, n := range m.NICs {
 		h.MACs = append(h.MACs, n.MAC)
 	}

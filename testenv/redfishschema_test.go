@@ -456,7 +456,7 @@ func TestRedfishResourcesAreValidBySchema(t *testing.T) {
 		least   int // resources
 	}{
 		"plain": {RedfishOptions{UUID: "8a1f0f52-0000-4000-8000-000000000005", Serial: "S1",
-			Hardware: RedfishHardware{MACs: []string{"52:54:00:00:00:01", "52:54:00:00:00:02"}, Cores: 2, MemoryMiB: 1536, Disks: []inventory.DiskID{{Serial: "D1", Size: 1 << 30}, {Size: 1 << 31}}}}, 54},
+			Hardware: RedfishHardware{MACs: []string{"52:54:00:00:00:01", "52:54:00:00:00:02"}, Cores: 2, MemoryMiB: 1536, Disks: []inventory.DiskID{{Serial: "D1", Size: 1 << 30}, {Size: 1 << 31}}, SecureBoot: "Enabled"}}, 55},
 		"with every variant": {RedfishOptions{MediaUnderSystem: true, AccountSlots: 4, OtherSystems: []RedfishSystem{{ID: "2"}},
 			Faults: BMCFaults{LockAfter: 3, Redfish: RedfishFaults{ActionInfo: true, Settings: SettingsObject, Task: TaskOK}}}, 54},
 		"with a console":        {RedfishOptions{SSH: listener(t), SSHCommand: "console com2"}, 45},

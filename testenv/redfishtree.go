@@ -41,6 +41,7 @@ var redfishRoutes = []struct {
 	{"Systems/*/EthernetInterfaces/*", (*RedfishBMC).ethernetAt},
 	{"Systems/*/Processors", (*RedfishBMC).processorAt},
 	{"Systems/*/Processors/*", (*RedfishBMC).processorAt},
+	{"Systems/*/SecureBoot", (*RedfishBMC).secureBootAt},
 	{"Systems/*/Storage", (*RedfishBMC).storageAt},
 	{"Systems/*/Storage/*", (*RedfishBMC).storageAt},
 	{"Systems/*/Storage/0/Drives/*", (*RedfishBMC).driveAt},
@@ -177,7 +178,7 @@ var redfishSchemas = []string{
 	"Event.v1_13_0", "EventDestination.v1_17_0", "EventDestinationCollection", "EventService.v1_12_0", "LogEntry.v1_21_0",
 	"LogEntryCollection", "LogService.v1_9_0", "LogServiceCollection", "Manager.v1_25_0", "ManagerAccount.v1_14_1",
 	"ManagerAccountCollection", "ManagerCollection", "ManagerNetworkProtocol.v1_13_0", "Message.v1_3_0", "MessageRegistryFile.v1_1_5",
-	"MessageRegistryFileCollection", "Power.v1_7_3", "Role.v1_3_3", "RoleCollection", "Sensor.v1_13_0", "SensorCollection",
+	"MessageRegistryFileCollection", "Power.v1_7_3", "Role.v1_3_3", "RoleCollection", "SecureBoot.v1_1_2", "Sensor.v1_13_0", "SensorCollection",
 	"ServiceRoot.v1_21_0", "Session.v1_8_0", "SessionCollection", "SessionService.v1_2_0", "Settings.v1_5_0", "Task.v1_7_4",
 	"TaskCollection", "TaskService.v1_3_0", "Thermal.v1_7_3", "VirtualMedia.v1_6_5", "VirtualMediaCollection",
 }

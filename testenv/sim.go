@@ -142,7 +142,7 @@ func NewSimulated(o SimulatedOptions) (*Simulated, error) {
 			UUID: o.UUID, Serial: o.Serial, Machine: s, Faults: o.Faults})
 	case BMCRedfish:
 		s.Redfish, err = NewRedfish(RedfishOptions{Sessions: o.Sessions, User: o.User, Password: o.Password, UUID: o.UUID, Serial: o.Serial, Machine: s,
-			Hardware: RedfishHardware{MACs: []string{string(o.MAC)}, Cores: 2, MemoryMiB: 1024, Disks: o.Disks}, Faults: o.Faults})
+			Hardware: RedfishHardware{MACs: []string{string(o.MAC)}, Cores: 2, MemoryMiB: 1024, Disks: o.Disks, SecureBoot: redfishSecureBoot(o.UEFI, false)}, Faults: o.Faults})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("build simulated machine %q: %w", o.Name, err)

@@ -257,7 +257,7 @@ with it --after goes on where this ended, across logins and restarts of either s
 func newBMCInventory() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{Use: "inventory MACHINE", Short: "Read the hardware as the BMC tells it",
-		Long:    "Read identity, processors, memory, disks, interfaces and firmware, as the BMC tells them. Over IPMI\nthere is the identity alone. What recast deploys by is the ramdisk's inventory: recast describe.",
+		Long:    "Read identity, Secure Boot, processors, memory, disks, interfaces and firmware, as the BMC tells\nthem. Over IPMI there is the identity alone. What recast deploys by is the ramdisk's inventory:\nrecast describe.",
 		Example: "  recast bmc inventory r1u05", Args: arguments(cobra.ExactArgs(1)), ValidArgsFunction: completeOneMachine,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return readBMC(cmd, args[0], "inventory", output, printBMCInventory)
@@ -323,6 +323,9 @@ func printBMCInventory(w io.Writer, v bmc.Inventory) {
 	line(w, "Machine", "%s", joined(", ", joined(" ", v.Manufacturer, v.Model), serialText(v.Serial), v.Part))
 	line(w, "UUID", "%s", dash(v.UUID))
 	line(w, "BIOS", "%s", dash(v.BIOS))
+	if v.SecureBoot != "" {
+		line(w, "Secure Boot", "%s", v.SecureBoot)
+	}
 	line(w, "BMC", "%s", joined(" ", v.BMC.Vendor, v.BMC.Model, v.BMC.Firmware))
 	for _, p := range v.Processors {
 		line(w, "  processor", "%s", joined(", ", p.Slot, joined(" ", p.Manufacturer, p.Model), countText(p.Cores, "cores"), countText(p.Threads, "threads")))
