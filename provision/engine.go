@@ -3,6 +3,7 @@ package provision
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -85,8 +86,8 @@ type Engine struct {
 	// reads what is applied and writes rollouts.
 	applyMu sync.Mutex
 	gateMu  sync.Mutex // over counting repairs and recording one
-	proofs  proofs
-	kernels kernels
+	proofs  once[json.RawMessage]
+	kernels once[*inventory.JobKernel]
 	swept   bool // every candidate is named by a plan; applyMu guards it
 	// rests are the rollouts in which no machine waits, with what moved counted when
 	// they were looked at; applyMu guards them.
@@ -191,6 +192,7 @@ func Open(ctx context.Context, c Config) (*Engine, error) {
 		leaseTable:  store.NewTable[inventory.Lease](c.Store, inventory.LeasePrefix),
 		portTable:   store.NewTable[inventory.PortRecord](c.Store, inventory.PortPrefix),
 		log:         newAuditLog(c.Store),
+		proofs:      once[json.RawMessage]{most: maxProofs},
 		kept:        map[inventory.Digest]inventory.Generation{},
 		machines:    map[string]*machine{},
 		rests:       map[string]uint64{},

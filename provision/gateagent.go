@@ -50,7 +50,7 @@ func (e *Engine) gateOf(gen inventory.Generation, firmware inventory.Firmware) (
 		g.RepairLimit = blockBytes(g.Regions)
 	}
 	if r.Image.Boot != nil {
-		if g.Kernel, err = e.kernels.of(img, *r.Image.Boot, g.Regions); err != nil {
+		if g.Kernel, err = e.gateKernel(img, *r.Image.Boot, g.Regions); err != nil {
 			return nil, fmt.Errorf("boot of image %s: %w", r.Image.Digest.Short(), err)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"recast/image"
 	"recast/inventory"
@@ -38,15 +37,9 @@ func (g *Gate) bootCode(img *image.Reader) error {
 	return nil
 }
 
-// kernels keeps where the files of images stand and what they are: to find that takes
-// reading them.
-type kernels struct {
-	mu    sync.Mutex
-	known map[string]*inventory.JobKernel
-}
-
-// of finds the kernel of an image in regions that are proved.
-func (k *kernels) of(img *image.Reader, b inventory.ImageBoot, regions []inventory.Region) (*inventory.JobKernel, error) {
+// gateKernel finds the kernel of an image in regions that are proved. It is kept where it
+// stands and what it is: to find that takes reading it.
+func (e *Engine) gateKernel(img *image.Reader, b inventory.ImageBoot, regions []inventory.Region) (*inventory.JobKernel, error) {
 	p, err := img.Manifest.Layout.Find(b.Partition)
 	if err != nil {
 		return nil, err
@@ -54,28 +47,21 @@ func (k *kernels) of(img *image.Reader, b inventory.ImageBoot, regions []invento
 	if !slices.ContainsFunc(regions, func(r inventory.Region) bool { return r.Start <= p.Start && p.End <= r.End }) {
 		return nil, fmt.Errorf("partition %s is not proved, and only what was proved is started", b.Partition)
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	key := fmt.Sprintf("%x %q", img.Manifest.Digest, b)
-	if known, ok := k.known[key]; ok {
-		return known, nil
-	}
-	out := &inventory.JobKernel{Args: strings.Join(b.Args, " ")}
-	if out.Kernel, err = img.File(p.Start, p.End, b.Kernel); err != nil {
-		return nil, fmt.Errorf("partition %s: %w", b.Partition, err)
-	}
-	if b.Initrd != "" {
-		initrd, err := img.File(p.Start, p.End, b.Initrd)
-		if err != nil {
+	return e.kernels.get(fmt.Sprintf("%x %q", img.Manifest.Digest, b), func() (*inventory.JobKernel, error) {
+		out := &inventory.JobKernel{Args: strings.Join(b.Args, " ")}
+		var err error
+		if out.Kernel, err = img.File(p.Start, p.End, b.Kernel); err != nil {
 			return nil, fmt.Errorf("partition %s: %w", b.Partition, err)
 		}
-		out.Initrd = &initrd
-	}
-	if k.known == nil {
-		k.known = map[string]*inventory.JobKernel{}
-	}
-	k.known[key] = out
-	return out, nil
+		if b.Initrd != "" {
+			initrd, err := img.File(p.Start, p.End, b.Initrd)
+			if err != nil {
+				return nil, fmt.Errorf("partition %s: %w", b.Partition, err)
+			}
+			out.Initrd = &initrd
+		}
+		return out, nil
+	})
 }
 
 // consoled gives a kernel whose arguments name no console those of the ramdisk's.
