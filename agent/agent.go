@@ -240,7 +240,7 @@ func (s *session) obey(ctx context.Context, order inventory.Order) (Outcome, err
 			case done && order.Kind == inventory.OrderKexec:
 				return Outcome{Kind: inventory.OrderKexec, Reason: "starting " + order.Job.Kernel.Kernel.Path}, nil
 			case order.Kind == inventory.OrderGate || order.Kind == inventory.OrderRepair:
-				s.proved = s.proved || done // what follows from it, the server says
+				// What follows from it, the server says.
 			case done:
 				return Outcome{Kind: inventory.OrderLocal, Reason: "the disk is written and read back"}, nil
 			}
@@ -363,11 +363,19 @@ func (s *session) job(ctx context.Context, job inventory.Job) (done bool, err er
 		}
 		s.Log("failed: %v", err)
 	}
-	rerr := s.retry(ctx, "last report", func() error {
-		_, err := s.client.Report(ctx, report)
+	if err == nil && (job.Kind == inventory.JobGate || job.Kind == inventory.JobRepair) {
+		s.proved = true
+	}
+	var reply inventory.ReportReply
+	rerr := s.retry(ctx, "last report", func() (err error) {
+		reply, err = s.client.Report(ctx, report)
 		return err
 	})
-	return err == nil && rerr == nil, rerr
+	if rerr == nil && reply.Abort {
+		// What is done is not what the server waits for, by now: its next order says what is.
+		s.Log("%v", errAborted{reason: printable(reply.Reason)})
+	}
+	return err == nil && rerr == nil && !reply.Abort, rerr
 }
 
 // work does what the job says to the disk it names.

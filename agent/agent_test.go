@@ -226,6 +226,22 @@ func TestAbortStopsTheJob(t *testing.T) {
 	}
 }
 
+// A server that has moved on when the last report comes says what is next, not the agent.
+func TestAnAbortOfTheLastReportEndsNoBootAsDone(t *testing.T) {
+	p := packImage(t, gptImage(t, 6*MiB, 1))
+	b, s := serveBytes(t, p), startServer(t)
+	_, path := diskFile(t, 12*MiB, 0xA5)
+	s.volume = make([]byte, MiB)
+	s.orders = []inventory.Order{writeOrder(p, 12*MiB, s.volume, b.URL), {Kind: inventory.OrderReboot, Reason: "attempt 3 begins"}}
+	s.reply = func(r inventory.Report) inventory.ReportReply {
+		return inventory.ReportReply{Abort: r.Step == inventory.AgentDone, Reason: "a newer attempt has begun", LeaseSeconds: 300}
+	}
+	out, err := run(t, newAgent(t, s, path))
+	if err != nil || out.Kind != inventory.OrderReboot || out.Reason != "attempt 3 begins" {
+		t.Errorf("outcome %+v, %v", out, err)
+	}
+}
+
 func TestOnlyThePinnedAuthorityIsTrusted(t *testing.T) {
 	s, other := startServer(t), startServer(t)
 	for _, tt := range []struct {

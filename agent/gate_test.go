@@ -287,18 +287,20 @@ func TestAgentLoadsTheKernelThatWasProved(t *testing.T) {
 		name   string
 		spoil  func(d Disk, gate, kexec *inventory.Job)
 		refuse bool   // the kernel's own word
+		abort  bool   // the server's, to the last report
 		want   string // of the report; "" it is started
 	}{
-		{"as it was proved", func(Disk, *inventory.Job, *inventory.Job) {}, false, ""},
-		{"without a ramdisk", func(_ Disk, _, kexec *inventory.Job) { kexec.Kernel.Initrd = nil }, false, ""},
-		{"a byte of it changed since", func(d Disk, _, kexec *inventory.Job) { flip(t, d, kexec.Kernel.Kernel.Extents[0].Start+77) }, false, "/vmlinuz reads from the disk as "},
-		{"a byte of its ramdisk", func(d Disk, _, kexec *inventory.Job) { flip(t, d, kexec.Kernel.Initrd.Extents[0].Start) }, false, "/initrd.img reads from the disk as "},
-		{"not proved by this boot", func(_ Disk, gate, _ *inventory.Job) { gate.Disk.Serial = "S2" }, false, "was not proved by this boot"},
-		{"no kernel", func(_ Disk, _, kexec *inventory.Job) { kexec.Kernel = nil }, false, "names no kernel"},
-		{"another machine's", func(_ Disk, _, kexec *inventory.Job) { kexec.Machine = "m2" }, false, `the job is for "m2"`},
-		{"beyond the disk", func(d Disk, _, kexec *inventory.Job) { kexec.Kernel.Kernel.Extents[0].Start = d.Size() - 5 }, false, "does not lie on the disk"},
-		{"shorter than it says", func(_ Disk, _, kexec *inventory.Job) { kexec.Kernel.Kernel.Size++ }, false, "its pieces have 79096 bytes, and it has 79097"},
-		{"one that the kernel refuses", func(Disk, *inventory.Job, *inventory.Job) {}, true, "load /vmlinuz: key was rejected"},
+		{"as it was proved", func(Disk, *inventory.Job, *inventory.Job) {}, false, false, ""},
+		{"without a ramdisk", func(_ Disk, _, kexec *inventory.Job) { kexec.Kernel.Initrd = nil }, false, false, ""},
+		{"a byte of it changed since", func(d Disk, _, kexec *inventory.Job) { flip(t, d, kexec.Kernel.Kernel.Extents[0].Start+77) }, false, false, "/vmlinuz reads from the disk as "},
+		{"a byte of its ramdisk", func(d Disk, _, kexec *inventory.Job) { flip(t, d, kexec.Kernel.Initrd.Extents[0].Start) }, false, false, "/initrd.img reads from the disk as "},
+		{"not proved by this boot", func(_ Disk, gate, _ *inventory.Job) { gate.Disk.Serial = "S2" }, false, false, "was not proved by this boot"},
+		{"no kernel", func(_ Disk, _, kexec *inventory.Job) { kexec.Kernel = nil }, false, false, "names no kernel"},
+		{"another machine's", func(_ Disk, _, kexec *inventory.Job) { kexec.Machine = "m2" }, false, false, `the job is for "m2"`},
+		{"beyond the disk", func(d Disk, _, kexec *inventory.Job) { kexec.Kernel.Kernel.Extents[0].Start = d.Size() - 5 }, false, false, "does not lie on the disk"},
+		{"shorter than it says", func(_ Disk, _, kexec *inventory.Job) { kexec.Kernel.Kernel.Size++ }, false, false, "its pieces have 79096 bytes, and it has 79097"},
+		{"one that the kernel refuses", func(Disk, *inventory.Job, *inventory.Job) {}, true, false, "load /vmlinuz: key was rejected"},
+		{"after the server has moved on", func(Disk, *inventory.Job, *inventory.Job) {}, false, true, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p, _, d, w := provable(t, 8, "esp", "root")
@@ -315,6 +317,9 @@ func TestAgentLoadsTheKernelThatWasProved(t *testing.T) {
 				t.Fatal(err)
 			}
 			a := newAgent(t, s, id.Name)
+			s.reply = func(r inventory.Report) inventory.ReportReply {
+				return inventory.ReportReply{Abort: tt.abort && r.Attempt == 2 && r.Step == inventory.AgentDone, Reason: "it is about another boot or job", LeaseSeconds: 300}
+			}
 			loaded := 0
 			if m := a.Machine.(simMachine); !tt.refuse {
 				m.load = func(k, i []byte, args string) {
@@ -329,6 +334,8 @@ func TestAgentLoadsTheKernelThatWasProved(t *testing.T) {
 			want, ended := inventory.OrderKexec, inventory.AgentDone
 			if tt.want != "" {
 				want, ended = inventory.OrderLocal, inventory.AgentFailed
+			} else if tt.abort {
+				want = inventory.OrderLocal
 			}
 			if err != nil || out.Kind != want || last.Attempt != 2 || last.Step != ended || !strings.Contains(last.Error, tt.want) || (loaded == 1) != (tt.want == "") {
 				t.Errorf("outcome %+v, %v; loaded %d times; reported %s: %q", out, err, loaded, last.Step, last.Error)
