@@ -122,11 +122,9 @@ func (h Hardware) memory() inventory.MemoryFacts {
 	return m
 }
 
-// placeholders are what firmware says instead of a serial number.
-var placeholders = []string{"not specified", "to be filled by o.e.m.", "default string", "none", "system serial number", "0", "n/a"}
-
-func known(s string) string {
-	if slices.Contains(placeholders, strings.ToLower(s)) {
+// usableSerial is "" for what firmware says instead of a serial number.
+func usableSerial(s string) string {
+	if !inventory.UsableSerial(s) {
 		return ""
 	}
 	return s
@@ -136,7 +134,7 @@ func (h Hardware) vendor() inventory.SystemVendor {
 	const dmi = "/sys/class/dmi/id/"
 	return inventory.SystemVendor{
 		ProductName: h.read(dmi + "product_name"), Manufacturer: h.read(dmi + "sys_vendor"),
-		SerialNumber: known(h.read(dmi + "product_serial")), UUID: strings.ToLower(h.read(dmi + "product_uuid")),
+		SerialNumber: usableSerial(h.read(dmi + "product_serial")), UUID: strings.ToLower(h.read(dmi + "product_uuid")),
 		Firmware: inventory.FirmwareFacts{Vendor: h.read(dmi + "bios_vendor"), Version: h.read(dmi + "bios_version"), BuildDate: h.read(dmi + "bios_date")},
 	}
 }

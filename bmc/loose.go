@@ -5,6 +5,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"recast/inventory"
 )
 
 // text is a property that should be a string. Some BMCs send a number, null or
@@ -62,8 +64,7 @@ func finite(f float64) bool { return !math.IsNaN(f) && !math.IsInf(f, 0) }
 // nobody filled something in.
 func plainText(s string) string {
 	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }), " ")
-	switch strings.ToLower(s) {
-	case "not specified", "to be filled by o.e.m.", "default string", "none", "system serial number", "n/a", "na", "unknown", "null", "empty":
+	if inventory.Placeholder(s) {
 		return ""
 	}
 	const most = 200

@@ -8,13 +8,17 @@ import (
 
 var (
 	notNameRune = regexp.MustCompile(`[^a-z0-9]+`)
-	// What vendors leave in SMBIOS where a serial should be.
-	noSerial = regexp.MustCompile(`(?i)^(to be filled.*|not (specified|applicable|available|set)|default string|system serial number|none|n/?a|unknown|empty|invalid|[0x.-]+|0*123456789.*)$`)
-	noUUID   = regexp.MustCompile(`^(0{8}-(0{4}-){3}0{12}|f{8}-(f{4}-){3}f{12}|03000200-0400-0500-0006-000700080009)$`)
+	noText      = regexp.MustCompile(`(?i)^(to be filled.*|not (specified|applicable|available|set)|default string|system serial number|none|n/?a|null|unknown|empty|invalid)$`)
+	noSerial    = regexp.MustCompile(`(?i)^([0x.-]*|0*123456789.*)$`)
+	noUUID      = regexp.MustCompile(`^(0{8}-(0{4}-){3}0{12}|f{8}-(f{4}-){3}f{12}|03000200-0400-0500-0006-000700080009)$`)
 )
 
 // UsableSerial is false for the values that many boards share, which therefore name none.
-func UsableSerial(s string) bool { return s != "" && !noSerial.MatchString(s) }
+func UsableSerial(s string) bool { return !Placeholder(s) && !noSerial.MatchString(s) }
+
+// Placeholder tells what vendors leave where nobody filled something in, in SMBIOS and
+// in what BMCs say.
+func Placeholder(s string) bool { return noText.MatchString(s) }
 
 // YAMLFor is the document that declares a discovered machine, to be named and
 // completed by a person. The interface it booted from comes first and is put on

@@ -150,3 +150,18 @@ spec: {subnet: 10.10.0.0/16, dhcp: off}
 		}
 	}
 }
+
+func TestWhatVendorsLeaveWhereASerialShouldBeNamesNoBoard(t *testing.T) {
+	for s, want := range map[string]bool{"": false, "To Be Filled By O.E.M.": false, "to be filled by oem": false, "Not Specified": false, "Default string": false, "None": false,
+		"System Serial Number": false, "N/A": false, "NA": false, "null": false, "unknown": false, "0": false, "00000000": false, "xxxxxxx": false, "0123456789": false,
+		"..............": false, "S3Z8NB0K": true, "CN7475108V01GT": true, "00A1": true, "Nonesuch7": true} {
+		if UsableSerial(s) != want {
+			t.Errorf("%q: %v", s, !want)
+		}
+	}
+	for _, s := range []string{"0", "123456789", "1.2.3"} {
+		if Placeholder(s) {
+			t.Errorf("%q is a text like others", s)
+		}
+	}
+}

@@ -113,7 +113,8 @@ func wrongMachine(q claimQuestion) (d ClaimDecision, ok bool) {
 	if q.Authoritative && q.Lease != q.Machine.Name {
 		return ClaimDecision{Verdict: ClaimRefuse, Reason: fmt.Sprintf("the claim for %s comes from %s, which is not its lease", q.Machine.Name, q.Remote)}, false
 	}
-	if w := q.Machine.Serial; w != "" && w != q.Claim.Serial {
+	// One that names no board is told by no ramdisk.
+	if w, says := q.Machine.Serial, q.Claim.Serial; w != "" && w != says && (says != "" || inventory.UsableSerial(w)) {
 		return hold("correct its serial in its file, or its nics if they are another machine's, and apply", "%s is declared with serial %q, the machine says %q", q.Machine.Name, w, q.Claim.Serial)
 	}
 	if w := q.Machine.UUID; w != "" && !strings.EqualFold(w, q.Claim.UUID) {

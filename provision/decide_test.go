@@ -57,6 +57,8 @@ func TestClaimVerdicts(t *testing.T) {
 		{name: "the nonce of an older fence", state: armed(), change: func(q *claimQuestion) { q.State.Intent.Fence++ }, want: ClaimRefuse, reason: "is not the armed one"},
 		{name: "the nonce of another epoch", state: armed(), change: func(q *claimQuestion) { q.State.Intent.Epoch = "f" }, want: ClaimRefuse, reason: "is not the armed one"},
 		{name: "a later nonce before its time", state: armed(), nonce: second, want: ClaimRefuse, reason: "is not the armed one"},
+		{name: "a declared serial that names no board, told by none", state: armed(), change: func(q *claimQuestion) { q.Machine.Serial, q.Claim.Serial = "0123456789", "" }, want: ClaimGrant},
+		{name: "a declared serial, and none told", state: armed(), change: func(q *claimQuestion) { q.Machine.Serial, q.Claim.Serial = "T", "" }, want: ClaimHold, reason: `declared with serial "T"`},
 		{name: "another serial than declared", state: armed(), change: func(q *claimQuestion) { q.Machine.Serial = "T" }, want: ClaimHold, reason: `declared with serial "T"`},
 		{name: "another UUID than declared", state: armed(), change: func(q *claimQuestion) { q.Machine.UUID = "u2" }, want: ClaimHold, reason: `declared with UUID "u2"`},
 		{name: "the declared UUID in capitals", state: armed(), change: func(q *claimQuestion) { q.Machine.UUID = "U1" }, want: ClaimGrant},
