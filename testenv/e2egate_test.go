@@ -200,7 +200,7 @@ func TestServerAwayOnRealFirmware(t *testing.T) {
 		here = s.here("uefi")
 		s.must(s.Node("uefi").PowerOff(t.Context()))
 		s.must(s.Node("uefi").PowerOn(t.Context()))
-		s.until("it starts its disk, undeclared", 6*time.Minute, func() bool { return strings.Contains(s.console("uefi", here), storyBooted) })
+		s.until("it starts its disk, undeclared", 12*time.Minute, func() bool { return strings.Contains(s.console("uefi", here), storyBooted) })
 		if text := s.console("uefi", here); strings.Count(text, "which started it over, is gone from the firmware's boot order") != 1 || strings.Contains(text, "this machine does not start without it") {
 			t.Errorf("it was not the order that was given back:\n%s", text)
 		}

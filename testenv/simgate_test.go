@@ -284,6 +284,59 @@ func TestARepairThatIsCutIsTakenUpByTheNextBoot(t *testing.T) {
 	}
 }
 
+// A repair is cut, and more differs afterwards than its gate may write: the disk does not
+// boot, and an operator's word repairs it without a byte of its state.
+func TestARepairThatItsGateMayNotEndIsEndedByAnOperatorsWord(t *testing.T) {
+	s, _, raw := newSimGate(t, 1, "onMismatch: repair, repairLimit: 32KiB", "100%")
+	m := s.machines[0]
+	cut := make(chan struct{})
+	start := s.restart(m, func() {
+		for i := range int64(5) {
+			simTamper(t, m, "esp", i*10000)
+		}
+		m.Disks[0].CutAfter(3*4096, func() {
+			_ = m.PowerOff(t.Context())
+			close(cut)
+		})
+	})
+	select {
+	case <-cut:
+	case <-time.After(30 * time.Second):
+		t.Fatal("no repair was cut")
+	}
+	disk := simBytes(t, m) // its table names no partition now
+	for i := range 12 {
+		disk[1<<20+100000+i*10000] ^= 0xff
+	}
+	disk[2<<20+5000] ^= 0xff
+	simMust(t, os.WriteFile(m.Disks[0].Path, disk, 0o600))
+	simMust(t, m.PowerOn(t.Context()))
+	s.await("the machine is held", 30*time.Second, func() bool { return s.view("m01").Status.Hold != nil })
+	v := s.view("m01")
+	if h := v.Status.Hold; !strings.Contains(h.Reason, "a repair that did not end, so that it does not boot") || !strings.Contains(h.Reason, "its repairLimit is 32.0 KiB") ||
+		!strings.HasPrefix(v.Status.NextAction, "recast release m01 --repair lets it write") {
+		t.Errorf("%v, hold %+v", v, h)
+	}
+	if simHas(m.path(start), simDiskStarted) {
+		t.Fatalf("it started: %q", m.path(start))
+	}
+	boots := len(m.Boots())
+	s.must("POST", "/api/v1/machines/m01/release", nil, nil)
+	s.await("a release alone changes nothing", 30*time.Second, func() bool { return len(m.Boots()) > boots && s.view("m01").Status.Hold != nil })
+	s.must("POST", "/api/v1/machines/m01/repair", nil, nil)
+	s.await("it is repaired", 30*time.Second, func() bool {
+		v := s.view("m01")
+		return v.Status.Hold == nil && v.Status.Gate.Verdict == "repaired" && v.Status.Health == "healthy"
+	})
+	have := simBytes(t, m)
+	if !bytes.Equal(have[1<<20:2<<20], raw[1<<20:2<<20]) {
+		t.Error("the ESP is not the image's")
+	}
+	if end := len(have) - 1<<20; !bytes.Equal(have[2<<20:end], disk[2<<20:end]) {
+		t.Error("state was written")
+	}
+}
+
 // The server is killed and started anew at every boundary of a repair: it ends as it
 // would have.
 func TestAServerKilledInAGateLosesNothing(t *testing.T) {
