@@ -25,11 +25,11 @@ var floors = map[string][]string{
 	"syslog":  {"inventory"},
 	"capture": {"inventory"},
 	"console": {},
-	"image":   {"inventory", "pack"},
+	"image":   {"inventory", "pack", "fat"},
 	"bmc":     {"inventory"},
 	"target":  {"inventory", "fat"},
 	"tpm":     {"inventory"},
-	"agent":   {"inventory", "pack", "tpm"},
+	"agent":   {"inventory", "pack", "fat", "tpm"},
 	// floor 2: who gets an address | what every machine should do next
 	"dhcp":      {"ipxe", "store", "inventory"},
 	"provision": {"ipxe", "bmc", "image", "target", "tpm", "store", "inventory"},

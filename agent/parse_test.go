@@ -277,16 +277,6 @@ func TestDiskSaysWhatWasWrittenToIt(t *testing.T) {
 	}
 }
 
-func FuzzFATVolume(f *testing.F) {
-	f.Add(volume(f, "cloud-init")[:16384])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		out, err := readFAT(io.NewSectionReader(bytes.NewReader(b), 0, int64(len(b))), markerFile)
-		if err == nil && len(out) > maxSmallFile {
-			t.Errorf("%d bytes read", len(out))
-		}
-	})
-}
-
 func TestHoldsIsEmptyOnlyForZeros(t *testing.T) {
 	put := func(at int, s string) []byte {
 		b := make([]byte, 4*MiB)

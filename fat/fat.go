@@ -1,5 +1,5 @@
-// Package fat makes small FAT12 volumes: the same bytes for the same files, whenever
-// and wherever they are made.
+// Package fat makes small FAT12 volumes, the same bytes for the same files whenever and
+// wherever they are made, and finds files on FAT volumes of anybody.
 package fat
 
 import (

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"recast/fat"
 	"recast/inventory"
 )
 
@@ -26,6 +27,9 @@ const (
 	// maxExtents of one file: it is badly fragmented, or no file.
 	maxExtents = 4096
 	maxLinks   = 16
+	// maxNames are looked up on the way to a file: a link may name thousands, and each
+	// reads a folder.
+	maxNames = 256
 )
 
 // volume is a file system that is only read. A node is what one of its folders names.
@@ -52,8 +56,38 @@ const (
 type node struct {
 	kind nodeKind
 	size int64
-	at   uint32 // FAT: its first cluster; -1 as that of a root with a place of its own
+	fat  fat.Node
 	raw  []byte // ext: its inode
+}
+
+// fatVolume is FAT as a volume.
+type fatVolume struct{ *fat.Reader }
+
+func (v fatVolume) root() (node, error) { return fatNode(v.Root()) }
+
+func (v fatVolume) entry(folder node, name string) (node, error) {
+	return fatNode(v.Entry(folder.fat, name))
+}
+
+func fatNode(n fat.Node, err error) (node, error) {
+	kind := nodeFile
+	if n.Folder {
+		kind = nodeFolder
+	}
+	return node{kind: kind, size: n.Size, fat: n}, err
+}
+
+func (v fatVolume) link(node) (string, error) { return "", errors.New("FAT has no links") }
+
+func (v fatVolume) extents(n node) (out []inventory.Extent, err error) {
+	if n.size > maxFile {
+		return nil, errors.New("it is too large")
+	}
+	spans, err := v.Spans(n.fat)
+	for _, s := range spans {
+		out = append(out, inventory.Extent{Start: s.Start, Length: s.Length})
+	}
+	return out, err
 }
 
 // openVolume knows a file system by its magic numbers.
@@ -76,10 +110,12 @@ func openVolume(r io.ReaderAt, size int64) (volume, error) {
 		return nil, errors.New("it holds squashfs, and recast finds files in ext2, ext3, ext4 and FAT")
 	case at(0, "LUKS\xba\xbe"):
 		return nil, errors.New("it is encrypted")
-	case at(510, "\x55\xaa") && (head[0] == 0xeb || head[0] == 0xe9):
-		return openFAT(r, size, head[:512])
 	}
-	return nil, errors.New("it holds no file system that recast knows: want ext2, ext3, ext4 or FAT")
+	v, err := fat.Open(r, size)
+	if err != nil {
+		return nil, errors.New("it holds no file system that recast knows: want ext2, ext3, ext4 or FAT")
+	}
+	return fatVolume{v}, nil
 }
 
 // findFile gives the place and the digest of a file. Links are followed inside the
@@ -126,9 +162,12 @@ func walk(v volume, path string) (node, error) {
 	if err != nil {
 		return node{}, err
 	}
-	above, here, links := []node{}, root, 0
+	above, here, links, names := []node{}, root, 0, 0
 	rest := strings.Split(path, "/")
 	for len(rest) > 0 {
+		if names++; names > maxNames {
+			return node{}, fmt.Errorf("%s: more than %d names on the way", path, maxNames)
+		}
 		name := rest[0]
 		rest = rest[1:]
 		switch name {
