@@ -40,15 +40,16 @@ func fileTree(t *testing.T) (dir string, kernel []byte) {
 	must(os.WriteFile(filepath.Join(dir, "boot", "vmlinuz-6.1.0-50-amd64"), kernel, 0o644))
 	must(os.WriteFile(filepath.Join(dir, "empty"), nil, 0o644))
 	for name, to := range map[string]string{
-		"vmlinuz":    "boot/vmlinuz-6.1.0-50-amd64",
-		"absolute":   "/boot/vmlinuz-6.1.0-50-amd64",
-		"boot/up":    "../../../vmlinuz",
-		"boot/slow":  "./" + strings.Repeat("../boot/", 20) + "vmlinuz-6.1.0-50-amd64", // too long for its inode
-		"round":      "round",
-		"boot/long":  strings.Repeat("../boot/", 200) + "vmlinuz-6.1.0-50-amd64",
-		"boot/gone":  "nowhere",
-		"boot/etc":   "/etc/passwd",
-		"bootfolder": "boot",
+		"vmlinuz":     "boot/vmlinuz-6.1.0-50-amd64",
+		"absolute":    "/boot/vmlinuz-6.1.0-50-amd64",
+		"boot/up":     "../../../vmlinuz",
+		"boot/slow":   "./" + strings.Repeat("../boot/", 20) + "vmlinuz-6.1.0-50-amd64", // too long for its inode
+		"round":       "round",
+		"boot/long":   strings.Repeat("../boot/", 100) + "longer",
+		"boot/longer": strings.Repeat("../boot/", 100) + "vmlinuz-6.1.0-50-amd64",
+		"boot/gone":   "nowhere",
+		"boot/etc":    "/etc/passwd",
+		"bootfolder":  "boot",
 	} {
 		must(os.Symlink(to, filepath.Join(dir, name)))
 	}
