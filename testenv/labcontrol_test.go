@@ -107,4 +107,10 @@ func TestLabResetsAMachineThatIsOnAndTellsItsLog(t *testing.T) {
 	if done != 1 {
 		t.Errorf("executed %d times: %+v", done, log)
 	}
+
+	rack.members[0].spec.BMC = BMCNone
+	simMust(t, AskLab(t.Context(), dir, "/reset", LabAsk{Machines: []string{"r1u01"}}, &none))
+	if n := len(rack.members[0].simulated.Boots()); n != 1 {
+		t.Errorf("%d starts of a machine that has a button alone, want 1", n)
+	}
 }

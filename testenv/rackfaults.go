@@ -108,16 +108,20 @@ func (r *Rack) FaultsOf(name string) ([]Fault, error) {
 	return m.faults, nil
 }
 
-// Reset pulls the reset line of a machine.
+// Reset pulls the reset line of a machine. One that is off and has no BMC is started, as
+// by its button: nobody else can.
 func (r *Rack) Reset(ctx context.Context, name string) error {
 	m, err := r.member(name)
 	if err != nil {
 		return err
 	}
-	if !m.machine.Powered() {
-		return fmt.Errorf("%s is off; recast power on %s starts it", name, name)
+	switch {
+	case m.machine.Powered():
+		return m.machine.Reset(ctx)
+	case m.spec.BMC == BMCNone || m.spec.BMC == "":
+		return m.machine.PowerOn(ctx)
 	}
-	return m.machine.Reset(ctx)
+	return fmt.Errorf("%s is off; recast power on %s starts it", name, name)
 }
 
 // RequestsOf is what the BMC of a machine was asked.

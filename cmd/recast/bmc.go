@@ -96,8 +96,11 @@ func rackMachines(cmd *cobra.Command, c *client, rack string) (names []string, e
 			names = append(names, m.Name)
 		}
 	}
+	if len(names) == 0 && slices.Contains(racks, rack) {
+		return nil, codeError{fmt.Errorf("no machine of rack %q declares a bmc", rack), exitRefused}
+	}
 	if len(names) == 0 {
-		return nil, codeError{fmt.Errorf("no machine of a rack %q declares a bmc; %s", rack, nearOr(rack, racks, "recast get machines lists them")), exitRefused}
+		return nil, codeError{fmt.Errorf("there is no rack %q; %s", rack, nearOr(rack, racks, "recast get machines lists them")), exitRefused}
 	}
 	return names, nil
 }

@@ -54,7 +54,7 @@ func TestBMCsAreEnrolledReadAndRotatedByRack(t *testing.T) {
 		says []string
 	}{
 		{"bmc enrol --rack r1", exitOK, []string{"a1: redfish, Contoso virtual BMC firmware 1.0", "  certificate " + string(redfish.Pin()), "a2: ipmi, ", "  finding: its BMC is open: IPMI cipher suite 0"}},
-		{"bmc enrol --rack r2", exitRefused, []string{`no machine of a rack "r2" declares a bmc; did you mean "r1"?`}},
+		{"bmc enrol --rack r2", exitRefused, []string{`there is no rack "r2"; did you mean "r1"?`}},
 		{"bmc enrol", exitUsage, []string{"want MACHINE..., got nothing"}},
 		{"bmc enrol a1 --pin sha256:12", exitUsage, []string{"bmc enrol --pin:"}},
 		{"describe a1", exitOK, []string{"redfish, Contoso", "enrolled ", "certificate " + redfish.Pin().Short()}},

@@ -113,7 +113,7 @@ func linkText(c *testenv.FrameCount) string {
 
 func newLabReset(f *labFlags) *cobra.Command {
 	return &cobra.Command{Use: "reset MACHINE…", Short: "Pull the reset line of a machine of a lab",
-		Long: "Pull the reset line of machines of a lab, behind the back of their BMCs and of the server. One that\nis off stays off, and is an error.",
+		Long: "Pull the reset line of machines of a lab, behind the back of their BMCs and of the server. One that\nis off stays off, and is an error, but without a BMC (bmc: none) it is started, as by its button.",
 		Args: arguments(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var done struct{}
