@@ -112,7 +112,7 @@ func explain(q suspects, now time.Time) Explanation {
 	switch {
 	case v.Machine == nil:
 		x.Missing, x.Next = "it is not declared any more", undeclaredNext
-	case v.Group == "" && !Busy(st.Phase) && st.Phase != Failed:
+	case v.Group == "" && !Busy(st.Phase) && st.Phase != Failed && st.Hold == nil:
 		x.Missing, x.Next = "no group selects it", "give it labels that a group selects, and apply"
 	case st.Hold != nil:
 		w := heldWait(v.Name, st.Hold)
