@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -53,6 +54,8 @@ or with FAIL for what is broken; then the exit code is 1.`,
 			}
 			if data != "" {
 				c.Data = data
+			} else if !cmd.Flags().Changed("config") {
+				c.Data = cmp.Or(os.Getenv("RECAST_DATA"), c.Data) // as for every other verb on this host
 			}
 			f := lookAround(cmd.Context(), c, args, !quiet)
 			if f.filesErr != nil {

@@ -47,7 +47,8 @@ the same bytes. A server uses the new ramdisk at once.`,
 				fmt.Fprintln(cmd.OutOrStdout(), "the signed one was of the build before and is removed: recast ramdisk export, sign, and import it")
 			}
 			if len(r.MissingFirmware) > 0 {
-				fmt.Fprintf(cmd.OutOrStdout(), "firmware not found: %s\n", strings.Join(r.MissingFirmware, ", "))
+				fmt.Fprintf(cmd.OutOrStdout(), "firmware not found in %s; where machines' cards need some of it, install Debian's package (firmware-bnx2x, …) and build again: %s\n",
+					firmware, strings.Join(r.MissingFirmware, ", "))
 			}
 			return nil
 		},
