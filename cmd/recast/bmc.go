@@ -117,7 +117,7 @@ it is a finding, and --pin accepts it. What bmc.pin declares is changed there al
 
 --defaults names a secret with the vendor's default passwords, user:password, two lines at the most.
 Each is tried once, since BMCs lock after a few that are wrong, and again only when the secret is
-set anew.`,
+set anew. One that works is a finding, and no way in: recast logs in with bmc.credentials alone.`,
 		example: "  recast bmc enrol r1u05\n  recast bmc enrol --rack r1 --defaults vendor-defaults\n  recast bmc enrol r1u05 --pin sha256:9f86d0…",
 		flag: func(cmd *cobra.Command) {
 			cmd.Flags().StringVar((*string)(&req.Pin), "pin", "", "the certificate that it must show, by its SHA-256, instead of the one accepted before")
