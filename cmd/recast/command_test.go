@@ -145,6 +145,7 @@ func TestErrorsSayWhatToTryNext(t *testing.T) {
 		{"describe rack r1", "", exitUsage, "unknown kind"},
 		{"describe nobody", "", exitRefused, "recast get machines lists them"},
 		{"describe network nobody", "", exitRefused, "recast get networks lists what there is"},
+		{"describe network", "", exitUsage, "describe network: name one; recast get networks lists them"},
 		{"describe discovered 52:54:00:00:00:99", "", exitRefused, "recast get discovered lists what there is"},
 		{"explain network x", "", exitUsage, "recast explain --help"},
 		{"plan nowhere.yaml", "", exitError, "nowhere.yaml"},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -43,6 +44,14 @@ YAML that declares it.`,
 				return err
 			}
 			d, err := describe(cmd, c, kind, name)
+			var coded codeError
+			if k := strings.TrimSuffix(name, "s"); len(args) == 1 && slices.Contains(describeKinds, k) && errors.As(err, &coded) && coded.code == exitRefused {
+				list := k + "s"
+				if k == "discovered" {
+					list = k
+				}
+				return codeError{fmt.Errorf("describe %s: name one; recast get %s lists them", name, list), exitUsage}
+			}
 			if err != nil {
 				return err
 			}
