@@ -55,7 +55,7 @@ or with FAIL for what is broken; then the exit code is 1.`,
 			if data != "" {
 				c.Data = data
 			} else if !cmd.Flags().Changed("config") {
-				c.Data = cmp.Or(os.Getenv("RECAST_DATA"), c.Data) // as for every other verb on this host
+				c.Data = cmp.Or(os.Getenv("RECAST_DATA"), c.Data) // as for the verbs that ask the server
 			}
 			f := lookAround(cmd.Context(), c, args, !quiet)
 			if f.filesErr != nil {
