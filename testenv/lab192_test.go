@@ -16,8 +16,8 @@ import (
 // lab192Reasons is what the failed machines of testdata/LAB.yaml say.
 var lab192Reasons = map[string]string{
 	"r1u05": "refused the user or password",
-	"r1u17": "power off",
-	"r1u30": "power off",
+	"r1u17": "power off: the BMC accepted the request but the change was not seen",
+	"r1u30": "not answer",
 	"r2u08": "set network boot",
 	"r2u21": "no request for a boot script",
 	"r2u33": "no request for a boot script",
