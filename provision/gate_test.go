@@ -42,7 +42,7 @@ func storyVerdict(blocks int64, table string) *inventory.Verdict {
 //
 //	gate claim BOOT
 //	gate inventory [why it is another disk]
-//	gate report proving|done|failed [blocks=N] [table] [suspended] [epoch=E] [other] [frozen] [refused WHY]
+//	gate report proving|done|failed [done=N] [blocks=N] [table] [suspended] [epoch=E] [other] [frozen] [refused WHY]
 func (s *story) gateEvent(t *testing.T, f []string) Event {
 	t.Helper()
 	switch f[0] {
@@ -64,6 +64,8 @@ func (s *story) gateEvent(t *testing.T, f []string) Event {
 			switch {
 			case strings.HasPrefix(w, "blocks="):
 				fmt.Sscanf(w, "blocks=%d", &blocks)
+			case strings.HasPrefix(w, "done="):
+				fmt.Sscanf(w, "done=%d", &ev.Report.Done)
 			case w == "suspended":
 				suspended = true
 			case w == "table":

@@ -113,6 +113,7 @@ func (t *transition) gateClaimed(ev GateClaimed) {
 		t.finding(bootOrderPrefix + "it was let through, asked the network again, and came back: its firmware does not start what BootNext names, and its order leads to no disk; declare onServerDown: lastGood and write it anew")
 	}
 	claim := ev.Claim
+	t.Status.Progress = nil
 	g.Boots++
 	g.Claim, g.Jobs, g.Passed = &claim, 0, false
 	if g.Pass = nil; slow {
@@ -170,8 +171,15 @@ func (t *transition) gateRenewed(ev GateRenewed) {
 	claim := *g.Claim
 	claim.Until = ev.Until
 	g.Claim = &claim
-	if seen.Step.working() {
-		t.gateAwaits(seen, gateSilence)
+	if !seen.Step.working() {
+		return
+	}
+	silence := gateSilence
+	if p := t.Status.Progress; p != nil {
+		silence -= t.now.Sub(p.Moved) // who reports for ever, and moves no byte, is not waited for
+	}
+	if silence > 0 {
+		t.gateAwaits(seen, silence)
 	}
 }
 
@@ -193,9 +201,11 @@ func (t *transition) gateReported(ev GateReported) {
 	}
 	r := ev.Report
 	if r.Step != inventory.AgentDone && r.Step != inventory.AgentFailed {
-		return // the console shows how far it is
+		t.moves(r)
+		return
 	}
 	g, seen := t.gate()
+	t.Status.Progress = nil
 	v := r.Verdict
 	t.gateOrderSeen(g, seen, r)
 	switch {
@@ -424,7 +434,7 @@ func (t *transition) gateStarted() {
 		return
 	}
 	g, seen := t.gate()
-	seen.Deadline = time.Time{}
+	seen.Deadline, t.Status.Progress = time.Time{}, nil
 	if g.Passed {
 		if !g.Jumped.IsZero() {
 			g.Lost = 0

@@ -108,10 +108,18 @@ func (t *transition) progress(r inventory.Report) {
 		return
 	}
 	t.Status.NextAction = ""
-	p := Progress{At: t.now, Doing: r.Step, Since: t.now, Done: r.Done, Total: r.Total, Fetched: r.Fetched, Written: r.Written}
-	old := t.Status.Progress
-	if old == nil || r.Done != old.Done || r.Fetched > old.Fetched || r.Written > old.Written {
+	if t.moves(r) {
 		t.Status.Deadline = t.now.Add(t.deadline(t.Status.Step))
+	}
+}
+
+// moves keeps how far the ramdisk is, and tells whether a byte moved since it was heard
+// last.
+func (t *transition) moves(r inventory.Report) bool {
+	p := Progress{At: t.now, Doing: r.Step, Since: t.now, Moved: t.now, Done: r.Done, Total: r.Total, Fetched: r.Fetched, Written: r.Written}
+	old := t.Status.Progress
+	if old != nil && r.Done == old.Done && r.Fetched <= old.Fetched && r.Written <= old.Written {
+		p.Moved = old.Moved
 	}
 	if old != nil && old.Doing == p.Doing {
 		p.Since = old.Since
@@ -120,6 +128,7 @@ func (t *transition) progress(r inventory.Report) {
 		p.Rate = float64(p.Done) / elapsed
 	}
 	t.Status.Progress = &p
+	return p.Moved.Equal(t.now)
 }
 
 func (t *transition) renewed(ev Renewed) {

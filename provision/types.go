@@ -102,6 +102,7 @@ type Progress struct {
 	At      time.Time           `json:"at"`    // of the last report
 	Doing   inventory.AgentStep `json:"doing"` // what Done counts: bytes compared, written, read back
 	Since   time.Time           `json:"since"` // of the first report of that
+	Moved   time.Time           `json:"-"`     // when a byte did last
 	Done    int64               `json:"done"`
 	Total   int64               `json:"total"`
 	Rate    float64             `json:"rate"` // bytes of Done per second since Since
