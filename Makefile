@@ -87,7 +87,7 @@ fuzz: need-go ## each fuzz target for FUZZTIME (20s)
 fuzz-ci: need-go ## the fuzz targets of the boot plane for FUZZTIME, two at a time
 	$(AS_USER) $(GO) run testenv/fuzzrun.go -for $(FUZZTIME)
 
-fuzz-long: need-go ## each of those, and of the other parsers of BMCs, for an hour; goes on where it was, keeps the result in testenv/LAST-FUZZ-RUN.txt
+fuzz-long: need-go ## every fuzz target for an hour; goes on where it was, keeps the result in testenv/LAST-FUZZ-RUN.txt
 	$(AS_USER) chrt --idle 0 $(GO) run testenv/fuzzrun.go -long
 
 bench: need-go ## benchmarks; as root those in network namespaces too

@@ -42,3 +42,38 @@ func TestFoundCasesAreKeptByName(t *testing.T) {
 		}
 	}
 }
+
+// Every fuzz target has its hour, and what is in the list is a target.
+func TestEveryFuzzTargetIsInTheListOfFuzzrun(t *testing.T) {
+	b, err := os.ReadFile("testenv/fuzzrun.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^\t\{"([a-z/]+)", "(Fuzz\w+)"\},$`).FindAllSubmatch(b, -1) {
+		name := string(m[1]) + " " + string(m[2])
+		if listed[name] {
+			t.Errorf("%s is listed twice", name)
+		}
+		listed[name] = true
+	}
+	sources, _ := filepath.Glob("*/*_test.go")
+	more, _ := filepath.Glob("cmd/*/*_test.go")
+	target := regexp.MustCompile(`(?m)^func (Fuzz\w+)\(\w+ \*testing\.F\)`)
+	for _, source := range append(sources, more...) {
+		b, err := os.ReadFile(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range target.FindAllSubmatch(b, -1) {
+			name := filepath.ToSlash(filepath.Dir(source)) + " " + string(m[1])
+			if !listed[name] {
+				t.Errorf("%s is missing in the lists of testenv/fuzzrun.go", name)
+			}
+			delete(listed, name)
+		}
+	}
+	for name := range listed {
+		t.Errorf("testenv/fuzzrun.go lists %s, which there is not", name)
+	}
+}

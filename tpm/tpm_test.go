@@ -2,8 +2,11 @@ package tpm_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
@@ -443,21 +446,78 @@ func eventLog(lines ...logged) []byte {
 	return b.Bytes()
 }
 
-// FuzzVerify: what a machine sends makes no panic, and is never believed.
-func FuzzVerify(f *testing.F) {
-	zero := inventory.NewDigest([32]byte{})
-	var pcrs []inventory.PCR
-	for _, i := range tpm.Quoted {
-		pcrs = append(pcrs, inventory.PCR{Index: i, Value: zero})
+// signer is an attestation key outside of any TPM, which signs what it is given.
+func signer(t testing.TB) (public []byte, sign func(quote []byte) []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
 	}
-	f.Add([]byte("quote"), []byte("signature"), eventLog(logged{14, generation}), []byte{0, 1, 0, 11}, []byte("attestation"))
-	f.Fuzz(func(t *testing.T, quote, signature, log, key, attestation []byte) {
-		q := inventory.TPMQuote{Quote: quote, Signature: signature, PCRs: pcrs, Log: log}
-		if tpm.Verify(q, tpm.Expected{AK: key, Nonce: nonce, Generation: generation}) == nil {
-			t.Error("believed")
+	point, err := key.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err = tpm2.Public{Type: tpm2.AlgECC, NameAlg: tpm2.AlgSHA256, Attributes: tpm2.FlagSignerDefault | tpm2.FlagNoDA,
+		ECCParameters: &tpm2.ECCParams{Sign: &tpm2.SigScheme{Alg: tpm2.AlgECDSA, Hash: tpm2.AlgSHA256}, CurveID: tpm2.CurveNISTP256,
+			Point: tpm2.ECPoint{XRaw: point[1:33], YRaw: point[33:]}}}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return public, func(quote []byte) []byte {
+		sum := sha256.Sum256(quote)
+		r, s, err := ecdsa.Sign(rand.Reader, key, sum[:])
+		if err != nil {
+			t.Fatal(err)
 		}
+		b, err := tpm2.Signature{Alg: tpm2.AlgECDSA, ECC: &tpm2.SignatureECC{HashAlg: tpm2.AlgSHA256, R: r, S: s}}.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+}
+
+// FuzzVerify: what a machine sends makes no panic, whoever signed it, and is believed only
+// where the key on record signed it for the nonce.
+func FuzzVerify(f *testing.F) {
+	zero := make([]byte, 32)
+	told, _ := hex.DecodeString(generation.Hex())
+	last := inventory.DigestOf(append(slices.Clone(zero), told...))
+	var pcrs []inventory.PCR
+	sum := sha256.New()
+	for _, i := range tpm.Quoted[:len(tpm.Quoted)-1] {
+		pcrs = append(pcrs, inventory.PCR{Index: i, Value: inventory.NewDigest([32]byte(zero))})
+		sum.Write(zero)
+	}
+	pcrs = append(pcrs, inventory.PCR{Index: tpm.GenerationPCR, Value: last})
+	raw, _ := hex.DecodeString(last.Hex())
+	sum.Write(raw)
+	good, err := tpm2.AttestationData{Magic: 0xff544347, Type: tpm2.TagAttestQuote, ExtraData: nonce,
+		QualifiedSigner:   tpm2.Name{Digest: &tpm2.HashValue{Alg: tpm2.AlgSHA256, Value: zero}},
+		AttestedQuoteInfo: &tpm2.QuoteInfo{PCRSelection: tpm2.PCRSelection{Hash: tpm2.AlgSHA256, PCRs: tpm.Quoted}, PCRDigest: sum.Sum(nil)}}.Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	public, sign := signer(f)
+	want := tpm.Expected{AK: public, Nonce: nonce, Generation: generation}
+	signed := sign(good)
+	if err := tpm.Verify(inventory.TPMQuote{Quote: good, Signature: signed, PCRs: pcrs}, want); err != nil {
+		f.Fatalf("what the others are made of: %v", err)
+	}
+	f.Add(good, signed, eventLog(logged{14, generation}), public, []byte("attestation"))
+	f.Add([]byte("quote"), []byte("signature"), eventLog(), []byte{0, 1, 0, 11}, good)
+	f.Fuzz(func(t *testing.T, quote, signature, log, key, attestation []byte) {
+		if err := tpm.Verify(inventory.TPMQuote{Quote: quote, Signature: signature, PCRs: pcrs}, want); err == nil && !bytes.Equal(quote, good) {
+			t.Error("believed, and the key on record did not sign it")
+		}
+		if err := tpm.Verify(inventory.TPMQuote{Quote: quote, Signature: sign(quote), PCRs: pcrs}, want); err == nil && !bytes.Contains(quote, nonce) {
+			t.Error("believed without the nonce")
+		}
+		_ = tpm.Verify(inventory.TPMQuote{Quote: good, Signature: signed, PCRs: pcrs, Log: log}, want)
+		_ = tpm.Verify(inventory.TPMQuote{Quote: quote, Signature: signature, PCRs: pcrs, Log: log}, tpm.Expected{AK: key, Nonce: nonce, Generation: generation})
 		_, _, _ = tpm.Challenge(quote, inventory.TPMKey{Public: key, Creation: log, Attestation: attestation, Signature: signature}, [32]byte{})
 		_, _ = tpm.ParseEK(key)
+		_ = tpm.CheckCertificate(log, key)
 	})
 }
 
