@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -51,13 +52,11 @@ func (j *writer) arrived(ctx context.Context, i int) error {
 	for i := turn * v.size; i < (turn+1)*v.size; i++ {
 		chunks = append(chunks, i)
 	}
-	if err := j.proveChunks(ctx, chunks, nil); err != nil {
-		return err
-	}
+	wrong, err := j.proveChunks(ctx, chunks, false)
 	for _, i := range chunks {
-		v.right[i] = true
+		v.right[i] = err == nil && !slices.Contains(wrong, i)
 	}
-	return nil
+	return err
 }
 
 // again is how many chunks that were read back behind their writes are read once
@@ -81,38 +80,78 @@ func (j *writer) readBack(ctx context.Context) error {
 			rest = append(rest, i)
 		}
 	}
-	if err := j.proveChunks(ctx, rest, &j.Progress.done); err != nil {
+	wrong, err := j.proveChunks(ctx, rest, true)
+	if err == nil && len(wrong) > 0 {
+		err = j.mend(ctx, wrong)
+	}
+	if err != nil {
 		return err
 	}
 	var some []int
 	for k := range min(again, len(before)) {
 		some = append(some, before[k*len(before)/min(again, len(before))])
 	}
-	if err := j.proveChunks(ctx, some, nil); err != nil {
+	if _, err := j.proveChunks(ctx, some, false); err != nil {
 		return err
 	}
 	j.result.Image = inventory.NewDigest(j.manifest.Digest)
 	return nil
 }
 
-// proveChunks reads chunks back and compares each with what it should be. done
-// counts their bytes; nil for nobody.
-func (j *writer) proveChunks(ctx context.Context, chunks []int, done *atomic.Int64) error {
-	return pack.Read(ctx, backReader{j.Disk}, j.manifest.Size, chunks, j.Workers+readers, func(i int, have []byte) error {
+// mend writes chunks that were left in their place and are not what the disk was
+// expected to hold there, and reads them back.
+func (j *writer) mend(ctx context.Context, wrong []int) error {
+	j.Log("%d MiB were not what the disk was to hold: fetching them", len(wrong))
+	var fetch []int
+	for _, i := range wrong {
+		if !j.manifest.Chunks[i].Hole {
+			fetch = append(fetch, i)
+		} else if err := j.place(ctx, i, nil, nil); err != nil {
+			return err
+		}
+	}
+	var buf frameBuffer
+	for _, sp := range spans(j.manifest.Chunks, fetch) {
+		err := j.source.span(ctx, imageFrames(j.manifest), sp, &buf, func(i int, data []byte) error {
+			return j.place(ctx, i, data, []pack.Region{{End: int64(len(data))}})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := j.Disk.Flush(); err != nil {
+		return err
+	}
+	j.expected = false // what is wrong now was written
+	_, err := j.proveChunks(ctx, wrong, true)
+	return err
+}
+
+// proveChunks reads chunks back, compares each with what it should be, and counts
+// it as progress where it shall. Those of wrong were expected to be right, and left alone.
+func (j *writer) proveChunks(ctx context.Context, chunks []int, count bool) (wrong []int, err error) {
+	var mu sync.Mutex
+	err = pack.Read(ctx, backReader{j.Disk}, j.manifest.Size, chunks, j.Workers+readers, func(i int, have []byte) error {
 		right := false
 		if c, ours := j.table.Chunks[i]; ours {
 			right = bytes.Equal(have, j.unfinished(i, c.Disk))
 		} else {
 			right = pack.Decide(j.manifest, nil, i, have) == pack.Right
 		}
-		if !right {
+		switch {
+		case !right && j.expected && j.plan.Chunks[i] == pack.Right:
+			mu.Lock()
+			defer mu.Unlock()
+			wrong = append(wrong, i)
+		case !right:
 			return fmt.Errorf("the disk gives back other bytes than were written, in the MiB at byte %d", j.manifest.ChunkOffset(i))
-		}
-		if done != nil {
-			done.Add(int64(len(have)))
+		case count:
+			j.Progress.done.Add(int64(len(have)))
 		}
 		return nil
 	})
+	slices.Sort(wrong) // they came in any order
+	return wrong, err
 }
 
 // unfinished is what chunk i of the table's reads as before the last step: its

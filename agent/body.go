@@ -53,6 +53,10 @@ func (j *writer) walk(ctx context.Context, work chan<- func(*frameBuffer) error,
 	}
 	requests := spans(j.manifest.Chunks, fetch)
 	buffers := sync.Pool{New: func() any { return new([pack.ChunkSize]byte) }}
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	ahead := map[int]*gathering{}
+	next := 0 // behind what is read already
 	keep := j.plan.Keep
 	for i, d := range j.plan.Chunks {
 		if ctx.Err() != nil {
@@ -62,12 +66,19 @@ func (j *writer) walk(ctx context.Context, work chan<- func(*frameBuffer) error,
 		for n < len(keep) && int64(keep[n].From)*pack.BlockSize < int64(i+1)*pack.ChunkSize {
 			n++
 		}
+		for next = max(next, i); next < len(j.plan.Chunks) && len(ahead) < readAhead; next++ {
+			if j.plan.Chunks[next] == pack.Elsewhere {
+				ahead[next] = j.reads(ctx, next, buffers.Get().(*[pack.ChunkSize]byte), &reading)
+			}
+		}
 		var chunk *[pack.ChunkSize]byte
 		var have gathered
 		if d == pack.Elsewhere {
-			chunk = buffers.Get().(*[pack.ChunkSize]byte)
+			g := ahead[i]
+			delete(ahead, i)
+			chunk = g.chunk
 			var err error
-			if have, err = j.gather(ctx, i, chunk[:j.manifest.ChunkLen(i)], news); err != nil {
+			if have, err = j.gather(ctx, i, g, news); err != nil {
 				return err
 			}
 		}
@@ -88,7 +99,11 @@ func (j *writer) walk(ctx context.Context, work chan<- func(*frameBuffer) error,
 				requests = requests[1:]
 				work <- func(buf *frameBuffer) error {
 					return j.source.span(ctx, imageFrames(j.manifest), sp, buf, func(i int, data []byte) error {
-						return j.put(ctx, i, data, j.plan.Wrong(i))
+						parts := j.plan.Wrong(i)
+						if j.expected {
+							parts = []pack.Region{{End: int64(len(data))}}
+						}
+						return j.put(ctx, i, data, parts)
 					})
 				}
 			}
@@ -156,17 +171,51 @@ const (
 	proved                 // of the very bytes that were, which nothing but the read back need hash again
 )
 
-// gather fills chunk from this disk and the difference.
-func (j *writer) gather(ctx context.Context, i int, chunk []byte, news *news) (gathered, error) {
-	var reads, aside []piece
+// readAhead is how many chunks are put together at a time: the disk goes on reading
+// while one waits for its last piece.
+const readAhead = 4
+
+// gathering is a chunk that is put together.
+type gathering struct {
+	chunk *[pack.ChunkSize]byte
+	again bool       // some of it is read, and not of what was seen
+	read  chan error // gets one
+}
+
+// reads begins to read what of chunk i stands on the disk. That may be any time before
+// its place is let go of: what it names is never written, or later than itself.
+func (j *writer) reads(ctx context.Context, i int, chunk *[pack.ChunkSize]byte, reading *sync.WaitGroup) *gathering {
+	g := &gathering{chunk: chunk, read: make(chan error, 1)}
+	var reads []piece
+	for b, from := range j.plan.Blocks(i) {
+		if from.Decision == pack.Right || from.Decision == pack.Elsewhere {
+			reads = join(reads, piece{int64(from.At) * pack.BlockSize, j.blockOf(g, i, b)})
+		}
+	}
+	reads = j.recall(reads)
+	if g.again = len(reads) > 0; !g.again {
+		g.read <- nil
+		return g
+	}
+	reading.Go(func() { g.read <- readPieces(ctx, j.Disk, reads) })
+	return g
+}
+
+// blockOf is the room of block b of chunk i.
+func (j *writer) blockOf(g *gathering, i, b int) []byte {
+	chunk := g.chunk[:j.manifest.ChunkLen(i)]
+	return chunk[b*pack.BlockSize : min((b+1)*pack.BlockSize, len(chunk))]
+}
+
+// gather fills the rest of a chunk, from what was kept and the difference.
+func (j *writer) gather(ctx context.Context, i int, g *gathering, news *news) (gathered, error) {
+	var aside []piece
 	have := proved
 	for b, from := range j.plan.Blocks(i) {
-		to := chunk[b*pack.BlockSize : min((b+1)*pack.BlockSize, len(chunk))]
+		to := j.blockOf(g, i, b)
 		switch from.Decision {
 		case pack.Zero:
 			clear(to)
-		case pack.Right, pack.Elsewhere:
-			reads = join(reads, piece{int64(from.At) * pack.BlockSize, to})
 		case pack.Kept:
 			if b, off := j.moved.get(int(from.At)); b != nil {
 				copy(to, b)
@@ -179,11 +228,13 @@ func (j *writer) gather(ctx context.Context, i int, chunk []byte, news *news) (g
 			}
 		}
 	}
-	again := append(j.recall(reads), aside...)
-	if (len(again) > 0 || j.moved.again) && have == proved {
+	if (g.again || len(aside) > 0 || j.moved.again) && have == proved {
 		have = whole
 	}
-	return have, readPieces(ctx, j.Disk, again)
+	if err := readPieces(ctx, j.Disk, aside); err != nil {
+		return have, err
+	}
+	return have, <-g.read
 }
 
 // recall fills what was seen when the disk was compared, and returns the rest.

@@ -105,26 +105,13 @@ func (j *writer) compare(ctx context.Context) error {
 		size = max(size, min(d.FromSize, j.size))
 	}
 	j.Progress.begin(inventory.AgentComparing, size)
-	j.seen = make([][]byte, pack.NumChunks(size))
-	var left atomic.Int64 // MiBs that may be held
-	left.Store(j.Memory / 4 / MiB)
-	found, err := pack.Scan(ctx, j.Disk, j.manifest, j.index, j.table, pack.ScanOptions{
-		Size: size, Workers: j.Workers + readers, Done: func(n int64) { j.Progress.done.Add(n) },
-		Hold: func(i int, have []byte) bool {
-			if j.index == nil || len(have) < MiB || left.Add(-1) < 0 {
-				return false
-			}
-			j.seen[i] = have
-			return true
-		},
-	})
+	found, held, err := j.find(ctx, size)
 	if err != nil {
 		return err
 	}
 	for _, r := range j.ends() {
 		found.Lose(r.Start, r.End, true)
 	}
-	held := j.Memory/4/MiB - max(0, left.Load())
 	j.moved.memory = int((j.Memory/2 - held*MiB) / pack.BlockSize)
 	j.moved.disk = region{alignUp(size), j.size - MiB}
 	if j.table.ConfigStart > 0 {
@@ -148,6 +135,34 @@ func (j *writer) compare(ctx context.Context) error {
 	j.Log("%d of %d MiB are in their place, %d MiB elsewhere on the disk; %d MiB to fetch, %d to write",
 		here, len(j.plan.Chunks), moved*pack.BlockSize/MiB, j.plan.Fetched/MiB, j.plan.Written/MiB)
 	return nil
+}
+
+// find tells what of the image stands where, and how many MiBs it keeps of what it read.
+// A disk that holds what the difference expects, as far as it looks, is taken at that and
+// not read as a whole: what moves is proved by its chunk's sum before it is written, what
+// stays when it is read back.
+func (j *writer) find(ctx context.Context, size int64) (found *pack.Found, held int64, err error) {
+	j.seen = make([][]byte, pack.NumChunks(size))
+	if j.diff != nil {
+		found = j.diff.Expect(j.table)
+		if j.expected, err = found.Holds(ctx, j.Disk, size, j.Workers+readers); err != nil || j.expected {
+			j.Progress.done.Store(size)
+			return found, 0, err
+		}
+	}
+	var left atomic.Int64 // MiBs that may be held
+	left.Store(j.Memory / 4 / MiB)
+	found, err = pack.Scan(ctx, j.Disk, j.manifest, j.index, j.table, pack.ScanOptions{
+		Size: size, Workers: j.Workers + readers, Done: func(n int64) { j.Progress.done.Add(n) },
+		Hold: func(i int, have []byte) bool {
+			if j.index == nil || len(have) < MiB || left.Add(-1) < 0 {
+				return false
+			}
+			j.seen[i] = have
+			return true
+		},
+	})
+	return found, j.Memory/4/MiB - max(0, left.Load()), err
 }
 
 func alignUp(n int64) int64 { return (n + MiB - 1) / MiB * MiB }

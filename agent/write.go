@@ -132,6 +132,7 @@ type writer struct {
 	index    *pack.Index      // nil for none
 	diff     *pack.Difference // nil for none
 	plan     *pack.Plan
+	expected bool     // the plan is of what the disk should hold; it was not compared as a whole
 	seen     [][]byte // MiBs of the disk, as they were when it was compared; nil for most
 	moved    moved
 	behind   behind

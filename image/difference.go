@@ -47,7 +47,7 @@ type differenceRecord struct {
 	Difference
 }
 
-const differenceVersion = 1
+const differenceVersion = 2
 
 // Built gives the difference between two images if it is here already.
 func (s *Store) Built(from, to inventory.Digest) (Difference, bool) {

@@ -17,8 +17,8 @@ import (
 )
 
 // Difference holds the blocks of one image that stand nowhere in another, in a
-// pack of its own: plain zstd frames of up to a MiB, in the image's order. What
-// is sent of the image to a disk that holds the other is this, since scattered
+// pack of its own: plain zstd frames of up to a MiB, in the image's order; and says
+// what stands where on a disk with the other, of which Expect tells. What is sent of the image to a disk that holds the other is this, since scattered
 // blocks touch nearly every frame of the image's own pack.
 type Difference struct {
 	From, To Digest // of the unpacked images
@@ -27,8 +27,12 @@ type Difference struct {
 	Blocks   []uint32 // of To, ascending; 256 in each frame but the last
 	Frames   []Chunk  // Offset and Length alone
 
-	to *Index
+	to     *Index
+	layout [][]content
 }
+
+// differenceVersion is that of the list's form.
+const differenceVersion = 2
 
 // differenceJSON is the form on disk and on the wire; the places of frames and
 // which blocks lie in them follow.
@@ -41,6 +45,7 @@ type differenceJSON struct {
 	PackSize  int64  `json:"packSize"`
 	Runs      string `json:"runs"`    // base64 of uvarints: blocks left out, blocks taken, and so on
 	Lengths   string `json:"lengths"` // base64 of a little-endian uint32 for each frame
+	Layout    string `json:"layout"`  // base64 of what stands where, as encodeLayout says
 }
 
 // ErrNoDifference is wrapped where a difference would hold more than the image's
@@ -51,7 +56,8 @@ var ErrNoDifference = errors.New("no difference is worth making")
 // checked bytes of one chunk of the image to; it is asked for one at a time, in
 // order. The same images give the same bytes.
 func WriteDifference(ctx context.Context, w io.Writer, from, to *Index, chunk func(i int) ([]byte, error)) (*Difference, error) {
-	d := &Difference{From: from.Manifest.Digest, To: to.Manifest.Digest, Blocks: missing(from, to), to: to}
+	d := &Difference{From: from.Manifest.Digest, To: to.Manifest.Digest, to: to}
+	d.Blocks, d.layout = missing(from, to)
 	workers := runtime.GOMAXPROCS(0)
 	// A difference is made once and sent to many: slower and smaller than a pack.
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(workers), zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
@@ -110,8 +116,8 @@ func WriteDifference(ctx context.Context, w io.Writer, from, to *Index, chunk fu
 }
 
 // missing are the blocks of to, but for its first chunk, that a disk with from
-// does not hold.
-func missing(from, to *Index) []uint32 {
+// does not hold; and what that does.
+func missing(from, to *Index) ([]uint32, [][]content) {
 	f := Expect(from, to)
 	src := f.sources()
 	var out []uint32
@@ -124,7 +130,7 @@ func missing(from, to *Index) []uint32 {
 			out = append(out, uint32(k))
 		}
 	}
-	return out
+	return out, f.mib
 }
 
 // block b of a chunk, the image's last padded with zeros.
@@ -190,8 +196,9 @@ func (d *Difference) Encode() []byte {
 		lengths = binary.LittleEndian.AppendUint32(lengths, uint32(f.Length))
 	}
 	b, err := json.Marshal(differenceJSON{
-		Version: Version, From: d.From, To: d.To, BlockSize: BlockSize, Pack: d.Pack, PackSize: d.PackSize,
+		Version: differenceVersion, From: d.From, To: d.To, BlockSize: BlockSize, Pack: d.Pack, PackSize: d.PackSize,
 		Runs: base64.StdEncoding.EncodeToString(runs), Lengths: base64.StdEncoding.EncodeToString(lengths),
+		Layout: base64.StdEncoding.EncodeToString(encodeLayout(d.layout)),
 	})
 	if err != nil {
 		panic(err) // plain numbers and strings always encode
@@ -212,8 +219,8 @@ func ParseDifference(b []byte, to *Index) (*Difference, error) {
 		return nil, fmt.Errorf("parse difference: %w", err)
 	}
 	switch {
-	case j.Version != Version:
-		return nil, fmt.Errorf("parse difference: version %d, this recast reads %d", j.Version, Version)
+	case j.Version != differenceVersion:
+		return nil, fmt.Errorf("parse difference: version %d, this recast reads %d", j.Version, differenceVersion)
 	case j.BlockSize != BlockSize:
 		return nil, fmt.Errorf("parse difference: blockSize %d, want %d", j.BlockSize, BlockSize)
 	case j.To != to.Manifest.Digest:
@@ -227,7 +234,14 @@ func ParseDifference(b []byte, to *Index) (*Difference, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse difference: lengths: %w", err)
 	}
+	layout, err := base64.StdEncoding.DecodeString(j.Layout)
+	if err != nil {
+		return nil, fmt.Errorf("parse difference: layout: %w", err)
+	}
 	d := &Difference{From: j.From, To: j.To, Pack: j.Pack, PackSize: j.PackSize, to: to}
+	if d.layout, err = parseLayout(layout, to.Blocks()); err != nil {
+		return nil, fmt.Errorf("parse difference: %w", err)
+	}
 	for at, end := uint64(0), uint64(to.Blocks()); len(runs) > 0; {
 		skip, n := binary.Uvarint(runs)
 		if n <= 0 {

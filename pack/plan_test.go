@@ -276,6 +276,9 @@ func TestDifferenceHoldsWhatIsNowhereInTheOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if diff := cmp.Diff(Expect(xa, xb).mib, e.Expect(nil).mib, cmp.Comparer(sameBlocks)); diff != "" {
+		t.Errorf("what stands where (-want +got):\n%s", diff)
+	}
 	if diff := cmp.Diff(d.Blocks, e.Blocks); diff != "" || e.Pack != d.Pack || e.PackSize != int64(diffPack.Len()) {
 		t.Errorf("read again it is another: %s", diff)
 	}
@@ -470,8 +473,19 @@ func FuzzDifference(f *testing.F) {
 				t.Fatalf("frame %d holds %d blocks", f, n)
 			}
 		}
-		NewPlan(Expect(xa, xb), d, 50)
+		NewPlan(d.Expect(nil), d, 50)
 	})
+}
+
+// sameBlocks compares MiBs; what is not there is foreign.
+func sameBlocks(x, y []content) bool {
+	f := Found{mib: [][]content{x, y}}
+	for b := range blocksPerChunk {
+		if f.at(b) != f.at(blocksPerChunk+b) {
+			return false
+		}
+	}
+	return true
 }
 
 // Of what a scan read, whoever carries out the plan can keep what will be read

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,6 +40,11 @@ func readBenchPair(b *testing.B, dir string, mib int64) *benchPair {
 	kept := filepath.Join(dir, "pair.json")
 	if raw, err := os.ReadFile(kept); err == nil {
 		benchDo(b, json.Unmarshal(raw, p))
+		if !p.current(b) {
+			p.What, _, _ = strings.Cut(p.What, ";")
+			p.pack(b)
+			benchDo(b, os.WriteFile(kept, benchMust(json.Marshal(p))(b), 0o644))
+		}
 		return p
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		b.Fatal(err)
@@ -57,6 +63,16 @@ func readBenchPair(b *testing.B, dir string, mib int64) *benchPair {
 	}
 	benchDo(b, os.WriteFile(kept, benchMust(json.Marshal(p))(b), 0o644))
 	return p
+}
+
+// current tells whether this recast reads the difference that an earlier one made.
+func (p *benchPair) current(b *testing.B) bool {
+	b.Helper()
+	read := func(d inventory.Digest) []byte { return benchMust(os.ReadFile(filepath.Join(p.dir, d.Hex())))(b) }
+	m := benchMust(pack.ParseManifest(read(p.Jobs[1].Manifest)))(b)
+	x := benchMust(pack.ParseIndex(read(p.Jobs[1].Index), m))(b)
+	_, err := pack.ParseDifference(read(p.Jobs[1].Difference.List), x)
+	return err == nil
 }
 
 // debian takes the point release and the same with its userland brought up to date,
