@@ -265,6 +265,9 @@ func (s *Server) silent(r *request, n *inventory.Network, why string) {
 	}
 }
 
+// relayTold is how long a finding about a relay of no Network stands.
+const relayTold = time.Hour
+
 // question gathers what the answer depends on; the result is why there is none.
 func (s *Server) question(p arrival, q *question) string {
 	r := p.req
@@ -291,6 +294,9 @@ func (s *Server) question(p arrival, q *question) string {
 	}
 	q.network, q.onLink = q.cfg.network(r, local, q.unicast)
 	if q.network == nil {
+		if r.giaddr.IsValid() {
+			s.strangeRelay(q)
+		}
 		if r.giaddr.IsValid() && r.link.IsValid() && r.six == nil {
 			return silenceSelected
 		}
@@ -326,6 +332,21 @@ func (s *Server) question(p arrival, q *question) string {
 		return "no address of our own"
 	}
 	return ""
+}
+
+// strangeRelay tells of a relay whose machines nobody here answers: a rack whose subnet is
+// declared wrong, or not yet, is otherwise silent. One in an hour, since anybody on a link
+// can send such packets.
+func (s *Server) strangeRelay(q *question) {
+	r := q.req
+	text := fmt.Sprintf("relay %s passes on requests, and lies in no Network with dhcp: authoritative or proxy", r.giaddr)
+	if r.link.IsValid() {
+		text = fmt.Sprintf("relay %s passes on requests for the link of %s, which lies in no Network with dhcp: authoritative or proxy", r.giaddr, r.link)
+	}
+	text += "; declare that Network and apply, or take this server out of the relay's list (ip helper-address)"
+	if s.findings.add("relay", text, q.now, q.now.Add(relayTold)) {
+		s.log().Warn(text)
+	}
 }
 
 // boot asks what the client may boot, if it boots and may. The result is why

@@ -5,6 +5,9 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"recast/inventory"
 )
@@ -76,4 +79,32 @@ func TestSameFindingOfManyMachinesIsToldOnce(t *testing.T) {
 	if f := r.Findings(); len(f) != 1 {
 		t.Errorf("findings %q", f)
 	}
+}
+
+// A new rack whose Network is declared wrong, or not yet, would otherwise be silent on both sides.
+func TestRelayOfNoNetworkIsNamedOnceAnHourUntilAnotherDeclaration(t *testing.T) {
+	r := newRig(t, rack())
+	asks := func(relay string, change ...func(*dhcpv4.DHCPv4)) {
+		t.Helper()
+		r.silence(message(DISCOVER, macStranger, append(change, giaddr(relay))...))
+	}
+	want := func(of string) {
+		t.Helper()
+		f := r.Findings()
+		if of == "" && len(f) != 0 || of != "" && (len(f) != 1 || !strings.Contains(f[0], of) || !strings.Contains(f[0], "declare that Network and apply")) {
+			t.Errorf("findings %q, want %q", f, of)
+		}
+	}
+	want("")
+	asks("10.99.0.1")
+	asks("10.98.0.1") // anybody can send such packets: no list of theirs
+	want("relay 10.99.0.1 passes on requests, and lies in no Network")
+	r.pass(relayTold + time.Second)
+	want("")
+	asks("10.98.0.1", option(82, 5, 4, 10, 97, 0, 0))
+	want("relay 10.98.0.1 passes on requests for the link of 10.97.0.0, which lies in no Network")
+	if err := r.Update(rack()); err != nil {
+		t.Fatal(err)
+	}
+	want("")
 }

@@ -75,6 +75,14 @@ func (f *findings) set(key, text string, until time.Time) bool {
 	return was.text != text
 }
 
+// add sets the text unless one stands under its key, and reports whether it did.
+func (f *findings) add(key, text string, now, until time.Time) bool {
+	f.mu.Lock()
+	was, ok := f.m[key]
+	f.mu.Unlock()
+	return (!ok || !was.until.IsZero() && !now.Before(was.until)) && f.set(key, text, until)
+}
+
 func (f *findings) clear(key string) {
 	f.mu.Lock()
 	delete(f.m, key)
@@ -97,6 +105,8 @@ func outdated(key string, was, now *config) bool {
 	switch kind {
 	case "attach":
 		return now.named(name) == nil
+	case "relay":
+		return true
 	case "address":
 		return !reflect.DeepEqual(was.named(name), now.named(name)) || !reflect.DeepEqual(was.byMAC[inventory.MAC(mac)], now.byMAC[inventory.MAC(mac)])
 	case "port", "cable":
