@@ -109,6 +109,17 @@ func (s *session) quote(job inventory.Job) *inventory.TPMQuote {
 		s.Log("%v", err)
 		return &inventory.TPMQuote{Error: printable(err.Error())}
 	}
+	q.Unified = unified(s.Machine.Variables())
 	s.Log("the TPM has signed that generation %s was read back", job.Generation.Short())
 	return &q
+}
+
+// unified tells whether a stub started this kernel, and gave it its initrd: it says so in
+// a variable that a restart forgets (systemd's Boot Loader Interface).
+func unified(vars Variables) bool {
+	if vars == nil {
+		return false
+	}
+	_, err := vars.Get("StubInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
+	return err == nil
 }

@@ -33,7 +33,9 @@ type RamdiskOptions struct {
 	// FirmwareDir is where the modules' firmware files lie, as FirmwareOf("/");
 	// empty for none.
 	FirmwareDir string
-	Out         string // folder; made where it is missing
+	// Root is the system whose stub (StubOf) makes the unified ramdisk; "" for none.
+	Root string
+	Out  string // folder; made where it is missing
 }
 
 // FirmwareOf a Linux system is its folder of firmware files, "" where it has none:
@@ -60,7 +62,7 @@ func RamdiskNames(a inventory.Arch) (kernel, initrd, record string) {
 func RamdiskPart(name string) (isKernel, isInitrd bool) {
 	for _, arch := range []inventory.Arch{inventory.AMD64, inventory.ARM64} {
 		kernel, initrd, _ := RamdiskNames(arch)
-		both := name == UnifiedName(arch)
+		both := name == UnifiedName(arch) || name == UnsignedName(arch)
 		isKernel, isInitrd = isKernel || name == kernel || both, isInitrd || name == initrd || both
 	}
 	return isKernel, isInitrd
@@ -81,6 +83,8 @@ type Ramdisk struct {
 	// MissingFirmware are files that the modules may ask for and FirmwareDir does
 	// not hold. Most drivers work without or need one only for some cards.
 	MissingFirmware []string `json:"missingFirmware,omitempty"`
+	// Unified tells that there is an unsigned unified one beside them.
+	Unified bool `json:"-"`
 	// Outdated tells that a signed one of an earlier build was removed.
 	Outdated bool `json:"-"`
 }
@@ -202,12 +206,14 @@ func assemble(ctx context.Context, o RamdiskOptions, agent []byte, k *kernel, sp
 	}
 
 	kernelName, initrdName, recordName := RamdiskNames(k.arch)
-	// What was signed is what was built before.
-	switch err := os.Remove(filepath.Join(o.Out, UnifiedName(k.arch))); {
-	case err == nil:
-		r.Outdated = true
-	case !errors.Is(err, fs.ErrNotExist):
-		return Ramdisk{}, err
+	// What they hold is what was built before.
+	for _, name := range []string{UnifiedName(k.arch), UnsignedName(k.arch)} {
+		switch err := os.Remove(filepath.Join(o.Out, name)); {
+		case err == nil:
+			r.Outdated = r.Outdated || name == UnifiedName(k.arch)
+		case !errors.Is(err, fs.ErrNotExist):
+			return Ramdisk{}, err
+		}
 	}
 	r.Initrd, err = writeOut(o.Out, initrdName, func(w io.Writer) error {
 		// Best costs 10 s and is spent once; every boot transfers the result. The
@@ -258,6 +264,9 @@ func assemble(ctx context.Context, o RamdiskOptions, agent []byte, k *kernel, sp
 	if r.Kernel, err = writeOut(o.Out, kernelName, func(w io.Writer) error { _, err := w.Write(k.vmlinuz); return err }); err != nil {
 		return Ramdisk{}, err
 	}
+	if r.Unified, err = writeUnsigned(o, r); err != nil {
+		return Ramdisk{}, err
+	}
 	record, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return Ramdisk{}, err
@@ -265,6 +274,26 @@ func assemble(ctx context.Context, o RamdiskOptions, agent []byte, k *kernel, sp
 	// Last: with the record the others are what it says.
 	_, err = writeOut(o.Out, recordName, func(w io.Writer) error { _, err := w.Write(append(record, '\n')); return err })
 	return r, err
+}
+
+// writeUnsigned is false where there is no stub.
+func writeUnsigned(o RamdiskOptions, r Ramdisk) (bool, error) {
+	if o.Root == "" {
+		return false, nil
+	}
+	stub, err := os.ReadFile(StubOf(o.Root, r.Arch))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the stub: %w", err)
+	}
+	b, err := Unify(stub, r)
+	if err != nil {
+		return false, err
+	}
+	_, err = writeOut(o.Out, UnsignedName(r.Arch), func(w io.Writer) error { _, err := w.Write(b); return err })
+	return err == nil, err
 }
 
 // readAgent refuses a program that could not run as the only file of a system.

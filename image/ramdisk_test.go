@@ -143,7 +143,7 @@ func TestRamdisksOfTwoArchitecturesShareAFolder(t *testing.T) {
 	} {
 		o.Out = out
 		r, err := BuildRamdisk(t.Context(), o)
-		if err != nil || r.Arch != arch {
+		if err != nil || r.Arch != arch || r.Unified {
 			t.Fatalf("built %+v, %v; want %s", r, err, arch)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"recast/inventory"
 )
@@ -27,6 +28,18 @@ func UnifiedName(a inventory.Arch) string {
 		return "ramdisk.efi"
 	}
 	return "ramdisk-" + string(a) + ".efi"
+}
+
+// UnsignedName is that of the one which each build makes beside, for firmware that
+// measures what it starts and asks for no signature.
+func UnsignedName(a inventory.Arch) string {
+	return strings.TrimSuffix(UnifiedName(a), ".efi") + "-unsigned.efi"
+}
+
+// StubOf a Linux system is where its package systemd-boot-efi puts the stub.
+func StubOf(root string, a inventory.Arch) string {
+	name := map[inventory.Arch]string{inventory.AMD64: "linuxx64.efi.stub", inventory.ARM64: "linuxaa64.efi.stub"}[a]
+	return filepath.Join(root, "usr/lib/systemd/boot/efi", name)
 }
 
 // Unify puts a ramdisk behind systemd's stub, unsigned. The same inputs give the

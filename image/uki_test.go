@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"debug/pe"
 	"encoding/binary"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -152,4 +154,40 @@ func FuzzCheckUnified(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestEachBuildMakesItsUnsignedUnifiedRamdisk: one that is left of a build before, or of
+// another ramdisk, would be measured, and be another than the one that is meant.
+func TestEachBuildMakesItsUnsignedUnifiedRamdisk(t *testing.T) {
+	root := t.TempDir()
+	name := StubOf(root, inventory.AMD64)
+	stub := tinyStub(pe.IMAGE_FILE_MACHINE_AMD64, 3)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, stub, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	o := RamdiskOptions{KernelDeb: deb(t, "data.tar", plain, kernelFiles()...), Agent: staticProgram(t, 62, false), Root: root, Out: t.TempDir()}
+	r, err := BuildRamdisk(t.Context(), o)
+	if err != nil || !r.Unified {
+		t.Fatalf("built %+v, %v", r, err)
+	}
+	file := filepath.Join(o.Out, UnsignedName(inventory.AMD64))
+	want, err := Unify(stub, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have, err := os.ReadFile(file); err != nil || !bytes.Equal(have, want) {
+		t.Errorf("%d bytes, %v; want %d", len(have), err, len(want))
+	}
+	if kernel, initrd := RamdiskPart(filepath.Base(file)); !kernel || !initrd {
+		t.Error("it is no part of the ramdisk")
+	}
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	if r, err = BuildRamdisk(t.Context(), o); err != nil || r.Unified || r.Outdated {
+		t.Errorf("built without a stub: %+v, %v", r, err)
+	}
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("that of the build before is left: %v", err)
+	}
 }

@@ -265,7 +265,7 @@ func (e *Engine) plan(set *inventory.Set, erase []string) (Plan, error) {
 			}
 			return State{Status: Status{Machine: name, Phase: Available}}
 		},
-		Image: e.imageFacts, ImageOf: e.imageOf, Difference: e.difference, Discovered: e.discoveredFacts, Loader: e.noLoader, Gate: e.noGate(), Erase: erase, Frozen: frozen.Reason, Now: e.Now()})
+		Image: e.imageFacts, ImageOf: e.imageOf, Difference: e.difference, Discovered: e.discoveredFacts, Loader: e.noLoader, Unified: e.noUnified, Gate: e.noGate(), Erase: erase, Frozen: frozen.Reason, Now: e.Now()})
 }
 
 func (e *Engine) imageFacts(d inventory.Digest) (ImageFacts, bool) {

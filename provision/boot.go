@@ -15,8 +15,9 @@ import (
 type RamdiskFiles struct {
 	Kernel string
 	Initrd string
-	// Unified is both in one, signed by the operator; "" there is none.
-	Unified string
+	// Unified is both in one, signed by the operator, and Unsigned as it was built; ""
+	// there is none.
+	Unified, Unsigned string
 }
 
 // bootQuestion is everything "what may this machine boot now" depends on: all
@@ -116,8 +117,8 @@ func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
 		return local(fmt.Sprintf("there is no ramdisk for %s: recast ramdisk build", q.Arch))
 	}
 	s.Kernel, s.Initrds = q.Ramdisk.Kernel, []string{q.Ramdisk.Initrd}
-	if _, imported := b.LoaderDigest(); imported && s.SecureBoot && q.Ramdisk.Unified != "" && q.Client.Loader == ipxe.LoaderIPXE {
-		s.Kernel, s.Initrds = q.Ramdisk.Unified, nil
+	if whole := unified(q); whole != "" {
+		s.Kernel, s.Initrds = whole, nil
 	}
 	s.Args = make([]string, 0, 12) // of most machines all of them
 	s.Args = append(s.Args,
@@ -139,6 +140,23 @@ func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
 		s.Args = append(s.Args, "recast.trace="+s.Trace)
 	}
 	return s
+}
+
+// unified is the ramdisk as one UEFI program, where the firmware starts that: GRUB cannot
+// load it. Under Secure Boot it is the one that the owner signed, with a loader of his. A
+// TPM is told of programs, so that with one kernel and initrd alike are measured.
+func unified(q bootQuestion) string {
+	if q.Machine == nil || q.Client.Loader != ipxe.LoaderIPXE {
+		return ""
+	}
+	_, imported := q.Machine.Boot.LoaderDigest()
+	switch {
+	case q.Machine.SecureBoot && imported:
+		return q.Ramdisk.Unified
+	case !q.Machine.SecureBoot && q.Client.Arch.UEFI() && q.State.Status.TPM != nil:
+		return q.Ramdisk.Unsigned
+	}
+	return ""
 }
 
 // agentURL is where a machine reaches the agent API.

@@ -185,26 +185,36 @@ func TestTheRamdiskGetsTheDeclaredConsolesAndTheLoaderItsName(t *testing.T) {
 	}
 }
 
-// TestTheOwnersRamdiskIsForWhomHisLoaderStarts: others' firmware would refuse it, and
-// GRUB cannot load it.
-func TestTheOwnersRamdiskIsForWhomHisLoaderStarts(t *testing.T) {
-	digest := string(imgA)
-	files := RamdiskFiles{Kernel: "/k", Initrd: "/i", Unified: "/u"}
+// TestUnifiedRamdiskIsForWhomItsLoaderStarts: the owner's is refused by others' firmware,
+// the unsigned one is for a TPM to measure, and GRUB cannot load any.
+func TestUnifiedRamdiskIsForWhomItsLoaderStarts(t *testing.T) {
+	digest, enrolled := string(imgA), &TPM{AK: []byte("key")}
+	files := RamdiskFiles{Kernel: "/k", Initrd: "/i", Unified: "/u", Unsigned: "/n"}
 	for _, c := range []struct {
 		name   string
 		decl   inventory.Machine
 		loader ipxe.LoaderKind
 		files  RamdiskFiles
 		kernel string
+		tpm    *TPM
+		arch   ipxe.Firmware
 	}{
-		{"an imported iPXE under Secure Boot", inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderIPXE, files, "/u"},
-		{"no signed ramdisk", inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderIPXE, RamdiskFiles{Kernel: "/k", Initrd: "/i"}, "/k"},
-		{"an imported GRUB", inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderGRUB, files, "/k"},
-		{"Debian's GRUB", inventory.Machine{SecureBoot: true}, ipxe.LoaderGRUB, files, "/k"},
-		{"without Secure Boot", inventory.Machine{Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderIPXE, files, "/k"},
+		{"an imported iPXE under Secure Boot", inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderIPXE, files, "/u", nil, 0},
+		{"no signed ramdisk", inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderIPXE, RamdiskFiles{Kernel: "/k", Initrd: "/i"}, "/k", nil, 0},
+		{"an imported GRUB", inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderGRUB, files, "/k", enrolled, ipxe.FirmwareX64UEFI},
+		{"Debian's GRUB", inventory.Machine{SecureBoot: true}, ipxe.LoaderGRUB, files, "/k", enrolled, ipxe.FirmwareX64UEFI},
+		{"without Secure Boot", inventory.Machine{Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderIPXE, files, "/k", nil, ipxe.FirmwareX64UEFI},
+		{"a TPM that measures it", inventory.Machine{}, ipxe.LoaderIPXE, files, "/n", enrolled, ipxe.FirmwareX64UEFI},
+		{"a TPM that a person trusts", inventory.Machine{}, ipxe.LoaderIPXE, files, "/n", &TPM{}, ipxe.FirmwareX64UEFI},
+		{"a TPM and a BIOS", inventory.Machine{}, ipxe.LoaderIPXE, files, "/k", enrolled, ipxe.FirmwareBIOS},
+		{"a TPM, and GRUB without Secure Boot", inventory.Machine{}, ipxe.LoaderGRUB, files, "/k", enrolled, ipxe.FirmwareX64UEFI},
+		{"a TPM, and no stub for it", inventory.Machine{}, ipxe.LoaderIPXE, RamdiskFiles{Kernel: "/k", Initrd: "/i"}, "/k", enrolled, ipxe.FirmwareX64UEFI},
+		{"a TPM under Secure Boot", inventory.Machine{SecureBoot: true, Boot: inventory.Boot{Loader: digest}}, ipxe.LoaderIPXE, files, "/u", enrolled, ipxe.FirmwareX64UEFI},
 	} {
-		got := boot(bootQuestion{Machine: &c.decl, State: armed(), Epoch: "e", Arch: inventory.AMD64, Ramdisk: c.files, Client: ipxe.Client{Loader: c.loader}})
-		if got.Kind != ipxe.SpecRamdisk || got.Kernel != c.kernel || (len(got.Initrds) == 0) != (c.kernel == "/u") {
+		state := armed()
+		state.Status.TPM = c.tpm
+		got := boot(bootQuestion{Machine: &c.decl, State: state, Epoch: "e", Arch: inventory.AMD64, Ramdisk: c.files, Client: ipxe.Client{Loader: c.loader, Arch: c.arch}})
+		if got.Kind != ipxe.SpecRamdisk || got.Kernel != c.kernel || (len(got.Initrds) == 0) != (c.kernel != "/k") {
 			t.Errorf("%s: %s %s %q", c.name, got.Kind, got.Kernel, got.Initrds)
 		}
 	}

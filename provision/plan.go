@@ -86,6 +86,7 @@ type planInput struct {
 	ImageOf    func(generation inventory.Digest) inventory.Digest
 	Difference differenceOf
 	Loader     func(*inventory.Machine) string // why it has none to boot by; nil: never
+	Unified    func(*inventory.Machine) Wait   // why no TPM measures all of its ramdisk; likewise
 	// Gate says why a generation's gate cannot be; nil: it can.
 	Gate func(inventory.Generation) error
 	// Discovered is what the machine showed while nobody had declared it; nil nothing.
@@ -205,6 +206,9 @@ func planMachine(in planInput, m *inventory.Machine, w Wanted, s State, erase bo
 	}
 	if never == (Wait{}) {
 		never = noTPM(m.Name, s.Status, w.Generation)
+	}
+	if never == (Wait{}) && in.Unified != nil && w.Generation.Resolved.Evidence == inventory.E4 {
+		never = in.Unified(m)
 	}
 	if planDisk(&e, m, w, s, image, erase); e.Blocked == "" && never != (Wait{}) {
 		e.leaveOut(never.Why, never.Next)

@@ -160,10 +160,15 @@ func TestWhatIsEnforcedIsMeasuredOnlyWhereATPMSignedIt(t *testing.T) {
 		return synced(*st, w, true, s.now)
 	}
 	signed := func(firmware string) Measurement {
-		return Measurement{Quoted: Quoted{Digest: imgA, PCRs: []inventory.PCR{{Index: 0, Value: inventory.DigestOf([]byte(firmware))}}}}
+		return Measurement{Unified: true, Quoted: Quoted{Digest: imgA, PCRs: []inventory.PCR{{Index: 0, Value: inventory.DigestOf([]byte(firmware))}}}}
 	}
 	if sync, why := proved(Measurement{Err: "its TPM is off"}); sync != SyncUnknown || !strings.Contains(why, "no TPM signed it") {
 		t.Errorf("not signed: %s, %q", sync, why)
+	}
+	apart := signed("1")
+	apart.Unified = false
+	if sync, why := proved(apart); sync != SyncUnknown || !strings.Contains(why, "no TPM signed it") || st.TPM.Chain != nil || len(st.Findings) > 0 {
+		t.Errorf("of a kernel whose initrd nobody measured: %s, %q, %+v, %q", sync, why, st.TPM, st.Findings)
 	}
 	if sync, why := proved(signed("1")); sync != InSync {
 		t.Errorf("signed: %s, %q", sync, why)

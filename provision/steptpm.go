@@ -77,13 +77,17 @@ func (t *transition) measured(m *Measurement) {
 	chain := tpm.ChainOf(quoted.PCRs)
 	rec.Quote = &quoted
 	st.TPM = &rec
-	if rec.Chain == nil {
+	if rec.Chain == nil && m.Unified {
 		rec.Chain = chain
 		t.line("seen", "its boot chain, as its TPM measured it, is on record from now on")
 	}
 	if text := tpm.Changed(rec.Chain, chain); text != "" {
 		t.finding(tpmPrefix + "another boot chain than on record started the ramdisk: " + text +
 			"; if that is a new firmware, loader or ramdisk: recast trust " + st.Machine)
+		return
+	}
+	if !m.Unified {
+		st.Evidence.Detail += "; its TPM signed it in quote " + quoted.Digest.Short() + ", which says nothing of the ramdisk's initrd"
 		return
 	}
 	if st.Evidence.Level < inventory.E4 {

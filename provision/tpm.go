@@ -2,6 +2,7 @@ package provision
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,7 +53,8 @@ func (t *TPM) ID() inventory.Digest { return inventory.DigestOf(t.EK) }
 // Measurement is what came of asking a TPM for its word on a boot.
 type Measurement struct {
 	Quoted
-	Err string // why it is not believed; "" it is
+	Unified bool   // the quote holds all of the ramdisk
+	Err     string // why it is not believed; "" it is
 }
 
 // Bounds of what a machine may make us keep of its TPM.
@@ -179,7 +181,7 @@ func (e *Engine) measured(s State, r inventory.Report, nonce string, generation 
 	if err := tpm.Verify(q, tpm.Expected{AK: s.Status.TPM.AK, Nonce: []byte(nonce), Generation: generation}); err != nil {
 		return &Measurement{Err: clip(err.Error(), 2*maxWord)}
 	}
-	m := &Measurement{Quoted: Quoted{At: e.Now(), Digest: inventory.DigestOf(q.Quote), Generation: generation, Nonce: nonce,
+	m := &Measurement{Unified: q.Unified, Quoted: Quoted{At: e.Now(), Digest: inventory.DigestOf(q.Quote), Generation: generation, Nonce: nonce,
 		Quote: q.Quote, Signature: q.Signature, PCRs: q.PCRs}}
 	if len(q.Log) > 0 {
 		m.Log = inventory.DigestOf(q.Log)
@@ -199,12 +201,26 @@ func noTPM(name string, st Status, gen inventory.Generation) Wait {
 	case f == nil && st.TPM.enrolled():
 	case f == nil:
 		return Wait{want + "nothing is known of one", fmt.Sprintf("once it is declared and applied: recast inspect %s, and apply again", name)}
+	case f.Boot.Mode == "bios":
+		return Wait{want + "it boots by BIOS, which measures neither kernel nor ramdisk", fmt.Sprintf("switch it to UEFI in the firmware's setup and recast inspect %s, %s", name, less)}
 	case f.TPM == "":
 		return Wait{want + "its ramdisk saw none", fmt.Sprintf("switch it on in the firmware's setup and recast inspect %s, %s", name, less)}
 	case f.TPM != "2":
 		return Wait{want + "it has a TPM " + f.TPM, "want a TPM 2.0, " + less}
 	case f.TPMError != "":
 		return Wait{want + "its own cannot be used: " + f.TPMError, fmt.Sprintf("mend that and recast inspect %s, %s", name, less)}
+	}
+	return Wait{}
+}
+
+// noUnified says why a machine's TPM would not measure all of its ramdisk.
+func (e *Engine) noUnified(m *inventory.Machine) Wait {
+	const why = "its definition wants evidence measured by a TPM, and there is no "
+	switch files := e.Ramdisk(cmp.Or(m.Arch, inventory.AMD64)); {
+	case m.SecureBoot && files.Unified == "":
+		return Wait{why + "signed ramdisk, which one measures whole", "recast ramdisk export, sign it, recast ramdisk import"}
+	case !m.SecureBoot && files.Unsigned == "":
+		return Wait{why + "unified ramdisk, which one measures whole", "apt-get install systemd-boot-efi, and recast ramdisk build"}
 	}
 	return Wait{}
 }

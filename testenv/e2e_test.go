@@ -76,7 +76,7 @@ var e2eMake = sync.OnceValues(func() (p e2eParts, err error) {
 		return p, os.Chtimes(dir, now, now)
 	}
 	if _, err := image.BuildRamdisk(context.Background(), image.RamdiskOptions{KernelDeb: p.kernel,
-		Agent: filepath.Join(tmp, "recast-agent"), FirmwareDir: image.FirmwareOf("/"), Out: filepath.Join(tmp, "ramdisk")}); err != nil {
+		Agent: filepath.Join(tmp, "recast-agent"), FirmwareDir: image.FirmwareOf("/"), Root: "/", Out: filepath.Join(tmp, "ramdisk")}); err != nil {
 		return p, err
 	}
 	_ = os.RemoveAll(dir)

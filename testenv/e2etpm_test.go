@@ -1,25 +1,39 @@
 package testenv
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"recast/image"
+	"recast/inventory"
 )
 
 // TestTPMOnRealFirmwareVouchesForEveryBoot: OVMF measures what starts the ramdisk into a
 // TPM, which enrols, and vouches for the write and for a boot through the gate; the log
-// of the firmware leads to the values, and both boots have the same chain.
+// of the firmware leads to the values, and both boots have the same chain. One whose
+// initrd was changed has another, though its agent says what it always says.
 func TestTPMOnRealFirmwareVouchesForEveryBoot(t *testing.T) {
 	if os.Getenv("RECAST_LONG") == "" {
 		t.Skip("boots machines for minutes: only where RECAST_LONG is set")
 	}
-	s := newStory(t, storySetup{Takes: 15 * time.Minute, Machines: []RackMachine{
+	s := newStory(t, storySetup{Takes: 20 * time.Minute, Machines: []RackMachine{
 		{Name: "uefi", Firmware: FirmwareUEFI, BMC: BMCRedfish, NetworkFirst: true, TPM: true}}})
+	stub, err := os.ReadFile(image.StubOf("/", inventory.AMD64))
+	if err != nil {
+		t.Skip("needs systemd-boot-efi (make setup)")
+	}
+	ownRamdisk(s)
 	img := s.image("tpm")
 	s.ready(img)
 	s.declare(RackDeclare{Image: img.Digest, UserData: storyWord("tpm"), Immutable: "[1, 2]", MaxFailures: "100%",
-		Spec: "  boot: {every: gate, onMismatch: repair}\n"})
+		Spec: "  boot: {every: gate, onMismatch: repair}\n  evidence: {minimum: measured}\n"})
+	s.apply()
+	s.recast("inspect", "uefi")
+	s.await("uefi", "known to have a TPM", 5*time.Minute, func(v storyView) bool { return v.Status.Phase == "available" && v.Status.TPM != nil })
 	begun := time.Now()
 	p := s.apply("--erase", "uefi")
 	s.active(p, 8*time.Minute)
@@ -37,9 +51,12 @@ func TestTPMOnRealFirmwareVouchesForEveryBoot(t *testing.T) {
 	if first.Log == "" {
 		t.Error("there is no log of the firmware")
 	}
-	s.recast("power", "off", "uefi")
-	s.await("uefi", "off", time.Minute, func(storyView) bool { return !s.Node("uefi").Powered() })
-	s.recast("power", "on", "uefi")
+	cycle := func() {
+		s.recast("power", "off", "uefi")
+		s.await("uefi", "off", time.Minute, func(storyView) bool { return !s.Node("uefi").Powered() })
+		s.recast("power", "on", "uefi")
+	}
+	cycle()
 	v = vouched(2)
 	if e := v.Status.Evidence; e.Level != "measured" || !strings.Contains(e.Detail, "the gate read") || len(v.Status.Findings) > 0 {
 		t.Errorf("after a boot through the gate: %v, evidence %+v", v, e)
@@ -50,4 +67,28 @@ func TestTPMOnRealFirmwareVouchesForEveryBoot(t *testing.T) {
 	for i, have := range v.Status.TPM.Quote.PCRs {
 		t.Logf("PCR %d: %s, then %s", have.Index, first.PCRs[i].Value.Short(), have.Value.Short())
 	}
+	changeInitrd(s, stub)
+	cycle()
+	v = s.await("uefi", "found to have another ramdisk", 5*time.Minute, func(v storyView) bool { return len(v.Status.Findings) > 0 })
+	if want := "another boot chain than on record started the ramdisk: PCR 4 (loader and ramdisk)"; len(v.Status.Findings) != 1 || !strings.Contains(v.Status.Findings[0], want) || v.Status.Evidence.Level != "read-back" {
+		t.Errorf("with another initrd: %v, evidence %+v", v.Status.Findings, v.Status.Evidence)
+	}
+}
+
+// changeInitrd serves a ramdisk with the same kernel, the same agent, and a few zeros
+// more behind it.
+func changeInitrd(s *story, stub []byte) {
+	s.t.Helper()
+	r, err := image.OpenRamdisk(s.parts.ramdisk, inventory.AMD64)
+	s.must(err)
+	served := filepath.Join(r.Dir, image.UnsignedName(inventory.AMD64))
+	r.Dir = s.t.TempDir()
+	s.must(os.CopyFS(r.Dir, os.DirFS(s.parts.ramdisk)))
+	initrd, err := os.OpenFile(r.InitrdPath(), os.O_APPEND|os.O_WRONLY, 0)
+	s.must(err)
+	_, err = initrd.Write(make([]byte, 4096))
+	s.must(errors.Join(err, initrd.Close()))
+	changed, err := image.Unify(stub, r)
+	s.must(err)
+	s.must(os.WriteFile(served, changed, 0o644))
 }

@@ -177,6 +177,9 @@ func (s *Simulated) netboot(b *simBoot, via SimFirmware, uri string) (done bool)
 			return false
 		}
 		s.note(b, "ramdisk: %s", script.reason)
+		if s.vars != nil {
+			s.vars.stub(strings.HasSuffix(script.kernel, ".efi"))
+		}
 		for _, path := range append([]string{script.kernel}, script.initrds...) {
 			if err = simDiscard(b.ctx, net.client, net.base+path); err != nil {
 				break

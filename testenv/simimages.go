@@ -41,10 +41,10 @@ func SimRamdisk(dir string) error {
 	}
 	for _, arch := range []inventory.Arch{inventory.AMD64, inventory.ARM64} {
 		kernel, initrd, _ := image.RamdiskNames(arch)
-		for _, name := range []string{kernel, initrd} {
+		for _, name := range []string{kernel, initrd, image.UnsignedName(arch)} {
 			f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 			if errors.Is(err, os.ErrExist) {
-				continue
+				break // a real one's, or all of them
 			}
 			if err != nil {
 				return fmt.Errorf("write the ramdisk of simulated machines: %w", err)

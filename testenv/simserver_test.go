@@ -116,7 +116,7 @@ func newSimServer(t testing.TB, change ...func(*simServer)) *simServer {
 	ramdisk := filepath.Join(dir, "ramdisk")
 	simMust(t, os.MkdirAll(ramdisk, 0o755))
 	// The agent of a simulated machine is this process; only the fetch is real.
-	for _, f := range []string{"vmlinuz", "initrd.img"} {
+	for _, f := range []string{"vmlinuz", "initrd.img", "ramdisk-unsigned.efi"} {
 		simMust(t, os.WriteFile(filepath.Join(ramdisk, f), bytes.Repeat([]byte(f), 1000), 0o644))
 	}
 	simMust(t, os.WriteFile(s.config, fmt.Appendf(nil, "data: %s\nboot: %s\nagent: %s\nramdisk: %s\nsoftOff: 1ms\n%s", s.data, s.listen, s.api, ramdisk, s.settings), 0o644))

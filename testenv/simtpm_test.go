@@ -20,7 +20,7 @@ func newSimTPM(t *testing.T) (*simServer, simDeclare) {
 	d.Spec += "  evidence: {minimum: measured}\n"
 	s.setSecret(simSecret, simUser+":"+simPassword)
 	for i := range 2 {
-		s.add(i+1, func(o *SimulatedOptions) { o.Sessions, o.NetworkFirst, o.TPM = 200, !o.UEFI, i == 0 })
+		s.add(i+1, func(o *SimulatedOptions) { o.Sessions, o.UEFI, o.NetworkFirst, o.TPM = 200, true, false, i == 0 })
 	}
 	return s, d
 }

@@ -72,6 +72,17 @@ func (v *simVars) Delete(name string) error {
 	return nil
 }
 
+// stub says, or no longer, that kernel and initrd came as one.
+func (v *simVars) stub(unified bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	const name = "StubInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+	delete(v.vars, name)
+	if unified {
+		v.vars[name] = []byte("s\x00")
+	}
+}
+
 // start is the order of one start: BootNext, which is for one start, then BootOrder.
 func (v *simVars) start(putsDiskBack bool) (order []BootDevice) {
 	v.mu.Lock()

@@ -38,7 +38,7 @@ var Quoted = []int{0, 1, 2, 3, 4, 5, 6, 7, GenerationPCR}
 // settings, boot entries and partition tables, and are told without being compared.
 var Chain = []int{0, 2, 4, 7}
 
-var chainNames = map[int]string{0: "the firmware", 2: "firmware of cards", 4: "loader and kernel", 7: "Secure Boot's keys"}
+var chainNames = map[int]string{0: "the firmware", 2: "firmware of cards", 4: "loader and ramdisk", 7: "Secure Boot's keys"}
 
 // ChainOf is what a quote says of the boot chain.
 func ChainOf(pcrs []inventory.PCR) (chain []inventory.PCR) {
@@ -50,8 +50,12 @@ func ChainOf(pcrs []inventory.PCR) (chain []inventory.PCR) {
 	return chain
 }
 
-// Changed names the registers of a boot chain that are not as on record; "" none is.
+// Changed names the registers of a boot chain that are not as on record; "" none is, or
+// there is no record.
 func Changed(record, seen []inventory.PCR) (text string) {
+	if record == nil {
+		return ""
+	}
 	for _, p := range seen {
 		if !slices.Contains(record, p) {
 			if text != "" {

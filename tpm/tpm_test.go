@@ -247,7 +247,7 @@ func TestLogSaysWhatShimMeasured(t *testing.T) {
 	}
 	changed := slices.Clone(q.PCRs)
 	changed[4].Value, changed[5].Value = other, other // 5 is told and not compared
-	if have := tpm.Changed(tpm.ChainOf(q.PCRs), tpm.ChainOf(changed)); have != "PCR 4 (loader and kernel)" {
+	if have := tpm.Changed(tpm.ChainOf(q.PCRs), tpm.ChainOf(changed)); have != "PCR 4 (loader and ramdisk)" {
 		t.Errorf("changed: %q", have)
 	}
 }

@@ -346,7 +346,7 @@ func prepareLab(ctx context.Context, out io.Writer, f *labFlags, lab testenv.Lab
 	start := time.Now()
 	fmt.Fprintf(out, "Ramdisk from %s ...\n", filepath.Base(kernel))
 	ramdisk := filepath.Join(cache, "ramdisk")
-	if _, err := image.BuildRamdisk(ctx, image.RamdiskOptions{KernelDeb: kernel, Agent: agent, FirmwareDir: image.FirmwareOf("/"), Out: ramdisk}); err != nil {
+	if _, err := image.BuildRamdisk(ctx, image.RamdiskOptions{KernelDeb: kernel, Agent: agent, FirmwareDir: image.FirmwareOf("/"), Root: "/", Out: ramdisk}); err != nil {
 		return s, err
 	}
 	if before != nil {

@@ -21,7 +21,9 @@ func newRamdisk() *cobra.Command {
 	build := &cobra.Command{
 		Use: "build", Short: "Build kernel and ramdisk from a Debian kernel package and the agent",
 		Long: `Build kernel and ramdisk from a Debian kernel package and the agent. The same inputs give
-the same bytes. A server uses the new ramdisk at once.`,
+the same bytes. A server uses the new ramdisk at once. Where the package systemd-boot-efi is
+installed, both are made as one UEFI program too: machines with a TPM start that, which their
+firmware measures whole.`,
 		Example: "  apt-get download linux-image-6.1.0-40-amd64\n  recast ramdisk build --kernel linux-image-*.deb",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -38,11 +40,14 @@ the same bytes. A server uses the new ramdisk at once.`,
 			if !cmd.Flags().Changed("firmware") {
 				firmware = image.FirmwareOf("/")
 			}
-			r, err := image.BuildRamdisk(cmd.Context(), image.RamdiskOptions{KernelDeb: deb, Agent: agent, FirmwareDir: firmware, Out: out})
+			r, err := image.BuildRamdisk(cmd.Context(), image.RamdiskOptions{KernelDeb: deb, Agent: agent, FirmwareDir: firmware, Root: "/", Out: out})
 			if err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, kernel %s, ramdisk of %s\n", out, r.Arch, r.KernelVersion, size(r.Initrd.Size))
+			if !r.Unified {
+				fmt.Fprintln(cmd.OutOrStdout(), "not as one UEFI program, which a TPM measures whole: for evidence of measured, apt-get install systemd-boot-efi and build it again")
+			}
 			if r.Outdated {
 				fmt.Fprintln(cmd.OutOrStdout(), "the signed one was of the build before and is removed: recast ramdisk export, sign, and import it")
 			}
@@ -60,12 +65,6 @@ the same bytes. A server uses the new ramdisk at once.`,
 	return parent(cmd, build, newRamdiskExport(), newRamdiskImport())
 }
 
-// stubs are where systemd-boot-efi puts them.
-var stubs = map[inventory.Arch]string{
-	inventory.AMD64: "/usr/lib/systemd/boot/efi/linuxx64.efi.stub",
-	inventory.ARM64: "/usr/lib/systemd/boot/efi/linuxaa64.efi.stub",
-}
-
 func newRamdiskExport() *cobra.Command {
 	var dir, stub, arch string
 	cmd := &cobra.Command{
@@ -81,7 +80,7 @@ an imported iPXE as loader then start that. Needs the stub of the package system
 				return err
 			}
 			if stub == "" {
-				stub = stubs[r.Arch]
+				stub = image.StubOf("/", r.Arch)
 			}
 			b, err := os.ReadFile(stub)
 			if err != nil {

@@ -68,5 +68,8 @@ func (f *ramdiskFolder) look(arch inventory.Arch) (files provision.RamdiskFiles)
 	if name := image.UnifiedName(arch); there(name) {
 		files.Unified = web.RamdiskPath + name
 	}
+	if name := image.UnsignedName(arch); there(name) {
+		files.Unsigned = web.RamdiskPath + name
+	}
 	return files
 }

@@ -47,6 +47,9 @@ func TestTheRamdiskIsLookedForWhenItsFolderChanged(t *testing.T) {
 	check("both", whole)
 	write(f.dir, "ramdisk.efi")
 	check("a signed one beside them", signed)
+	write(f.dir, "ramdisk-unsigned.efi")
+	signed.Unsigned = "/boot/ramdisk/ramdisk-unsigned.efi"
+	check("and one that is not", signed)
 	if got := f.files(inventory.ARM64); got != (provision.RamdiskFiles{}) {
 		t.Errorf("for arm64: %+v", got)
 	}
@@ -55,6 +58,7 @@ func TestTheRamdiskIsLookedForWhenItsFolderChanged(t *testing.T) {
 	})
 	check("at rest", signed)
 	remove("ramdisk.efi")
+	remove("ramdisk-unsigned.efi")
 	check("without the signed one", whole)
 	remove("initrd.img")
 	check("half of it", provision.RamdiskFiles{})
