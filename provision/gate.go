@@ -39,6 +39,9 @@ type Gate struct {
 	Circles int `json:"circles,omitempty"`
 	// Consent lets it be repaired once, whatever its standing intent says; nil: none.
 	Consent *GateConsent `json:"consent,omitempty"`
+	// Anew: an operator wants its disk written anew. What differs still waits in the ramdisk
+	// for that, without a hold, which would keep it from its turn.
+	Anew bool `json:"anew,omitempty"`
 	// Pass lets the machine start its disk; nil: it goes through the gate.
 	Pass *Pass `json:"pass,omitempty"`
 	// Passed: it was let through, and its system has not reported itself since.

@@ -155,11 +155,11 @@ func (e *Engine) gateOrder(ctx context.Context, m *machine) (inventory.Order, er
 	case GateInspecting:
 		return inventory.Order{Kind: inventory.OrderWait, Reason: "send the inventory"}, nil
 	case GateOff:
-		if st.Hold != nil {
+		if st.Hold != nil || m.state.Intent.Gate.Anew {
 			return inventory.Order{Kind: inventory.OrderPowerOff, Reason: seen.Detail}, nil
 		}
 	case GateStopped:
-		if st.Hold != nil {
+		if st.Hold != nil || m.state.Intent.Gate.Anew {
 			return inventory.Order{Kind: inventory.OrderWait, Reason: seen.Detail}, nil
 		}
 	case GatePassed:

@@ -505,3 +505,48 @@ func TestARepairIsLetOnlyWhereAGateHolds(t *testing.T) {
 		t.Errorf("a second time: %v", err)
 	}
 }
+
+// What a gate holds and an operator wants written anew has its turn, however soon it comes
+// back to its gate.
+func TestARetryOfWhatAGateHoldsIsNotHeldAgain(t *testing.T) {
+	s := newSite(t, 1)
+	if err := s.Freeze(t.Context(), "ann", "audit"); err != nil { // its turn takes a while
+		t.Fatal(err)
+	}
+	s.apply(s.yaml(true))
+	m := s.machine("m1")
+	m.mu.Lock()
+	next := m.snapshot()
+	next.Intent = &Intent{Machine: "m1", Epoch: "e", Gate: storyGate(inventory.MismatchHold)}
+	next.Status.Phase, next.Status.Running, next.Status.Gate = Active, genA, &GateSeen{Step: GateStopped}
+	next.Status.Hold = &Hold{Owner: "recast", Reason: "gate: not as it was written"}
+	err := s.commit(t.Context(), m, next, nil)
+	m.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	order := func() inventory.OrderKind {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		o, err := s.gateOrder(t.Context(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o.Kind
+	}
+	if err := errors.Join(s.Retry(t.Context(), "m1", "ann"), s.Release(t.Context(), "m1", "ann")); err != nil {
+		t.Fatal(err)
+	}
+	if o := order(); o != inventory.OrderWait {
+		t.Errorf("in the ramdisk: %s", o)
+	}
+	for _, ev := range []Event{GateClaimed{ClaimState{BootID: "b2", Until: s.Now().Add(LeaseTime)}}, GateInspected{},
+		GateReported{Report: inventory.Report{Step: inventory.AgentDone, Verdict: storyVerdict(1, "")}, Epoch: "e"}} {
+		if err := s.handle(t.Context(), m, ev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st := m.snapshot().Status; st.Hold != nil || st.Gate.Step != GateStopped || order() != inventory.OrderWait {
+		t.Errorf("back at its gate: %s, held %+v", st.Gate.Step, st.Hold)
+	}
+}

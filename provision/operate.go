@@ -172,6 +172,9 @@ func (e *Engine) Retry(ctx context.Context, name, who string) error {
 		st := &s.Status
 		if stopped(s) && st.Phase == Active { // its gate has seen that it does not hold what it was given
 			st.Phase, st.Running, st.RunningRendered, st.RunningWrite, st.Ran = Available, "", "", "", false
+			in, g := *s.Intent, *s.Intent.Gate
+			g.Anew = true
+			in.Gate, s.Intent = &g, &in
 		}
 		if st.Phase == Failed {
 			st.Phase, st.Step, st.NextAction = Available, StepNone, ""

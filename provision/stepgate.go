@@ -418,6 +418,10 @@ func (t *transition) gateHolds(g *Gate, seen *GateSeen, why, cure string) {
 	seen.Step, seen.Detail, seen.Deadline = GateStopped, why, time.Time{}
 	st.Health = Degraded
 	t.line("error", "stopped by its gate: %s", why)
+	if g.Anew && st.Hold == nil {
+		st.NextAction = "its turn in the rollout writes it anew"
+		return
+	}
 	if st.Hold == nil {
 		st.Hold = &Hold{Owner: "recast", Reason: gatePrefix + why, Cure: cure, Since: t.now}
 	}
