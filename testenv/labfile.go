@@ -101,7 +101,8 @@ func ParseLabFile(name string, data []byte) (LabFile, error) {
 // says nothing.
 type labSpec struct {
 	kind, firmware, bmc string
-	bootOrder, tpm      string
+	bootOrder           string
+	tpm, drive          string
 	nics                int
 	disks               []RackDisk
 	cable               *Cable
@@ -204,7 +205,7 @@ func (p *labParser) size(n *yaml.Node, at string) int64 {
 	return v
 }
 
-var labSpecFields = []string{"kind", "firmware", "bmc", "bootOrder", "tpm", "nics", "disks", "link"}
+var labSpecFields = []string{"kind", "firmware", "bmc", "bootOrder", "tpm", "drive", "nics", "disks", "link"}
 
 // spec reads one of the fields that racks and machines share.
 func (p *labParser) spec(s *labSpec, key string, v *yaml.Node, at string) {
@@ -219,6 +220,8 @@ func (p *labParser) spec(s *labSpec, key string, v *yaml.Node, at string) {
 		s.bootOrder = p.word(v, at, "disk", "network")
 	case "tpm":
 		s.tpm = p.word(v, at, "true", "false")
+	case "drive":
+		s.drive = p.word(v, at, "true", "false")
 	case "firmware":
 		s.firmware = p.word(v, at, string(SimBIOS), string(SimUEFI), string(SimHTTP), string(SimUBoot))
 	case "bmc":
@@ -444,6 +447,7 @@ func (p *labParser) machine(r labRack, name string, unit int) {
 	}
 	m.NetworkFirst = cmp.Or(own.bootOrder, r.bootOrder) == "network"
 	m.TPM = cmp.Or(own.tpm, r.tpm) == "true"
+	m.Drive = cmp.Or(own.drive, r.drive) == "true"
 	if disks != nil {
 		m.Disks = slices.Clone(disks)
 	}

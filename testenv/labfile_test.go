@@ -20,6 +20,9 @@ func labLine(m RackMachine) string {
 	if m.TPM {
 		line += ", tpm"
 	}
+	if m.Drive {
+		line += ", drive"
+	}
 	for _, d := range m.Disks {
 		line += fmt.Sprintf(", disk %d %s %t", d.Size>>20, d.Bus, d.Discard)
 	}
@@ -37,7 +40,7 @@ racks:
 - {name: r2, machines: 3, kind: simulated, bmc: redfish, tpm: true, link: {delay: 5ms}}
 machines:
   r2u02: {tpm: false}
-  r1u02: {firmware: uefi-http, tpm: true, nics: 2, disks: [2GiB, {size: 1GiB, bus: nvme, discard: true}]}
+  r1u02: {firmware: uefi-http, tpm: true, drive: true, nics: 2, disks: [2GiB, {size: 1GiB, bus: nvme, discard: true}]}
   r1u03: {kind: simulated, bmc: none}
   r2u03: {firmware: u-boot, disks: [32MiB], link: {loss: 0.1, duplicate: 0.2, reorder: 0.3, vlan: 7}}
 faults:
@@ -52,7 +55,7 @@ rollout: {maxUnavailable: 25%, maxFailures: 2}
 	}
 	want := []string{
 		"r1u01 r1.1 qemu bios ipmi, disk 0 ahci false",
-		"r1u02 r1.2 qemu uefi http redfish, 2 nics, tpm, disk 2048  false, disk 1024 nvme true",
+		"r1u02 r1.2 qemu uefi http redfish, 2 nics, tpm, drive, disk 2048  false, disk 1024 nvme true",
 		"r1u03 r1.3 simulated bios none",
 		"r2u01 r2.1 simulated bios redfish, tpm, link {{0 0 0 5ms 0} 0}",
 		"r2u02 r2.2 simulated uefi redfish, link {{0 0 0 5ms 0} 0}",

@@ -145,7 +145,8 @@ has to be there:
 kind is qemu (the default) or simulated; firmware is bios, uefi, uefi-http, or u-boot (an arm64
 board, simulated alone); bmc is ipmi, redfish or none. Who says neither gets bios behind ipmi in odd
 units, uefi behind redfish in even ones. bootOrder is disk (the default) or network, which a gate
-(boot.every) needs; tpm: true gives a machine a TPM 2.0, by swtpm.
+(boot.every) needs; tpm: true gives a machine a TPM 2.0, by swtpm; drive: true gives a QEMU machine
+a CD drive, which boot.via: media needs (simulated ones behind Redfish have one).
 A disk of a QEMU machine is on ahci, virtio, nvme or scsi. link is the machine's
 cable, each way: what share of frames it loses, duplicates or reorders, how long it delays each, and
 which vlan the switch port behind it carries, tagged.`,
