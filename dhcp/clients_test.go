@@ -80,7 +80,7 @@ func TestClientsKeepTheirAddressThroughTheirWholeLife(t *testing.T) {
 			write(c.t, filepath.Join(c.dir, "eth0.network"), "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n[DHCPv4]\nClientIdentifier=duid\n")
 			// Without udev it takes interfaces as they are where /sys is read-only, and it
 			// reads no configuration but this.
-			c.args = c.alone(fmt.Sprintf("mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /etc/systemd; mount -t sysfs -o ro sysfs /sys; mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp; cp %s/eth0.network /run/systemd/network/; exec %s", c.dir, tools["systemd-networkd"].path()))
+			c.args = c.alone(fmt.Sprintf("mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /etc/systemd; mount -t sysfs -o ro sysfs /sys; mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp; cp %s/eth0.network /run/systemd/network/; %s; exit", c.dir, tools["systemd-networkd"].path()))
 		}},
 	}
 	set := rack(func(s *inventory.Set) {
@@ -147,7 +147,8 @@ func (c *dhcpClient) live(sn *sniffer, reboot func(*dhcpClient)) {
 	})
 }
 
-// alone runs a shell command with mounts of its own, and ends all it starts.
+// alone runs a shell command with mounts of its own, and ends all it starts, with the
+// shell: whoever changes its user, as networkd does, is not ended with unshare.
 func (c *dhcpClient) alone(command string) []string {
 	return []string{"unshare", "-m", "--propagation", "private", "--pid", "--fork", "--kill-child", "sh", "-ec", command}
 }
