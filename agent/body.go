@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -30,7 +31,7 @@ func (j *writer) body(ctx context.Context) error {
 			}
 		})
 	}
-	j.behind.begin(len(j.plan.Chunks), j.turn)
+	j.behind.begin(len(j.plan.Chunks), cmp.Or(j.turn, turnChunks), j.turn > 0)
 	j.moved.blocks = make([][]byte, min(j.moved.memory, j.plan.Slots))
 	news := j.fetchNews(ctx, &wg)
 	if err := j.walk(ctx, work, news); err != nil {

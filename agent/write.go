@@ -37,7 +37,7 @@ type Work struct {
 	Log func(format string, args ...any)
 
 	wait func(n int) time.Duration
-	turn int // chunks read back at a time behind their writes; 0 means turnChunks
+	turn int // chunks read back at a time behind their writes; 0 means turnChunks, where the disk has time
 }
 
 // Result is what was read back from the disk.
@@ -115,9 +115,6 @@ func newWriter(w Work) *writer {
 	if w.wait == nil {
 		w.wait = wait
 	}
-	if w.turn == 0 {
-		w.turn = turnChunks
-	}
 	return &writer{Work: w, size: w.Disk.Size()}
 }
 
@@ -154,6 +151,8 @@ func (j *writer) change(ctx context.Context, do func() error) error {
 	if err := j.guard(ctx); err != nil {
 		return err
 	}
+	j.behind.writing(1)
+	defer j.behind.writing(-1)
 	return do()
 }
 
