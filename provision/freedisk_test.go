@@ -76,32 +76,29 @@ func TestAStrangerGetsItsDiskBackUnlessItMayBeADeclaredMachine(t *testing.T) {
 
 // What an operator does about a declared machine that starts over for ever: a look.
 func TestALookGivesADeclaredMachineItsDiskBack(t *testing.T) {
-	s := newSite(t, 1)
-	s.apply(s.yaml(true))
-	look := func(facts inventory.Facts) inventory.Order {
-		t.Helper()
-		if err := s.Look(t.Context(), "m1", "ann"); err != nil {
-			t.Fatal(err)
-		}
-		s.await("m1", Inspecting, StepBooting)
-		reply, err := s.Claim(t.Context(), inventory.Claim{Nonce: s.nonce(1), MAC: testMAC(1), UUID: testUUID(1), Serial: "SN1", BootID: "b1"}, testAddr(1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		o, err := s.Inventory(t.Context(), reply.Token, facts)
-		if err != nil || o.Kind != inventory.OrderLocal {
-			t.Fatalf("%+v, %v", o, err)
-		}
-		s.await("m1", Available, StepNone)
-		return o
-	}
-	if o := look(againFacts(1, "m1")); !o.FreeDisk {
-		t.Errorf("its own disk: %+v", o)
-	}
-	if o := look(againFacts(1, "")); !o.FreeDisk {
-		t.Errorf("a disk that says nothing: %+v", o)
-	}
-	if o := look(testFacts(1, testUUID(1))); o.FreeDisk {
-		t.Errorf("an order like others: %+v", o)
+	for name, tt := range map[string]struct {
+		facts func(i int) inventory.Facts
+		free  bool
+	}{
+		"its own disk":              {func(i int) inventory.Facts { return againFacts(i, "m1") }, true},
+		"a disk that says nothing":  {func(i int) inventory.Facts { return againFacts(i, "") }, true},
+		"a boot order like others'": {func(i int) inventory.Facts { return testFacts(i, testUUID(i)) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, 1)
+			s.apply(s.yaml(true))
+			if err := s.Look(t.Context(), "m1", "ann"); err != nil {
+				t.Fatal(err)
+			}
+			s.await("m1", Inspecting, StepBooting)
+			reply, err := s.Claim(t.Context(), inventory.Claim{Nonce: s.nonce(1), MAC: testMAC(1), UUID: testUUID(1), Serial: "SN1", BootID: "b1"}, testAddr(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, err := s.Inventory(t.Context(), reply.Token, tt.facts(1))
+			if err != nil || o.Kind != inventory.OrderLocal || o.FreeDisk != tt.free {
+				t.Errorf("%+v, %v; want its disk freed: %v", o, err, tt.free)
+			}
+		})
 	}
 }

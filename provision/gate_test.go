@@ -514,6 +514,11 @@ func TestOldEvidenceIsObservedAndNeverWritten(t *testing.T) {
 	if sync, _ := synced(s.state.Status, w, true, s.now); sync != SyncUnknown {
 		t.Errorf("after the system's word: %s", sync)
 	}
+	less := w
+	less.Generation.Resolved.Evidence = inventory.E2
+	if sync, why := synced(s.state.Status, less, true, s.now); sync != InSync {
+		t.Errorf("where the system's word is enough: %s, %s", sync, why)
+	}
 	s.must(t, GateClaimed{ClaimState{BootID: "b2", Until: s.now.Add(LeaseTime)}}, GateInspected{},
 		GateReported{Report: inventory.Report{Step: inventory.AgentDone, Verdict: storyVerdict(0, "")}, Epoch: "e"})
 	if sync, why := synced(s.state.Status, w, true, s.now); sync != InSync {

@@ -260,8 +260,11 @@ func tooOld(st Status, w Wanted, now time.Time) string {
 	if w.Definition == nil || w.Definition.EvidenceAge == 0 || st.Evidence.At.IsZero() {
 		return ""
 	}
-	age, limit := now.Sub(st.Evidence.At), time.Duration(w.Definition.EvidenceAge)
-	if age <= limit {
+	at, limit := st.Evidence.At, time.Duration(w.Definition.EvidenceAge)
+	if w.Generation.Resolved.Evidence <= inventory.E2 && st.Evidence.Reported.After(at) {
+		at = st.Evidence.Reported
+	}
+	if now.Sub(at) <= limit {
 		return ""
 	}
 	return fmt.Sprintf("evidence is older than %s", limit) // and no number that moves with each look

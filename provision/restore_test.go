@@ -123,7 +123,7 @@ func TestARestoredStoreHearsItsMachines(t *testing.T) {
 
 	s.restore(late)
 	before := s.Now()
-	if st := s.booted(tokenA, a, "os2"); st.Phase != Active || st.Evidence.Level != inventory.E3 || st.Evidence.At.Before(before) || len(st.Findings) > 0 {
+	if st := s.booted(tokenA, a, "os2"); st.Phase != Active || st.Evidence.Level != inventory.E3 || !st.Evidence.At.Before(before) || st.Evidence.Reported.Before(before) || len(st.Findings) > 0 {
 		t.Errorf("after a restore: %s, evidence %+v, findings %q", st.Phase, st.Evidence, st.Findings)
 	}
 

@@ -205,10 +205,6 @@ func (t *transition) learn(ev Running) {
 
 func (t *transition) seenRunning(ev Running) {
 	r := ev.Report
-	level, detail := t.Status.Evidence.Level, t.Status.Evidence.Detail
-	if level < inventory.E2 {
-		level = inventory.E2
-	}
 	current := r.BootCurrent
 	left := t.Status.BootOrder
 	if g := gated(t.State); g != nil {
@@ -217,8 +213,12 @@ func (t *transition) seenRunning(ev Running) {
 			left = "" // see unguardedNow
 		}
 	}
-	if level < inventory.E3 || level == inventory.E3 && gated(t.State) == nil { // what a gate proved, or a TPM signed, is as old as that
-		t.Status.Evidence = Evidence{Level: level, Generation: t.Status.Running, At: t.now, Detail: detail}
+	// What was read back, or signed by a TPM, is as old as that: a disk may have been changed
+	// since by the very system that reports itself.
+	if t.Status.Evidence.Level < inventory.E3 {
+		t.Status.Evidence = Evidence{Level: inventory.E2, Generation: t.Status.Running, At: t.now, Detail: t.Status.Evidence.Detail}
+	} else {
+		t.Status.Evidence.Reported = t.now
 	}
 	if text := bootOrderFinding(left, r.BootOrder, current); text == "" || !slices.Contains(t.Status.Findings, text) {
 		t.Status.Findings = dropFindings(t.Status.Findings, bootOrderPrefix)

@@ -70,6 +70,8 @@ type Evidence struct {
 	Generation inventory.Digest        `json:"generation,omitempty"`
 	At         time.Time               `json:"at,omitzero"`
 	Detail     string                  `json:"detail,omitempty"`
+	// Reported is when the system last said itself that it is this generation, since At.
+	Reported time.Time `json:"reported,omitzero"`
 	// Quote is the digest of what the machine's TPM signed of it; "" it signed nothing.
 	Quote inventory.Digest `json:"quote,omitempty"`
 }

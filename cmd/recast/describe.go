@@ -286,6 +286,14 @@ func healthText(st provision.Status) string {
 	return string(st.Health)
 }
 
+// reportedText says how fresh a system's own word is that adds to stronger evidence.
+func reportedText(e provision.Evidence, now time.Time) string {
+	if e.Reported.IsZero() {
+		return ""
+	}
+	return "reported " + ago(e.Reported, now)
+}
+
 func printView(w io.Writer, v provision.View) {
 	st, now := v.Status, time.Now()
 	line(w, "Name", "%s", v.Name)
@@ -293,7 +301,7 @@ func printView(w io.Writer, v provision.View) {
 	line(w, "Phase", "%s", phaseText(st, now))
 	line(w, "Sync", "%s", joined(": ", string(v.Sync), v.SyncWhy))
 	line(w, "Health", "%s", healthText(st))
-	line(w, "Evidence", "%s", joined(", ", st.Evidence.Level.String(), ago(st.Evidence.At, now), st.Evidence.Detail))
+	line(w, "Evidence", "%s", joined(", ", st.Evidence.Level.String(), ago(st.Evidence.At, now), st.Evidence.Detail, reportedText(st.Evidence, now)))
 	if st.Gate != nil {
 		line(w, "Gate", "%s", gateText(*st.Gate, now))
 	}
