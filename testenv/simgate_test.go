@@ -44,6 +44,25 @@ func (s *simServer) restart(m *Simulated, change func()) (start int) {
 	return start
 }
 
+// restartAndCut is restart, and cuts the power after so many bytes that start writes.
+func (s *simServer) restartAndCut(m *Simulated, bytes int64, change func()) (start int) {
+	s.t.Helper()
+	cut := make(chan struct{})
+	start = s.restart(m, func() {
+		change()
+		m.Disks[0].CutAfter(bytes, func() {
+			_ = m.PowerOff(s.t.Context())
+			close(cut)
+		})
+	})
+	select {
+	case <-cut:
+	case <-time.After(30 * time.Second):
+		s.t.Fatalf("%s wrote less than %d bytes: nothing was cut", m.Options.Name, bytes)
+	}
+	return start
+}
+
 // path of every start from the one of that index on.
 func (m *Simulated) path(from int) (path []string) {
 	for _, b := range m.Boots()[from:] {
@@ -255,21 +274,11 @@ func TestAStartWithoutTheServerIsShownAsUnverified(t *testing.T) {
 func TestARepairThatIsCutIsTakenUpByTheNextBoot(t *testing.T) {
 	s, _, raw := newSimGate(t, 1, "onMismatch: repair", "100%")
 	m := s.machines[0]
-	cut := make(chan struct{})
-	start := s.restart(m, func() {
+	start := s.restartAndCut(m, 3*4096, func() {
 		for i := range int64(5) {
 			simTamper(t, m, "esp", i*10000)
 		}
-		m.Disks[0].CutAfter(3*4096, func() {
-			_ = m.PowerOff(t.Context())
-			close(cut)
-		})
 	})
-	select {
-	case <-cut:
-	case <-time.After(30 * time.Second):
-		t.Fatal("no repair was cut")
-	}
 	if bytes.Equal(simBytes(t, m)[1<<20:2<<20], raw[1<<20:2<<20]) || simHas(m.path(start), simDiskStarted) {
 		t.Errorf("cut too late: %q", m.path(start))
 	}
@@ -289,21 +298,11 @@ func TestARepairThatIsCutIsTakenUpByTheNextBoot(t *testing.T) {
 func TestARepairThatItsGateMayNotEndIsEndedByAnOperatorsWord(t *testing.T) {
 	s, _, raw := newSimGate(t, 1, "onMismatch: repair, repairLimit: 32KiB", "100%")
 	m := s.machines[0]
-	cut := make(chan struct{})
-	start := s.restart(m, func() {
+	start := s.restartAndCut(m, 3*4096, func() {
 		for i := range int64(5) {
 			simTamper(t, m, "esp", i*10000)
 		}
-		m.Disks[0].CutAfter(3*4096, func() {
-			_ = m.PowerOff(t.Context())
-			close(cut)
-		})
 	})
-	select {
-	case <-cut:
-	case <-time.After(30 * time.Second):
-		t.Fatal("no repair was cut")
-	}
 	disk := simBytes(t, m) // its table names no partition now
 	for i := range 12 {
 		disk[1<<20+100000+i*10000] ^= 0xff

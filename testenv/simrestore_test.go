@@ -145,21 +145,11 @@ func TestARestoreThatIsCutDoesNotBootUntilItIsTakenUp(t *testing.T) {
 	s, raw := newSimRestore(t, 2)
 	r := rand.New(rand.NewPCG(2, 9))
 	for _, m := range s.machines {
-		cut := make(chan struct{})
 		var want []byte
-		start := s.restart(m, func() {
+		start := s.restartAndCut(m, 100<<10, func() {
 			simDrift(t, m.Disks[0], r)
 			want = restored(t, m.Disks[0], simBytes(t, m), raw)
-			m.Disks[0].CutAfter(100<<10, func() {
-				_ = m.PowerOff(t.Context())
-				close(cut)
-			})
 		})
-		select {
-		case <-cut:
-		case <-time.After(30 * time.Second):
-			t.Fatal("nothing was cut")
-		}
 		if m.Disks[0].Bootable() || simHas(m.path(start), simDiskStarted) {
 			t.Errorf("half restored it boots, or did: %q", m.path(start))
 		}
