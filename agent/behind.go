@@ -139,6 +139,7 @@ func (j *writer) readBack(ctx context.Context) error {
 	for k := range min(again, len(before)) {
 		some = append(some, before[k*len(before)/min(again, len(before))])
 	}
+	j.expected = false // each was right once: what is not now, the disk has lost
 	if _, err := j.proveChunks(ctx, some, false); err != nil {
 		return err
 	}

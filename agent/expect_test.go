@@ -99,6 +99,42 @@ func TestALostMendIsNoSuccess(t *testing.T) {
 	}
 }
 
+// spillDisk writes what is written in one MiB over another, too.
+type spillDisk struct {
+	Disk
+	at, over int64
+}
+
+func (d spillDisk) WriteAt(b []byte, off int64) (int, error) {
+	if off/MiB == d.at/MiB {
+		if _, err := d.Disk.WriteAt(b, off-d.at+d.over); err != nil {
+			return 0, err
+		}
+	}
+	return d.Disk.WriteAt(b, off)
+}
+
+// What stays in its place and was read back is not right for ever.
+func TestADiskThatLosesWhatStaysIsFound(t *testing.T) {
+	a := packImage(t, gptImage(t, 48*MiB, 1))
+	next := bytes.Clone(a.img)
+	next[33*MiB] ^= 1
+	b := packImage(t, next)
+	base, _ := diskFile(t, 56*MiB, 0)
+	if _, err := base.WriteAt(wantDisk(t, a, 56*MiB, 0, nil), 0); err != nil {
+		t.Fatal(err)
+	}
+	s := serveBytes(t, b)
+	w := testWork(b, spillDisk{base, 33 * MiB, 3 * MiB}, nil, s.URL)
+	differ(t, s, &w.Job.Image, a, b)
+	if _, err := Write(context.Background(), w); err == nil || !strings.Contains(err.Error(), "gives back other bytes") {
+		t.Errorf("error %v", err)
+	}
+	if !allZero(readAll(t, base)[:MiB]) {
+		t.Error("the disk boots")
+	}
+}
+
 // Disks that hold something else are compared as a whole: nothing but a few looks is lost.
 func TestADiskThatIsNotWhatItShouldBeIsCompared(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 5))

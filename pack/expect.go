@@ -121,8 +121,9 @@ func (d *Difference) Expect(t *Table) *Found {
 const minLooks, maxLooks = 8, 64
 
 // Holds tells whether a disk holds what was expected of it, by a sixteenth of the
-// MiBs with blocks of the image, 8 to 64, from all over: nearly all of their blocks. A disk with another image holds none, one that was cut off in the
-// middle of a write half. size is how far there is anything to read.
+// MiBs with blocks of the image, 8 to 64, from all over: nearly all of their blocks.
+// A disk with another image holds none, one that was cut off in the middle of a write
+// half. size is how far there is anything to read.
 func (f *Found) Holds(ctx context.Context, disk io.ReaderAt, size int64, workers int) (bool, error) {
 	if len(f.mib) > NumChunks(size) {
 		return false, nil
