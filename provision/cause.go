@@ -317,7 +317,7 @@ func (d *diagnosis) start() {
 		d.cause("agent-no-tls", "recast doctor; set the system's clock", "the system runs, and its TLS connection failed: %s", d.TLS.Error)
 	}
 	if d.Script != nil {
-		d.cause("boots-again", "recast describe "+d.name+" for findings on its boot order; set the disk first in its setup",
+		d.cause("boots-again", d.order(),
 			"it asked for a boot script again (%d times) instead of starting its disk: the BMC's override stands still, or the disk is not in the boot order", d.Scripts)
 	} else if d.Asked != nil {
 		d.cause("boots-again", d.console(), "its firmware asks for a network boot again: the disk is not first, or did not start")
@@ -342,11 +342,22 @@ func (d *diagnosis) start() {
 	}
 }
 
-// again is about a machine that has nothing to do, and boots from the network.
+// order is what to do about the boot order of a machine: one with a gate needs the
+// network first in it.
+func (d *diagnosis) order() string {
+	next := "recast describe " + d.name + " for findings on its boot order"
+	if d.st.Gate != nil {
+		return next + "; its disk comes second, behind the network, for its gate"
+	}
+	return next + "; set the disk first in its setup"
+}
+
+// again is about a machine that has nothing to do, and boots from the network: as each
+// does that has a gate, which counts by itself those that do not come up.
 func (d *diagnosis) again() {
-	if d.st.Phase != Active || d.Scripts < looped || d.now.Sub(d.Script.Time) > time.Hour {
+	if d.st.Phase != Active || d.st.Gate != nil || d.Scripts < looped || d.now.Sub(d.Script.Time) > time.Hour {
 		return
 	}
-	d.cause("boots-again", "recast describe "+d.name+" for findings on its boot order; set the disk first in its setup",
+	d.cause("boots-again", d.order(),
 		"it asked for a boot script %d times since it was written, the last time %s ago: it restarts, or does not start its disk", d.Scripts, d.now.Sub(d.Script.Time).Round(time.Second))
 }

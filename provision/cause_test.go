@@ -224,6 +224,8 @@ func TestEveryFindingOfTheCatalogueIsFound(t *testing.T) {
 		}, code: "disk-not-started"},
 		{name: "switched off while it starts", step: StepStarting, change: func(q *suspects) { q.View.Status.Power = "off" }, code: "powered-off", next: "recast power on m1"},
 		{name: "active and restarting", step: StepNone, seen: []TimelineEntry{scripted, scripted, scripted}, change: func(q *suspects) { q.View.Status.Phase = Active }, code: "boots-again"},
+		{name: "active behind its gate", step: StepNone, seen: []TimelineEntry{scripted, scripted, scripted}, change: func(q *suspects) { q.View.Status.Phase, q.View.Status.Gate = Active, &GateSeen{} }},
+		{name: "boots again behind its gate", step: StepStarting, seen: []TimelineEntry{discovered, scripted}, change: func(q *suspects) { q.View.Status.Gate = &GateSeen{} }, code: "boots-again", next: "behind the network"},
 		{name: "active", step: StepNone, seen: []TimelineEntry{scripted}, change: func(q *suspects) { q.View.Status.Phase = Active }},
 
 		{name: "BMC: wrong password", step: StepStopping, change: bmcSaid("off: the BMC refused the user or password: 401"), code: "bmc-auth", next: "recast secret set rack-bmc, then: recast retry m1"},
