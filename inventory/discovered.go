@@ -10,11 +10,18 @@ var (
 	notNameRune = regexp.MustCompile(`[^a-z0-9]+`)
 	noText      = regexp.MustCompile(`(?i)^(to be filled.*|not (specified|applicable|available|set)|default string|system serial number|none|n/?a|null|unknown|empty|invalid)$`)
 	noSerial    = regexp.MustCompile(`(?i)^([0x.-]*|0*123456789.*)$`)
-	noUUID      = regexp.MustCompile(`^(0{8}-(0{4}-){3}0{12}|f{8}-(f{4}-){3}f{12}|03000200-0400-0500-0006-000700080009)$`)
+	noUUID      = regexp.MustCompile(`^(0{32}|f{32}|03000200040005000006000700080009)$`) // the last a vendor's, never set
 )
 
 // UsableSerial is false for the values that many boards share, which therefore name none.
 func UsableSerial(s string) bool { return !Placeholder(s) && !noSerial.MatchString(s) }
+
+// UsableUUID is false for the values that many boards share, which therefore prove
+// nothing, and for what is no UUID.
+func UsableUUID(s string) bool {
+	digits := strings.ToLower(strings.ReplaceAll(s, "-", ""))
+	return len(digits) == 32 && !noUUID.MatchString(digits)
+}
 
 // Placeholder tells what vendors leave where nobody filled something in, in SMBIOS and
 // in what BMCs say.
@@ -40,7 +47,7 @@ func YAMLFor(facts Facts, network ...string) string {
 	if serial := strings.TrimSpace(facts.SystemVendor.SerialNumber); badSerial(serial) == "" && UsableSerial(serial) {
 		fmt.Fprintf(&b, "  serial: %q\n", serial)
 	}
-	if uuid := strings.ToLower(facts.SystemVendor.UUID); uuidGrammar.MatchString(uuid) && !noUUID.MatchString(uuid) {
+	if uuid := strings.ToLower(facts.SystemVendor.UUID); uuidGrammar.MatchString(uuid) && UsableUUID(uuid) {
 		fmt.Fprintf(&b, "  uuid: %q\n", uuid)
 	}
 	b.WriteString("  nics:\n")

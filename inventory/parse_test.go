@@ -151,6 +151,20 @@ spec: {subnet: 10.10.0.0/16, dhcp: off}
 	}
 }
 
+func TestUUIDsThatManyBoardsShareProveNothing(t *testing.T) {
+	for uuid, want := range map[string]bool{
+		"": false, "not a uuid": false,
+		"00000000-0000-0000-0000-000000000000": false,
+		"FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF": false,
+		"03000200-0400-0500-0006-000700080009": false,
+		"7265636a-7374-4c61-8b00-000000000001": true,
+	} {
+		if got := UsableUUID(uuid); got != want {
+			t.Errorf("%q: %t, want %t", uuid, got, want)
+		}
+	}
+}
+
 func TestWhatVendorsLeaveWhereASerialShouldBeNamesNoBoard(t *testing.T) {
 	for s, want := range map[string]bool{"": false, "To Be Filled By O.E.M.": false, "to be filled by oem": false, "Not Specified": false, "Default string": false, "None": false,
 		"System Serial Number": false, "N/A": false, "NA": false, "null": false, "unknown": false, "0": false, "00000000": false, "xxxxxxx": false, "0123456789": false,

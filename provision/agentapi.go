@@ -148,7 +148,7 @@ func (e *Engine) leaseLeft(m *machine) int {
 
 // twin is another machine that says the same UUID, "" none.
 func (e *Engine) twin(name, uuid string) string {
-	if !usableUUID(uuid) {
+	if !inventory.UsableUUID(uuid) {
 		return ""
 	}
 	set := e.Set()

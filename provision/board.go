@@ -143,7 +143,7 @@ func (q boardQuestion) wrong() string {
 
 // itself tells whether a UUID is the machine's by its own word or its declaration.
 func (q boardQuestion) itself(uuid string) bool {
-	return usableUUID(uuid) && (sameUUID(q.Agent.UUID, uuid) || sameUUID(q.Declared.UUID, uuid))
+	return inventory.UsableUUID(uuid) && (sameUUID(q.Agent.UUID, uuid) || sameUUID(q.Declared.UUID, uuid))
 }
 
 // boardQuestion about what a BMC says of the machine's board.
@@ -155,7 +155,7 @@ func (s State) boardQuestion(declared, now Board, owner boardOwner) boardQuestio
 	if in := s.Intent; in != nil && in.Live && in.Claim != nil {
 		q.Agent = Board{UUID: in.Claim.UUID, Serial: in.Claim.Serial}
 	}
-	if !usableUUID(q.Agent.UUID) {
+	if !inventory.UsableUUID(q.Agent.UUID) {
 		q.Agent.UUID = ""
 	}
 	q.Agent, q.Declared = q.Agent.usable(), q.Declared.usable()
@@ -164,7 +164,7 @@ func (s State) boardQuestion(declared, now Board, owner boardOwner) boardQuestio
 
 // boardOwner finds the machine whose own word the UUID is that a BMC told of its board.
 func (e *Engine) boardOwner(name string, now Board) (o boardOwner) {
-	if !usableUUID(now.UUID) {
+	if !inventory.UsableUUID(now.UUID) {
 		return o
 	}
 	set := e.Set()

@@ -322,7 +322,7 @@ func identityOf(in *Intent, uuid, serial string) (is inventory.Identity, why str
 		return inventory.L0, ""
 	case board == nil || board.UUID == "" && board.Serial == "":
 		return inventory.L0, "its BMC tells neither UUID nor serial of its board"
-	case board.UUID != "" && usableUUID(uuid) && sameUUID(uuid, board.UUID):
+	case board.UUID != "" && inventory.UsableUUID(uuid) && sameUUID(uuid, board.UUID):
 	case board.Serial != "" && board.Serial == serial:
 	default:
 		return inventory.L0, fmt.Sprintf("the machine says UUID %q serial %q, its BMC %q %q: where bmc.url names another machine's BMC, correct it", uuid, serial, board.UUID, board.Serial)

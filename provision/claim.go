@@ -142,11 +142,3 @@ func twins(m *inventory.Machine, twin string, twinDeclares bool, uuid string) (r
 	return fmt.Sprintf("%s says the UUID %s, which is the declared one of %s", other, uuid, owner),
 		fmt.Sprintf("give %s a UUID of its own in its firmware, or correct the uuid of %s in its file and apply; if they are two cards of one machine, declare it once", other, owner)
 }
-
-// usableUUID is false for the values that many boards share, which therefore
-// prove nothing (checklist row 13: all zero, all F).
-func usableUUID(uuid string) bool {
-	digits := strings.ToLower(strings.ReplaceAll(uuid, "-", ""))
-	return len(digits) == 32 && strings.Trim(digits, "0") != "" && strings.Trim(digits, "f") != "" &&
-		digits != "03000200040005000006000700080009" // a vendor's never-set default
-}

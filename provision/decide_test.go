@@ -100,20 +100,6 @@ func TestClaimVerdicts(t *testing.T) {
 	}
 }
 
-func TestUUIDsThatManyBoardsShareProveNothing(t *testing.T) {
-	for uuid, want := range map[string]bool{
-		"": false, "not a uuid": false,
-		"00000000-0000-0000-0000-000000000000": false,
-		"FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF": false,
-		"03000200-0400-0500-0006-000700080009": false,
-		"7265636a-7374-4c61-8b00-000000000001": true,
-	} {
-		if got := usableUUID(uuid); got != want {
-			t.Errorf("%q: %t, want %t", uuid, got, want)
-		}
-	}
-}
-
 func TestBootAnswersTheLocalDiskInEveryDoubt(t *testing.T) {
 	ramdisk := RamdiskFiles{Kernel: "/ramdisk/vmlinuz", Initrd: "/ramdisk/initrd.img"}
 	decl := &inventory.Machine{Name: "m1"}

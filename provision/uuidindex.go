@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"recast/inventory"
 )
 
 // uuidIndex finds the machines that say a UUID, so that a claim does not look at
@@ -46,7 +48,7 @@ func (x *uuidIndex) moved(name string, before, after State) {
 		}
 	}
 	for _, uuid := range now {
-		if at, ok := slices.BinarySearch(x.byUUID[uuid], name); !ok && usableUUID(uuid) {
+		if at, ok := slices.BinarySearch(x.byUUID[uuid], name); !ok && inventory.UsableUUID(uuid) {
 			x.byUUID[uuid] = slices.Insert(x.byUUID[uuid], at, name)
 		}
 	}

@@ -24,6 +24,7 @@ func Tamper(path, region string, offset int64) (at int64, err error) {
 	if _, err := f.ReadAt(first, 0); err != nil {
 		return 0, fmt.Errorf("tamper: read the partition table: %w", err)
 	}
+	first, _ = pack.Resumed(first) // a repair may have been cut
 	layout, _, err := pack.ParseLayout(first, info.Size())
 	if err != nil {
 		return 0, fmt.Errorf("tamper: %w", err)

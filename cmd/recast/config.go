@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"gopkg.in/yaml.v3"
 
 	"recast/inventory"
@@ -97,6 +100,29 @@ func readConfig(path string, named bool) (config, error) {
 	if err != nil {
 		return c, fmt.Errorf("the configuration is refused; recast serve --print-config shows every field:\n%w", err)
 	}
+	return c, nil
+}
+
+// hostFlags say where a server of this host has its configuration and its data.
+type hostFlags struct{ path, data string }
+
+func (f *hostFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.path, "config", defaultConfig, "configuration file of the server")
+	flags.StringVar(&f.data, "data", "", "data folder (overrides the configuration)")
+}
+
+// read is the configuration with the data folder that is meant: the flag's, else that of
+// RECAST_DATA unless a configuration is named, as for the verbs that ask the server.
+func (f *hostFlags) read(cmd *cobra.Command) (config, error) {
+	named := cmd.Flags().Changed("config")
+	c, err := readConfig(f.path, named)
+	if err != nil {
+		return c, codeError{err, exitUsage}
+	}
+	if !named {
+		c.Data = cmp.Or(os.Getenv("RECAST_DATA"), c.Data)
+	}
+	c.Data = cmp.Or(f.data, c.Data)
 	return c, nil
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -31,7 +30,8 @@ import (
 )
 
 func newDoctor() *cobra.Command {
-	var path, data, output string
+	var host hostFlags
+	var output string
 	var quiet bool
 	cmd := &cobra.Command{
 		Use: "doctor [PATH...]", GroupID: "server", Short: "Look for what keeps machines on this host's networks from booting",
@@ -48,14 +48,9 @@ or with FAIL for what is broken; then the exit code is 1.`,
 			return nil, cobra.ShellCompDirectiveDefault
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := readConfig(path, cmd.Flags().Changed("config"))
+			c, err := host.read(cmd)
 			if err != nil {
-				return codeError{err, exitUsage}
-			}
-			if data != "" {
-				c.Data = data
-			} else if !cmd.Flags().Changed("config") {
-				c.Data = cmp.Or(os.Getenv("RECAST_DATA"), c.Data) // as for the verbs that ask the server
+				return err
 			}
 			f := lookAround(cmd.Context(), c, args, !quiet)
 			if f.filesErr != nil {
@@ -77,8 +72,7 @@ or with FAIL for what is broken; then the exit code is 1.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&path, "config", defaultConfig, "configuration file of the server")
-	cmd.Flags().StringVar(&data, "data", "", "data folder (overrides the configuration)")
+	host.add(cmd.Flags())
 	cmd.Flags().BoolVar(&quiet, "no-probe", false, "send no DISCOVER")
 	addOutput(cmd, &output)
 	return cmd

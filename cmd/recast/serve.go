@@ -35,17 +35,17 @@ import (
 )
 
 func newServe() *cobra.Command {
-	var path string
+	var host hostFlags
 	var printConfig bool
-	var data string
 	cmd := &cobra.Command{
 		Use: "serve", GroupID: "server", Short: "Run the server",
 		Long: `Run the server: DHCP, TFTP, boot scripts, images and the API.
 
 DHCP, TFTP and syslog answer nothing until a Network is declared and applied. The two TCP ports
 listen on every address from the start, or on those that boot and agent name. Data stand under
-` + defaultData + `; ` + defaultConfig + ` overrides the defaults, and --print-config shows what is in
-force. At first start a CA, a key file and the operator's token are made.
+` + defaultData + `, or where RECAST_DATA says; ` + defaultConfig + ` overrides the defaults, and
+--print-config shows what is in force. At first start a CA, a key file and the operator's token are
+made.
 
 SIGTERM stops it once transfers have finished, SIGHUP reads the configuration's log level and the
 host's interfaces again. Sockets passed in by systemd are used by their names: boot, agent,
@@ -53,16 +53,10 @@ operator.`,
 		Example: "  recast serve --print-config > /etc/recast/recast.yaml\n  recast serve --data /srv/recast",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			read := func() (config, error) {
-				c, err := readConfig(path, cmd.Flags().Changed("config"))
-				if data != "" {
-					c.Data = data
-				}
-				return c, err
-			}
+			read := func() (config, error) { return host.read(cmd) }
 			c, err := read()
 			if err != nil {
-				return codeError{err, exitUsage}
+				return err
 			}
 			if printConfig {
 				return yaml.NewEncoder(cmd.OutOrStdout()).Encode(c)
@@ -70,8 +64,7 @@ operator.`,
 			return serve(cmd.Context(), c, read)
 		},
 	}
-	cmd.Flags().StringVar(&path, "config", defaultConfig, "configuration file")
-	cmd.Flags().StringVar(&data, "data", "", "data folder (overrides the configuration)")
+	host.add(cmd.Flags())
 	cmd.Flags().BoolVar(&printConfig, "print-config", false, "show what is in force, and end")
 	return cmd
 }

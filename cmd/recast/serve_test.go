@@ -49,6 +49,30 @@ func TestServerSaysWhatItListensOnAndAnswers(t *testing.T) {
 	}
 }
 
+func TestCommandsOfTheServersHostFindItsData(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "recast.yaml")
+	if err := os.WriteFile(config, []byte("data: /named\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ env, args, want string }{
+		{"", "", defaultData},
+		{"/env", "", "/env"},
+		{"/env", "--data /flag", "/flag"},
+		{"/env", "--config " + config, "/named"},
+		{"", "--config " + config + " --data /flag", "/flag"},
+	} {
+		t.Setenv("RECAST_DATA", tt.env)
+		text, code := recast(t, nil, append([]string{"serve", "--print-config"}, strings.Fields(tt.args)...)...)
+		if code != exitOK || !strings.HasPrefix(text, "data: "+tt.want+"\n") {
+			t.Errorf("RECAST_DATA=%s serve %s: %d %s", tt.env, tt.args, code, text)
+		}
+	}
+	t.Setenv("RECAST_DATA", "/env/of/nothing")
+	if text, code := recast(t, nil, "store", "backup", filepath.Join(t.TempDir(), "x")); code != exitError || !strings.Contains(text, "/env/of/nothing/recast.db") {
+		t.Errorf("%d %s", code, text)
+	}
+}
+
 func TestSecondServerOnTheSameDataIsRefused(t *testing.T) {
 	_, data := workplace(t)
 	text, code := recast(t, nil, "serve", "--data", data, "--config", filepath.Join(data, "recast.yaml"))

@@ -17,26 +17,14 @@ import (
 )
 
 func newStore() *cobra.Command {
-	var path, data string
+	var host hostFlags
 	cmd := &cobra.Command{Use: "store", GroupID: "server", Short: "Back up, restore and copy the store of a stopped server",
 		Long: `Back up, restore and copy the store of a stopped server: what is declared, every machine's
 state, leases, sealed secrets and the audit log. Images and the key file that opens the secrets are
 no part of it: copy them from the data folder, and keep the key file apart from backups.
 
 A running server holds its file, and these commands refuse to touch it.`}
-	cmd.PersistentFlags().StringVar(&path, "config", defaultConfig, "configuration file of the server")
-	cmd.PersistentFlags().StringVar(&data, "data", "", "data folder (overrides the configuration)")
-	// ours is the configuration that says where the store is.
-	ours := func(cmd *cobra.Command) (config, error) {
-		c, err := readConfig(path, cmd.Flags().Changed("config"))
-		if err != nil {
-			return c, codeError{err, exitUsage}
-		}
-		if data != "" {
-			c.Data = data
-		}
-		return c, nil
-	}
+	host.add(cmd.PersistentFlags())
 	backup := &cobra.Command{
 		Use: "backup FILE|-", Short: "Write every record to a file",
 		Long: `Write every record to a file that does not exist yet, or to standard output, with a digest that
@@ -44,7 +32,7 @@ restore checks. It holds the sealed secrets.`,
 		Example: "  systemctl stop recast && recast store backup recast.backup; systemctl start recast",
 		Args:    arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := ours(cmd)
+			c, err := host.read(cmd)
 			if err != nil {
 				return err
 			}
@@ -68,7 +56,7 @@ into a data folder and copy from there.`,
 		Example: "  mv /var/lib/recast/recast.db /var/lib/recast/recast.db.old\n  recast store restore recast-2026-11-22.backup",
 		Args:    arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := ours(cmd)
+			c, err := host.read(cmd)
 			if err != nil {
 				return err
 			}
