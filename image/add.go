@@ -170,8 +170,13 @@ func (s *Store) add(ctx context.Context, r io.Reader, o AddOptions) (_ Info, err
 		}
 	}
 
+	verity, err := findVerity(ctx, m, f)
+	if err != nil {
+		return Info{}, fmt.Errorf("look at its dm-verity trees: %w", err)
+	}
+
 	s.change.Lock()
-	info, what, err := s.commit(index, f, temp, o.Source)
+	info, what, err := s.commit(index, verity, f, temp, o.Source)
 	s.change.Unlock()
 	if err != nil {
 		return Info{}, err
@@ -186,13 +191,13 @@ func (s *Store) add(ctx context.Context, r io.Reader, o AddOptions) (_ Info, err
 
 // commit makes the pack in temp the image's own, unless the store holds a good
 // one. what is empty if it does.
-func (s *Store) commit(index *pack.Index, f *os.File, temp, source string) (info Info, what string, err error) {
+func (s *Store) commit(index *pack.Index, verity []Verity, f *os.File, temp, source string) (info Info, what string, err error) {
 	m := index.Manifest
 	manifest := m.Encode()
 	info = Info{
 		Digest: inventory.NewDigest(m.Digest), Manifest: inventory.DigestOf(manifest), Pack: inventory.NewDigest(m.Pack),
 		Size: m.Size, ManifestSize: int64(len(manifest)), PackSize: m.PackSize, BlockSize: m.BlockSize,
-		Added: s.o.Now().UTC(), Source: source,
+		Added: s.o.Now().UTC(), Source: source, Verity: verity,
 	}
 	old, err := s.Info(info.Digest)
 	known := err == nil
@@ -200,8 +205,9 @@ func (s *Store) commit(index *pack.Index, f *os.File, temp, source string) (info
 	if known {
 		bad, err := s.compare(old, m, f)
 		if err == nil && bad == 0 {
-			if old.Damaged == "" && old.Index == "" {
-				return s.addIndex(old, index)
+			if old.Damaged == "" && (old.Index == "" || old.Verity == nil) {
+				old.Verity = verity
+				return s.addFound(old, index)
 			}
 			if old.Damaged == "" {
 				return old, "", nil
@@ -250,8 +256,9 @@ func (s *Store) commit(index *pack.Index, f *os.File, temp, source string) (info
 	return info, what, nil
 }
 
-// addIndex gives an image that was added before there were any its index.
-func (s *Store) addIndex(info Info, index *pack.Index) (Info, string, error) {
+// addFound gives an image that was added before anybody looked for it what is found of it
+// now: its index, and its trees.
+func (s *Store) addFound(info Info, index *pack.Index) (Info, string, error) {
 	err := s.keepIndex(&info, index)
 	if err == nil {
 		err = s.writeRecord(info)

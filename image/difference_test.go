@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -187,7 +188,7 @@ func TestImagesFromBeforeIndexesAreIndexedOnFirstNeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = open(t, dir, Options{})
-	if again := add(t, s, release(t, 3, 40, 3)); again != b {
+	if again := add(t, s, release(t, 3, 40, 3)); !reflect.DeepEqual(again, b) {
 		t.Errorf("added again: %+v", again)
 	}
 }

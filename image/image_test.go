@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -542,7 +543,7 @@ func TestAddingAgainMendsUnseenDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen.take()
-	if again := add(t, s, disk(t, 5, 1)); again != info {
+	if again := add(t, s, disk(t, 5, 1)); !reflect.DeepEqual(again, info) {
 		t.Errorf("added again: %+v", again)
 	}
 	if err := s.Verify(context.Background(), info.Digest); err != nil {
@@ -590,7 +591,7 @@ func TestMendingWithAnotherCompressor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	older, _, err := s.commit(index, f, temp, "older")
+	older, _, err := s.commit(index, nil, f, temp, "older")
 	f.Close()
 	s.change.Unlock()
 	if err != nil || older.Pack == info.Pack {

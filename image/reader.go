@@ -54,6 +54,15 @@ func (r *Reader) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
+// Numbers of the partitions of those names or numbers, no two of which are one.
+func (r *Reader) Numbers(names []string) (list []int, err error) {
+	parts, err := r.Manifest.Layout.FindAll(names)
+	for _, p := range parts {
+		list = append(list, p.Number)
+	}
+	return list, err
+}
+
 // File finds a file by its path in the file system that lies in the image from start
 // to end.
 func (r *Reader) File(start, end int64, path string) (inventory.DiskFile, error) {

@@ -68,6 +68,9 @@ type Info struct {
 	// Index is the blob of 4 KiB block sums; empty where none was needed yet.
 	Index     inventory.Digest `json:"index,omitempty"`
 	IndexSize int64            `json:"indexSize,omitempty"`
+	// Verity are its dm-verity trees, each with every other partition; nil: an older
+	// recast added it, and nobody has looked.
+	Verity []Verity `json:"verity,omitzero"`
 	// Damaged names the frame and the file that is wrong; empty for a good image.
 	Damaged string `json:"damaged,omitempty"`
 }

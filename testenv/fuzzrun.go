@@ -88,6 +88,7 @@ var onlyLong = []target{
 	{"store", "FuzzReadBackup"},
 	{"image", "FuzzModule"},
 	{"image", "FuzzUnpack"},
+	{"image", "FuzzVerity"},
 	{"cmd/recast", "FuzzConfig"},
 	{"testenv", "FuzzEFIVariables"},
 	{"testenv", "FuzzIPMILogin"},

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +40,9 @@ that is damaged mends it.`,
 				return err
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s unpacked, %s packed\n", size(info.Size), size(info.PackSize))
+			for _, line := range verityLines(info.Verity) {
+				fmt.Fprintln(cmd.ErrOrStderr(), line)
+			}
 			fmt.Fprintln(cmd.OutOrStdout(), info.Digest)
 			return nil
 		},
@@ -125,6 +129,22 @@ func addImage(cmd *cobra.Command, c *client, source, digest string) (image.Info,
 	}
 	defer resp.Body.Close()
 	return info, decodeBody(resp.Body, &info)
+}
+
+// verityLines say of each dm-verity tree what it proves.
+func verityLines(all []image.Verity) (lines []string) {
+	for i, v := range all {
+		same := func(o image.Verity) bool { return o.Tree == v.Tree }
+		switch proves := slices.ContainsFunc(all, func(o image.Verity) bool { return same(o) && o.Wrong == "" }); {
+		case v.Wrong == "":
+			lines = append(lines, fmt.Sprintf("partition %d is proved by the dm-verity tree in partition %d: root hash %s", v.Data, v.Tree, v.RootHash))
+		case v.Data == 0:
+			lines = append(lines, fmt.Sprintf("the dm-verity tree in partition %d proves nothing: %s", v.Tree, v.Wrong))
+		case !proves && !slices.ContainsFunc(all[:i], same):
+			lines = append(lines, fmt.Sprintf("the dm-verity tree in partition %d proves nothing: no other partition is what it was made of", v.Tree))
+		}
+	}
+	return lines
 }
 
 // progressReader draws on a terminal how much was read, in one line.
