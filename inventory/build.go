@@ -229,6 +229,7 @@ func (b *builder) buildImage(d *declared[rawImage]) {
 			d.problem(raw.State[n].Line, "spec.state["+strconv.Itoa(n)+"]", fmt.Sprintf("%q never changes, as immutable says", name), "remove one")
 		}
 	}
+	d.buildVerity(raw.Verity, i)
 	d.buildImageBoot(raw.Boot, i)
 	if d.named && i.Digest != "" {
 		b.image[i.Name] = i

@@ -12,6 +12,16 @@ import (
 // maxPartitions are those that a GPT has as a rule.
 const maxPartitions = 128
 
+// badPartition says why no partition has that name or number; "" one may.
+func badPartition(name string) string {
+	if name == "" || utf8.RuneCountInString(name) > 36 || !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return fmt.Sprintf("%q cannot name a partition", name)
+	}
+	return ""
+}
+
+const partitionRule = "want its GPT name, at most 36 characters, or its number"
+
 // buildPartitions checks the names by themselves: which partitions there are is
 // known where the image is. Nil where nothing is said.
 func (s scope) buildPartitions(name string, raw []word) (list []string) {
@@ -22,8 +32,8 @@ func (s scope) buildPartitions(name string, raw []word) (list []string) {
 		field := "spec." + name + "[" + strconv.Itoa(n) + "]"
 		switch {
 		case !t.given():
-		case t.V == "" || utf8.RuneCountInString(t.V) > 36 || !utf8.ValidString(t.V) || strings.ContainsFunc(t.V, func(r rune) bool { return !unicode.IsPrint(r) }):
-			s.problem(t.Line, field, fmt.Sprintf("%q cannot name a partition", t.V), "want its GPT name, at most 36 characters, or its number")
+		case badPartition(t.V) != "":
+			s.problem(t.Line, field, badPartition(t.V), partitionRule)
 		case slices.Contains(list, t.V):
 			s.problem(t.Line, field, fmt.Sprintf("%q stands there twice", t.V), "remove one")
 		case n == maxPartitions:
@@ -33,6 +43,39 @@ func (s scope) buildPartitions(name string, raw []word) (list []string) {
 		}
 	}
 	return list
+}
+
+// buildVerity checks that each partition is one thing: data, a tree, immutable or state.
+// Whether a tree is the data's is known where the image is.
+func (s scope) buildVerity(raw entries, i *Image) {
+	trees := map[string]string{} // with the data of each
+	for _, e := range raw {
+		trees[e.Value.V] = e.Key
+	}
+	for _, e := range raw {
+		data, tree, field := e.Key, e.Value.V, "spec.verity."+e.Key
+		switch {
+		case badPartition(data) != "":
+			s.problem(e.KeyLine, field, badPartition(data), partitionRule)
+		case badPartition(tree) != "":
+			s.problem(e.Value.Line, field, badPartition(tree), partitionRule)
+		case trees[data] != "":
+			s.problem(e.KeyLine, field, fmt.Sprintf("%q is the tree of %q", data, trees[data]), "name the partition that holds the data, and behind it that of its tree")
+		case trees[tree] != data:
+			s.problem(e.Value.Line, field, fmt.Sprintf("%q is the tree of %q too", tree, trees[tree]), "name another one: each has its own")
+		case slices.Contains(i.Immutable, data):
+			s.problem(e.KeyLine, field, fmt.Sprintf("%q is immutable too, so that all of it would be read", data), "remove one: its tree proves it")
+		case slices.Contains(i.Immutable, tree):
+			s.problem(e.Value.Line, field, fmt.Sprintf("%q stands in immutable too", tree), "remove it there: a tree is read whole")
+		case slices.Contains(i.State, data), slices.Contains(i.State, tree):
+			s.problem(e.KeyLine, field, "what dm-verity protects is no state", "remove it there or here")
+		default:
+			if i.Verity == nil {
+				i.Verity = map[string]string{}
+			}
+			i.Verity[data] = tree
+		}
+	}
 }
 
 // maxArgs leaves room in x86's 2048 characters for the consoles.
@@ -45,7 +88,9 @@ func (s scope) buildImageBoot(raw rawImageBoot, i *Image) {
 		return
 	}
 	o := &ImageBoot{Partition: raw.Partition.V, Kernel: raw.Kernel.V, Initrd: raw.Initrd.V}
-	if t := raw.Partition; t.given() && !slices.Contains(i.Immutable, t.V) && (i.State == nil || slices.Contains(i.State, t.V)) {
+	if t := raw.Partition; t.given() && i.Verity[t.V] != "" {
+		s.problem(t.Line, "spec.boot.partition", fmt.Sprintf("what stands in %q is proved only by the kernel that it would hold", t.V), "name an immutable partition that has the kernel")
+	} else if t.given() && !slices.Contains(i.Immutable, t.V) && (i.State == nil || slices.Contains(i.State, t.V)) {
 		s.problem(t.Line, "spec.boot.partition", fmt.Sprintf("partition %q is not immutable, and only what was proved is started", t.V), "name it in immutable too, in the same way")
 	}
 	for _, f := range []struct {
@@ -108,6 +153,8 @@ func (s scope) buildGate(raw rawDefinition, o *Definition) {
 	}
 	switch {
 	case i == nil:
+	case o.Every == BootGate && len(i.Immutable) == 0 && len(i.Verity) > 0:
+		s.problem(boot.Every.Line, "spec.boot.every", fmt.Sprintf("image %q names no immutable partition, so that nothing proves what starts the kernel and gives it the root hash", i.Name), "name those in its immutable, or want disk")
 	case o.Every == BootGate && len(i.Immutable) == 0:
 		s.problem(boot.Every.Line, "spec.boot.every", fmt.Sprintf("image %q names no immutable partition, so that there is nothing to prove", i.Name), "name those that never change in its immutable, or want disk")
 	case o.Every == BootRestore && i.State == nil:

@@ -126,6 +126,39 @@ func TestImmutablePartitionsChangeNoGenerationWithoutAGate(t *testing.T) {
 	}
 }
 
+func TestAPartitionThatDmVerityProtectsIsPartOfAGate(t *testing.T) {
+	verity := func(boot, pairs string) Generation {
+		return resolved(t, parseOne(t, strings.Replace(gateRack(t, boot), "immutable: [esp, 2]", "immutable: [esp]\n  verity: {"+pairs+"}", 1)), "compute")
+	}
+	r := verity("every: gate", "root: 3, 5: usr-verity")
+	if want := map[string]string{"root": "3", "5": "usr-verity"}; !reflect.DeepEqual(r.Resolved.Image.Verity, want) {
+		t.Errorf("%q, want %q", r.Resolved.Image.Verity, want)
+	}
+	again, err := DecodeGeneration(r.Canonical)
+	if err != nil || !reflect.DeepEqual(again.Resolved, r.Resolved) {
+		t.Errorf("read back as %+v, %v", again.Resolved, err)
+	}
+	// It is a generation of its own, and none where no gate reads it.
+	if r.Digest == verity("every: gate", "root: 4").Digest || r.Digest == verity("every: gate", "").Digest {
+		t.Error("another tree is the same generation")
+	}
+	if a, b := verity("every: disk", "root: 3"), resolved(t, parseOne(t, rack(t)), "compute"); a.Digest != b.Digest {
+		t.Error("the generation depends on a tree that nobody reads")
+	}
+}
+
+func TestAGateWithATreeNeedsWhatStartsItToBeProved(t *testing.T) {
+	for image, want := range map[string]string{
+		"verity: {root: root-verity}": `spec.boot.every: image "debian-12" names no immutable partition, so that nothing proves what starts the kernel and gives it the root hash; name those in its immutable, or want disk`,
+		"immutable: [esp]\n  verity: {root: root-verity}\n  boot: {partition: root, kernel: /vmlinuz}": `spec.boot.partition: what stands in "root" is proved only by the kernel that it would hold; name an immutable partition that has the kernel`,
+	} {
+		doc := strings.Replace(gateRack(t, "every: gate"), "immutable: [esp, 2]", image, 1)
+		if _, err := Parse([]File{{Name: "rack.yaml", Data: []byte(doc)}}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", image, err, want)
+		}
+	}
+}
+
 func TestVerdictMatchesOnlyWhereEverythingDoes(t *testing.T) {
 	a, b := DigestOf([]byte("a")), DigestOf([]byte("b"))
 	good := RegionVerdict{Name: "esp", Read: a, Want: a}

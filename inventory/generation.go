@@ -25,6 +25,8 @@ type ResolvedImage struct {
 	Digest Digest    `json:"digest"`
 	// Immutable where a gate proves them: nothing else depends on them.
 	Immutable []string `json:"immutable,omitempty"`
+	// Verity likewise.
+	Verity map[string]string `json:"verity,omitempty"`
 	// State likewise, where every boot puts back all others.
 	State []string `json:"state,omitempty"`
 	// Boot where a gate may start it.

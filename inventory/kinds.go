@@ -123,6 +123,10 @@ type Image struct {
 	// after the write: what a gate proves. All others are state, which it neither
 	// reads nor writes.
 	Immutable []string `json:"immutable,omitempty"`
+	// Verity are the partitions that dm-verity protects, each with the one that holds its
+	// tree, by GPT name or number: a gate proves the tree as if it were immutable, and by it
+	// the kernel every block of the data as it reads it.
+	Verity map[string]string `json:"verity,omitempty"`
 	// State are the partitions that every: restore keeps, by GPT name or number; all
 	// others it puts back. Nil: it is not said, as it is by a list that is empty.
 	State []string `json:"state,omitzero"`

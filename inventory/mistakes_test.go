@@ -250,6 +250,15 @@ func TestEveryMistakeIsNamedWithItsLineAndCure(t *testing.T) {
 		{"immutable without a name", "type: disk", "type: disk\n  immutable: [\"\"]", []string{
 			`rack.yaml:18: spec.immutable[0]: "" cannot name a partition; want its GPT name, at most 36 characters, or its number`,
 		}},
+		{"verity that contradicts itself", "type: disk", "type: disk\n  immutable: [esp, usr, usr-verity]\n  state: [home]\n  verity:\n    usr: root-verity\n    root: usr-verity\n    home: home-verity\n    a: tree\n    b: tree\n    tree: c\n    \"\": d\n    e: \"\"", []string{
+			`rack.yaml:21: spec.verity.usr: "usr" is immutable too, so that all of it would be read; remove one: its tree proves it`,
+			`rack.yaml:22: spec.verity.root: "usr-verity" stands in immutable too; remove it there: a tree is read whole`,
+			`rack.yaml:23: spec.verity.home: what dm-verity protects is no state; remove it there or here`,
+			`rack.yaml:24: spec.verity.a: "tree" is the tree of "b" too; name another one: each has its own`,
+			`rack.yaml:26: spec.verity.tree: "tree" is the tree of "b"; name the partition that holds the data, and behind it that of its tree`,
+			`rack.yaml:27: spec.verity.: "" cannot name a partition; want its GPT name, at most 36 characters, or its number`,
+			`rack.yaml:28: spec.verity.e: "" cannot name a partition; want its GPT name, at most 36 characters, or its number`,
+		}},
 		{"kernelArgs on a disk image", "  boot: {every: disk}", "  kernelArgs: [quiet]", []string{
 			"rack.yaml:27: spec.kernelArgs: the boot loader of a disk image owns the kernel's arguments; remove it and set them in the image, and in its boot.args for a gate that starts it by kexec",
 		}},

@@ -46,8 +46,9 @@ type rawImage struct {
 	Digest text `yaml:"digest,required" form:"digest" example:"\"sha256:…\" as recast image add prints it" doc:"SHA-256 of the unpacked bytes"`
 	Source text `yaml:"source" doc:"a file path or an https URL to fetch it from"`
 
-	Immutable []word `yaml:"immutable" doc:"partitions, by GPT name or number, whose bytes never change after the write, for boot.every: gate; all others are state"`
-	State     []word `yaml:"state" doc:"partitions, by GPT name or number, that boot.every: restore keeps; all others are put back at every boot; [] keeps none"`
+	Immutable []word  `yaml:"immutable" doc:"partitions, by GPT name or number, whose bytes never change after the write, for boot.every: gate; all others are state"`
+	Verity    entries `yaml:"verity" form:"partitions" doc:"partitions, by GPT name or number, that dm-verity protects, each with the one that holds its tree: a gate reads the tree alone, and the kernel checks the data by it"`
+	State     []word  `yaml:"state" doc:"partitions, by GPT name or number, that boot.every: restore keeps; all others are put back at every boot; [] keeps none"`
 
 	Boot rawImageBoot `yaml:"boot" doc:"what a gate starts by kexec, as the image's own boot loader would"`
 }

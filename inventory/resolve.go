@@ -26,7 +26,7 @@ func (s *Set) Resolve(def *Definition, secretVersion func(name string) (int, boo
 	}
 	switch def.Every {
 	case BootGate:
-		r.Image.Immutable = img.Immutable
+		r.Image.Immutable, r.Image.Verity = img.Immutable, img.Verity
 	case BootRestore:
 		r.Image.State = img.State
 	}

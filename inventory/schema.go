@@ -77,7 +77,10 @@ func schemaOf(t reflect.Type, f rawField) schema {
 	case entries:
 		s["type"] = "object"
 		s["additionalProperties"] = schema{"type": []string{"string", "integer"}, "pattern": schemaPatterns["label"]}
-		if f.form == "deadlines" {
+		switch f.form {
+		case "partitions":
+			s["additionalProperties"] = schema{"type": []string{"string", "integer"}}
+		case "deadlines":
 			steps := schema{}
 			for _, step := range stepNames() {
 				steps[step] = schema{"type": "string", "pattern": schemaPatterns["duration"]}

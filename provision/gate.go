@@ -16,6 +16,8 @@ import (
 type Gate struct {
 	inventory.Gate
 	Regions []inventory.Region `json:"regions"`
+	// Verity are the partitions that are proved by their trees, which are among Regions.
+	Verity []VerityRoot `json:"verity,omitempty"`
 	// Kernel is what it starts by kexec; nil: it hands over by a restart.
 	Kernel *inventory.JobKernel `json:"kernel,omitempty"`
 

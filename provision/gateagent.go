@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"recast/inventory"
@@ -26,6 +27,19 @@ func (e *Engine) gateOf(gen inventory.Generation, firmware inventory.Firmware) (
 	if restores {
 		if names, err = img.Manifest.Layout.Others(r.Image.State); err != nil {
 			return nil, fmt.Errorf("state of image %s: %w", r.Image.Digest.Short(), err)
+		}
+	}
+	if len(r.Image.Verity) > 0 {
+		info, err := e.Images.Info(r.Image.Digest)
+		if err == nil {
+			g.Verity, err = verityOf(r.Image, img.Numbers, info.Verity)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("verity of image %s: %w", r.Image.Digest.Short(), err)
+		}
+		names = slices.Clone(names)
+		for _, v := range g.Verity {
+			names = append(names, v.Tree)
 		}
 	}
 	parts, err := img.Manifest.Layout.FindAll(names)

@@ -248,7 +248,7 @@ func gateWay(in planInput, m *inventory.Machine, gen inventory.Generation, here 
 	}
 	if in.Gate != nil && here {
 		if err := in.Gate(gen); err != nil {
-			return Wait{err.Error(), "correct immutable, state or boot of the Image and apply"}
+			return Wait{err.Error(), "correct immutable, verity, state or boot of the Image and apply"}
 		}
 	}
 	return Wait{}

@@ -304,14 +304,14 @@ func (t *transition) gatePasses(g *Gate, seen *GateSeen, verdict GateVerdict, v 
 	st := &t.Status
 	g.Failures, g.Consent = 0, nil
 	seen.Verdict, seen.At, seen.Regions, seen.Detail = verdict, t.now, v.Regions, describeVerdict(v)
-	st.Evidence = Evidence{Level: inventory.E3, Generation: g.Generation, At: t.now, Detail: "the gate read " + readText(v)}
+	st.Evidence = Evidence{Level: inventory.E3, Generation: g.Generation, At: t.now, Detail: "the gate read " + readText(v) + verityText(g.Verity)}
 	why := t.noKexec(g, verdict)
 	if verdict == GateDiffers {
 		st.Evidence.Level, st.Evidence.Detail = inventory.E0, "the gate read what was not written: "+describeVerdict(v)
 		t.line("step", "let through although it differs: onMismatch is %s", g.OnMismatch)
 	} else {
 		st.Findings = dropFindings(st.Findings, gatePrefix)
-		t.line("step", "as it was written: %s", readText(v))
+		t.line("step", "as it was written: %s%s", readText(v), verityText(g.Verity))
 	}
 	switch {
 	case why == "":

@@ -23,6 +23,9 @@ type SimDisk struct {
 	// Pace slows every change down, so that a small disk takes as long as one
 	// wishes. Set it before use.
 	Pace time.Duration
+	// OnRead is told of each read by an agent, before it; nil nobody. Set it while the
+	// machine is off. Agents read by several goroutines.
+	OnRead func(off, n int64)
 
 	mu     sync.Mutex
 	writes []SimWrite
@@ -278,12 +281,18 @@ func (o simOpenDisk) ReadAt(b []byte, off int64) (int, error) {
 	if err := o.disk.readable(off + int64(len(b))); err != nil {
 		return 0, err
 	}
+	if o.disk.OnRead != nil {
+		o.disk.OnRead(off, int64(len(b)))
+	}
 	return o.Disk.ReadAt(b, off)
 }
 
 func (o simOpenDisk) ReadBack(b []byte, off int64) (int, error) {
 	if o.disk.Pace > 0 {
 		time.Sleep(o.disk.Pace)
+	}
+	if o.disk.OnRead != nil {
+		o.disk.OnRead(off, int64(len(b)))
 	}
 	return o.Disk.ReadBack(b, off)
 }

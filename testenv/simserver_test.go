@@ -443,6 +443,7 @@ type simDeclare struct {
 	Spec     string // added to the Definition's spec
 	// Immutable partitions of the image, as a YAML list.
 	Immutable string
+	Verity    string                // data and tree partitions, as a YAML map; "" none
 	State     string                // likewise; "" is not said
 	Kernel    string                // boot of the image, as a YAML map; "" none
 	Hint      string                // of disk.select; "" the size
@@ -467,6 +468,9 @@ func (s *simServer) yaml(d simDeclare) string {
 	state := ""
 	if d.State != "" {
 		state = ", state: " + d.State
+	}
+	if d.Verity != "" {
+		state += ", verity: " + d.Verity
 	}
 	if d.Kernel != "" {
 		state += ", boot: " + d.Kernel
