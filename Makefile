@@ -72,7 +72,7 @@ test-boot: need-root need-go setup build ## boot machines by every firmware and 
 	@./setup.sh arm64
 	@$(AS_USER) $(GO) mod download
 	@set -o pipefail; { echo "make test-boot of $(VERSION), begun $$(date -u +%FT%TZ)"; \
-		RECAST_LONG=1 $(AS_ROOT) $(GO) run testenv/runtests.go -each -p 1 -timeout 2h -run '^(TestMachinesBootToTheAgent|TestMachinesWithoutDHCPArriveByVirtualMedia|TestMachineArrivesByHTTPBootFromAOneTimeAddress|TestGateOnRealFirmware|TestServerAwayOnRealFirmware|TestGateUnderSecureBoot|TestTPMOnRealFirmwareVouchesForEveryBoot|TestSecureBootReachesItsDisk|TestRealFirmwareReachesItsDisk|TestFirmwareFetchesThroughLoss|TestGRUBFetchesMoreThan65535Blocks|TestLabOf192AndTwoQEMUIsReimagedWithOneApply)$$' ./testenv ./ipxe ./tftp && s=0 || s=$$?; \
+		RECAST_LONG=1 $(AS_ROOT) $(GO) run testenv/runtests.go -each -p 1 -timeout 2h -run '^(TestMachinesBootToTheAgent|TestMachinesWithoutDHCPArriveByVirtualMedia|TestMachineArrivesByHTTPBootFromAOneTimeAddress|TestGateOnRealFirmware|TestServerAwayOnRealFirmware|TestGateUnderSecureBoot|TestVerityRootOnRealFirmware|TestTPMOnRealFirmwareVouchesForEveryBoot|TestSecureBootReachesItsDisk|TestRealFirmwareReachesItsDisk|TestFirmwareFetchesThroughLoss|TestGRUBFetchesMoreThan65535Blocks|TestLabOf192AndTwoQEMUIsReimagedWithOneApply)$$' ./testenv ./ipxe ./tftp && s=0 || s=$$?; \
 		echo "ended $$(date -u +%FT%TZ)"; exit $$s; } 2>&1 | tee testenv/LAST-BOOT-RUN.txt; status=$$?; $(GIVE); exit $$status
 
 race: need-go ## the quick tests under the race detector

@@ -25,6 +25,7 @@ grub-common         grub-mkimage
 grub-pc-bin         the images boot loader under BIOS
 grub-efi-amd64-bin  and under UEFI
 busybox-static      userland of the tiny image; a TFTP client
+cryptsetup-bin      veritysetup, for its root under dm-verity
 zstd                reads packs in the tests
 xz-utils            packs images in the tests
 cpio                reads the ramdisk in the tests

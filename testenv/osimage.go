@@ -47,6 +47,8 @@ type OSOptions struct {
 	// Signed boots by the shim and the GRUB that Debian signed (tiny only), so that it
 	// starts under Secure Boot.
 	Signed bool
+	// Verity has dm-verity protect the root (tiny only).
+	Verity bool
 	// Frozen is a list of packages (debian only), of which the release named by
 	// Variant is built; "" for what the archive offers today.
 	Frozen string

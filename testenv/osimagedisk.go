@@ -21,6 +21,9 @@ type osLayout struct {
 	name     string // GPT name of the root partition, and its label
 	guid     string // the last group of all UUIDs: 12 hex digits
 	signed   bool   // with the loaders that Debian signed
+
+	boot     string // folder of a partition of its own for what is under /boot, where dm-verity protects the root; "" there is none
+	bootSize int64  // likewise
 }
 
 const (
@@ -36,6 +39,13 @@ const (
 // partition beside the one that GRUB came from, whatever other disks hold.
 const osGRUBPrefix = "(,gpt3)/boot/grub"
 
+func (l osLayout) grubPrefix() string {
+	if l.boot != "" {
+		return "(,gpt4)/grub"
+	}
+	return osGRUBPrefix
+}
+
 func (l osLayout) uuid(n int) string { return fmt.Sprintf("7265636a-7374-4000-8%03d-%s", n, l.guid) }
 
 func (l osLayout) rootUUID() string { return l.uuid(4) }
@@ -46,6 +56,10 @@ func (l osLayout) write(ctx context.Context, dir, image string) error {
 	// One MiB is left at the end, as at the beginning, for the partition tables:
 	// who writes the image can leave both for last.
 	size := osRootStart + l.rootSize + osMiB
+	bootAt, treeAt, treeSize, end := l.verityLayout()
+	if l.boot != "" {
+		size = end + osMiB
+	}
 	if err := os.WriteFile(image, nil, 0o644); err != nil {
 		return err
 	}
@@ -63,11 +77,20 @@ func (l osLayout) write(ctx context.Context, dir, image string) error {
 	args = append(args, part(1, osBIOSStart, osBIOSSize, "EF02", "BIOS boot")...)
 	args = append(args, part(2, osESPStart, osESPSize, "EF00", "EFI system")...)
 	args = append(args, part(3, osRootStart, l.rootSize, "8300", l.name)...)
+	if l.boot != "" {
+		args = append(args, part(4, bootAt, l.bootSize, "8300", osVerityBoot)...)
+		args = append(args, part(5, treeAt, treeSize, "8300", osVerityTree)...)
+	}
 	if err := osRun(ctx, "sgdisk", append(args, image)...); err != nil {
 		return err
 	}
-	if err := l.writeRoot(ctx, image); err != nil {
+	if err := l.writeExt(ctx, image, l.root, l.name, 4, osRootStart, l.rootSize); err != nil {
 		return err
+	}
+	if l.boot != "" {
+		if err := l.writeVerity(ctx, dir, image); err != nil {
+			return err
+		}
 	}
 	if err := l.writeBIOS(ctx, dir, image); err != nil {
 		return err
@@ -75,12 +98,14 @@ func (l osLayout) write(ctx context.Context, dir, image string) error {
 	return l.writeESP(ctx, dir, image)
 }
 
-func (l osLayout) writeRoot(ctx context.Context, image string) error {
+// writeExt puts a folder into a partition, whose UUID is that of the number and whose hash
+// seed is the next.
+func (l osLayout) writeExt(ctx context.Context, image, folder, label string, id int, start, size int64) error {
 	// GRUB 2.06 cannot read the newest features of ext4.
-	err := osRun(ctx, "mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "1", "-L", l.name, "-U", l.rootUUID(),
+	err := osRun(ctx, "mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "1", "-L", label, "-U", l.uuid(id),
 		"-O", "^metadata_csum_seed,^orphan_file",
-		"-E", fmt.Sprintf("offset=%d,hash_seed=%s,lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0", osRootStart, l.uuid(5)),
-		"-d", l.root, image, fmt.Sprintf("%dk", l.rootSize/1024))
+		"-E", fmt.Sprintf("offset=%d,hash_seed=%s,lazy_itable_init=0,lazy_journal_init=0,nodiscard,root_owner=0:0", start, l.uuid(id+1)),
+		"-d", folder, image, fmt.Sprintf("%dk", size/1024))
 	if err != nil {
 		return err
 	}
@@ -89,8 +114,8 @@ func (l osLayout) writeRoot(ctx context.Context, image string) error {
 		return err
 	}
 	defer f.Close()
-	if err := osPinTimes(osOffsetFile{f, osRootStart}, osEpoch); err != nil {
-		return fmt.Errorf("pin the times in the root file system: %w", err)
+	if err := osPinTimes(osOffsetFile{f, start}, osEpoch); err != nil {
+		return fmt.Errorf("pin the times in the file system %s: %w", label, err)
 	}
 	return f.Close()
 }
@@ -99,7 +124,7 @@ func (l osLayout) writeRoot(ctx context.Context, image string) error {
 // partition 1.
 func (l osLayout) writeBIOS(ctx context.Context, dir, image string) error {
 	path := filepath.Join(dir, "core.img")
-	if err := osRun(ctx, "grub-mkimage", "-O", "i386-pc", "-o", path, "-p", osGRUBPrefix,
+	if err := osRun(ctx, "grub-mkimage", "-O", "i386-pc", "-o", path, "-p", l.grubPrefix(),
 		"biosdisk", "part_gpt", "ext2", "normal", "linux", "configfile", "echo", "sleep", "reboot"); err != nil {
 		return err
 	}
@@ -151,7 +176,7 @@ func (l osLayout) writeESP(ctx context.Context, dir, image string) error {
 	if l.signed {
 		return l.writeSigned(ctx, dir, image)
 	}
-	if err := osRun(ctx, "grub-mkimage", "-O", "x86_64-efi", "-o", loader, "-p", osGRUBPrefix,
+	if err := osRun(ctx, "grub-mkimage", "-O", "x86_64-efi", "-o", loader, "-p", l.grubPrefix(),
 		"part_gpt", "ext2", "fat", "normal", "linux", "configfile", "echo", "sleep", "reboot"); err != nil {
 		return err
 	}

@@ -172,6 +172,11 @@ func osTinyInputs(o OSOptions, w io.Writer) error {
 		}
 		fmt.Fprintf(w, "signed %x %x\n", sha256.Sum256(shim), sha256.Sum256(grub))
 	}
+	if o.Verity {
+		if err := osVerityInputs(context.Background(), w); err != nil {
+			return err
+		}
+	}
 	fmt.Fprintf(w, "%q\n", []string{osTinyInit, osTinyInittab, osTinyRC, osTinyUDHCPC, osTinyPowerButton, osTinyGRUB,
 		strings.Join(osTinyBootModules, " "), strings.Join(osTinyModules, " ")})
 	return nil
@@ -182,11 +187,15 @@ func osBuildTiny(ctx context.Context, o OSOptions, dir string) (osLayout, error)
 	if err != nil {
 		return osLayout{}, err
 	}
-	boot, err := kernel.closure(osTinyBootModules)
+	bootModules, init := osTinyBootModules, osTinyInit
+	if o.Verity {
+		bootModules, init = osVerityModules, osVerityInit
+	}
+	boot, err := kernel.closure(bootModules)
 	if err != nil {
 		return osLayout{}, err
 	}
-	all, err := kernel.closure(append(slices.Clone(osTinyBootModules), osTinyModules...))
+	all, err := kernel.closure(append(slices.Clone(bootModules), osTinyModules...))
 	if err != nil {
 		return osLayout{}, err
 	}
@@ -204,7 +213,12 @@ func osBuildTiny(ctx context.Context, o OSOptions, dir string) (osLayout, error)
 	for _, applet := range []string{"sh", "mount", "umount", "insmod", "cat", "grep", "sed", "sleep", "switch_root"} {
 		initrd.link("bin/"+applet, "busybox")
 	}
-	initrd.file("init", 0o755, []byte(osTinyInit))
+	initrd.file("init", 0o755, []byte(init))
+	if o.Verity {
+		if err := initrd.addVeritysetup(ctx); err != nil {
+			return osLayout{}, err
+		}
+	}
 	initrd.file("modules/order", 0o644, []byte(strings.Join(boot, "\n")+"\n"))
 	for _, m := range boot {
 		initrd.file("modules/"+m+".ko", 0o644, kernel.modules[m].content)
@@ -238,9 +252,11 @@ func osBuildTiny(ctx context.Context, o OSOptions, dir string) (osLayout, error)
 	for _, m := range rest {
 		root.file("lib/modules/"+m+".ko", 0o644, kernel.modules[m].content)
 	}
-	root.file("boot/vmlinuz", 0o644, kernel.vmlinuz)
-	root.file("boot/initrd", 0o644, packed)
-	root.file("boot/grub/grub.cfg", 0o644, []byte(osTinyGRUB))
+	if !o.Verity {
+		root.file("boot/vmlinuz", 0o644, kernel.vmlinuz)
+		root.file("boot/initrd", 0o644, packed)
+		root.file("boot/grub/grub.cfg", 0o644, []byte(osTinyGRUB))
+	}
 	if o.AgentBin != "" {
 		agent, err := os.ReadFile(o.AgentBin)
 		if err != nil {
@@ -248,13 +264,25 @@ func osBuildTiny(ctx context.Context, o OSOptions, dir string) (osLayout, error)
 		}
 		root.file("bin/recast-agent", 0o755, agent)
 	}
+	if o.Verity {
+		root.file(osVerityProbe, 0o644, osVerityProbeText())
+	}
 	tree := filepath.Join(dir, "root")
 	if err := root.write(tree); err != nil {
 		return osLayout{}, err
 	}
 	// Read-only: what ext4 itself needs, its journal included, and little more.
 	size := (root.size()*21/20/osMiB + 6) * osMiB
-	return osLayout{root: tree, rootSize: size, name: osTinyName, guid: "74696e790001", signed: o.Signed}, nil
+	l := osLayout{root: tree, rootSize: size, name: osTinyName, guid: "74696e790001", signed: o.Signed}
+	if o.Verity {
+		start := osTree{"vmlinuz": {osModeFile | 0o644, kernel.vmlinuz}, "initrd": {osModeFile | 0o644, packed}}
+		start.dir("grub")
+		l.boot, l.bootSize = filepath.Join(dir, "boot"), (start.size()*21/20/osMiB+6)*osMiB
+		if err := start.write(l.boot); err != nil {
+			return osLayout{}, err
+		}
+	}
+	return l, nil
 }
 
 // osSigned gives Debian's shim and the GRUB that it starts, which are among the loaders.
@@ -287,7 +315,7 @@ type osModule struct {
 var osModuleDirs = []string{"arch/x86/crypto", "block", "crypto", "drivers/acpi", "drivers/ata", "drivers/block", "drivers/cdrom",
 	"drivers/input", "drivers/net", "drivers/net/ethernet/intel/e1000", "drivers/net/ethernet/intel/e1000e",
 	"drivers/nvme/host", "drivers/nvme/common", "drivers/pps", "drivers/ptp", "drivers/scsi", "drivers/virtio",
-	"fs", "fs/ext4", "fs/efivarfs", "fs/fat", "fs/isofs", "fs/jbd2", "fs/nls", "lib", "net/core"}
+	"drivers/md", "fs", "fs/ext4", "fs/efivarfs", "fs/fat", "fs/isofs", "fs/jbd2", "fs/nls", "lib", "lib/reed_solomon", "net/core"}
 
 func osReadKernel(ctx context.Context, deb string) (*osKernel, error) {
 	ctx, cancel := context.WithCancel(ctx)

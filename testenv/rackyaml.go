@@ -20,6 +20,8 @@ type RackDeclare struct {
 	Immutable string
 	// State likewise are those that every: restore keeps; "" is not said.
 	State string
+	// Verity are its data and tree partitions, as a YAML map; "" none.
+	Verity string
 	// Kernel is what a gate starts of the image by kexec, as a YAML map; "" nothing.
 	Kernel string
 	// UserData of cloud-init; "" for one that sets the hostname.
@@ -85,6 +87,9 @@ func (r *Rack) YAML(d RackDeclare) string {
 		image := fmt.Sprintf("  type: disk\n  arch: %s\n  digest: %q\n", arch, digest)
 		if d.Immutable != "" && group == rackGroup {
 			image += fmt.Sprintf("  immutable: %s\n", d.Immutable)
+		}
+		if d.Verity != "" && group == rackGroup {
+			image += fmt.Sprintf("  verity: %s\n", d.Verity)
 		}
 		if d.State != "" && group == rackGroup {
 			image += fmt.Sprintf("  state: %s\n", d.State)

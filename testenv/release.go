@@ -109,5 +109,5 @@ func releaseDisk(ctx context.Context, dir, path string) error {
 	if err := errors.Join(e1, e2, f.Close()); err != nil {
 		return err
 	}
-	return l.writeRoot(ctx, path)
+	return l.writeExt(ctx, path, l.root, l.name, 4, osRootStart, l.rootSize)
 }

@@ -27,7 +27,8 @@ func newImage() *cobra.Command {
 		Use: "add FILE|URL|-", Short: "Ingest a disk image: raw, gzip, xz or zstd",
 		Long: `Ingest a disk image from a file here, an https URL that the server fetches, or standard
 input. The digest of its unpacked bytes is printed alone on standard output. Adding an image
-that is damaged mends it.`,
+that is damaged mends it. A dm-verity tree in it is held against each block of its data, and the
+root hash is printed on standard error.`,
 		Example: "  recast image add debian-12.raw.zst\n  curl -fsS https://images.example/os.raw | recast image add -",
 		Args:    arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
