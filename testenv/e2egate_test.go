@@ -115,6 +115,24 @@ func TestGateOnRealFirmware(t *testing.T) {
 		t.Errorf("how it is handed over is no other generation, but the plan would %s", p.machines())
 	}
 	s.boots(names, nil, "handed over by a restart: its boot.handover is reboot", false)
+
+	// The same image, put back at every boot from now on: what a system wrote is gone.
+	d.Immutable, d.State, d.Handover, d.Spec = "", "[2]", "", "  boot: {every: restore}\n  evidence: {minimum: read-back}\n"
+	s.begun = time.Now()
+	s.declare(d)
+	s.active(s.apply(), 8*time.Minute)
+	s.boots(names, func(name string) {
+		for _, at := range []int64{1 << 20, 2<<20 + 77} {
+			if _, err := s.Tamper(name, osTinyName, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}, "handed over by kexec: /boot/vmlinuz ", true)
+	for _, name := range names {
+		if s.count(name, s.begun, "restored: ") != 1 {
+			t.Errorf("%s: no restore is on the timeline", name)
+		}
+	}
 }
 
 // TestGateUnderSecureBoot: the same where the firmware starts signed loaders only: the
