@@ -316,10 +316,15 @@ func (d *volatileDisk) Flush() error {
 
 // crash makes the part of the cache that keep chooses durable, loses the rest.
 func (d *volatileDisk) crash(keep func() bool) {
+	d.crashAt(func(int64) bool { return keep() })
+}
+
+// crashAt does so by where a sector stands.
+func (d *volatileDisk) crashAt(keep func(off int64) bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, s := range d.pending {
-		if keep() {
+		if keep(i * sector) {
 			copy(d.stable[i*sector:], s)
 		}
 	}
@@ -347,8 +352,8 @@ func (d *volatileDisk) Identity() (inventory.DiskID, error) {
 }
 
 // TestCrashAnywhereLeavesNothingThatBoots stops the write at each operation in
-// turn, keeps a random part of what the disk had not been told to flush, and
-// looks at what a firmware would find. Then the write is resumed.
+// turn, keeps a part of what the disk had not been told to flush, a random one, or its
+// front alone, and looks at what a firmware would find. Then the write is resumed.
 func TestCrashAnywhereLeavesNothingThatBoots(t *testing.T) {
 	const size = 8 * MiB
 	old := gptImage(t, size, 9) // another system is on the disk
@@ -376,16 +381,18 @@ func TestCrashAnywhereLeavesNothingThatBoots(t *testing.T) {
 		t.Fatalf("only %d operations seen", total)
 	}
 	for stop := 1; stop <= total; stop++ {
-		for _, keep := range []func() bool{
-			func() bool { return false },
-			func() bool { return true },
-			func() bool { return rng.IntN(2) == 0 },
+		for _, keep := range []func(off int64) bool{
+			func(int64) bool { return false },
+			func(int64) bool { return true },
+			func(int64) bool { return rng.IntN(2) == 0 },
+			func(off int64) bool { return off < MiB }, // the table, and nothing that came before it
+			func(off int64) bool { return off >= MiB },
 		} {
 			d := fresh()
 			if _, err := write(d, stop); !errors.Is(err, errCrash) {
 				t.Fatalf("stopped at operation %d: error %v", stop, err)
 			}
-			d.crash(keep)
+			d.crashAt(keep)
 			checkAfterCrash(t, stop, d.stable, old, want, int64(len(p.img)))
 			if _, err := write(d, 0); err != nil {
 				t.Fatalf("resumed after operation %d: %v", stop, err)
