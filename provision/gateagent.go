@@ -38,8 +38,14 @@ func (e *Engine) gateOf(gen inventory.Generation, firmware inventory.Firmware) (
 			return nil, fmt.Errorf("verity of image %s: %w", r.Image.Digest.Short(), err)
 		}
 		names = slices.Clone(names)
-		for _, v := range g.Verity {
+		for i := range g.Verity {
+			v := &g.Verity[i]
 			names = append(names, v.Tree)
+			data, err := img.Manifest.Layout.Find(v.Data.Name)
+			if err != nil {
+				return nil, fmt.Errorf("verity of image %s: %w", r.Image.Digest.Short(), err)
+			}
+			v.Data.Start, v.Data.End = data.Start, data.End
 		}
 	}
 	parts, err := img.Manifest.Layout.FindAll(names)
@@ -200,9 +206,9 @@ func (e *Engine) gateJob(m *machine, kind inventory.JobKind) (*inventory.Job, er
 	if kind == inventory.JobKexec {
 		kernel = consoled(*g.Kernel, e.Set().Machine(m.name))
 	}
-	limit := g.RepairLimit
+	limit, regions := g.RepairLimit, g.reads()
 	if g.writesAll() {
-		limit = blockBytes(g.Regions)
+		limit = blockBytes(regions)
 		if kind == inventory.JobGate {
 			limit = 0 // it will be written however much it is: nothing is fetched to count it
 		}
@@ -212,7 +218,7 @@ func (e *Engine) gateJob(m *machine, kind inventory.JobKind) (*inventory.Job, er
 		efi = &inventory.EFIEntry{Label: inventory.BootLabel, Loader: efiLoader(gen.Resolved.Image.Arch), Second: true, Again: again}
 	}
 	return &inventory.Job{Kind: kind, Machine: m.name, Generation: g.Generation, Rendered: g.Rendered, Epoch: e.Store.Epoch(),
-		Fence: int64(g.Boots), Attempt: g.Jobs, Disk: g.Disk, Regions: g.Regions, Limit: limit, Kernel: kernel, EFI: efi, Proof: e.gateProof(g, info.Digest),
+		Fence: int64(g.Boots), Attempt: g.Jobs, Disk: g.Disk, Regions: regions, Limit: limit, Kernel: kernel, EFI: efi, Proof: e.gateProof(regions, info.Digest),
 		Quote: e.key.gateQuote(e.Store.Epoch(), m.state),
 		Image: inventory.JobImage{Digest: info.Digest, Size: info.Size, Manifest: info.Manifest, Pack: info.Pack, URLs: []string{base + "/images"}}}, nil
 }

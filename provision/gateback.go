@@ -71,7 +71,11 @@ func (t *transition) gateHoldsCircle(g *Gate, seen *GateSeen) {
 		soon = fmt.Sprintf("within %s", PassTime)
 	}
 	why := fmt.Sprintf("it was proved and told to start its disk %d times in a row, and came back each time %s", g.Circles, soon)
-	cure := fmt.Sprintf("look at its console: where its system restarts, recast retry %s writes it anew; where its firmware asks the network again, put its disk behind the network in its boot order, or declare another boot.local for it", t.Status.Machine)
+	restarts := fmt.Sprintf("recast retry %s writes it anew", t.Status.Machine)
+	if len(g.Verity) > 0 {
+		restarts = fmt.Sprintf("recast release %s --repair has the data that dm-verity protects read and written too, %s", t.Status.Machine, restarts)
+	}
+	cure := fmt.Sprintf("look at its console: where its system restarts, %s; where its firmware asks the network again, put its disk behind the network in its boot order, or declare another boot.local for it", restarts)
 	if g.Refuse {
 		why += ": its firmware does not start what BootNext names, and its order leads to no disk"
 		cure = fmt.Sprintf("give its group a definition with onServerDown: lastGood, apply, and recast retry %s", t.Status.Machine)

@@ -16,10 +16,10 @@ const maxProofs = 16
 
 // gateProof is that of a gate's regions; nil where there is none, and the ramdisk has to
 // fetch what it needs to know.
-func (e *Engine) gateProof(g *Gate, image inventory.Digest) json.RawMessage {
+func (e *Engine) gateProof(regions []inventory.Region, image inventory.Digest) json.RawMessage {
 	// By image and regions, which a BIOS has more of.
-	p, err := e.proofs.get(fmt.Sprint(image, g.Regions), func() (json.RawMessage, error) {
-		p, err := e.Images.Proof(image, g.Regions)
+	p, err := e.proofs.get(fmt.Sprint(image, regions), func() (json.RawMessage, error) {
+		p, err := e.Images.Proof(image, regions)
 		if len(p) > maxProof {
 			p = nil
 		}

@@ -13,8 +13,8 @@ import (
 // VerityRoot is a partition whose data a gate does not read: dm-verity proves each block
 // as the machine's kernel reads it, by the tree that the gate proves.
 type VerityRoot struct {
-	Data string `json:"data"` // as declared: GPT name or number
-	Tree string `json:"tree"`
+	Data inventory.Region `json:"data"`
+	Tree string           `json:"tree"` // as declared: GPT name or number
 	// RootHash in hex, which the kernel is given.
 	RootHash string `json:"rootHash"`
 }
@@ -51,7 +51,7 @@ func verityOf(r inventory.ResolvedImage, numbers func(names []string) ([]int, er
 		if r.Boot != nil && !slices.ContainsFunc(r.Boot.Args, func(arg string) bool { return strings.Contains(strings.ToLower(arg), v.RootHash) }) {
 			return nil, fmt.Errorf("%s: the args of its boot do not give the kernel the root hash %s; add it as the image's ramdisk reads it: roothash=, or usrhash=, and the hash", data, v.RootHash)
 		}
-		roots = append(roots, VerityRoot{Data: data, Tree: tree, RootHash: v.RootHash})
+		roots = append(roots, VerityRoot{Data: inventory.Region{Name: data}, Tree: tree, RootHash: v.RootHash})
 	}
 	return roots, nil
 }
@@ -75,11 +75,31 @@ func verityPair(found []image.Verity, data, tree int) (image.Verity, error) {
 	return image.Verity{}, image.ErrNoTree
 }
 
+// gateVerity are those of the gate of a machine's next boot.
+func gateVerity(s State) []VerityRoot {
+	if g := gated(s); g != nil && s.Status.Gate != nil {
+		return g.Verity
+	}
+	return nil
+}
+
+// reads are the regions that the next job is about: with an operator's word that it may be
+// repaired, the data of trees too.
+func (g *Gate) reads() []inventory.Region {
+	all := slices.Clone(g.Regions)
+	for _, v := range g.Verity {
+		if g.Consent != nil {
+			all = append(all, v.Data)
+		}
+	}
+	return all
+}
+
 // verityText says what is proved as it is read; "" nothing is.
 func verityText(roots []VerityRoot) string {
 	text := ""
 	for _, v := range roots {
-		text += fmt.Sprintf("; %s is proved by the kernel as it is read, root hash %s", v.Data, v.RootHash[:min(12, len(v.RootHash))])
+		text += fmt.Sprintf("; %s is proved by the kernel as it is read, root hash %s", v.Data.Name, v.RootHash[:min(12, len(v.RootHash))])
 	}
 	return text
 }

@@ -34,11 +34,11 @@ func TestATreeIsTakenOnlyWhereItsRootHashReachesTheKernel(t *testing.T) {
 		want      []VerityRoot
 		err       string
 	}{
-		"by name":          {m{"root": "root-verity"}, []string{"esp"}, nil, found, []VerityRoot{{"root", "root-verity", root}}, ""},
-		"by number":        {m{"2": "3"}, []string{"1"}, nil, found, []VerityRoot{{"2", "3", root}}, ""},
-		"two":              {m{"usr": "5", "root": "3"}, []string{"esp", "var"}, nil, found, []VerityRoot{{"root", "3", root}, {"usr", "5", usr}}, ""},
-		"by kexec":         {m{"root": "3"}, []string{"esp"}, boot("ro", "roothash="+root), found, []VerityRoot{{"root", "3", root}}, ""},
-		"in other words":   {m{"root": "3"}, []string{"esp"}, boot("verity=a,b," + strings.ToUpper(root)), found, []VerityRoot{{"root", "3", root}}, ""},
+		"by name":          {m{"root": "root-verity"}, []string{"esp"}, nil, found, []VerityRoot{{inventory.Region{Name: "root"}, "root-verity", root}}, ""},
+		"by number":        {m{"2": "3"}, []string{"1"}, nil, found, []VerityRoot{{inventory.Region{Name: "2"}, "3", root}}, ""},
+		"two":              {m{"usr": "5", "root": "3"}, []string{"esp", "var"}, nil, found, []VerityRoot{{inventory.Region{Name: "root"}, "3", root}, {inventory.Region{Name: "usr"}, "5", usr}}, ""},
+		"by kexec":         {m{"root": "3"}, []string{"esp"}, boot("ro", "roothash="+root), found, []VerityRoot{{inventory.Region{Name: "root"}, "3", root}}, ""},
+		"in other words":   {m{"root": "3"}, []string{"esp"}, boot("verity=a,b," + strings.ToUpper(root)), found, []VerityRoot{{inventory.Region{Name: "root"}, "3", root}}, ""},
 		"another's tree":   {m{"usr": "root-verity"}, []string{"esp"}, nil, found, nil, "usr: partition root-verity: its dm-verity tree is not that of this data: the block of the partition at byte 4096 is another one"},
 		"no tree":          {m{"root": "usr"}, []string{"esp"}, nil, found, nil, "root: partition usr: it holds no dm-verity tree"},
 		"a bad tree":       {m{"root": "var"}, []string{"esp"}, nil, found, nil, `root: partition var: its dm-verity tree is of "sha1"`},

@@ -506,6 +506,50 @@ func TestARepairIsLetOnlyWhereAGateHolds(t *testing.T) {
 	}
 }
 
+// Of data that dm-verity protects no gate sees that it differs, so that none need hold it.
+func TestARepairOfWhatNoGateReadsIsLetWhereNothingElseIsUnderWay(t *testing.T) {
+	roots := []VerityRoot{{Data: inventory.Region{Name: "root", Start: 8192, End: 16384}, Tree: "tree"}}
+	tree := inventory.Region{Name: "tree", Start: 16384, End: 20480}
+	for name, tt := range map[string]struct {
+		step GateStep
+		hold *Hold
+		why  string
+	}{
+		"at rest":          {GateIdle, nil, ""},
+		"let through":      {GatePassed, nil, ""},
+		"held by its gate": {GateStopped, &Hold{Owner: "recast", Reason: "gate: in circles"}, ""},
+		"held by somebody": {GateIdle, &Hold{Owner: "ann", Reason: "mine"}, "no gate holds it"},
+		"proving":          {GateProving, nil, "its gate is at work"},
+		"loading":          {GateLoading, nil, "its gate is at work"},
+		"released":         {GateStopped, nil, "no gate holds it"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, 1)
+			if err := s.Freeze(t.Context(), "ann", "audit"); err != nil { // nothing else shall move it
+				t.Fatal(err)
+			}
+			s.apply(s.yaml(true))
+			m := s.machine("m1")
+			m.mu.Lock()
+			next := m.snapshot()
+			next.Intent = &Intent{Machine: "m1", Gate: &Gate{Disk: disk("D"), Epoch: "e", Regions: []inventory.Region{tree}, Verity: roots}}
+			next.Status.Gate, next.Status.Hold, next.Status.Findings = &GateSeen{Step: tt.step}, tt.hold, []string{"bootorder: it stays"}
+			err := s.commit(t.Context(), m, next, nil)
+			m.mu.Unlock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = s.Repair(t.Context(), "m1", "bob")
+			now := m.snapshot()
+			reads := now.Intent.Gate.reads()
+			if tt.why == "" && (err != nil || len(reads) != 2 || reads[1] != roots[0].Data || now.Status.Hold != nil || tt.hold == nil && len(now.Status.Findings) != 1) ||
+				tt.why != "" && (err == nil || !strings.Contains(err.Error(), tt.why) || len(reads) != 1 || reads[0] != tree) {
+				t.Errorf("%v; it reads %+v; held %+v, findings %q", err, reads, now.Status.Hold, now.Status.Findings)
+			}
+		})
+	}
+}
+
 // What a gate holds and an operator wants written anew has its turn, however soon it comes
 // back to its gate.
 func TestARetryOfWhatAGateHoldsIsNotHeldAgain(t *testing.T) {

@@ -84,15 +84,22 @@ func (e *Engine) Release(ctx context.Context, name, who string) error {
 }
 
 // Repair releases a machine that its gate holds, and lets that write what differs this
-// once, however much it is. Another disk, and another partition table, are held again.
+// once, however much it is. Another disk, and another partition table, are held again. Data
+// that dm-verity protects is read and written then too: nobody but its kernel sees what is
+// wrong with that, so that no gate need hold it.
 func (e *Engine) Repair(ctx context.Context, name, who string) error {
 	decl := e.Set().Machine(name)
 	return e.operate(ctx, name, who, "repair", "", func(s State) (State, error) {
 		switch {
 		case Busy(s.Status.Phase) && !written(s.Status.Step):
 			return s, fmt.Errorf("an attempt is under way (%s); recast abort %s stops it", s.Status.Step, name)
-		case !stopped(s) || s.Status.Hold == nil:
+		case stopped(s) && s.Status.Hold != nil:
+		case stopped(s) || s.Status.Hold != nil || len(gateVerity(s)) == 0:
 			return s, fmt.Errorf("no gate holds it")
+		case s.Status.Gate.Step.working():
+			return s, fmt.Errorf("its gate is at work: ask again when that has ended")
+		}
+		switch {
 		case decl != nil && decl.Protected:
 			return s, fmt.Errorf("it is protected: %s", protectedNext)
 		}
@@ -100,10 +107,14 @@ func (e *Engine) Repair(ctx context.Context, name, who string) error {
 	})
 }
 
-// consented is a machine that its gate held and may repair now.
+// consented is a machine that its gate held, or none did, and may repair now.
 func consented(s State, who, epoch string) State {
-	s = released(s)
-	s.Intent.Gate.Consent = &GateConsent{By: who, Epoch: epoch} // of a copy
+	if s.Status.Hold != nil {
+		s = released(s)
+	}
+	in, g := *s.Intent, *s.Intent.Gate
+	g.Consent = &GateConsent{By: who, Epoch: epoch}
+	in.Gate, s.Intent = &g, &in
 	return s
 }
 

@@ -213,7 +213,7 @@ func (t *transition) gateReported(ev GateReported) {
 		t.gateJumps(g, seen, r)
 	case r.Step == inventory.AgentFailed:
 		t.gateFails(g, seen, r.Error)
-	case v == nil || !v.About(g.Regions):
+	case v == nil || !v.About(g.reads()):
 		t.gateFails(g, seen, "its verdict is not about the regions of the image")
 	case v.Matches() && seen.Step == GateRepairing:
 		verdict := GateRepaired
@@ -289,7 +289,7 @@ func (t *transition) gateRepairs(g *Gate, seen *GateSeen, ev GateReported) {
 	}
 	some := fmt.Sprintf("%d blocks", v.Blocks())
 	if g.writesAll() {
-		some = "up to " + inventory.SizeText(blockBytes(g.Regions)) // nobody counted them
+		some = "up to " + inventory.SizeText(blockBytes(g.reads())) // nobody counted them
 	}
 	lately := slices.DeleteFunc(slices.Clone(seen.Repairs), func(r GateRepair) bool { return t.now.Sub(r.At) > 24*time.Hour })
 	seen.Repairs = append(lately[max(0, len(lately)-99):], GateRepair{At: t.now, Blocks: v.Blocks()})

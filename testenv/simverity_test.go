@@ -130,6 +130,18 @@ func TestAGateReadsOfAVerityRootTheTreeAlone(t *testing.T) {
 				!strings.Contains(e.Detail, "; root is proved by the kernel as it is read, root hash "+v.hash[:12]) {
 				t.Errorf("evidence %+v", e)
 			}
+			// Only an operator's word has it read the data, once, and write what differs.
+			s.must("POST", "/api/v1/machines/m01/repair", nil, nil)
+			again := s.restart(m, func() { data.Store(0) })
+			s.awaitReport(m, again)
+			if size := v.root.End - v.root.Start; !bytes.Equal(simBytes(t, m), clean) || data.Load() < size {
+				t.Errorf("the disk is as it was: %t; it read %d bytes of the data, which has %d", bytes.Equal(simBytes(t, m), clean), data.Load(), size)
+			}
+			again = s.restart(m, func() { data.Store(0) })
+			s.awaitReport(m, again)
+			if g := s.awaitActive("m01", 10*time.Second).Status.Gate; g.Verdict != "matches" || data.Load() != 0 || len(g.Repairs) != 2 || g.Repairs[1].Blocks != 1 {
+				t.Errorf("gate %+v, which read %d bytes of the data", g, data.Load())
+			}
 			if path := strings.Join(m.path(start), " → "); strings.Contains(path, "kexec: starting /vmlinuz") != (way == "kexec") || way == "kexec" && !strings.Contains(path, "roothash="+v.hash) {
 				t.Errorf("it went by %s", path)
 			}

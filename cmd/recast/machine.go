@@ -38,7 +38,9 @@ func newRelease() *cobra.Command {
 	cmd := machineVerb("release", "End a hold", `End a hold, whoever set it. A machine that its gate holds goes through that again, and is
 held again where what differs may still not be written. With --repair it may, this once, however
 much it is: what differs of the partitions that are proved is written as the image has it, and
-nothing else. Another disk, or another partition table, is held again all the same.`, "released")
+nothing else. Another disk, or another partition table, is held again all the same. Data that
+dm-verity protects, which a gate else leaves to the machine's kernel, is read and written then
+too, at the machine's next start, whether it is held or not.`, "released")
 	cmd.Example = "  recast release r1u05\n  recast release r1u05 --repair"
 	var repair bool
 	cmd.Flags().BoolVar(&repair, "repair", false, "let its gate write what differs, this once")
