@@ -50,6 +50,8 @@ type Outcome struct {
 type Agent struct {
 	Args    Args
 	Machine Machine
+	// CommandLine is the kernel's, whole, which the TPM proves.
+	CommandLine string
 	// BootID is random per start; "" makes Run fail, since restarts could not be told apart.
 	BootID string
 	// Log gets readable progress for the console; nil discards.

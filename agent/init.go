@@ -114,7 +114,7 @@ func boot(ctx context.Context, c *console) (Outcome, error) {
 	awaitDisks(ctx, h, mods, c.log)
 	var id [16]byte
 	rand.Read(id[:])
-	a := &Agent{Args: args, Machine: h, BootID: hex.EncodeToString(id[:]), Log: c.log}
+	a := &Agent{Args: args, CommandLine: strings.TrimSuffix(string(cmdline), "\n"), Machine: h, BootID: hex.EncodeToString(id[:]), Log: c.log}
 	return a.Run(ctx)
 }
 

@@ -109,7 +109,7 @@ func (s *session) quote(job inventory.Job) *inventory.TPMQuote {
 		s.Log("%v", err)
 		return &inventory.TPMQuote{Error: printable(err.Error())}
 	}
-	q.Unified = unified(s.Machine.Variables())
+	q.Unified, q.Arguments = unified(s.Machine.Variables()), s.CommandLine
 	s.Log("the TPM has signed that generation %s was read back", job.Generation.Short())
 	return &q
 }

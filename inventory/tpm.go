@@ -43,6 +43,8 @@ type TPMQuote struct {
 	PCRs      []PCR  `json:"pcrs,omitempty"`      // that it is about
 	// Log is the firmware's of what it measured; nil: it keeps none.
 	Log []byte `json:"log,omitempty"`
+	// Arguments are the kernel's, as it shows them.
+	Arguments string `json:"arguments,omitempty"`
 	// Unified: kernel and initrd came as one UEFI program, which firmware measures whole.
 	Unified bool `json:"unified,omitempty"`
 	// Error is why there is no quote; nothing else is set then.

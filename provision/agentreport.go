@@ -54,7 +54,7 @@ func (e *Engine) Report(ctx context.Context, token string, r inventory.Report) (
 			r.Step, r.Error = inventory.AgentFailed, fmt.Sprintf("the disk reads back as %q, not as image %s", r.ReadBack.Short(), want.Short())
 		}
 	}
-	measured := e.measured(m.state, r, e.key.writeQuote(m.state), in.Generation)
+	measured := e.measured(m.state, r, e.key.Nonce(in, in.Boots-1), e.key.writeQuote(m.state), in.Generation)
 	r.Quote = nil
 	if err := e.handleLocked(ctx, m, Reported{Report: r, Damaged: damaged, Measured: measured}); err != nil {
 		return inventory.ReportReply{}, err

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"recast/inventory"
@@ -43,6 +44,7 @@ type bootQuestion struct {
 	CA       inventory.Digest
 	Arch     inventory.Arch // declared, else what its firmware says
 	Ramdisk  RamdiskFiles   // zero: there is none for Arch
+	Static   []string       // arguments that tell the ramdisk its address; nil: DHCP does
 	Now      time.Time
 }
 
@@ -73,7 +75,7 @@ func boot(q bootQuestion) ipxe.Spec {
 	case in.Via != "" && !q.Carried:
 		return local(fmt.Sprintf("it boots via %s, and this asks by its hardware address alone", in.Via))
 	}
-	return ramdisk(q, name, "recast.nonce="+q.Key.Nonce(in, in.Boots), fmt.Sprintf("%s, attempt %d", in.Purpose, st.Attempt))
+	return ramdisk(q, name, nonceArg+q.Key.Nonce(in, in.Boots), fmt.Sprintf("%s, attempt %d", in.Purpose, st.Attempt))
 }
 
 // bootLocal sends a declared machine to its disk, in the way that it is declared to
@@ -116,11 +118,12 @@ func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
 	if q.Ramdisk.Kernel == "" {
 		return local(fmt.Sprintf("there is no ramdisk for %s: recast ramdisk build", q.Arch))
 	}
+	whole := unified(q)
 	s.Kernel, s.Initrds = q.Ramdisk.Kernel, []string{q.Ramdisk.Initrd}
-	if whole := unified(q); whole != "" {
+	if whole != "" {
 		s.Kernel, s.Initrds = whole, nil
 	}
-	s.Args = make([]string, 0, 12) // of most machines all of them
+	s.Args = make([]string, 0, 13) // of most machines all of them
 	s.Args = append(s.Args,
 		"recast.url="+q.AgentURL,
 		"recast.ca="+q.CA.String(),
@@ -138,6 +141,10 @@ func ramdisk(q bootQuestion, machine, key, reason string) ipxe.Spec {
 	}
 	if s.Trace != "" {
 		s.Args = append(s.Args, "recast.trace="+s.Trace)
+	}
+	s.Args = append(s.Args, q.Static...)
+	if whole != "" {
+		s.Args = append(s.Args, sealArg+q.Key.seal(q.Epoch, machine, strings.Join(s.Args, " ")))
 	}
 	return s
 }

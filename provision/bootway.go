@@ -292,9 +292,9 @@ func (e *Engine) Once(_ context.Context, token string) (ipxe.Once, error) {
 	if e.SyslogPort != 0 {
 		q.Syslog = netip.AddrPortFrom(o.Server.Addr(), uint16(e.SyslogPort))
 	}
-	o.Spec = ramdisk(q, decl.Name, "recast.nonce="+e.key.Nonce(in, 0), fmt.Sprintf("%s, attempt %d", in.Purpose, s.Status.Attempt))
+	q.Static = staticArgs(o.Static, net.Routes)
+	o.Spec = ramdisk(q, decl.Name, nonceArg+e.key.Nonce(in, 0), fmt.Sprintf("%s, attempt %d", in.Purpose, s.Status.Attempt))
 	o.Spec.Syslog = q.Syslog
-	o.Spec.Args = append(o.Spec.Args, staticArgs(o.Static, net.Routes)...)
 	return o, nil
 }
 

@@ -182,7 +182,7 @@ func bootGate(q bootQuestion, g *Gate) ipxe.Spec {
 	if !stopped(q.State) && g.Pass.valid(q.Now) {
 		return bootLocal(q, "its gate has let it pass")
 	}
-	return ramdisk(q, q.Machine.Name, "recast.nonce="+q.Key.GateNonce(q.Epoch, q.Machine.Name, g, g.Boots), fmt.Sprintf("gate, boot %d", g.Boots+1))
+	return ramdisk(q, q.Machine.Name, nonceArg+q.Key.GateNonce(q.Epoch, q.Machine.Name, g, g.Boots), fmt.Sprintf("gate, boot %d", g.Boots+1))
 }
 
 // GateNonce of the claim after boots granted ones; see Nonce.

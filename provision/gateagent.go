@@ -246,7 +246,8 @@ func (e *Engine) gateReport(ctx context.Context, m *machine, r inventory.Report)
 	}
 	ev := GateReported{Epoch: e.Store.Epoch()}
 	if v := r.Verdict; v != nil && v.Matches() { // nothing else is signed
-		ev.Measured = e.measured(m.state, r, e.key.gateQuote(e.Store.Epoch(), m.state), g.Generation)
+		epoch := e.Store.Epoch()
+		ev.Measured = e.measured(m.state, r, e.key.GateNonce(epoch, m.name, g, g.Boots-1), e.key.gateQuote(epoch, m.state), g.Generation)
 	}
 	r.Quote, ev.Report = nil, r
 	if err := e.judge(ctx, m, ev); err != nil {

@@ -2,10 +2,12 @@ package provision
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"recast/inventory"
+	"recast/tpm"
 )
 
 func TestAnOrderThatLeadsToADiskIsNoEnforcement(t *testing.T) {
@@ -160,7 +162,7 @@ func TestWhatIsEnforcedIsMeasuredOnlyWhereATPMSignedIt(t *testing.T) {
 		return synced(*st, w, true, s.now)
 	}
 	signed := func(firmware string) Measurement {
-		return Measurement{Unified: true, Quoted: Quoted{Digest: imgA, PCRs: []inventory.PCR{{Index: 0, Value: inventory.DigestOf([]byte(firmware))}}}}
+		return Measurement{Unified: true, Quoted: Quoted{Digest: imgA, Initrd: genA, PCRs: []inventory.PCR{{Index: 0, Value: inventory.DigestOf([]byte(firmware))}}}}
 	}
 	if sync, why := proved(Measurement{Err: "its TPM is off"}); sync != SyncUnknown || !strings.Contains(why, "no TPM signed it") {
 		t.Errorf("not signed: %s, %q", sync, why)
@@ -170,8 +172,23 @@ func TestWhatIsEnforcedIsMeasuredOnlyWhereATPMSignedIt(t *testing.T) {
 	if sync, why := proved(apart); sync != SyncUnknown || !strings.Contains(why, "no TPM signed it") || st.TPM.Chain != nil || len(st.Findings) > 0 {
 		t.Errorf("of a kernel whose initrd nobody measured: %s, %q, %+v, %q", sync, why, st.TPM, st.Findings)
 	}
-	if sync, why := proved(signed("1")); sync != InSync {
-		t.Errorf("signed: %s, %q", sync, why)
+	altered := signed("1")
+	altered.Initrd, altered.Altered = "", "its kernel was started with rdinit=/bin/sh"
+	if sync, why := proved(altered); sync != SyncUnknown || !strings.Contains(why, "no TPM signed it") || st.TPM.Chain != nil || !slices.Contains(st.Findings, "tpm: "+altered.Altered) {
+		t.Errorf("with other arguments: %s, %q, %+v, %q", sync, why, st.TPM, st.Findings)
+	}
+	if sync, why := proved(signed("1")); sync != InSync || len(st.Findings) > 0 {
+		t.Errorf("signed: %s, %q, %q", sync, why, st.Findings)
+	}
+	// A record of an earlier version has none of the initrd: the next boot's is it.
+	st.TPM.Chain = slices.DeleteFunc(st.TPM.Chain, func(p inventory.PCR) bool { return p.Index == tpm.KernelPCR })
+	if sync, why := proved(signed("1")); sync != InSync || len(st.TPM.Chain) != 2 {
+		t.Errorf("with an earlier version's record: %s, %q, %+v", sync, why, st.TPM.Chain)
+	}
+	beside := signed("1")
+	beside.Initrd = imgA
+	if sync, why := proved(beside); sync != SyncUnknown || !strings.Contains(strings.Join(st.Findings, ""), "PCR 9 (the initrd)") {
+		t.Errorf("with another initrd: %s, %q, %q", sync, why, st.Findings)
 	}
 	if sync, why := proved(signed("2")); sync != SyncUnknown || !strings.Contains(why, "no TPM signed it") {
 		t.Errorf("from another boot chain: %s, %q", sync, why)

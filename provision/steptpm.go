@@ -74,13 +74,9 @@ func (t *transition) measured(m *Measurement) {
 		return
 	}
 	rec, quoted := *st.TPM, m.Quoted
-	chain := tpm.ChainOf(quoted.PCRs)
+	chain := quoted.chain()
 	rec.Quote = &quoted
 	st.TPM = &rec
-	if rec.Chain == nil && m.Unified {
-		rec.Chain = chain
-		t.line("seen", "its boot chain, as its TPM measured it, is on record from now on")
-	}
 	if text := tpm.Changed(rec.Chain, chain); text != "" {
 		t.finding(tpmPrefix + "another boot chain than on record started the ramdisk: " + text +
 			"; if that is a new firmware, loader or ramdisk: recast trust " + st.Machine)
@@ -90,6 +86,14 @@ func (t *transition) measured(m *Measurement) {
 		st.Evidence.Detail += "; its TPM signed it in quote " + quoted.Digest.Short() + ", which says nothing of the ramdisk's initrd"
 		return
 	}
+	if m.Altered != "" {
+		t.finding(tpmPrefix + m.Altered)
+		return
+	}
+	if rec.Chain == nil {
+		t.line("seen", "its boot chain, as its TPM measured it, is on record from now on")
+	}
+	rec.Chain = chain // what is not on record yet is from now on
 	if st.Evidence.Level < inventory.E4 {
 		st.Evidence.Level = inventory.E4
 	}

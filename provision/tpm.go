@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
+	"recast/image"
 	"recast/inventory"
 	"recast/tpm"
 )
@@ -43,9 +46,14 @@ type Quoted struct {
 	Quote      []byte           `json:"quote"`
 	Signature  []byte           `json:"signature"`
 	PCRs       []inventory.PCR  `json:"pcrs"`
+	// Initrd is what the kernel got of one; "" it is not proved which arguments it had.
+	Initrd inventory.Digest `json:"initrd,omitempty"`
 	// Log is the digest of the firmware's log, which led to PCRs; "" it keeps none.
 	Log inventory.Digest `json:"log,omitempty"`
 }
+
+// chain is what it says of the boot chain.
+func (q *Quoted) chain() []inventory.PCR { return tpm.ChainOf(q.PCRs, q.Initrd) }
 
 // ID names the TPM: the digest of its endorsement key.
 func (t *TPM) ID() inventory.Digest { return inventory.DigestOf(t.EK) }
@@ -55,6 +63,9 @@ type Measurement struct {
 	Quoted
 	Unified bool   // the quote holds all of the ramdisk
 	Err     string // why it is not believed; "" it is
+	// Altered is why it does not prove that the kernel had the arguments which the server
+	// gave; "" it does.
+	Altered string
 }
 
 // Bounds of what a machine may make us keep of its TPM.
@@ -166,8 +177,52 @@ func (k Key) gateQuote(epoch string, s State) string {
 
 func (t *TPM) enrolled() bool { return t != nil && t.AK != nil }
 
-// measured judges the quote of a job that has ended; nil: none was asked for.
-func (e *Engine) measured(s State, r inventory.Report, nonce string, generation inventory.Digest) *Measurement {
+// The arguments by which a machine claims, and, last where a TPM measures the ramdisk, that
+// by which all before it are known again.
+const (
+	nonceArg = "recast.nonce="
+	sealArg  = "recast.seal="
+)
+
+// seal is what only this server makes of a kernel's arguments, those of one machine and, by
+// the claim's nonce among them, of one boot. What was given is judged by it, and nothing has
+// to be kept, or to be the same still, until that boot reports.
+func (k Key) seal(epoch, machine, args string) string {
+	return k.sum("arguments", epoch, machine, args)
+}
+
+// altered says why a kernel was not started as its machine was told to for the boot that
+// claimed by a nonce; "" it was. text is all that it was given: from iPXE with the name of
+// the file before it, from shim without.
+func (k Key) altered(epoch, machine, claim, text string) string {
+	args := text
+	if file, rest, _ := strings.Cut(text, " "); isUnified(file) {
+		args = rest
+	}
+	given, seal, _ := strings.Cut(args, " "+sealArg)
+	if sameToken(seal, k.seal(epoch, machine, given)) && slices.Contains(strings.Fields(given), nonceArg+claim) {
+		return ""
+	}
+	var strange []string
+	for _, w := range strings.Fields(args) {
+		if !strings.HasPrefix(w, "recast.") && !strings.HasPrefix(w, "console=") && !strings.HasPrefix(w, "panic=") {
+			strange = append(strange, w)
+		}
+	}
+	if strange == nil {
+		return "its kernel was started with other arguments than the server gave it for that boot"
+	}
+	return clip("its kernel was started with arguments that the server did not give it: "+strings.Join(strange, " "), maxWord)
+}
+
+func isUnified(file string) bool {
+	kernel, initrd := image.RamdiskPart(file)
+	return kernel && initrd
+}
+
+// measured judges the quote of a job that has ended, of the boot that claimed by a nonce;
+// nil: none was asked for.
+func (e *Engine) measured(s State, r inventory.Report, claim, nonce string, generation inventory.Digest) *Measurement {
 	if nonce == "" || r.Step != inventory.AgentDone {
 		return nil
 	}
@@ -185,6 +240,11 @@ func (e *Engine) measured(s State, r inventory.Report, nonce string, generation 
 		Quote: q.Quote, Signature: q.Signature, PCRs: q.PCRs}}
 	if len(q.Log) > 0 {
 		m.Log = inventory.DigestOf(q.Log)
+	}
+	if initrd, err := tpm.Initrd(q); err != nil {
+		m.Altered = clip(err.Error(), maxWord)
+	} else if m.Altered = e.key.altered(e.Store.Epoch(), s.Status.Machine, claim, q.Arguments); m.Altered == "" {
+		m.Initrd = initrd
 	}
 	return m
 }
@@ -237,8 +297,8 @@ func (e *Engine) Trust(ctx context.Context, name, who string) error {
 		switch {
 		case rec.Other != nil:
 			next = TPM{EK: rec.Other, Since: e.Now()}
-		case rec.Quote != nil && tpm.Changed(rec.Chain, tpm.ChainOf(rec.Quote.PCRs)) != "":
-			next.Chain = tpm.ChainOf(rec.Quote.PCRs)
+		case rec.Quote != nil && tpm.Changed(rec.Chain, rec.Quote.chain()) != "":
+			next.Chain = rec.Quote.chain()
 		default:
 			return s, errors.New("its TPM showed nothing that is not on record")
 		}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"recast/inventory"
+	"recast/ipxe"
 	"recast/testenv"
 	"recast/tpm"
 )
@@ -135,5 +136,59 @@ func TestWhatATPMEnrolsWithCannotBeExchanged(t *testing.T) {
 	}
 	if err := s.Trust(t.Context(), "m1", "ann"); err == nil || !strings.Contains(err.Error(), "nothing that is not on record") {
 		t.Errorf("trust: %v", err)
+	}
+}
+
+// TestOnlyTheArgumentsThatTheServerGaveAreBelieved: those of the script, whole, of this
+// machine and boot; what iPXE puts before them is the name of the ramdisk's file.
+func TestOnlyTheArgumentsThatTheServerGaveAreBelieved(t *testing.T) {
+	key := Key{1}
+	decl := &inventory.Machine{Name: "m1", Arch: inventory.AMD64}
+	q := bootQuestion{Client: ipxe.Client{Loader: ipxe.LoaderIPXE, Arch: ipxe.FirmwareX64UEFI}, Machine: decl, Key: key, Epoch: "e", Arch: inventory.AMD64,
+		AgentURL: "https://10.0.0.1:8443", CA: imgA, State: armed(), Ramdisk: RamdiskFiles{Kernel: "/k", Initrd: "/i", Unsigned: "/boot/ramdisk/ramdisk-unsigned.efi"}}
+	q.State.Intent.Epoch = "e"
+	claim := key.Nonce(q.State.Intent, q.State.Intent.Boots)
+	if spec := boot(q); strings.Contains(strings.Join(spec.Args, " "), sealArg) {
+		t.Errorf("what nobody measures is sealed: %v", spec.Args)
+	}
+	q.State.Status.TPM = &TPM{}
+	q.Static = []string{"recast.ip=10.0.0.5/24"}
+	spec := boot(q)
+	if spec.Kernel != q.Ramdisk.Unsigned || !strings.HasPrefix(spec.Args[len(spec.Args)-1], sealArg) {
+		t.Fatalf("%+v", spec)
+	}
+	given := strings.Join(spec.Args, " ")
+	const file = "ramdisk-unsigned.efi "
+	other := boot(func(q bootQuestion) bootQuestion { q.Key = Key{2}; return q }(q))
+	const strange, changed = "arguments that the server did not give it: ", "other arguments than the server gave it for that boot"
+	for _, tt := range []struct{ name, text, want string }{
+		{"as given", file + given, ""},
+		{"as given, by shim", given, ""},
+		{"more behind", file + given + " rdinit=/bin/sh init=/x", strange + "rdinit=/bin/sh init=/x"},
+		{"more before", file + "initrd=evil.img " + given, strange + "initrd=evil.img"},
+		{"more within", file + strings.Replace(given, " panic=30", " initrdmem=0x1000,4096 panic=30", 1), strange + "initrdmem=0x1000,4096"},
+		{"the file's name is another argument", "nokaslr " + given, strange + "nokaslr"},
+		{"the file's name is more", "nokaslr\t" + file + given, strange + "nokaslr ramdisk-unsigned.efi"},
+		{"another server", file + strings.Replace(given, "10.0.0.1", "10.0.0.9", 1), changed},
+		{"another server as well, which counts", file + given + " recast.url=https://10.0.0.9:8443", changed},
+		{"one less", file + strings.Replace(given, " panic=30", "", 1), changed},
+		{"in another order", file + "panic=30 " + strings.Replace(given, " panic=30", "", 1), changed},
+		{"sealed by another server", file + strings.Join(other.Args, " "), changed},
+		{"no seal", file + strings.Join(spec.Args[:len(spec.Args)-1], " "), changed},
+		{"an empty seal", file + strings.Join(spec.Args[:len(spec.Args)-1], " ") + " " + sealArg, changed},
+		{"nothing", "", changed},
+	} {
+		if have := key.altered("e", "m1", claim, tt.text); tt.want == "" && have != "" || !strings.Contains(have, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.name, have, tt.want)
+		}
+	}
+	for what, have := range map[string]string{
+		"machine": key.altered("e", "m2", claim, file+given),
+		"store":   key.altered("f", "m1", claim, file+given),
+		"boot":    key.altered("e", "m1", key.Nonce(q.State.Intent, q.State.Intent.Boots+1), file+given),
+	} {
+		if !strings.Contains(have, changed) {
+			t.Errorf("those of another %s are believed: %q", what, have)
+		}
 	}
 }

@@ -1,21 +1,33 @@
 package testenv
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"recast/image"
 	"recast/inventory"
+	"recast/tpm"
 )
 
 // TestTPMOnRealFirmwareVouchesForEveryBoot: OVMF measures what starts the ramdisk into a
 // TPM, which enrols, and vouches for the write and for a boot through the gate; the log
-// of the firmware leads to the values, and both boots have the same chain. One whose
-// initrd was changed has another, though its agent says what it always says.
+// of the firmware leads to the values, and both boots have the same chain. One with more
+// arguments, by a script that was altered on the wire, has the same too, and is found. One
+// whose initrd was changed has another, though its agent says what it always says.
 func TestTPMOnRealFirmwareVouchesForEveryBoot(t *testing.T) {
 	if os.Getenv("RECAST_LONG") == "" {
 		t.Skip("boots machines for minutes: only where RECAST_LONG is set")
@@ -67,11 +79,72 @@ func TestTPMOnRealFirmwareVouchesForEveryBoot(t *testing.T) {
 	for i, have := range v.Status.TPM.Quote.PCRs {
 		t.Logf("PCR %d: %s, then %s", have.Index, first.PCRs[i].Value.Short(), have.Value.Short())
 	}
+	found := func(what, want string) storyView {
+		t.Helper()
+		cycle()
+		v := s.await("uefi", "found "+what, 5*time.Minute, func(v storyView) bool { return strings.Contains(strings.Join(v.Status.Findings, ""), want) })
+		if len(v.Status.Findings) != 1 || v.Status.Evidence.Level != "read-back" {
+			t.Errorf("%s: %v, evidence %+v", what, v.Status.Findings, v.Status.Evidence)
+		}
+		return v
+	}
+	restore := alterScripts(s, "rdinit=/init")
+	v = found("with another argument", "arguments that the server did not give it: rdinit=/init")
+	if text := tpm.Changed(tpm.ChainOf(first.PCRs, ""), tpm.ChainOf(v.Status.TPM.Quote.PCRs, "")); text != "" {
+		t.Errorf("another argument changes %s too", text)
+	}
+	restore()
 	changeInitrd(s, stub)
-	cycle()
-	v = s.await("uefi", "found to have another ramdisk", 5*time.Minute, func(v storyView) bool { return len(v.Status.Findings) > 0 })
-	if want := "another boot chain than on record started the ramdisk: PCR 4 (loader and ramdisk)"; len(v.Status.Findings) != 1 || !strings.Contains(v.Status.Findings[0], want) || v.Status.Evidence.Level != "read-back" {
-		t.Errorf("with another initrd: %v, evidence %+v", v.Status.Findings, v.Status.Evidence)
+	found("with another ramdisk", "another boot chain than on record started the ramdisk: PCR 4 (loader and ramdisk), PCR 9 (the initrd)")
+}
+
+// alterScripts is somebody on the wire who adds to the kernel's arguments.
+func alterScripts(s *story, more string) (restore func()) {
+	s.t.Helper()
+	nft := func(rules string) {
+		s.t.Helper()
+		s.must(s.Net.Do(func() error {
+			out, err := exec.Command("nft", rules).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("nft %s: %w: %s", rules, err, out)
+			}
+			return nil
+		}))
+	}
+	const port = 8080 // of the boot listener
+	var between net.Listener
+	s.must(s.Net.Do(func() (err error) {
+		between, err = net.Listen("tcp4", ":0")
+		return err
+	}))
+	kernel := regexp.MustCompile(`(?m)^(kernel \S+\.efi .*) \|\| `)
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", r.In.Host },
+		Transport: &http.Transport{DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+			return conn, errors.Join(s.Net.Do(func() error {
+				conn, err = new(net.Dialer).DialContext(ctx, network, addr)
+				return err
+			}))
+		}},
+		ModifyResponse: func(r *http.Response) error {
+			if r.Request.URL.Path != "/boot/script" {
+				return nil
+			}
+			b, err := io.ReadAll(r.Body)
+			b = kernel.ReplaceAll(b, []byte("${1} "+more+" || "))
+			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(b)), int64(len(b))
+			r.Header.Set("Content-Length", strconv.Itoa(len(b)))
+			return err
+		},
+	}
+	server := &http.Server{Handler: proxy}
+	go server.Serve(between)
+	s.t.Cleanup(func() { _ = server.Close() })
+	nft(fmt.Sprintf("add table ip between; add chain ip between in { type nat hook prerouting priority -100; }; add rule ip between in tcp dport %d redirect to :%d",
+		port, between.Addr().(*net.TCPAddr).Port))
+	return func() {
+		s.t.Helper()
+		nft("delete table ip between")
 	}
 }
 

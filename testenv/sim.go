@@ -393,7 +393,7 @@ func simHas(path []string, stage string) bool {
 type simHardware struct {
 	s    *Simulated
 	b    *simBoot
-	chip *SoftTPM // nil: it has none
+	chip *simTPM // nil: it has none
 }
 
 var _ agent.Machine = simHardware{}

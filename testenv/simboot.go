@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -266,7 +267,10 @@ func simDiscard(ctx context.Context, client *http.Client, url string) error {
 
 // ramdisk runs the real agent against this machine.
 func (s *Simulated) ramdisk(b *simBoot, net *simNet, script simScript) {
-	args, err := agent.ParseArgs(strings.Join(script.args, " "))
+	s.mu.Lock()
+	line := strings.TrimSpace(path.Base(script.kernel) + " " + strings.Join(script.args, " ") + " " + s.chip.arguments)
+	s.mu.Unlock()
+	args, err := agent.ParseArgs(line)
 	if err != nil {
 		s.note(b, "the ramdisk stopped: %v", err)
 		<-b.ctx.Done()
@@ -276,13 +280,13 @@ func (s *Simulated) ramdisk(b *simBoot, net *simNet, script simScript) {
 		return
 	}
 	hw := simHardware{s: s, b: b}
-	if hw.chip, err = s.startTPM(); err != nil {
+	if hw.chip, err = s.startTPM(line); err != nil {
 		s.note(b, "%v", err)
 	}
 	if hw.chip != nil {
 		defer hw.chip.Stop()
 	}
-	a := agent.Agent{Args: args, Machine: hw, BootID: rand.Text(), Workers: 2, Dial: net.dial,
+	a := agent.Agent{Args: args, CommandLine: line, Machine: hw, BootID: rand.Text(), Workers: 2, Dial: net.dial,
 		Log: func(format string, args ...any) { s.Options.Log(s.Options.Name+": agent: "+format, args...) }}
 	if s.Options.Wire == nil {
 		a.ReportEvery, a.Pause = 25*time.Millisecond, func(int) time.Duration { return simRetry }

@@ -1,13 +1,10 @@
 package testenv
 
 import (
-	"crypto/sha256"
-	"errors"
 	"fmt"
 	"path/filepath"
 
-	"github.com/google/go-tpm/legacy/tpm2"
-
+	"recast/inventory"
 	"recast/tpm"
 )
 
@@ -16,6 +13,8 @@ type simChip struct {
 	number   int    // of the chip on its board
 	firmware string // that it measures
 	gone     bool   // switched off in the setup
+	// arguments that are added to those of its kernel.
+	arguments string
 }
 
 // SwapTPM puts another chip on its board, as with the board itself.
@@ -39,9 +38,23 @@ func (s *Simulated) SetFirmware(version string) {
 	s.chip.firmware = version
 }
 
+// SetBootArguments has somebody between the server and the machine add to the kernel's
+// arguments.
+func (s *Simulated) SetBootArguments(more string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.chip.arguments = more
+}
+
+// simTPM is the chip of a start, and what its firmware logged.
+type simTPM struct {
+	*SoftTPM
+	log []byte
+}
+
 // startTPM starts the chip of a start, nil for none, and measures into it as firmware
-// does.
-func (s *Simulated) startTPM() (*SoftTPM, error) {
+// does, and a kernel that got these arguments.
+func (s *Simulated) startTPM(arguments string) (*simTPM, error) {
 	s.mu.Lock()
 	c := s.chip
 	s.mu.Unlock()
@@ -52,12 +65,15 @@ func (s *Simulated) startTPM() (*SoftTPM, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256([]byte(c.firmware))
-	if err := tpm2.PCRExtend(chip, 0, tpm2.AlgSHA256, sum[:], ""); err != nil {
-		chip.Stop()
-		return nil, fmt.Errorf("measure the firmware: %w", err)
+	lines := []Measured{{0, inventory.DigestOf([]byte(c.firmware))},
+		{tpm.KernelPCR, inventory.NewDigest(tpm.ArgumentsDigest(arguments))}, {tpm.KernelPCR, inventory.DigestOf([]byte("initrd"))}}
+	for _, l := range lines {
+		if err := chip.Measure(l); err != nil {
+			chip.Stop()
+			return nil, err
+		}
 	}
-	return chip, nil
+	return &simTPM{chip, EventLog(lines...)}, nil
 }
 
 // TPM implements agent.Machine.
@@ -65,5 +81,5 @@ func (h simHardware) TPM() (*tpm.Chip, error) {
 	if h.chip == nil {
 		return nil, nil
 	}
-	return tpm.On(h.chip.Conn, func() ([]byte, error) { return nil, errors.New("it keeps no log") })
+	return tpm.On(h.chip.Conn, func() ([]byte, error) { return h.chip.log, nil })
 }

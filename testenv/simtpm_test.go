@@ -124,6 +124,25 @@ func TestAnotherBootChainIsFoundAndTrustedByAPerson(t *testing.T) {
 	}
 }
 
+// TestAnAlteredBootScriptIsFound: who is between the machine and the server changes what
+// its kernel is started with, and none of the registers that are always the same.
+func TestAnAlteredBootScriptIsFound(t *testing.T) {
+	s, d := newSimTPM(t)
+	s.deployMeasured(d)
+	m := s.machines[0]
+	for _, tt := range []struct{ more, level, finding string }{
+		{"rdinit=/bin/sh", "read-back", "tpm: its kernel was started with arguments that the server did not give it: rdinit=/bin/sh"},
+		{"", "measured", ""},
+	} {
+		start := s.restart(m, func() { m.SetBootArguments(tt.more) })
+		s.awaitReport(m, start)
+		s.await("m01 is active", 10*time.Second, func() bool { v := s.view("m01"); return v.Status.Phase == "active" && v.Status.Health == "healthy" })
+		if v := s.view("m01"); v.Status.Evidence.Level != tt.level || strings.Join(v.Status.Findings, "; ") != tt.finding {
+			t.Errorf("with %q more: %v, evidence %+v", tt.more, v.Status.Findings, v.Status.Evidence)
+		}
+	}
+}
+
 func TestAnotherTPMHoldsTheMachineUntilAPersonTrustsIt(t *testing.T) {
 	s, d := newSimTPM(t)
 	ek := s.deployMeasured(d).Status.TPM.EK

@@ -31,33 +31,39 @@ const GenerationPCR = 14
 // after it in the same boot, by kexec, has the boot chain that it had.
 var ended = sha256.Sum256([]byte("recast: the ramdisk of this boot has ended"))
 
+// KernelPCR is extended by the kernel's own EFI stub, by the arguments and by the initrd
+// that it was given, wherever they came from (Linux 5.18).
+const KernelPCR = 9
+
 // Quoted are the registers that a quote is about.
-var Quoted = []int{0, 1, 2, 3, 4, 5, 6, 7, GenerationPCR}
+var Quoted = []int{0, 1, 2, 3, 4, 5, 6, 7, KernelPCR, GenerationPCR}
 
 // Chain are those of them that hold what started the ramdisk. The others change with
-// settings, boot entries and partition tables, and are told without being compared.
+// settings, boot entries and partition tables, and are told without being compared;
+// KernelPCR changes with every boot's arguments, and Initrd is what else is in it.
 var Chain = []int{0, 2, 4, 7}
 
-var chainNames = map[int]string{0: "the firmware", 2: "firmware of cards", 4: "loader and ramdisk", 7: "Secure Boot's keys"}
+var chainNames = map[int]string{0: "the firmware", 2: "firmware of cards", 4: "loader and ramdisk", 7: "Secure Boot's keys", KernelPCR: "the initrd"}
 
-// ChainOf is what a quote says of the boot chain.
-func ChainOf(pcrs []inventory.PCR) (chain []inventory.PCR) {
+// ChainOf is what a quote says of the boot chain. initrd is what Initrd says of it, "" of
+// one that does not prove its kernel's arguments.
+func ChainOf(pcrs []inventory.PCR, initrd inventory.Digest) (chain []inventory.PCR) {
 	for _, p := range pcrs {
 		if slices.Contains(Chain, p.Index) {
 			chain = append(chain, p)
 		}
 	}
+	if initrd != "" {
+		chain = append(chain, inventory.PCR{Index: KernelPCR, Value: initrd})
+	}
 	return chain
 }
 
 // Changed names the registers of a boot chain that are not as on record; "" none is, or
-// there is no record.
+// there is no record of them.
 func Changed(record, seen []inventory.PCR) (text string) {
-	if record == nil {
-		return ""
-	}
 	for _, p := range seen {
-		if !slices.Contains(record, p) {
+		if slices.ContainsFunc(record, func(r inventory.PCR) bool { return r.Index == p.Index && r.Value != p.Value }) {
 			if text != "" {
 				text += ", "
 			}

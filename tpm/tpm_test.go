@@ -8,7 +8,6 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -147,8 +146,8 @@ func TestNothingIsSignedForWhoRunsAfterTheRamdisk(t *testing.T) {
 	forged := must(c.Quote(want.Nonce, generation))(t)
 	ended := inventory.DigestOf([]byte("recast: the ramdisk of this boot has ended"))
 	for why, log := range map[string][]byte{
-		"PCR 14 is not what generation":      eventLog(logged{14, generation}),
-		"the ramdisk of that boot had ended": eventLog(logged{14, generation}, logged{14, ended}),
+		"PCR 14 is not what generation":      testenv.EventLog(logged(14, generation)),
+		"the ramdisk of that boot had ended": testenv.EventLog(logged(14, generation), logged(14, ended)),
 	} {
 		forged.Log = log
 		if err := tpm.Verify(forged, want); err == nil || !strings.Contains(err.Error(), why) {
@@ -188,9 +187,9 @@ func TestQuoteIsRefused(t *testing.T) {
 		{"with nothing signed", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.Quote, q.Signature = nil, nil }, "signature"},
 		{"with one bit of what was signed", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.Quote[len(q.Quote)-1] ^= 1 }, "signature"},
 		{"with a log that is none", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.Log = []byte("log") }, "parse the firmware's log"},
-		{"with a log of what was not measured", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.Log = eventLog(logged{0, generation}) }, "does not lead to what its TPM says"},
+		{"with a log of what was not measured", func(q *inventory.TPMQuote, _ *tpm.Expected) { q.Log = testenv.EventLog(logged(0, generation)) }, "does not lead to what its TPM says"},
 		{"that the log excuses", func(q *inventory.TPMQuote, w *tpm.Expected) {
-			q.Log = eventLog(logged{14, generation})
+			q.Log = testenv.EventLog(logged(14, generation))
 			w.Generation = other
 		}, "PCR 14 is not what generation"},
 		{"with nothing on record", func(_ *inventory.TPMQuote, w *tpm.Expected) { w.AK = nil }, "attestation key"},
@@ -216,12 +215,10 @@ func TestLogSaysWhatShimMeasured(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer soft.Stop()
-	lines := []logged{{0, inventory.DigestOf([]byte("firmware"))}, {4, inventory.DigestOf([]byte("shim"))},
-		{14, inventory.DigestOf([]byte("MokList"))}, {4, inventory.DigestOf([]byte("grub"))}, {14, inventory.DigestOf([]byte("MokListX"))}}
-	for _, l := range lines {
-		extend(t, soft, l)
-	}
-	log := eventLog(lines...)
+	lines := []testenv.Measured{logged(0, inventory.DigestOf([]byte("firmware"))), logged(4, inventory.DigestOf([]byte("shim"))),
+		logged(14, inventory.DigestOf([]byte("MokList"))), logged(4, inventory.DigestOf([]byte("grub"))), logged(14, inventory.DigestOf([]byte("MokListX")))}
+	measure(t, soft, lines...)
+	log := testenv.EventLog(lines...)
 	c := must(tpm.On(soft, func() ([]byte, error) { return log, nil }))(t)
 	defer c.Close()
 	_, ak := enrolled(t, c)
@@ -232,9 +229,9 @@ func TestLogSaysWhatShimMeasured(t *testing.T) {
 	}
 	for name, wrong := range map[string][]byte{
 		"no log":               nil,
-		"without a shim line":  eventLog(lines[:4]...),
-		"of another loader":    eventLog(append(slices.Clone(lines[:3]), logged{4, other}, lines[4])...),
-		"without the firmware": eventLog(lines[1:]...),
+		"without a shim line":  testenv.EventLog(lines[:4]...),
+		"of another loader":    testenv.EventLog(append(slices.Clone(lines[:3]), logged(4, other), lines[4])...),
+		"without the firmware": testenv.EventLog(lines[1:]...),
 	} {
 		forged := q
 		forged.Log = wrong
@@ -242,13 +239,97 @@ func TestLogSaysWhatShimMeasured(t *testing.T) {
 			t.Errorf("%s: believed", name)
 		}
 	}
-	if have := tpm.Changed(tpm.ChainOf(q.PCRs), tpm.ChainOf(q.PCRs)); have != "" {
+	if have := tpm.Changed(tpm.ChainOf(q.PCRs, other), tpm.ChainOf(q.PCRs, other)); have != "" {
 		t.Errorf("the same chain differs: %s", have)
 	}
 	changed := slices.Clone(q.PCRs)
 	changed[4].Value, changed[5].Value = other, other // 5 is told and not compared
-	if have := tpm.Changed(tpm.ChainOf(q.PCRs), tpm.ChainOf(changed)); have != "PCR 4 (loader and ramdisk)" {
+	if have := tpm.Changed(tpm.ChainOf(q.PCRs, other), tpm.ChainOf(changed, generation)); have != "PCR 4 (loader and ramdisk), PCR 9 (the initrd)" {
 		t.Errorf("changed: %q", have)
+	}
+	// What an earlier version did not put on record.
+	if have := tpm.Changed(tpm.ChainOf(q.PCRs, ""), tpm.ChainOf(q.PCRs, generation)); have != "" {
+		t.Errorf("what is not on record has changed: %q", have)
+	}
+}
+
+// argumentsOf is what a kernel measures of its arguments.
+func argumentsOf(text string) inventory.Digest {
+	return inventory.NewDigest(tpm.ArgumentsDigest(text))
+}
+
+func TestArgumentsAreMeasuredAsUEFIHasThem(t *testing.T) {
+	// printf 'ramdisk.efi quiet\0' | iconv -t UTF-16LE | sha256sum
+	const want = "7e6ee2df4c39f7b09a5706ca96119110ea27c39958088dc52bfc4909d0edfaef"
+	if have := argumentsOf("ramdisk.efi quiet").Hex(); have != want {
+		t.Errorf("%s, want %s", have, want)
+	}
+}
+
+// TestQuoteProvesWithWhatTheKernelWasStarted: by the signed register alone, whatever
+// the log says, and whatever the ramdisk does.
+func TestQuoteProvesWithWhatTheKernelWasStarted(t *testing.T) {
+	const text = "ramdisk-unsigned.efi recast.nonce=n panic=30"
+	initrd := inventory.DigestOf([]byte("initrd"))
+	arguments := logged(tpm.KernelPCR, argumentsOf(text))
+	firmware, loaded := logged(0, other), logged(tpm.KernelPCR, initrd)
+	for _, tt := range []struct {
+		name     string
+		measured []testenv.Measured
+		log      []testenv.Measured // nil: what was measured
+		text     string
+		refused  string // by Verify
+		unproved string // by Initrd
+	}{
+		{name: "as given", measured: []testenv.Measured{firmware, arguments, loaded}, text: text},
+		{name: "the initrd first", measured: []testenv.Measured{firmware, loaded, arguments}, text: text},
+		{name: "others than the ramdisk tells", measured: []testenv.Measured{firmware, logged(tpm.KernelPCR, argumentsOf(text+" rdinit=/bin/sh")), loaded}, text: text,
+			unproved: "other arguments than its ramdisk tells"},
+		{name: "others than the ramdisk tells, and a log that hides it", measured: []testenv.Measured{firmware, logged(tpm.KernelPCR, argumentsOf(text+" rdinit=/bin/sh")), loaded},
+			log: []testenv.Measured{firmware, arguments, loaded}, text: text, refused: "does not lead to what its TPM says"},
+		{name: "a log in another order", measured: []testenv.Measured{firmware, loaded, arguments}, log: []testenv.Measured{firmware, arguments, loaded}, text: text,
+			refused: "does not lead to what its TPM says"},
+		{name: "told shorter", measured: []testenv.Measured{firmware, arguments, loaded}, text: strings.TrimSuffix(text, " panic=30"), unproved: "other arguments than its ramdisk tells"},
+		{name: "told with a zero behind", measured: []testenv.Measured{firmware, arguments, loaded}, text: text + "\x00", unproved: "other arguments than its ramdisk tells"},
+		{name: "not told", measured: []testenv.Measured{firmware, arguments, loaded}, unproved: "other arguments than its ramdisk tells"},
+		{name: "two kernels", measured: []testenv.Measured{firmware, arguments, loaded, logged(tpm.KernelPCR, argumentsOf("another")), loaded}, text: text, unproved: "4 lines about PCR 9"},
+		{name: "twice the arguments", measured: []testenv.Measured{firmware, arguments, arguments, loaded}, text: text, unproved: "3 lines about PCR 9"},
+		{name: "no initrd that was measured", measured: []testenv.Measured{firmware, arguments}, text: text, unproved: "1 lines about PCR 9"},
+		{name: "nothing measured", measured: []testenv.Measured{firmware}, text: text, unproved: "0 lines about PCR 9"},
+		{name: "nothing measured, and a log that says so", measured: []testenv.Measured{firmware}, log: []testenv.Measured{firmware, arguments, loaded}, text: text,
+			refused: "does not lead to what its TPM says"},
+		{name: "a log that leaves it out", measured: []testenv.Measured{firmware, arguments, loaded}, log: []testenv.Measured{firmware}, text: text, refused: "no line about PCR 9"},
+		{name: "no log", measured: []testenv.Measured{firmware, arguments, loaded}, log: []testenv.Measured{}, text: text, unproved: "its firmware keeps no log"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.log == nil {
+				tt.log = tt.measured
+			}
+			c := chip(t, t.TempDir(), func() ([]byte, error) {
+				if len(tt.log) == 0 {
+					return nil, errors.New("none")
+				}
+				return testenv.EventLog(tt.log...), nil
+			})
+			measure(t, c.soft, tt.measured...)
+			_, ak := enrolled(t, c)
+			q := must(c.Quote(nonce, generation))(t)
+			q.Arguments = tt.text
+			if err := tpm.Verify(q, tpm.Expected{AK: ak.Public, Nonce: nonce, Generation: generation}); tt.refused != "" || err != nil {
+				if err == nil || tt.refused == "" || !strings.Contains(err.Error(), tt.refused) {
+					t.Errorf("%v, want %q", err, tt.refused)
+				}
+				return
+			}
+			have, err := tpm.Initrd(q)
+			if tt.unproved != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.unproved) {
+					t.Errorf("%v, want %q", err, tt.unproved)
+				}
+			} else if err != nil || have != initrd {
+				t.Errorf("%s, %v", have, err)
+			}
+		})
 	}
 }
 
@@ -406,44 +487,9 @@ func unrestricted(t *testing.T, public []byte) []byte {
 	return must(p.Encode())(t)
 }
 
-type logged struct {
-	pcr    int
-	digest inventory.Digest
-}
-
-func (l logged) bytes() []byte {
-	b, err := hex.DecodeString(l.digest.Hex())
-	if err != nil {
-		panic(err)
-	}
-	return b
-}
-
-// eventLog is a firmware's (TCG PC Client Platform Firmware Profile, 10.4), with
-// digests of SHA-256 alone.
-func eventLog(lines ...logged) []byte {
-	var b bytes.Buffer
-	put := func(v any) { _ = binary.Write(&b, binary.LittleEndian, v) }
-	spec := new(bytes.Buffer)
-	spec.WriteString("Spec ID Event03\x00")
-	for _, v := range []any{uint32(0), uint8(0), uint8(2), uint8(0), uint8(2), uint32(1), uint16(0x0b), uint16(32), uint8(0)} {
-		_ = binary.Write(spec, binary.LittleEndian, v)
-	}
-	put(uint32(0))
-	put(uint32(3)) // EV_NO_ACTION
-	b.Write(make([]byte, 20))
-	put(uint32(spec.Len()))
-	b.Write(spec.Bytes())
-	for _, l := range lines {
-		put(uint32(l.pcr))
-		put(uint32(0x0d)) // EV_IPL
-		put(uint32(1))
-		put(uint16(0x0b))
-		b.Write(l.bytes())
-		put(uint32(4))
-		b.WriteString("line")
-	}
-	return b.Bytes()
+// logged is a line of a firmware's log.
+func logged(pcr int, digest inventory.Digest) testenv.Measured {
+	return testenv.Measured{PCR: pcr, Digest: digest}
 }
 
 // signer is an attestation key outside of any TPM, which signs what it is given.
@@ -504,8 +550,8 @@ func FuzzVerify(f *testing.F) {
 	if err := tpm.Verify(inventory.TPMQuote{Quote: good, Signature: signed, PCRs: pcrs}, want); err != nil {
 		f.Fatalf("what the others are made of: %v", err)
 	}
-	f.Add(good, signed, eventLog(logged{14, generation}), public, []byte("attestation"))
-	f.Add([]byte("quote"), []byte("signature"), eventLog(), []byte{0, 1, 0, 11}, good)
+	f.Add(good, signed, testenv.EventLog(logged(14, generation)), public, []byte("attestation"))
+	f.Add([]byte("quote"), []byte("signature"), testenv.EventLog(), []byte{0, 1, 0, 11}, good)
 	f.Fuzz(func(t *testing.T, quote, signature, log, key, attestation []byte) {
 		if err := tpm.Verify(inventory.TPMQuote{Quote: quote, Signature: signature, PCRs: pcrs}, want); err == nil && !bytes.Equal(quote, good) {
 			t.Error("believed, and the key on record did not sign it")
@@ -514,6 +560,7 @@ func FuzzVerify(f *testing.F) {
 			t.Error("believed without the nonce")
 		}
 		_ = tpm.Verify(inventory.TPMQuote{Quote: good, Signature: signed, PCRs: pcrs, Log: log}, want)
+		_, _ = tpm.Initrd(inventory.TPMQuote{Log: log, Arguments: string(quote)})
 		_ = tpm.Verify(inventory.TPMQuote{Quote: quote, Signature: signature, PCRs: pcrs, Log: log}, tpm.Expected{AK: key, Nonce: nonce, Generation: generation})
 		_, _, _ = tpm.Challenge(quote, inventory.TPMKey{Public: key, Creation: log, Attestation: attestation, Signature: signature}, [32]byte{})
 		_, _ = tpm.ParseEK(key)
@@ -521,11 +568,13 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// extend measures a line as firmware does.
-func extend(t *testing.T, rw io.ReadWriter, l logged) {
+// measure does as firmware does.
+func measure(t *testing.T, soft *testenv.SoftTPM, lines ...testenv.Measured) {
 	t.Helper()
-	if err := tpm2.PCRExtend(rw, tpmutil.Handle(l.pcr), tpm2.AlgSHA256, l.bytes(), ""); err != nil {
-		t.Fatal(err)
+	for _, l := range lines {
+		if err := soft.Measure(l); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

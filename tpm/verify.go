@@ -5,10 +5,12 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"unicode/utf16"
 
 	"github.com/google/go-attestation/attest"
 
@@ -67,7 +69,7 @@ func Verify(q inventory.TPMQuote, want Expected) error {
 		pcrs = append(pcrs, attest.PCR{Index: p.Index, Digest: b, DigestAlg: crypto.SHA256})
 	}
 	if !slices.Equal(indexes, Quoted) {
-		return fmt.Errorf("the quote tells PCRs %v, not %v", indexes, Quoted)
+		return fmt.Errorf("the quote tells PCRs %v, not %v: its ramdisk is of another version (recast ramdisk build)", indexes, Quoted)
 	}
 	// First the signature: a log is believed as far as it leads to what was signed.
 	if err := ak.VerifyAll([]attest.Quote{{Quote: q.Quote, Signature: q.Signature}}, pcrs, want.Nonce); err != nil {
@@ -91,6 +93,45 @@ func Verify(q inventory.TPMQuote, want Expected) error {
 		return fmt.Errorf("PCR %d is not what generation %s makes of it", GenerationPCR, want.Generation.Short())
 	}
 	return nil
+}
+
+// Initrd is the digest of the initrd that the kernel got, by a quote that Verify believes.
+// An error is why that does not prove that it had the arguments which the quote tells, and
+// those alone: it takes the kernel's two lines of the firmware's log, and what they say.
+func Initrd(q inventory.TPMQuote) (inventory.Digest, error) {
+	if len(q.Log) == 0 {
+		return "", errors.New("nothing proves its kernel's arguments: its firmware keeps no log")
+	}
+	log, err := attest.ParseEventLog(q.Log)
+	if err != nil {
+		return "", fmt.Errorf("parse the firmware's log: %w", err)
+	}
+	var lines [][]byte
+	for _, ev := range log.Events(attest.HashSHA256) {
+		if ev.Index == KernelPCR && ev.Type != noAction && len(ev.Digest) == sha256.Size {
+			lines = append(lines, ev.Digest)
+		}
+	}
+	given := ArgumentsDigest(q.Arguments)
+	switch {
+	case len(lines) != 2:
+		return "", fmt.Errorf("nothing proves its kernel's arguments: its firmware's log has %d lines about PCR %d, and not the kernel's two", len(lines), KernelPCR)
+	case bytes.Equal(lines[0], given[:]):
+		return inventory.NewDigest([sha256.Size]byte(lines[1])), nil
+	case bytes.Equal(lines[1], given[:]):
+		return inventory.NewDigest([sha256.Size]byte(lines[0])), nil
+	}
+	return "", errors.New("its kernel was started with other arguments than its ramdisk tells")
+}
+
+// ArgumentsDigest is what the kernel measures of its arguments: UEFI has them in UTF-16, with
+// a zero behind.
+func ArgumentsDigest(text string) [sha256.Size]byte {
+	b := make([]byte, 0, 2*len(text)+2)
+	for _, c := range utf16.Encode([]rune(text + "\x00")) {
+		b = binary.LittleEndian.AppendUint16(b, c)
+	}
+	return sha256.Sum256(b)
 }
 
 // replay follows the firmware's log to the registers' values, and tells what

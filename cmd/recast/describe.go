@@ -378,7 +378,7 @@ func tpmText(t *provision.TPM, now time.Time) string {
 	}
 	if q := t.Quote; q != nil {
 		parts = append(parts, fmt.Sprintf("last quote %s %s, of generation %s", q.Digest.Short(), ago(q.At, now), q.Generation.Short()))
-		if text := tpm.Changed(t.Chain, tpm.ChainOf(q.PCRs)); text != "" {
+		if text := tpm.Changed(t.Chain, tpm.ChainOf(q.PCRs, q.Initrd)); text != "" {
 			parts = append(parts, "from another boot chain: "+text)
 		}
 	}
