@@ -81,8 +81,10 @@ func TestTPMOnRealFirmwareVouchesForEveryBoot(t *testing.T) {
 	}
 	found := func(what, want string) storyView {
 		t.Helper()
+		since := time.Now()
 		cycle()
 		v := s.await("uefi", "found "+what, 5*time.Minute, func(v storyView) bool { return strings.Contains(strings.Join(v.Status.Findings, ""), want) })
+		s.until("its system runs", 5*time.Minute, func() bool { return s.count("uefi", since, "the system reports generation") > 0 })
 		if len(v.Status.Findings) != 1 || v.Status.Evidence.Level != "read-back" {
 			t.Errorf("%s: %v, evidence %+v", what, v.Status.Findings, v.Status.Evidence)
 		}
