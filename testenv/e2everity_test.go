@@ -66,27 +66,43 @@ func TestVerityRootOnRealFirmware(t *testing.T) {
 	if probe < osRootStart {
 		t.Fatal("the probe does not stand in the image's root")
 	}
-	s.recast("power", "off", name)
-	s.await(name, "off", time.Minute, func(storyView) bool { return !s.Node(name).Powered() })
-	s.flip(s.Node(name).Disks[0].Path, probe)
-	_, err = s.Tamper(name, osVerityTree, 5000)
-	s.must(err)
-	reports, here := s.count(name, s.begun, "the system reports generation"), s.here(name)
-	s.recast("power", "on", name)
-	s.until("it is handed over and reports itself", 6*time.Minute, func() bool {
-		return s.count(name, s.begun, "handed over by kexec: /vmlinuz ") == 1 && s.count(name, s.begun, "the system reports generation") > reports
-	})
-	text := s.says(name, here, `(?s)arguments: ([^\r\n]*)\r?\nroot is ([^\r\n]*)\r?\n.*(probe: [^\r\n]*)`, time.Minute)
-	if !strings.Contains(text[1], "by=kexec roothash="+hash) || text[2] != "/dev/mapper/root" || !strings.HasPrefix(text[3], "probe: refused, ") || !strings.Contains(text[3], "is corrupted") {
-		t.Errorf("with a byte of its data flipped its system says %q", text[1:])
+	boot := func(n int, change func()) []string {
+		t.Helper()
+		s.recast("power", "off", name)
+		s.await(name, "off", time.Minute, func(storyView) bool { return !s.Node(name).Powered() })
+		change()
+		reports, here := s.count(name, s.begun, "the system reports generation"), s.here(name)
+		s.recast("power", "on", name)
+		s.until("it is handed over and reports itself", 6*time.Minute, func() bool {
+			return s.count(name, s.begun, "handed over by kexec: /vmlinuz ") == n && s.count(name, s.begun, "the system reports generation") > reports
+		})
+		text := s.says(name, here, `(?s)arguments: ([^\r\n]*)\r?\nroot is ([^\r\n]*)\r?\n.*(probe: [^\r\n]*)`, time.Minute)[1:]
+		t.Log(text)
+		if !strings.Contains(text[0], "by=kexec roothash="+hash) || text[1] != "/dev/mapper/root" {
+			t.Errorf("its system says %q", text)
+		}
+		return text
 	}
-	t.Log(text[1:])
+	if text := boot(1, func() {
+		s.flip(s.Node(name).Disks[0].Path, probe)
+		_, err = s.Tamper(name, osVerityTree, 5000)
+		s.must(err)
+	}); !strings.HasPrefix(text[2], "probe: refused, ") || !strings.Contains(text[2], "is corrupted") {
+		t.Errorf("with a byte of its data flipped its system says %q", text)
+	}
 	if s.count(name, s.begun, osVerityTree+" 1 of its blocks, the first at byte 4096; may write 1 blocks") != 1 {
 		t.Error("the repair of the tree is not on the timeline")
 	}
 	v := s.await(name, "active", time.Minute, func(v storyView) bool { return v.Status.Phase == "active" && v.Status.Health == "healthy" })
 	if e := v.Status.Evidence; e.Level != "read-back" || !strings.Contains(e.Detail, "root hash "+hash[:12]) || len(v.Status.Findings) > 0 {
 		t.Errorf("evidence %+v, findings %q", e, v.Status.Findings)
+	}
+	s.recast("release", name, "--repair")
+	if text := boot(2, func() {}); text[2] != "probe: whole" {
+		t.Errorf("after its repair its system says %q", text)
+	}
+	if s.count(name, s.begun, "by the word of root@127.0.0.1") != 1 {
+		t.Error("the repair of the data is not on the timeline")
 	}
 	for _, l := range s.timeline(name) {
 		if l.Kind == "step" {

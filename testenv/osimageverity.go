@@ -34,6 +34,7 @@ find() {
 		grep -qx PARTNAME=$1 $u && sed -n s,^DEVNAME=,/dev/,p $u
 	done
 }
+echo "ramdisk: looking for the root" >/dev/console
 hash=$(sed -n 's/.*roothash=\([0-9a-f]*\).*/\1/p' /proc/cmdline)
 tries=0
 while [ $tries -lt 100 ]; do
@@ -43,6 +44,7 @@ while [ $tries -lt 100 ]; do
 	tries=$((tries + 1))
 	sleep 0.1
 done
+echo "ramdisk: root $root, tree $tree, root hash $hash" >/dev/console
 if [ -n "$hash" ]; then
 	DM_DISABLE_UDEV=1 veritysetup open $root root $tree $hash && root=/dev/mapper/root || root=
 fi
