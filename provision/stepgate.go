@@ -293,6 +293,9 @@ func (t *transition) gateRepairs(g *Gate, seen *GateSeen, ev GateReported) {
 	}
 	lately := slices.DeleteFunc(slices.Clone(seen.Repairs), func(r GateRepair) bool { return t.now.Sub(r.At) > 24*time.Hour })
 	seen.Repairs = append(lately[max(0, len(lately)-99):], GateRepair{At: t.now, Blocks: v.Blocks()})
+	// It is known to differ, until all is read back: a cut may come before that.
+	seen.Verdict, seen.At, seen.Detail = GateDiffers, t.now, describeVerdict(v)
+	t.Status.Evidence = Evidence{Level: inventory.E0, Generation: g.Generation, At: t.now, Detail: "its gate is writing what differs: " + describeVerdict(v)}
 	seen.Step, seen.Regions = GateRepairing, v.Regions
 	t.gateAwaits(seen, gateSilence)
 	g.Jobs++
