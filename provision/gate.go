@@ -224,7 +224,7 @@ func decideGateClaim(q claimQuestion, g *Gate, epoch string) ClaimDecision {
 // foreignDisk says why the disk that a gate is about is not there, or does not hold
 // what that write put on it; "" it does. Only such a disk is ever written by a gate.
 func foreignDisk(g *Gate, machine string, facts inventory.Facts) (why, cure string) {
-	swapped := fmt.Sprintf("put back the disk that was written, or write this one: recast retry %s", machine)
+	swapped := fmt.Sprintf("put back the disk that was written, or write this one: recast retry %s, then recast plan PATH, and apply that with --erase %[1]s where it asks for it", machine)
 	var found []inventory.DiskFacts
 	var names []string
 	for _, d := range facts.Disks {

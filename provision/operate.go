@@ -177,11 +177,20 @@ func (e *Engine) Retry(ctx context.Context, name, who string) error {
 		if Busy(s.Status.Phase) {
 			return s, fmt.Errorf("an attempt is under way (%s); recast abort %s stops it", s.Status.Step, name)
 		}
-		if _, ok := e.rolloutOf(name); !ok {
-			return s, fmt.Errorf("no applied plan says what to do with it; recast plan PATH shows what apply would do")
-		}
 		st := &s.Status
-		if stopped(s) && st.Phase == Active { // its gate has seen that it does not hold what it was given
+		unlike := stopped(s) && st.Phase == Active // its gate has seen that it does not hold what it was given
+		if _, ok := e.rolloutOf(name); !ok {
+			if !unlike || e.Set().GroupOf(name) == nil {
+				return s, fmt.Errorf("no applied plan says what to do with it; recast plan PATH shows what apply would do")
+			}
+			// A plan of others came after its own, and the next one has it again.
+			st.NextAction = fmt.Sprintf("recast plan PATH, and apply that, then: recast release %s", name)
+			if st.Hold != nil {
+				h := *st.Hold
+				h.Cure, st.Hold = "recast plan PATH, and apply that", &h
+			}
+		}
+		if unlike {
 			st.Phase, st.Running, st.RunningRendered, st.RunningWrite, st.Ran = Available, "", "", "", false
 			in, g := *s.Intent, *s.Intent.Gate
 			g.Anew = true

@@ -208,6 +208,35 @@ func TestASwappedDiskIsHeldByItsGateAndNotWritten(t *testing.T) {
 	}
 }
 
+// A disk is replaced after a later plan, of others, was applied: a retry puts the machine
+// into the next plan, which asks for the word to erase it.
+func TestAReplacedDiskIsWrittenAfterPlansOfOthers(t *testing.T) {
+	s, d, raw := newSimGate(t, 2, "onMismatch: hold", "100%")
+	replaced := func(m *Simulated) {
+		t.Helper()
+		s.restart(m, func() {
+			disk := bytes.Repeat([]byte{0xA5}, len(simBytes(t, m)))
+			simMust(t, os.WriteFile(m.Disks[0].Path, disk, 0o600))
+		})
+		s.await("the machine is held", 30*time.Second, func() bool { return s.view(m.Options.Name).Status.Hold != nil })
+	}
+	for _, m := range s.machines { // the second, in sync by then, is in no plan once the first's is applied
+		name := m.Options.Name
+		replaced(m)
+		s.must("POST", "/api/v1/machines/"+name+"/retry", nil, nil)
+		if next := s.view(name).Status.NextAction; !strings.Contains(next, "recast plan PATH") || !strings.HasSuffix(next, "recast release "+name) {
+			t.Errorf("%s: next %q", name, next)
+		}
+		p := s.plan(d, name)
+		s.must("POST", "/api/v1/apply", map[string]any{"plan": p.Digest}, nil)
+		s.must("POST", "/api/v1/machines/"+name+"/release", nil, nil)
+		s.awaitActive(name, 60*time.Second)
+		if !bytes.Equal(simBytes(t, m)[1<<20:2<<20], raw[1<<20:2<<20]) {
+			t.Errorf("the ESP of %s is not the image's", name)
+		}
+	}
+}
+
 func TestManyMachinesThatDifferAtOnceAreNotRepaired(t *testing.T) {
 	const machines, budget = 40, 2
 	s, _, _ := newSimGate(t, machines, "onMismatch: repair", "2")
