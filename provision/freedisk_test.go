@@ -80,22 +80,22 @@ func TestALookGivesADeclaredMachineItsDiskBack(t *testing.T) {
 		facts func(i int) inventory.Facts
 		free  bool
 	}{
-		"its own disk":              {func(i int) inventory.Facts { return againFacts(i, "m1") }, true},
+		"its own disk":              {func(i int) inventory.Facts { return againFacts(i, "m2") }, true},
 		"a disk that says nothing":  {func(i int) inventory.Facts { return againFacts(i, "") }, true},
 		"a boot order like others'": {func(i int) inventory.Facts { return testFacts(i, testUUID(i)) }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newSite(t, 1)
-			s.apply(s.yaml(true))
-			if err := s.Look(t.Context(), "m1", "ann"); err != nil {
+			s := newSite(t, 2)
+			s.apply(strings.Replace(s.yaml(true), "maxUnavailable: 100%", "canary: 1, maxUnavailable: 1", 1))
+			if err := s.Look(t.Context(), "m2", "ann"); err != nil { // which waits for its canary
 				t.Fatal(err)
 			}
-			s.await("m1", Inspecting, StepBooting)
-			reply, err := s.Claim(t.Context(), inventory.Claim{Nonce: s.nonce(1), MAC: testMAC(1), UUID: testUUID(1), Serial: "SN1", BootID: "b1"}, testAddr(1))
+			s.await("m2", Inspecting, StepBooting)
+			reply, err := s.Claim(t.Context(), inventory.Claim{Nonce: s.nonce(2), MAC: testMAC(2), UUID: testUUID(2), Serial: "SN2", BootID: "b1"}, testAddr(2))
 			if err != nil {
 				t.Fatal(err)
 			}
-			o, err := s.Inventory(t.Context(), reply.Token, tt.facts(1))
+			o, err := s.Inventory(t.Context(), reply.Token, tt.facts(2))
 			if err != nil || o.Kind != inventory.OrderLocal || o.FreeDisk != tt.free {
 				t.Errorf("%+v, %v; want its disk freed: %v", o, err, tt.free)
 			}

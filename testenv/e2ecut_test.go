@@ -3,7 +3,6 @@ package testenv
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"recast/agent"
 	"recast/inventory"
 	"recast/pack"
 )
@@ -40,13 +38,9 @@ func (c cutDisk) judge(path string) (half bool, err error) {
 	case !backup:
 		return false, fmt.Errorf("it boots, and its table has no backup")
 	}
-	raw, err := agent.ReadConfigFile(bytes.NewReader(disk), size, "recast.json")
-	if err != nil || raw == nil {
-		return false, fmt.Errorf("it boots, and has no marker: %v", err)
-	}
-	var marker inventory.Marker
-	if err := json.Unmarshal(raw, &marker); err != nil {
-		return false, err
+	marker, err := simMarker(bytes.NewReader(disk), size)
+	if err != nil {
+		return false, fmt.Errorf("it boots, and %w", err)
 	}
 	img, ok := c.images[marker.Generation]
 	if !ok {

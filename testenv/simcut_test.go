@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -46,7 +47,8 @@ type simGeneration struct {
 
 // simTruth is what may stand on a disk that boots beside what was declared.
 type simTruth struct {
-	esp, root []byte // as the system left them; nil: it has written nothing
+	esp, root []byte // as the system of a generation left them; nil: it has written nothing
+	of        inventory.Digest
 	config    []byte
 	written   map[string]int64 // by an operation of that kind, last time
 	op        string
@@ -79,9 +81,23 @@ func newSimCuts(t testing.TB, machines int, seed uint64) *simCuts {
 
 // lived notes what the system of a machine has left in its partitions.
 func (c *simCuts) lived(m *Simulated, disk []byte) {
+	marker, err := simMarker(bytes.NewReader(disk), int64(len(disk)))
+	simMust(c.t, err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.about[m].esp, c.about[m].root = disk[simESPStart:simRootStart], disk[simRootStart:simImageSize-1<<20]
+	c.about[m].esp, c.about[m].root, c.about[m].of = disk[simESPStart:simRootStart], disk[simRootStart:simImageSize-1<<20], marker.Generation
+}
+
+// simMarker is what a disk says of itself.
+func simMarker(disk io.ReaderAt, size int64) (m inventory.Marker, err error) {
+	raw, err := agent.ReadConfigFile(disk, size, "recast.json")
+	if err == nil && raw == nil {
+		err = errors.New("it has no marker")
+	}
+	if err != nil {
+		return m, err
+	}
+	return m, json.Unmarshal(raw, &m)
 }
 
 // judge says what is wrong with a disk that may boot; half: it does not.
@@ -105,12 +121,8 @@ func (c *simCuts) judge(m *Simulated, disk []byte) (wrong string, half bool) {
 		copy(b, truth.config)
 		at = bytes.NewReader(b)
 	}
-	raw, err := agent.ReadConfigFile(at, size, "recast.json")
-	if err != nil || raw == nil {
-		return fmt.Sprintf("it has no marker (%v)", err), false
-	}
-	var marker inventory.Marker
-	if err := json.Unmarshal(raw, &marker); err != nil {
+	marker, err := simMarker(at, size)
+	if err != nil {
 		return err.Error(), false
 	}
 	c.mu.Lock()
@@ -140,8 +152,8 @@ func (c *simCuts) judge(m *Simulated, disk []byte) (wrong string, half bool) {
 		lived      []byte
 	}{{"esp", simESPStart, simRootStart, truth.esp}, {"root", simRootStart, end, truth.root}} {
 		have := disk[part.start:part.end]
-		if !bytes.Equal(have, image[part.start:part.end]) && (part.lived == nil || !bytes.Equal(have, part.lived)) {
-			return fmt.Sprintf("its %s is neither the image's nor what its system left", part.name), false
+		if !bytes.Equal(have, image[part.start:part.end]) && (marker.Generation != truth.of || part.lived == nil || !bytes.Equal(have, part.lived)) {
+			return fmt.Sprintf("its %s is neither the image's nor what the system of that generation left", part.name), false
 		}
 	}
 	return "", false
@@ -433,7 +445,7 @@ func TestADiskThatKeepsItsTableIsFoundHalfWritten(t *testing.T) {
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		found := slices.DeleteFunc(slices.Clone(c.bad), func(s string) bool { return !strings.Contains(s, "neither the image's nor what its system left") })
+		found := slices.DeleteFunc(slices.Clone(c.bad), func(s string) bool { return !strings.Contains(s, "neither the image's nor what the system of that generation left") })
 		if len(found) != len(c.machines) {
 			t.Errorf("%s: %d of %d disks that boot half were found: %q", op, len(found), len(c.machines), c.bad)
 		}
