@@ -445,7 +445,9 @@ func TestADiskThatKeepsItsTableIsFoundHalfWritten(t *testing.T) {
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		found := slices.DeleteFunc(slices.Clone(c.bad), func(s string) bool { return !strings.Contains(s, "neither the image's nor what the system of that generation left") })
+		found := slices.DeleteFunc(slices.Clone(c.bad), func(s string) bool {
+			return !strings.Contains(s, "neither the image's nor what the system of that generation left")
+		})
 		if len(found) != len(c.machines) {
 			t.Errorf("%s: %d of %d disks that boot half were found: %q", op, len(found), len(c.machines), c.bad)
 		}
