@@ -158,6 +158,8 @@ type session struct {
 	// proved: a gate's job ended here, so that an order to start the disk is about a
 	// disk that was looked at.
 	proved bool
+	// kept is what its gates fetched.
+	kept kept
 	// chip is the machine's TPM, which the server knows; nil: noTPM says why there is none.
 	chip  *tpm.Chip
 	noTPM string
@@ -399,7 +401,7 @@ func (s *session) work(ctx context.Context, job inventory.Job, progress *Progres
 	result, err := do(ctx, Work{
 		Job: job, Disk: disk, Config: s.client.Config, EFI: s.Machine.Variables(),
 		Lease: s.lease, Progress: progress, HTTP: s.images, Workers: s.Workers,
-		Log: s.Log, wait: s.wait,
+		Log: s.Log, kept: &s.kept, wait: s.wait,
 	})
 	if cerr := disk.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("close disk: %w", cerr)

@@ -30,6 +30,10 @@ func Gate(ctx context.Context, w Work) (Result, error) {
 		defer w.HTTP.CloseIdleConnections()
 	}
 	g := &prover{writer: newWriter(w)}
+	if g.kept == nil {
+		g.kept = &kept{}
+	}
+	g.kept.begin(w.Job.Image.Manifest)
 	g.source = source{http: w.HTTP, image: w.Job.Image, wait: g.wait, alive: w.Lease.Check,
 		fetched: func(n int64) { g.Progress.fetched.Add(n) }}
 	steps := []workStep{
@@ -52,7 +56,6 @@ type prover struct {
 	blocks int64 // of all pieces
 	// away: the image's bytes could not be fetched, and nothing waits for them any more.
 	away atomic.Bool
-	once sync.Mutex // over the fetch of the manifest
 }
 
 // gatePiece is a piece of a region, and what was last read there.
@@ -74,11 +77,11 @@ func (g *prover) describe(ctx context.Context) error {
 	if g.Job.Proof != nil {
 		return g.proof()
 	}
-	m, err := g.source.manifest(ctx)
-	if err != nil {
+	if err := g.fetchManifest(ctx); err != nil {
 		return err
 	}
-	g.manifest, g.layout = m, &m.Layout
+	m := g.manifest
+	g.layout = &m.Layout
 	for i, r := range g.Job.Regions {
 		if r.Start < 0 || r.End <= r.Start || r.End > m.Size || r.End > g.size {
 			return fmt.Errorf("region %q from byte %d to %d does not lie in the image and on the disk", printable(r.Name), r.Start, r.End)
@@ -124,20 +127,32 @@ func (g *prover) proof() error {
 	return nil
 }
 
-// chunk fetches bytes of the image, and the manifest before the first.
+// chunk fetches bytes of the image, once, and the manifest before the first.
 func (g *prover) chunk(ctx context.Context, i int) ([]byte, error) {
 	if err := g.fetchManifest(ctx); err != nil {
 		return nil, err
 	}
-	return g.source.chunk(ctx, g.manifest, i)
+	data := g.kept.chunk(i)
+	if data != nil {
+		return data, nil
+	}
+	data, err := g.source.chunk(ctx, g.manifest, i)
+	if err == nil {
+		g.kept.keep(i, data)
+	}
+	return data, err
 }
 
 func (g *prover) fetchManifest(ctx context.Context) (err error) {
-	g.once.Lock()
-	defer g.once.Unlock()
-	if g.manifest == nil {
-		g.manifest, err = g.source.manifest(ctx)
+	g.kept.mu.Lock()
+	defer g.kept.mu.Unlock()
+	if g.manifest != nil {
+		return nil
 	}
+	if g.kept.manifest == nil {
+		g.kept.manifest, err = g.source.manifest(ctx)
+	}
+	g.manifest = g.kept.manifest
 	return err
 }
 

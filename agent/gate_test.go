@@ -96,6 +96,32 @@ func TestGateNamesWhatDiffersAndWritesNothing(t *testing.T) {
 	}
 }
 
+// A repair is a job behind the verdict's, and has what that fetched.
+func TestRepairFetchesWhatDiffersOnce(t *testing.T) {
+	p, s, d, w := provable(t, 2, "esp", "root")
+	w.kept = &kept{}
+	flip(t, d, w.Job.Regions[1].Start+3*MiB+5000)
+	got := map[string]int{}
+	s.spoil = func(kind string, _ int64, body []byte) []byte { got[kind]++; return body }
+	for _, kind := range []inventory.JobKind{inventory.JobGate, inventory.JobRepair} {
+		w.Job.Kind, w.Progress = kind, &Progress{}
+		if _, err := Gate(context.Background(), w); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got["manifest"] != 1 || got["pack"] != 2 { // the root partition ends in the middle of a chunk
+		t.Errorf("fetched were %v, want one manifest and two chunks", got)
+	}
+	if !bytes.Equal(readAll(t, d)[w.Job.Regions[1].Start:w.Job.Regions[1].End], p.img[w.Job.Regions[1].Start:w.Job.Regions[1].End]) {
+		t.Error("the region is not the image's")
+	}
+	// Of another image nothing is taken for this one's.
+	w.kept.begin(inventory.DigestOf([]byte("another")))
+	if w.kept.chunk(4) != nil || w.kept.manifest != nil {
+		t.Error("it is kept still")
+	}
+}
+
 // Whatever happened to a disk, a comparison writes nothing, and a repair makes its
 // regions the image's and leaves every other byte.
 func TestRepairWritesTheRegionsAndNothingElse(t *testing.T) {

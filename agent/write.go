@@ -36,6 +36,7 @@ type Work struct {
 	// Log gets one readable line for each step; nil discards.
 	Log func(format string, args ...any)
 
+	kept *kept // of the jobs before it, for Gate; nil: nothing
 	wait func(n int) time.Duration
 	turn int // chunks read back at a time behind their writes; 0 means turnChunks, where the disk has time
 }
