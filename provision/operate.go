@@ -99,8 +99,7 @@ func (e *Engine) Repair(ctx context.Context, name, who string) error {
 		case s.Status.Gate.Step.working():
 			return s, fmt.Errorf("its gate is at work: ask again when that has ended")
 		}
-		switch {
-		case decl != nil && decl.Protected:
+		if decl != nil && decl.Protected {
 			return s, fmt.Errorf("it is protected: %s", protectedNext)
 		}
 		return consented(s, who, e.Store.Epoch()), nil
